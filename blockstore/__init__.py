@@ -1,0 +1,1 @@
+"""Cairn's block store: nouns, replication, storage, node, volume, control, and the cairn command."""
