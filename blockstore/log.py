@@ -1,0 +1,153 @@
+"""What a replica's journal holds, and the image of it that a checkpoint keeps.
+
+The journal is the truth between checkpoints: a replica's state is its last image and the entries
+after it, replayed in order. The image is written in the same LMDB transaction as the tables, so
+that the two never disagree. Replay is idempotent: an entry that the image already reflects
+changes nothing.
+"""
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from blockstore.domain import ORIGIN, Position
+from blockstore.errors import Corrupt
+from blockstore.record import Record, decode_record
+from blockstore.units import Epoch, Sequence
+
+UNKNOWN_FLOOR: Final = Position(Epoch((1 << 64) - 1), Sequence((1 << 64) - 1))
+"""Above everything: the floor of a replica of which nobody can say how far it had acked."""
+
+
+class EntryKind(IntEnum):
+    """The kinds of journal entries. The numbers are part of the stored format."""
+
+    RECORD = 1
+    SEAL = 2
+    TRUNCATE = 3
+    FILLING = 4
+    WHOLE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class RecordEntry:
+    """A record joins the log behind its predecessor."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class SealEntry:
+    """From here on nothing of an older epoch or configuration is accepted."""
+
+    epoch: Epoch
+    configuration: int
+
+
+@dataclass(frozen=True, slots=True)
+class TruncateEntry:
+    """Every record above `after` leaves the log; it shares a journal group with what replaces them."""
+
+    after: Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """What a replica that is being copied to must remember.
+
+    floor: the highest position that it may ever have acked; never falls. base: the committed
+    position at which its live stream starts. since: what it had applied when it began to fill:
+    extents changed above that are copied.
+    """
+
+    floor: Position
+    base: Position
+    since: Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class FillingEntry:
+    """The old log ends: its unapplied records are never applied. The new one starts at filling.base."""
+
+    filling: Filling
+
+
+@dataclass(frozen=True, slots=True)
+class WholeEntry:
+    """The replica has all up to its position again."""
+
+
+LogEntry = RecordEntry | SealEntry | TruncateEntry | FillingEntry | WholeEntry
+
+
+@dataclass(frozen=True, slots=True)
+class LogImage:
+    """A replica's log as a checkpoint keeps it, or as replay finds it.
+
+    applied: everything up to here is in the tables. epoch, configuration: the highest sealed.
+    filling: None when whole. records: the log after `applied`, in order; they may be uncommitted.
+    """
+
+    applied: Position = ORIGIN
+    epoch: Epoch = Epoch(0)
+    configuration: int = 0
+    filling: Filling | None = None
+    records: tuple[Record, ...] = ()
+
+    @property
+    def end(self) -> Position:
+        """The position of the last record, that of the tables where there is none after them."""
+        return self.records[-1].position if self.records else self.applied
+
+
+_SEAL: Final = struct.Struct("<QI")
+_TRUNCATE: Final = struct.Struct("<Q")
+_FILLING: Final = struct.Struct("<QQQQQ")
+
+
+def encode_filling(filling: Filling) -> bytes:
+    """The bytes of `filling`, in the journal and in the image."""
+    return _FILLING.pack(*filling.floor, *filling.base, filling.since)
+
+
+def decode_filling(payload: bytes) -> Filling:
+    """The reverse of encode_filling. Raises Corrupt."""
+    if len(payload) != _FILLING.size:
+        raise Corrupt(f"a filling entry of {len(payload)} bytes, expected {_FILLING.size}")
+    fe, fs, be, bs, since = _FILLING.unpack(payload)
+    return Filling(Position(Epoch(fe), Sequence(fs)), Position(Epoch(be), Sequence(bs)), Sequence(since))
+
+
+def encode_entry(entry: LogEntry) -> tuple[EntryKind, bytes]:
+    """The kind and the payload of a journal entry."""
+    match entry:
+        case RecordEntry(record):
+            return EntryKind.RECORD, record.encoded
+        case SealEntry(epoch, configuration):
+            return EntryKind.SEAL, _SEAL.pack(epoch, configuration)
+        case TruncateEntry(after):
+            return EntryKind.TRUNCATE, _TRUNCATE.pack(after)
+        case FillingEntry(filling):
+            return EntryKind.FILLING, encode_filling(filling)
+        case WholeEntry():
+            return EntryKind.WHOLE, b""
+
+
+def decode_entry(kind: int, payload: bytes) -> LogEntry:
+    """The reverse of encode_entry, for bytes that the journal's checksums vouch for. Raises Corrupt."""
+    try:
+        match EntryKind(kind):
+            case EntryKind.RECORD:
+                return RecordEntry(decode_record(payload, verify_blocks=False))
+            case EntryKind.SEAL:
+                epoch, configuration = _SEAL.unpack(payload)
+                return SealEntry(Epoch(epoch), configuration)
+            case EntryKind.TRUNCATE:
+                return TruncateEntry(Sequence(*_TRUNCATE.unpack(payload)))
+            case EntryKind.FILLING:
+                return FillingEntry(decode_filling(payload))
+            case EntryKind.WHOLE:
+                return WholeEntry()
+    except (ValueError, struct.error) as error:
+        raise Corrupt(f"a journal entry of kind {kind} and {len(payload)} bytes: {error}") from error
