@@ -16,7 +16,8 @@ MAX_RECORD_PAYLOAD bytes; `previous` is the position of the record with the sequ
 """
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence as Seq
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -134,7 +135,8 @@ def encode_record(
     table: list[bytes] = []
     payload: list[bytes | memoryview] = []
     done: list[Operation] = []
-    for operation in operations:
+    for given in operations:
+        operation = given
         _check_operation(operation)
         entry = _ENTRY.pack(operation.kind, operation.count or len(operation.argument), operation.start)
         if operation.kind in _WITH_PAYLOAD:
