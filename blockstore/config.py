@@ -1,0 +1,151 @@
+"""Every setting of every process: typed, with its default, its reason and its bounds.
+
+One frozen dataclass for each daemon. A field's metadata holds the help text and how the command
+line writes it; `cairn ... run --help` is made from these, and so are the arguments of the
+processes that `cairn up` starts, so no setting can be missing from either. Checked once, when the
+dataclass is made; a wrong value raises InvalidRequest with the name of its option.
+"""
+
+# ruff: noqa: RUF009 (setting() makes fields)
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+from blockstore.errors import InvalidRequest
+from blockstore.units import GIB, MIB
+
+#: The exit code after which nothing restarts a daemon by itself: it could not record that its data is suspect.
+EXIT_DO_NOT_RESTART: Final = 70
+
+DEFAULT_CONTROL_PORT: Final = 7300
+DEFAULT_NBD_PORT: Final = 10809
+"""Registered for NBD at IANA."""
+DEFAULT_CONTROL: Final = f"127.0.0.1:{DEFAULT_CONTROL_PORT}"
+
+
+class Placement(Enum):
+    """What control does where a volume's replicas cannot each have a zone of their own."""
+
+    STRICT = "strict"
+    WARN = "warn"
+
+
+def setting(
+    default: Any, text: str, *, size: bool = False, minimum: float | None = None, maximum: float | None = None
+) -> Any:
+    """A dataclass field with its help. size: the command line takes 64M and the like."""
+    metadata: Mapping[str, Any] = {"help": text, "size": size, "minimum": minimum, "maximum": maximum}
+    return field(default=default, metadata=metadata)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """The host and the port of HOST:PORT; an IPv6 host is in brackets. Raises InvalidRequest."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise InvalidRequest(f"{address!r} is no address: write it as HOST:PORT, such as 127.0.0.1:7300")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    """HOST:PORT, with brackets around an IPv6 host."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def option_name(name: str) -> str:
+    """The command line's name of the field `name`."""
+    return "--" + name.removesuffix("_bytes").replace("_", "-")
+
+
+def arguments_of(settings: Any) -> list[str]:
+    """The command line that makes `settings` again: defaults are left out."""
+    arguments: list[str] = []
+    for each in dataclasses.fields(settings):
+        value = getattr(settings, each.name)
+        if value != each.default and value is not None:
+            text = value.value if isinstance(value, Enum) else str(value)
+            arguments += [option_name(each.name), text]
+    return arguments
+
+
+class _Checked:
+    """Checks bounds and addresses of a settings dataclass when it is made."""
+
+    def __post_init__(self) -> None:
+        for each in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, each.name)
+            low, high = each.metadata.get("minimum"), each.metadata.get("maximum")
+            if (low is not None and value < low) or (high is not None and value > high):
+                raise InvalidRequest(f"{option_name(each.name)} {value} is outside {low} to {high}")
+        for name in ("listen", "advertise", "nbd_listen", "control"):
+            if getattr(self, name, ""):
+                split_address(getattr(self, name))
+
+
+_LISTEN: Final = "Address for gRPC; port 0 takes a free one. Anyone who reaches it can read and write: keep it private."
+_ADVERTISE: Final = "Address that others dial, where it is not the one listened at (0.0.0.0, a container)."
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSettings(_Checked):
+    """`cairn control run`."""
+
+    state: Path = setting(Path("cairn-control"), "Directory of the metastore.")
+    listen: str = setting(DEFAULT_CONTROL, _LISTEN)
+    placement: Placement = setting(
+        Placement.STRICT, "With fewer than three zones: refuse new volumes (strict), or warn and share zones (warn)."
+    )
+    # Nodes beat once a second: four beats lost in a row are no accident of a busy machine.
+    lease_s: float = setting(5.0, "Seconds without a heartbeat after which a process counts as down.", minimum=0.1)
+    # A create that failed half way waits at most this long for its next try.
+    reconcile_s: float = setting(1.0, "Seconds between passes over unfinished work.", minimum=0.01)
+    call_timeout_s: float = setting(5.0, "Deadline of each call to a node or a front-end.", minimum=0.1)
+    # Longer: opening a volume seals, catches up and waits for leases of the front-end before.
+    open_timeout_s: float = setting(30.0, "Deadline of opening a volume at a front-end.", minimum=0.1)
+    map_size_bytes: int = setting(1 * GIB, "Most that the metastore may grow to.", size=True, minimum=16 * MIB)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings(_Checked):
+    """`cairn node run`."""
+
+    data: Path = setting(Path("cairn-node"), "Directory of the journal and the replicas.")
+    zone: str = setting("default", "Failure domain: what fails together (a rack, a host) has one name.")
+    listen: str = setting("127.0.0.1:0", _LISTEN)
+    advertise: str = setting("", _ADVERTISE)
+    control: str = setting(DEFAULT_CONTROL, "Address of control.")
+    heartbeat_s: float = setting(1.0, "Seconds between heartbeats to control.", minimum=0.05)
+    call_timeout_s: float = setting(5.0, "Deadline of each call to control or another node.", minimum=0.1)
+    # The bound of a node's memory: what is in the journal and not in the tables yet.
+    max_unapplied_bytes: int = setting(
+        256 * MIB, "Records held in memory until a checkpoint; beyond it writes wait.", size=True, minimum=8 * MIB
+    )
+    # 4,096 blocks sorted into one LMDB transaction cost 21 us each, and less would cost more.
+    checkpoint_bytes: int = setting(16 * MIB, "Committed bytes that start a checkpoint.", size=True, minimum=MIB)
+    checkpoint_s: float = setting(5.0, "Seconds after which committed records are checkpointed anyway.", minimum=0.05)
+    # Room for checkpoints and deletions when the disk is full otherwise.
+    reserve_bytes: int = setting(64 * MIB, "Ballast that is freed when the disk is full.", size=True, minimum=0)
+
+
+@dataclass(frozen=True, slots=True)
+class FrontEndSettings(_Checked):
+    """`cairn nbd run`."""
+
+    state: Path = setting(Path("cairn-nbd"), "Directory of the front-end's id.")
+    nbd_listen: str = setting(f"127.0.0.1:{DEFAULT_NBD_PORT}", "TCP address for NBD clients; port 0 takes a free one.")
+    nbd_socket: Path | None = setting(None, "Unix socket for NBD clients as well.")
+    listen: str = setting("127.0.0.1:0", _LISTEN)
+    advertise: str = setting("", _ADVERTISE)
+    control: str = setting(DEFAULT_CONTROL, "Address of control.")
+    heartbeat_s: float = setting(1.0, "Seconds between heartbeats to control.", minimum=0.05)
+    call_timeout_s: float = setting(5.0, "Deadline of each call to control or a node.", minimum=0.1)
+    # Design, section 3, rule 4: how long a front-end that was cut off may still answer reads.
+    lease_s: float = setting(1.0, "Seconds that a quorum's word on the epoch allows reads for.", minimum=0.05)
+    drift_s: float = setting(0.1, "Most by which two machines' clocks drift apart in one lease.", minimum=0)
+    # The kernel's NBD client gives up at 30 s by default: the guest hears of it from us first.
+    retry_limit_s: float = setting(
+        25.0, "Seconds that a request waits for a quorum before the guest gets EIO.", minimum=0
+    )

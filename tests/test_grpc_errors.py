@@ -1,0 +1,86 @@
+"""Every error of the tree crosses a real call as its class."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from blockstore.errors import BY_GRPC, CairnError, Conflict, QuorumUnavailable
+from blockstore.grpc_errors import ErrorInterceptor, cairn_errors, from_status
+
+ERRORS = sorted(BY_GRPC.values(), key=lambda error: error.__name__)
+
+
+class _Service(grpc.GenericRpcHandler):  # type: ignore[type-arg]
+    """Raises what it is told to: as one answer, and after the first of a stream of answers."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def unary(self, request: bytes, context: Any) -> bytes:
+        raise self.error
+
+    async def stream(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
+        yield b"first"
+        raise self.error
+
+    async def slow(self, request: bytes, context: Any) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    def service(self, details: Any) -> Any:
+        return {
+            "/t/unary": grpc.unary_unary_rpc_method_handler(self.unary),
+            "/t/stream": grpc.unary_stream_rpc_method_handler(self.stream),
+            "/t/slow": grpc.unary_unary_rpc_method_handler(self.slow),
+        }.get(details.method)
+
+
+async def _call(raised: Exception, method: str, timeout_s: float = 10) -> None:
+    server = grpc.aio.server(interceptors=[ErrorInterceptor()])
+    server.add_generic_rpc_handlers((_Service(raised),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            with cairn_errors("the peer"):
+                if method == "/t/stream":
+                    async for answer in channel.unary_stream(method)(b"", timeout=timeout_s):  # type: ignore[call-arg]
+                        assert answer == b"first"
+                else:
+                    await channel.unary_unary(method)(b"", timeout=timeout_s)  # type: ignore[call-arg]
+    finally:
+        await server.stop(0)
+
+
+@pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("method", ["/t/unary", "/t/stream"])
+def test_an_error_arrives_as_its_class_with_its_message(kind: type[CairnError], method: str) -> None:
+    with pytest.raises(CairnError, match=r"7 is no good") as caught:
+        asyncio.run(_call(kind("7 is no good"), method))
+    assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize("method", ["/t/unary", "/t/stream"])
+def test_an_unforeseen_exception_is_internal(method: str) -> None:
+    with pytest.raises(CairnError, match=r"ZeroDivisionError: by zero") as caught:
+        asyncio.run(_call(ZeroDivisionError("by zero"), method))
+    assert type(caught.value) is CairnError
+
+
+def test_too_late_is_unavailable_and_names_the_peer() -> None:
+    with pytest.raises(QuorumUnavailable, match=r"the peer: "):
+        asyncio.run(_call(Conflict("not raised"), "/t/slow", timeout_s=0.05))
+
+
+def test_an_unknown_method_is_an_internal_error() -> None:
+    with pytest.raises(CairnError) as caught:
+        asyncio.run(_call(Conflict("not raised"), "/t/absent"))
+    assert type(caught.value) is CairnError
+
+
+def test_every_code_has_a_class() -> None:
+    for code in grpc.StatusCode:
+        assert isinstance(from_status(code, ""), BY_GRPC.get(code.name, CairnError))
