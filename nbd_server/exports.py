@@ -1,0 +1,65 @@
+"""The exports of one server: which names it knows, and the device behind each.
+
+Names come and go while the server runs. An export that is taken out is not found any more; ending
+the connections that have it is the server's part.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from blockstore.errors import AlreadyExists, InvalidRequest, NotFound
+from nbd_server.device import Device
+from nbd_server.wire import MAX_STRING_BYTES
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Export:
+    """A device under a name. description: for people, may be empty. Raises InvalidRequest."""
+
+    name: str
+    device: Device
+    description: str = ""
+    read_only: bool = False
+
+    def __post_init__(self) -> None:
+        for text in (self.name, self.description):
+            if len(text.encode()) > MAX_STRING_BYTES or "\0" in text:
+                raise InvalidRequest(f"{text[:80]!r}: an export's texts have at most {MAX_STRING_BYTES} bytes, no NUL")
+
+    @property
+    def size_bytes(self) -> int:
+        """As of now; it may grow."""
+        return self.device.size_bytes
+
+
+class Exports:
+    """Exports by name, in the order in which they were added."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Export] = {}
+
+    def add(self, export: Export) -> None:
+        """From now on clients find `export`. Raises AlreadyExists where the name is taken."""
+        if export.name in self._by_name:
+            raise AlreadyExists(f"an export {export.name!r} exists: remove it first, or choose another name")
+        self._by_name[export.name] = export
+
+    def remove(self, name: str) -> Export:
+        """From now on clients do not find it. Raises NotFound where there is none of that name."""
+        export = self._by_name.pop(name, None)
+        if export is None:
+            raise NotFound(f"no export {name!r}")
+        return export
+
+    def find(self, name: str) -> Export | None:
+        """The export of that name; "" also finds the only one there is (NBD, "Option types": the default export)."""
+        export = self._by_name.get(name)
+        if export is None and not name and len(self._by_name) == 1:
+            return next(iter(self))
+        return export
+
+    def __iter__(self) -> Iterator[Export]:
+        return iter(list(self._by_name.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_name)

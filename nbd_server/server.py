@@ -1,0 +1,107 @@
+"""The NBD server: listening sockets, and the connections of all clients.
+
+    server = NbdServer(exports)
+    await server.listen_tcp("127.0.0.1", 10809)
+    ...
+    await server.close()
+
+One event loop runs all of it. Adding an export is `exports.add`; taking one out is `remove_export`,
+which also ends the connections that have it.
+"""
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import Final
+
+from nbd_server.connection import Connection, Phase
+from nbd_server.exports import Export, Exports
+from nbd_server.limits import Limits
+
+_BACKLOG: Final = 128
+#: A client whose machine is gone says nothing: the kernel asks after a minute, and gives up after another.
+_KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 6))
+
+
+class NbdServer:
+    """Serves `exports` to any number of clients. Use it inside the event loop that runs the devices."""
+
+    def __init__(self, exports: Exports, limits: Limits | None = None) -> None:
+        self.exports = exports
+        self._limits = limits or Limits()
+        self._listeners: list[asyncio.Server] = []
+        self._connections: dict[Connection, None] = {}
+        """In the order in which they were opened."""
+
+    async def listen_tcp(self, host: str, port: int) -> tuple[str, int]:
+        """Listen at `host` and `port` (0: a free one); returns where. Raises OSError."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections inherit these from the socket that accepts them.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for option, value in _KEEPALIVE:
+            listening.setsockopt(socket.IPPROTO_TCP, option, value)
+        address = (await asyncio.get_running_loop().getaddrinfo(host, port, family=family))[0][4]
+        listening.bind(address)
+        loop = asyncio.get_running_loop()
+        self._listeners.append(await loop.create_server(self._accept, sock=listening, backlog=_BACKLOG))
+        bound = listening.getsockname()
+        return str(bound[0]), int(bound[1])
+
+    async def listen_unix(self, path: Path) -> None:
+        """Listen at a unix socket; one that a process before left there is replaced. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        self._listeners.append(await loop.create_unix_server(self._accept, str(path), backlog=_BACKLOG))
+
+    async def remove_export(self, name: str) -> Export:
+        """Take an export out, and end its connections once what they have in flight is answered.
+
+        Raises NotFound.
+        """
+        export = self.exports.remove(name)
+        await self._drain([connection for connection in self._connections if connection.export is export])
+        return export
+
+    async def close(self) -> None:
+        """Stop listening, and end all connections once what they have in flight is answered."""
+        for listener in self._listeners:
+            listener.close()
+        await self._drain(list(self._connections))
+
+    @property
+    def connection_count(self) -> int:
+        """Clients connected, and those gone whose requests have not ended."""
+        return len(self._connections)
+
+    @property
+    def in_flight_requests(self) -> int:
+        """Of all connections."""
+        return sum(connection.in_flight_requests for connection in self._connections)
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """Of all connections: payloads of writes and results of reads."""
+        return sum(connection.in_flight_bytes for connection in self._connections)
+
+    def opened(self, connection: Connection) -> None:
+        """A client has connected: beyond the limit somebody has to give way."""
+        self._connections[connection] = None
+        if len(self._connections) > self._limits.connections:
+            handshakes = (each for each in self._connections if each.phase is Phase.HANDSHAKE)
+            next(handshakes).abort()
+
+    def closed(self, connection: Connection) -> None:
+        """A client is gone, and nothing of it is in flight."""
+        del self._connections[connection]
+        connection.ended.set_result(None)
+
+    def _accept(self) -> Connection:
+        return Connection(self, self.exports, self._limits)
+
+    async def _drain(self, connections: list[Connection]) -> None:
+        for connection in connections:
+            connection.drain()
+        if connections:
+            await asyncio.wait([connection.ended for connection in connections])

@@ -1,0 +1,41 @@
+"""What the NBD server needs of a volume.
+
+The front-end's volume and the RAM volume of the tests both are one; nothing here knows which.
+"""
+
+import asyncio
+from typing import Protocol
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Volume(Protocol):
+    """A volume, in whole blocks of BLOCK_SIZE.
+
+    Every call returns at once with a future of the running loop, and starts no task of the caller's.
+    Errors are those of blockstore.errors; they are raised, or come with the future. A volume holds
+    its callers back by not completing. Ranges are inside the volume, of any length: it is the volume
+    that divides them. A read sees every change that was complete when it was called.
+    """
+
+    @property
+    def size_bytes(self) -> int:
+        """A multiple of BLOCK_SIZE; it may grow, and never shrinks."""
+
+    def read(self, start: int, count: int) -> "asyncio.Future[bytes | memoryview]":
+        """`count` blocks from block `start` on."""
+
+    def write(self, start: int, data: Buffer) -> "asyncio.Future[None]":
+        """Write whole blocks from block `start` on; done means durable on a quorum.
+
+        The caller does not change `data` any more, ever.
+        """
+
+    def trim(self, start: int, count: int) -> "asyncio.Future[None]":
+        """Blocks that are not needed any more; they read as zeroes."""
+
+    def zero(self, start: int, count: int, *, allocate: bool) -> "asyncio.Future[None]":
+        """Blocks that read as zeroes from now on. allocate: a later write there finds its space."""
+
+    def flush(self) -> "asyncio.Future[None]":
+        """Done once all that was complete when it was called is durable."""

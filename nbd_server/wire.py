@@ -1,0 +1,247 @@
+"""The NBD protocol's numbers and messages; parsing and serializing stand side by side.
+
+Follows doc/proto.md of the NetworkBlockDevice project ("the NBD text" in this package); headings of
+it are cited as "NBD, heading". All numbers are big-endian. Nothing here keeps state or allocates
+by a length that a client claims: the lengths are checked by those who call.
+"""
+
+import errno
+from enum import IntEnum
+from struct import Struct
+from typing import Final, NamedTuple
+
+# NBD, "Newstyle negotiation" and "Fixed newstyle negotiation".
+INIT_PASSWD: Final = 0x4E42444D41474943
+OPTION_MAGIC: Final = 0x49484156454F5054
+OPTION_REPLY_MAGIC: Final = 0x3E889045565A9
+# NBD, "Request message" and "Simple reply message".
+REQUEST_MAGIC: Final = 0x25609513
+SIMPLE_REPLY_MAGIC: Final = 0x67446698
+
+# NBD, "Handshake flags" and "Client flags": the same two bits on both sides.
+FIXED_NEWSTYLE: Final = 1 << 0
+NO_ZEROES: Final = 1 << 1
+HANDSHAKE_FLAGS: Final = FIXED_NEWSTYLE | NO_ZEROES
+
+#: NBD, "Conventions": a string is at most this long.
+MAX_STRING_BYTES: Final = 4096
+#: NBD, "Newstyle negotiation": follows the reply to EXPORT_NAME unless both sides said NO_ZEROES.
+EXPORT_NAME_PADDING: Final = bytes(124)
+
+_GREETING: Final = Struct(">QQH")
+_OPTION_HEADER: Final = Struct(">QII")
+_OPTION_REPLY: Final = Struct(">QIII")
+_EXPORT: Final = Struct(">QH")
+_INFO_EXPORT: Final = Struct(">HQH")
+_INFO_BLOCK_SIZE: Final = Struct(">HIII")
+_INFO_TYPE: Final = Struct(">H")
+_LENGTH: Final = Struct(">I")
+_COUNT: Final = Struct(">H")
+REQUEST: Final = Struct(">IHHQQI")
+"""magic, command flags, type, cookie, offset, length."""
+SIMPLE_REPLY: Final = Struct(">IIQ")
+"""magic, error, cookie."""
+
+CLIENT_FLAGS_BYTES: Final = 4
+OPTION_HEADER_BYTES: Final = _OPTION_HEADER.size
+
+
+class ProtocolError(Exception):
+    """The client broke the protocol so that nothing it sends from here on can be understood."""
+
+
+class Malformed(Exception):
+    """An option's data does not parse; the option after it still can."""
+
+
+class TransmissionFlag(IntEnum):
+    """NBD, "Transmission flags"."""
+
+    HAS_FLAGS = 1 << 0
+    READ_ONLY = 1 << 1
+    SEND_FLUSH = 1 << 2
+    SEND_FUA = 1 << 3
+    SEND_TRIM = 1 << 5
+    SEND_WRITE_ZEROES = 1 << 6
+    CAN_MULTI_CONN = 1 << 8
+
+
+class Option(IntEnum):
+    """NBD, "Option types": those that this server knows."""
+
+    EXPORT_NAME = 1
+    ABORT = 2
+    LIST = 3
+    INFO = 6
+    GO = 7
+
+
+class OptionReply(IntEnum):
+    """NBD, "Option reply types"."""
+
+    ACK = 1
+    SERVER = 2
+    INFO = 3
+    ERR_UNSUP = (1 << 31) + 1
+    ERR_POLICY = (1 << 31) + 2
+    ERR_INVALID = (1 << 31) + 3
+    ERR_UNKNOWN = (1 << 31) + 6
+    ERR_SHUTDOWN = (1 << 31) + 7
+    ERR_TOO_BIG = (1 << 31) + 9
+
+
+class Info(IntEnum):
+    """NBD, "Option reply types", NBD_REP_INFO."""
+
+    EXPORT = 0
+    NAME = 1
+    DESCRIPTION = 2
+    BLOCK_SIZE = 3
+
+
+class Command(IntEnum):
+    """NBD, "Request types": those that this server knows."""
+
+    READ = 0
+    WRITE = 1
+    DISC = 2
+    FLUSH = 3
+    TRIM = 4
+    WRITE_ZEROES = 6
+
+
+class CommandFlag(IntEnum):
+    """NBD, "Command flags": those that this server knows."""
+
+    FUA = 1 << 0
+    NO_HOLE = 1 << 1
+
+
+class WireError(IntEnum):
+    """NBD, "Error values": the only ones that a reply may carry."""
+
+    NONE = 0
+    EPERM = errno.EPERM
+    EIO = errno.EIO
+    ENOMEM = errno.ENOMEM
+    EINVAL = errno.EINVAL
+    ENOSPC = errno.ENOSPC
+    EOVERFLOW = errno.EOVERFLOW
+    ENOTSUP = errno.ENOTSUP
+    ESHUTDOWN = errno.ESHUTDOWN
+
+
+class OptionHeader(NamedTuple):
+    """What precedes an option's data. option: maybe none that is known; length: of the data, in bytes."""
+
+    option: int
+    length: int
+
+
+class InfoQuery(NamedTuple):
+    """The data of INFO and GO. items: the information asked for, known or not."""
+
+    name: str
+    items: tuple[int, ...]
+
+
+def serialize_greeting() -> bytes:
+    """What the server says first."""
+    return _GREETING.pack(INIT_PASSWD, OPTION_MAGIC, HANDSHAKE_FLAGS)
+
+
+def parse_client_flags(data: bytes) -> int:
+    """The client's flags; raises ProtocolError where one is set that the server does not know."""
+    flags = _LENGTH.unpack(data)[0]
+    if flags & ~HANDSHAKE_FLAGS:
+        raise ProtocolError(f"client flags {flags:#x}: only {HANDSHAKE_FLAGS:#x} are known")
+    return int(flags)
+
+
+def serialize_option(option: int, data: bytes = b"") -> bytes:
+    """An option as a client sends it."""
+    return _OPTION_HEADER.pack(OPTION_MAGIC, option, len(data)) + data
+
+
+def parse_option_header(data: bytes) -> OptionHeader:
+    """OPTION_HEADER_BYTES of `data`; raises ProtocolError where the magic is not there."""
+    magic, option, length = _OPTION_HEADER.unpack(data)
+    if magic != OPTION_MAGIC:
+        raise ProtocolError(f"option magic {magic:#x} instead of {OPTION_MAGIC:#x}")
+    return OptionHeader(option, length)
+
+
+def serialize_option_reply(option: int, reply: OptionReply, data: bytes = b"") -> bytes:
+    """A reply to `option`; several may belong to one option."""
+    return _OPTION_REPLY.pack(OPTION_REPLY_MAGIC, option, reply, len(data)) + data
+
+
+def serialize_export(size_bytes: int, flags: int) -> bytes:
+    """The reply to EXPORT_NAME, without the padding."""
+    return _EXPORT.pack(size_bytes, flags)
+
+
+def serialize_server(name: str, description: str) -> bytes:
+    """The data of a reply SERVER to LIST."""
+    encoded = name.encode()
+    return _LENGTH.pack(len(encoded)) + encoded + description.encode()
+
+
+def serialize_info_export(size_bytes: int, flags: int) -> bytes:
+    """The data of a reply INFO, of type EXPORT."""
+    return _INFO_EXPORT.pack(Info.EXPORT, size_bytes, flags)
+
+
+def serialize_info_text(kind: Info, text: str) -> bytes:
+    """The data of a reply INFO, of type NAME or DESCRIPTION."""
+    return _INFO_TYPE.pack(kind) + text.encode()
+
+
+def serialize_info_block_size(minimum: int, preferred: int, maximum: int) -> bytes:
+    """The data of a reply INFO, of type BLOCK_SIZE; in bytes."""
+    return _INFO_BLOCK_SIZE.pack(Info.BLOCK_SIZE, minimum, preferred, maximum)
+
+
+def parse_name(data: bytes) -> str:
+    """An export's name; raises Malformed where it is too long, no UTF-8, or has a NUL."""
+    if len(data) > MAX_STRING_BYTES:
+        raise Malformed(f"a name of {len(data)} bytes: at most {MAX_STRING_BYTES} are allowed")
+    try:
+        name = data.decode()
+    except UnicodeDecodeError as error:
+        raise Malformed("the name is not UTF-8") from error
+    if "\0" in name:
+        raise Malformed("the name has a NUL")
+    return name
+
+
+def serialize_info_query(query: InfoQuery) -> bytes:
+    """The data of INFO and GO as a client sends them."""
+    name = query.name.encode()
+    items = b"".join(_COUNT.pack(item) for item in query.items)
+    return _LENGTH.pack(len(name)) + name + _COUNT.pack(len(query.items)) + items
+
+
+def parse_info_query(data: bytes) -> InfoQuery:
+    """The data of INFO and GO; raises Malformed where the lengths in it do not add up."""
+    if len(data) < _LENGTH.size + _COUNT.size:
+        raise Malformed(f"{len(data)} bytes are too few for a name's length and a count")
+    (name_length,) = _LENGTH.unpack_from(data)
+    items_at = _LENGTH.size + name_length + _COUNT.size
+    if items_at > len(data):
+        raise Malformed(f"a name of {name_length} bytes does not fit into {len(data)}")
+    name = parse_name(data[_LENGTH.size : _LENGTH.size + name_length])
+    (count,) = _COUNT.unpack_from(data, items_at - _COUNT.size)
+    if items_at + 2 * count != len(data):
+        raise Malformed(f"{count} information requests do not fill {len(data)} bytes")
+    return InfoQuery(name, tuple(_COUNT.unpack_from(data, items_at + 2 * i)[0] for i in range(count)))
+
+
+def serialize_request(command: int, flags: int, cookie: int, offset: int, length: int) -> bytes:
+    """The header of a request as a client sends it; a write's payload follows."""
+    return REQUEST.pack(REQUEST_MAGIC, flags, command, cookie, offset, length)
+
+
+def serialize_simple_reply(cookie: int, error: int = WireError.NONE) -> bytes:
+    """The header of a simple reply; the data of a read that succeeded follows."""
+    return SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, error, cookie)
