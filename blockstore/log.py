@@ -14,7 +14,7 @@ from typing import Final
 from blockstore.domain import ORIGIN, Position
 from blockstore.errors import Corrupt
 from blockstore.record import Record, decode_record
-from blockstore.units import Epoch, Sequence
+from blockstore.units import FIRST_GENERATION, Epoch, Generation, Sequence
 
 UNKNOWN_FLOOR: Final = Position(Epoch((1 << 64) - 1), Sequence((1 << 64) - 1))
 """Above everything: the floor of a replica of which nobody can say how far it had acked."""
@@ -85,8 +85,10 @@ LogEntry = RecordEntry | SealEntry | TruncateEntry | FillingEntry | WholeEntry
 class LogImage:
     """A replica's log as a checkpoint keeps it, or as replay finds it.
 
-    applied: everything up to here is in the tables. epoch, configuration: the highest sealed.
-    filling: None when whole. records: the log after `applied`, in order; they may be uncommitted.
+    applied: everything up to here is in the tables (or, while filling, is what a delta brings). epoch,
+    configuration: the highest sealed. filling: None when whole. records: the log after `applied`, in
+    order; they may be uncommitted. generation: the layer that a write behind `applied` belongs to.
+    copied: the highest position at which a peer stated the content that was copied from it.
     """
 
     applied: Position = ORIGIN
@@ -94,6 +96,8 @@ class LogImage:
     configuration: int = 0
     filling: Filling | None = None
     records: tuple[Record, ...] = ()
+    generation: Generation = FIRST_GENERATION
+    copied: Position = ORIGIN
 
     @property
     def end(self) -> Position:

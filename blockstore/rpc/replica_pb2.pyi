@@ -281,6 +281,7 @@ class ReplicateRequest(_message.Message):
     COMMIT_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
     CATCH_UP_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
     request: _builtins.int
     """Echoed by the answer; grows with each message of a stream."""
     @_builtins.property
@@ -295,6 +296,10 @@ class ReplicateRequest(_message.Message):
 
     @_builtins.property
     def catch_up(self) -> Global___CatchUp: ...
+    @_builtins.property
+    def end(self) -> Global___Position:
+        """The end of the leader's log when this was sent."""
+
     def __init__(
         self,
         *,
@@ -303,10 +308,11 @@ class ReplicateRequest(_message.Message):
         commit: Global___Position | None = ...,
         records: _abc.Iterable[_builtins.bytes] | None = ...,
         catch_up: Global___CatchUp | None = ...,
+        end: Global___Position | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up", "commit", b"commit", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up", "commit", b"commit", "end", b"end", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up", "commit", b"commit", "records", b"records", "request", b"request", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up", "commit", b"commit", "end", b"end", "records", b"records", "request", b"request", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,42 @@
+"""How a node or a front-end keeps itself known to control.
+
+Control is not on the I/O path: while it is away the loop goes on trying, and says so once. Where
+control has forgotten the process (NotFound), it registers anew. Any other error that means "stop"
+(Fenced: somebody else goes by this id) ends the loop.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from blockstore.errors import CairnError, Fenced, NotFound
+
+_log = structlog.get_logger(__name__)
+
+
+async def beat(
+    interval_s: float,
+    register: Callable[[], Awaitable[None]],
+    report: Callable[[], Awaitable[None]],
+) -> None:
+    """Register, then report every `interval_s` seconds, until cancelled. Raises Fenced."""
+    known = reachable = False
+    while True:
+        try:
+            if not known:
+                await register()
+                known = True
+            await report()
+            if not reachable:
+                _log.info("control knows us")
+                reachable = True
+        except Fenced:
+            raise
+        except NotFound:
+            known = False
+        except CairnError as error:
+            if reachable or not known:
+                _log.warning("control is out of reach; trying on", error=str(error))
+            reachable = False
+        await asyncio.sleep(interval_s)
