@@ -18,7 +18,8 @@ PACKAGES = ("blockstore", "nbd_server", "snapshotd")
 
 NOUNS = tuple(f"blockstore.{name}" for name in ("units", "domain", "errors", "config", "record", "log"))
 _GRPC = (*NOUNS, "blockstore.rpc", "blockstore.grpc_errors", "blockstore.grpc_endpoint")
-_BELOW_SERVERS = (*_GRPC, "blockstore.replication", "blockstore.storage", "blockstore.volume")
+_SHELL = (*_GRPC, "blockstore.heartbeat", "blockstore.replica_codec", "blockstore.replication", "blockstore.storage")
+_BELOW_SERVERS = (*_SHELL, "blockstore.volume")
 
 #: Each layer, and what its modules may import besides their own layer. The longest name that fits a
 #: module decides; a module that no name fits fails, so a new folder has to be given its place here.
@@ -30,9 +31,11 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "blockstore.grpc_endpoint": _GRPC,
     "blockstore.replication": NOUNS,
     "blockstore.storage": NOUNS,
-    "blockstore.node": (*_GRPC, "blockstore.replication", "blockstore.storage"),
-    "blockstore.volume": (*_GRPC, "blockstore.replication", "blockstore.storage"),
-    "blockstore.control": (*_GRPC, "blockstore.replication", "blockstore.storage"),
+    "blockstore.replica_codec": (*_GRPC, "blockstore.replication"),
+    "blockstore.heartbeat": _GRPC,
+    "blockstore.node": _SHELL,
+    "blockstore.volume": _SHELL,
+    "blockstore.control": _SHELL,
     # The command starts every daemon, so it stands above the servers as well.
     "blockstore.cli": (*PACKAGES,),
     "nbd_server": _BELOW_SERVERS,

@@ -197,21 +197,29 @@ class SealEpochRequest(_message.Message):
 
     TARGET_FIELD_NUMBER: _builtins.int
     PEERS_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def target(self) -> Global___Target: ...
     @_builtins.property
     def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Peer]:
         """The other members; the replica repairs and catches up from them."""
 
+    @_builtins.property
+    def known(self) -> Global___Position:
+        """The highest position that anybody was told this replica had acked: one whose log ends below it is
+        an old copy put back, and answers as filling.
+        """
+
     def __init__(
         self,
         *,
         target: Global___Target | None = ...,
         peers: _abc.Iterable[Global___Peer] | None = ...,
+        known: Global___Position | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["known", b"known", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["peers", b"peers", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["known", b"known", "peers", b"peers", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,194 @@
+"""The messages of blockstore.replication as those of replica.proto, and back.
+
+An Append is the hot path. Its records are bytes already, so its encoding is made by hand: what is
+small goes through protobuf, and the records follow as fields of their own, which a parser merges
+(protobuf, "Encoding: last one wins and concatenation"). A payload is thus copied once for each
+member, and not three times.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from blockstore.domain import Member, Position, ReplicaAddress, ReplicaId, SegmentNumber, VolumeId
+from blockstore.errors import Fenced, InvalidRequest
+from blockstore.record import MAX_RECORD_SIZE, Record, decode_record
+from blockstore.replication.messages import Append, AppendAnswer, CatchUp, FencedBy, SealAnswer, SealEpoch
+from blockstore.rpc import replica_pb2 as pb
+from blockstore.units import BLOCK_SIZE, MAX_BLOCKS, MAX_RECORD_PAYLOAD, Epoch, Generation, Sequence
+
+#: Of one message: a full record, or many small ones.
+MAX_BATCH_BYTES: Final = MAX_RECORD_SIZE
+_RECORDS_TAG: Final = bytes([pb.ReplicateRequest.RECORDS_FIELD_NUMBER << 3 | 2])
+
+
+def to_position(message: pb.Position) -> Position:
+    return Position(Epoch(message.epoch), Sequence(message.sequence))
+
+
+def from_position(position: Position) -> pb.Position:
+    return pb.Position(epoch=position.epoch, sequence=position.sequence)
+
+
+def make_target(address: ReplicaAddress, epoch: int, configuration: int) -> pb.Target:
+    return pb.Target(
+        volume=address.volume,
+        segment=address.segment,
+        replica=address.replica,
+        epoch=epoch,
+        configuration=configuration,
+    )
+
+
+def to_address(target: pb.Target) -> ReplicaAddress:
+    return ReplicaAddress(VolumeId(target.volume), SegmentNumber(target.segment), ReplicaId(target.replica))
+
+
+def to_records(encoded: Iterable[bytes]) -> tuple[Record, ...]:
+    """Records that came from outside; every checksum is verified. Raises Corrupt."""
+    return tuple(decode_record(each) for each in encoded)
+
+
+# ---- what a leader sends
+
+
+def encode_seal(
+    address: ReplicaAddress, message: SealEpoch, peers: Iterable[pb.Peer], known: Position
+) -> pb.SealEpochRequest:
+    return pb.SealEpochRequest(
+        target=make_target(address, message.epoch, message.configuration), peers=peers, known=from_position(known)
+    )
+
+
+def decode_seal(request: pb.SealEpochRequest) -> SealEpoch:
+    return SealEpoch(Epoch(request.target.epoch), request.target.configuration)
+
+
+def encode_append(target: bytes, message: Append, peer: Callable[[ReplicaId], pb.Peer]) -> bytes:
+    """A serialized ReplicateRequest. target: the serialized field of a request with only its target."""
+    rest = pb.ReplicateRequest(
+        request=message.request, commit=from_position(message.commit), end=from_position(message.end)
+    )
+    if message.catch_up is not None:
+        rest.catch_up.target.CopyFrom(from_position(message.catch_up.target))
+        rest.catch_up.base.CopyFrom(from_position(message.catch_up.base))
+        rest.catch_up.peers.extend(peer(each) for each in message.catch_up.peers)
+    parts = [target, rest.SerializeToString()]
+    for record in message.records:
+        parts += (_RECORDS_TAG, _varint(len(record.encoded)), record.encoded)
+    return b"".join(parts)
+
+
+def encode_target(address: ReplicaAddress, epoch: int, configuration: int) -> bytes:
+    """For encode_append: it is the same in every message of a stream."""
+    return pb.ReplicateRequest(target=make_target(address, epoch, configuration)).SerializeToString()
+
+
+def decode_append(request: pb.ReplicateRequest) -> Append:
+    """Raises Corrupt where a record fails a checksum, InvalidRequest where the whole is too large."""
+    if sum(map(len, request.records)) > MAX_BATCH_BYTES:
+        raise InvalidRequest(f"a batch of more than {MAX_BATCH_BYTES} bytes of records")
+    catch_up = None
+    if request.HasField("catch_up"):
+        catch_up = CatchUp(
+            to_position(request.catch_up.target),
+            to_position(request.catch_up.base),
+            tuple(ReplicaId(peer.replica) for peer in request.catch_up.peers),
+        )
+    return Append(
+        Epoch(request.target.epoch),
+        request.target.configuration,
+        request.request,
+        to_position(request.commit),
+        to_position(request.end),
+        to_records(request.records),
+        catch_up,
+    )
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+# ---- what a replica answers
+
+
+def encode_seal_answer(answer: SealAnswer) -> pb.SealEpochResponse:
+    return pb.SealEpochResponse(
+        end=from_position(answer.end),
+        commit=from_position(answer.commit),
+        applied=from_position(answer.applied),
+        whole=answer.whole,
+        floor=from_position(answer.floor),
+        epoch=answer.epoch,
+        configuration=answer.configuration,
+        generation=answer.generation,
+        full=answer.full,
+    )
+
+
+def decode_seal_answer(response: pb.SealEpochResponse) -> SealAnswer:
+    return SealAnswer(
+        epoch=Epoch(response.epoch),
+        configuration=response.configuration,
+        end=to_position(response.end),
+        commit=to_position(response.commit),
+        applied=to_position(response.applied),
+        whole=response.whole,
+        floor=to_position(response.floor),
+        generation=Generation(response.generation),
+        full=response.full,
+    )
+
+
+def encode_append_answer(answer: AppendAnswer | FencedBy) -> pb.ReplicateResponse:
+    if isinstance(answer, FencedBy):
+        return pb.ReplicateResponse(fenced_by=answer.epoch, fenced_by_configuration=answer.configuration)
+    return pb.ReplicateResponse(
+        request=answer.request,
+        matched=from_position(answer.matched),
+        commit=from_position(answer.commit),
+        end=from_position(answer.end),
+        whole=answer.whole,
+        full=answer.full,
+        behind=answer.behind,
+        extents_done=answer.extents_done,
+        extents_total=answer.extents_total,
+    )
+
+
+def decode_append_answer(response: pb.ReplicateResponse, epoch: Epoch) -> AppendAnswer | FencedBy:
+    """epoch: that of the stream which the answer came on."""
+    if response.fenced_by:
+        return FencedBy(Epoch(response.fenced_by), response.fenced_by_configuration)
+    return AppendAnswer(
+        epoch=epoch,
+        request=response.request,
+        matched=to_position(response.matched),
+        commit=to_position(response.commit),
+        end=to_position(response.end),
+        whole=response.whole,
+        full=response.full,
+        behind=response.behind,
+        extents_done=response.extents_done,
+        extents_total=response.extents_total,
+    )
+
+
+def fenced_error(by: FencedBy) -> Fenced:
+    """For a call that has no field of its own for it."""
+    return Fenced(f"epoch {by.epoch}, configuration {by.configuration} was sealed here: a newer attachment exists")
+
+
+def check_range(start: int, count: int) -> None:
+    """A read's blocks, bounded before they are believed. Raises InvalidRequest."""
+    if count < 1 or count > MAX_RECORD_PAYLOAD // BLOCK_SIZE or start + count > MAX_BLOCKS:
+        raise InvalidRequest(f"a read of {count} blocks from {start} is outside what one read may name")
+
+
+def peer_of(member: Member, address: str) -> pb.Peer:
+    return pb.Peer(replica=member.replica, node=member.node, address=address)
