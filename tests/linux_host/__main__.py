@@ -1,0 +1,33 @@
+"""Run the sequences against an NBD server: python -m tests.linux_host URI [ext4|xfs]..."""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tests.linux_host import guest
+from tests.linux_host.kernel import fetch_kernel
+
+
+def main() -> int:
+    """0 where all sequences passed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.linux_host", description="Try an NBD server with Linux.")
+    parser.add_argument("uri", help="nbd://127.0.0.1:PORT/EXPORT; what the export holds is overwritten")
+    parser.add_argument("sequences", nargs="*", default=["ext4", "xfs"], help="ext4, xfs (default: both)")
+    options = parser.parse_args()
+    uri, failed = urlsplit(options.uri), 0
+    with tempfile.TemporaryDirectory() as scratch:
+        kernel = fetch_kernel(Path(scratch))
+        for name in options.sequences:
+            place = Path(scratch, name)
+            result = guest.run(
+                kernel, guest.file_system_script(name), place, port=uri.port or 10809, export=uri.path[1:]
+            )
+            print(f"== {name}\n{result}", flush=True)
+            failed += result.status != 0
+    return min(failed, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

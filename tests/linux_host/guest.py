@@ -1,0 +1,117 @@
+"""A guest that boots, runs one script against an NBD server on this machine's loopback, and ends.
+
+Emulated by QEMU (TCG), because a machine that runs tests may have no KVM. The first serial port is
+the kernel's console, the second carries what the script prints, the third its exit status: so a
+guest that dies before the script's end is told apart from a script that fails.
+"""
+
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.linux_host.initramfs import Initramfs
+from tests.linux_host.kernel import Kernel
+
+PROGRAMS: Final = ("bash", "nbd-client", "mke2fs", "e2fsck", "mkfs.xfs", "xfs_repair", "busybox")
+MODULES: Final = ("virtio_pci", "virtio_net", "nbd", "crc32c_generic", "crc32c_intel", "ext4", "xfs")
+#: What the guest needs of this machine, besides what fetches the kernel.
+NEEDED: Final = ("qemu-system-x86_64", "ldd", *PROGRAMS)
+#: This machine's 127.0.0.1, in QEMU's user network.
+_HOST: Final = "10.0.2.2"
+_INIT: Final = """#!/sbin/busybox sh
+/sbin/busybox --install -s /bin
+export PATH=/sbin:/bin HOME=/ LD_LIBRARY_PATH=/lib NBD_HOST={host} NBD_PORT={port} NBD_EXPORT='{export}'
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mount -t tmpfs tmpfs /tmp
+ln -s /proc/self/mounts /etc/mtab
+ln -s /proc/self/fd /dev/fd
+for module in /modules/*; do insmod $module; done
+ip link set lo up
+ip addr add 10.0.2.15/24 dev eth0
+ip link set eth0 up
+stty -F /dev/ttyS1 raw
+bash /script </dev/null >/dev/ttyS1 2>&1
+echo $? >/dev/ttyS2
+stty -F /dev/ttyS1 raw # which waits until all is sent
+stty -F /dev/ttyS2 raw
+poweroff -f
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """status: the script's; None where the guest went down or ran out of time before its end."""
+
+    status: int | None
+    output: str
+    console: str
+    seconds: float
+
+    def __str__(self) -> str:
+        if self.status is None:
+            ended = f"the guest did not reach the script's end in {self.seconds:.0f} s"
+            return f"{self.output}\n{ended}:\n{self.console[-4000:]}"
+        return f"{self.output}\nstatus {self.status} after {self.seconds:.0f} s"
+
+
+def file_system_script(file_system: str) -> str:
+    """Makes, fills, checks, reads and trims a file system: ext4 or xfs, on at least 320 MiB."""
+    return f"FILE_SYSTEM={file_system}\n" + (Path(__file__).parent / "file_system.sh").read_text()
+
+
+def run(
+    kernel: Kernel, text: str, directory: Path, *, port: int = 0, export: str = "", timeout_s: float = 60
+) -> Result:
+    """Boot `kernel` and run `text` there with bash; NBD_HOST, NBD_PORT and NBD_EXPORT are set.
+
+    directory: for this run's files; kept, so that a test's failure can be looked into.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    initrd = directory / "initrd"
+    initrd.write_bytes(_make_root(kernel, text, _INIT.format(host=_HOST, port=port, export=export)))
+    ports = {name: directory / name for name in ("console", "output", "status")}
+    began = time.monotonic()
+    _boot(_command(kernel.image, initrd, ports), timeout_s)
+    read = {name: path.read_text(errors="replace") if path.exists() else "" for name, path in ports.items()}
+    status = int(read["status"]) if read["status"].strip().isdigit() else None
+    return Result(status, read["output"], read["console"], time.monotonic() - began)
+
+
+def _make_root(kernel: Kernel, text: str, init: str) -> bytes:
+    root = Initramfs()
+    for path in ("dev", "proc", "sys", "tmp", "mnt", "etc", "run", "bin"):
+        root.directory(path)
+    for name in PROGRAMS:
+        root.add_program(name)
+    root.link("sbin/mkfs.ext4", "mke2fs")
+    root.add("etc/mke2fs.conf", Path("/etc/mke2fs.conf").read_bytes())
+    root.add_modules(MODULES, kernel.modules)
+    root.add("script", text.encode())
+    root.add("init", init.encode(), executable=True)
+    return root.pack()
+
+
+def _command(image: Path, initrd: Path, ports: dict[str, Path]) -> list[str]:
+    command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "768"]
+    command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    command += ["-kernel", str(image), "-initrd", str(initrd)]
+    command += ["-append", "console=ttyS0 panic=-1 loglevel=6 nbd.nbds_max=4"]
+    command += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]
+    for path in ports.values():
+        command += ["-serial", f"file:{path}"]
+    return command
+
+
+def _boot(command: list[str], timeout_s: float) -> None:
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as guest:
+        try:
+            guest.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            guest.kill()
+        except BaseException:
+            guest.kill()
+            raise
