@@ -596,12 +596,17 @@ class AttachVolumeRequest(_message.Message):
     FRONT_END_FIELD_NUMBER: _builtins.int
     READ_ONLY_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
+    ACCEPT_LOSS_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     front_end: _builtins.str
     """Empty: control chooses one."""
     read_only: _builtins.bool
     force: _builtins.bool
     """Take it away from another front-end, which is fenced."""
+    accept_loss: _builtins.bool
+    """Go on with the highest log found, where too many members are lost to know that it holds every
+    acknowledged write (`cairn volume recover --accept-loss`). It goes into this attempt's ticket only.
+    """
     def __init__(
         self,
         *,
@@ -609,10 +614,11 @@ class AttachVolumeRequest(_message.Message):
         front_end: _builtins.str = ...,
         read_only: _builtins.bool = ...,
         force: _builtins.bool = ...,
+        accept_loss: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "front_end", b"front_end", "read_only", b"read_only", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_loss", b"accept_loss", "force", b"force", "front_end", b"front_end", "read_only", b"read_only", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1179,12 +1185,15 @@ class OpenTicket(_message.Message):
     READ_ONLY_FIELD_NUMBER: _builtins.int
     SEGMENTS_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
+    ACCEPT_LOSS_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     name: _builtins.str
     """The volume's name; may be empty. Clients may ask for the export by id or by name."""
     size_bytes: _builtins.int
     epoch: _builtins.int
     read_only: _builtins.bool
+    accept_loss: _builtins.bool
+    """Of the user's request to attach; never set in a ticket that a front-end took for itself."""
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]: ...
     @_builtins.property
@@ -1199,10 +1208,11 @@ class OpenTicket(_message.Message):
         read_only: _builtins.bool = ...,
         segments: _abc.Iterable[Global___Segment] | None = ...,
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        accept_loss: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "name", b"name", "read_only", b"read_only", "segments", b"segments", "size_bytes", b"size_bytes", "tags", b"tags", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_loss", b"accept_loss", "epoch", b"epoch", "name", b"name", "read_only", b"read_only", "segments", b"segments", "size_bytes", b"size_bytes", "tags", b"tags", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
