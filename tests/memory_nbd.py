@@ -1,0 +1,98 @@
+"""A volume in memory, and the real NBD server around it as a program: for interop tests and benches.
+
+    python -m tests.memory_nbd --size 256M --export disk --tcp 127.0.0.1:0 --unix /tmp/disk.sock
+
+prints the URI of each listener on a line of its own once clients can connect, serves until SIGTERM
+or SIGINT, and answers what is in flight before it ends. Nothing is kept.
+"""
+
+import argparse
+import asyncio
+import mmap
+import signal
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from blockstore.units import BLOCK_SIZE, parse_size
+from nbd_server.device import Device
+from nbd_server.exports import Export, Exports
+from nbd_server.server import NbdServer
+from nbd_server.volume import Buffer
+
+
+class MemoryVolume:
+    """A volume that completes each call at once. Memory is taken as it is written, and given back by trim."""
+
+    def __init__(self, size_bytes: int) -> None:
+        assert size_bytes % BLOCK_SIZE == 0
+        self.contents = mmap.mmap(-1, size_bytes)
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.contents)
+
+    def read(self, start: int, count: int) -> asyncio.Future[Any]:
+        return self._done(self.contents[start * BLOCK_SIZE : (start + count) * BLOCK_SIZE])
+
+    def write(self, start: int, data: Buffer) -> asyncio.Future[None]:
+        self.contents[start * BLOCK_SIZE : start * BLOCK_SIZE + len(data)] = data
+        return self._done(None)
+
+    def trim(self, start: int, count: int) -> asyncio.Future[None]:
+        # Of a shared mapping, as this one is; DONTNEED would bring the old bytes back.
+        self.contents.madvise(mmap.MADV_REMOVE, start * BLOCK_SIZE, count * BLOCK_SIZE)
+        return self._done(None)
+
+    def zero(self, start: int, count: int, *, allocate: bool) -> asyncio.Future[None]:
+        return self.trim(start, count)
+
+    def flush(self) -> asyncio.Future[None]:
+        return self._done(None)
+
+    def _done(self, value: Any) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = self._loop.create_future()
+        future.set_result(value)
+        return future
+
+
+async def serve(arguments: argparse.Namespace) -> None:
+    """Serve one volume under all names asked for, until a signal ends it."""
+    volume = MemoryVolume(parse_size(arguments.size))
+    exports = Exports()
+    device = Device(volume)
+    for name in arguments.export or ["disk"]:
+        exports.add(Export(name, device, description="in memory", read_only=arguments.read_only))
+    server = NbdServer(exports)
+    if arguments.tcp:
+        host, _, port = arguments.tcp.rpartition(":")
+        bound_host, bound_port = await server.listen_tcp(host, int(port))
+        print(f"nbd://{bound_host}:{bound_port}", flush=True)
+    if arguments.unix:
+        await server.listen_unix(arguments.unix)
+        print(f"nbd+unix:///?socket={arguments.unix}", flush=True)
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    await ended.wait()
+    await server.close()
+
+
+def main() -> None:
+    """Parse the command line, and serve."""
+    parser = argparse.ArgumentParser(description="Serve a volume in memory over NBD.")
+    parser.add_argument("--size", default="256M", help="of the volume; default 256M")
+    parser.add_argument("--export", action="append", help="a name of the volume; may be repeated; default disk")
+    parser.add_argument("--tcp", metavar="HOST:PORT", help="port 0: a free one")
+    parser.add_argument("--unix", metavar="PATH", type=Path)
+    parser.add_argument("--read-only", action="store_true")
+    arguments = parser.parse_args()
+    if not arguments.tcp and not arguments.unix:
+        parser.error("give --tcp, --unix or both")
+    uvloop.run(serve(arguments))
+
+
+if __name__ == "__main__":
+    main()
