@@ -110,6 +110,10 @@ class _ServingStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ServingS
     """It does not serve, says why, and tries again."""
     SERVING_STATE_FENCED: _ServingState.ValueType  # 4
     """A newer epoch exists."""
+    SERVING_STATE_LOST: _ServingState.ValueType  # 5
+    """All members have answered, and acknowledged records may be missing all the same: `why` says which.
+    Control takes the volume away and puts it in `error`, until an attach accepts the loss.
+    """
 
 class ServingState(_ServingState, metaclass=_ServingStateEnumTypeWrapper): ...
 
@@ -120,6 +124,10 @@ SERVING_STATE_FAILED: ServingState.ValueType  # 3
 """It does not serve, says why, and tries again."""
 SERVING_STATE_FENCED: ServingState.ValueType  # 4
 """A newer epoch exists."""
+SERVING_STATE_LOST: ServingState.ValueType  # 5
+"""All members have answered, and acknowledged records may be missing all the same: `why` says which.
+Control takes the volume away and puts it in `error`, until an attach accepts the loss.
+"""
 Global___ServingState: _TypeAlias = ServingState  # noqa: Y015
 
 @_typing.final
@@ -928,16 +936,24 @@ class RegisterNodeResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LEASE_S_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
     lease_s: _builtins.float
     """Send heartbeats at least three times in this time."""
+    @_builtins.property
+    def known(self) -> _containers.RepeatedCompositeFieldContainer[Global___KnownPosition]:
+        """Of all replicas that the catalog has placed on this node. One whose end, when this arrives, is
+        below its position is an old copy put back: it starts filling, with that position as its floor.
+        """
+
     def __init__(
         self,
         *,
         lease_s: _builtins.float = ...,
+        known: _abc.Iterable[Global___KnownPosition] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_s", b"lease_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["known", b"known", "lease_s", b"lease_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1020,8 +1036,9 @@ class NodeHeartbeatResponse(_message.Message):
 
     @_builtins.property
     def known(self) -> _containers.RepeatedCompositeFieldContainer[Global___KnownPosition]:
-        """Of those replicas whose end, as just reported, is below what was once reported: old copies put
-        back. Each starts filling, with this position as its floor.
+        """Of those whole replicas whose end, as just reported, is below what was once reported. The node
+        compares once more with the end as it is when this arrives (a report may be older than what
+        the front-end said since); what is still below is an old copy put back, as at registration.
         """
 
     def __init__(

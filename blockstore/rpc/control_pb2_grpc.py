@@ -822,6 +822,7 @@ class FrontEndServicer:
         """Answers once the volume is served. One epoch is one attempt: an epoch above any seen for the
         volume starts one (and ends that of an older epoch); the same again joins the attempt under way,
         also after the first caller's deadline, or tells how it ended; an older one is ABORTED (Fenced).
+        DATA_LOSS: as SERVING_STATE_LOST.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

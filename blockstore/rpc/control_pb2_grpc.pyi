@@ -213,6 +213,7 @@ class FrontEndStub:
     """Answers once the volume is served. One epoch is one attempt: an epoch above any seen for the
     volume starts one (and ends that of an older epoch); the same again joins the attempt under way,
     also after the first caller's deadline, or tells how it ended; an older one is ABORTED (Fenced).
+    DATA_LOSS: as SERVING_STATE_LOST.
     """
     CloseVolume: _grpc.UnaryUnaryMultiCallable[_control_pb2.CloseVolumeRequest, _control_pb2.CloseVolumeResponse]
     """Disconnects the volume's clients. That epoch and older ones are never opened again by this process."""
@@ -227,6 +228,7 @@ class FrontEndAsyncStub(FrontEndStub):
     """Answers once the volume is served. One epoch is one attempt: an epoch above any seen for the
     volume starts one (and ends that of an older epoch); the same again joins the attempt under way,
     also after the first caller's deadline, or tells how it ended; an older one is ABORTED (Fenced).
+    DATA_LOSS: as SERVING_STATE_LOST.
     """
     CloseVolume: _aio.UnaryUnaryMultiCallable[_control_pb2.CloseVolumeRequest, _control_pb2.CloseVolumeResponse]  # type: ignore[assignment]
     """Disconnects the volume's clients. That epoch and older ones are never opened again by this process."""
@@ -244,6 +246,7 @@ class FrontEndServicer(metaclass=_abc_1.ABCMeta):
         """Answers once the volume is served. One epoch is one attempt: an epoch above any seen for the
         volume starts one (and ends that of an older epoch); the same again joins the attempt under way,
         also after the first caller's deadline, or tells how it ended; an older one is ABORTED (Fenced).
+        DATA_LOSS: as SERVING_STATE_LOST.
         """
 
     @_abc_1.abstractmethod

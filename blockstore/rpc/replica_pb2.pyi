@@ -620,30 +620,34 @@ class FetchDeltaResponse(_message.Message):
 
     APPLIED_FIELD_NUMBER: _builtins.int
     META_FIELD_NUMBER: _builtins.int
-    EXTENTS_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    CONTINUES_FIELD_NUMBER: _builtins.int
     EXTENTS_TOTAL_FIELD_NUMBER: _builtins.int
     meta: _builtins.bytes
     """First: the tables' meta, as storage encodes it."""
+    continues: _builtins.bool
+    """The extent's further parts follow in the next message, stated at the same position."""
     extents_total: _builtins.int
     @_builtins.property
     def applied(self) -> Global___Position:
         """The applied position that the content below was read at."""
 
     @_builtins.property
-    def extents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Then extents, as storage encodes them."""
+    def parts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Then extents, one after the other: parts of one, as storage encodes them."""
 
     def __init__(
         self,
         *,
         applied: Global___Position | None = ...,
         meta: _builtins.bytes = ...,
-        extents: _abc.Iterable[_builtins.bytes] | None = ...,
+        parts: _abc.Iterable[_builtins.bytes] | None = ...,
+        continues: _builtins.bool = ...,
         extents_total: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "extents", b"extents", "extents_total", b"extents_total", "meta", b"meta"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "continues", b"continues", "extents_total", b"extents_total", "meta", b"meta", "parts", b"parts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
