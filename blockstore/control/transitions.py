@@ -1,0 +1,223 @@
+"""How a volume moves from state to state: one table, and pure functions from record to record.
+
+EBS's states of a volume and of its attachment are one machine here: `in-use` is three phases. Every
+move goes through `_move`, which looks it up in the table and raises Conflict where it is not there.
+Invariants: the epoch grows with every attachment and renewal, and never falls; a move that ends
+what one epoch began names that epoch, and fails as Fenced where it has moved on.
+"""
+
+from dataclasses import replace
+from enum import Enum, auto
+from typing import Any, Final
+
+from blockstore.control.records import Attachment, AttachmentState, FrontEnd, Segment, Volume, check_size
+from blockstore.domain import VolumeState
+from blockstore.errors import Conflict, Fenced, InvalidRequest
+from blockstore.units import Epoch
+
+
+class Phase(Enum):
+    """A volume's state, with its attachment's where it is in use."""
+
+    CREATING = "being created"
+    AVAILABLE = "not attached"
+    ATTACHING = "being attached"
+    ATTACHED = "attached"
+    DETACHING = "being detached"
+    DELETING = "being deleted"
+    ERROR = "in error"
+
+
+class Move(Enum):
+    """What may happen to a volume."""
+
+    CREATED = auto()
+    FAIL = auto()
+    ATTACH = auto()
+    TAKE_OVER = auto()
+    RECOVER = auto()
+    OPENED = auto()
+    GIVE_UP = auto()
+    LOSE = auto()
+    RENEW = auto()
+    DETACH = auto()
+    DETACHED = auto()
+    DELETE = auto()
+    RESIZE = auto()
+
+
+_IN_USE: Final = (Phase.ATTACHING, Phase.ATTACHED, Phase.DETACHING)
+
+#: The machine: move, phase before, phase after. What is not here is refused.
+MOVES: Final[dict[tuple[Move, Phase], Phase]] = {
+    (Move.CREATED, Phase.CREATING): Phase.AVAILABLE,
+    (Move.FAIL, Phase.CREATING): Phase.ERROR,
+    (Move.ATTACH, Phase.AVAILABLE): Phase.ATTACHING,
+    **{(Move.TAKE_OVER, before): Phase.ATTACHING for before in (Phase.AVAILABLE, *_IN_USE)},
+    (Move.RECOVER, Phase.ERROR): Phase.ATTACHING,
+    (Move.OPENED, Phase.ATTACHING): Phase.ATTACHED,
+    (Move.GIVE_UP, Phase.ATTACHING): Phase.AVAILABLE,
+    **{(Move.LOSE, before): Phase.ERROR for before in (Phase.ATTACHING, Phase.ATTACHED)},
+    **{(Move.RENEW, before): Phase.ATTACHED for before in (Phase.ATTACHING, Phase.ATTACHED)},
+    **{(Move.DETACH, before): Phase.DETACHING for before in _IN_USE},
+    (Move.DETACHED, Phase.DETACHING): Phase.AVAILABLE,
+    **{
+        (Move.DELETE, before): Phase.DELETING
+        for before in (Phase.CREATING, Phase.AVAILABLE, Phase.ERROR, Phase.DELETING)
+    },
+    **{(Move.RESIZE, same): same for same in (Phase.AVAILABLE, *_IN_USE)},
+}
+
+_STATES: Final[dict[Phase, tuple[VolumeState, AttachmentState | None]]] = {
+    Phase.CREATING: (VolumeState.CREATING, None),
+    Phase.AVAILABLE: (VolumeState.AVAILABLE, None),
+    Phase.ATTACHING: (VolumeState.IN_USE, AttachmentState.ATTACHING),
+    Phase.ATTACHED: (VolumeState.IN_USE, AttachmentState.ATTACHED),
+    Phase.DETACHING: (VolumeState.IN_USE, AttachmentState.DETACHING),
+    Phase.DELETING: (VolumeState.DELETING, None),
+    Phase.ERROR: (VolumeState.ERROR, None),
+}
+_PHASES: Final = {states: phase for phase, states in _STATES.items()}
+
+_ADVICE: Final = {
+    Phase.CREATING: "wait until it is available",
+    Phase.ATTACHING: "detach it first, or take it over with --force",
+    Phase.ATTACHED: "detach it first, or take it over with --force",
+    Phase.DETACHING: "wait until it is available, or detach it with --force",
+    Phase.DELETING: "it cannot be used any more",
+    Phase.ERROR: "see why with `cairn volume show`, then recover it with --accept-loss, or delete it",
+    Phase.AVAILABLE: "attach it first",
+}
+
+
+def phase_of(volume: Volume) -> Phase:
+    """Where `volume` is in the machine."""
+    return _PHASES[volume.state, volume.attachment.state if volume.attachment else None]
+
+
+def created(volume: Volume) -> Volume:
+    """All replicas exist."""
+    return _move(volume, Move.CREATED, reason="")
+
+
+def waiting(volume: Volume, reason: str) -> Volume:
+    """What a volume that is being created waits for."""
+    return replace(volume, reason=reason) if phase_of(volume) is Phase.CREATING else volume
+
+
+def failed(volume: Volume, reason: str) -> Volume:
+    """A replica cannot be made, and trying again would not help."""
+    return _move(volume, Move.FAIL, reason=reason)
+
+
+def attach(
+    volume: Volume, front_end: FrontEnd, *, read_only: bool, force: bool, accept_loss: bool, now_ms: int
+) -> Volume:
+    """A new epoch for `front_end`. What is attached there already in the same way stays as it is.
+
+    force: from another front-end too. accept_loss: also out of `error`, if it ever was attached.
+    """
+    now = volume.attachment
+    if now and now.state is not AttachmentState.DETACHING and not force and now.front_end == front_end.id:
+        if now.read_only == read_only:
+            return volume
+        raise Conflict(f"volume {volume.id} is attached {_mode(now.read_only)} already: detach it first")
+    epoch = Epoch(volume.epoch + 1)
+    attachment = Attachment(
+        front_end.id, front_end.instance, epoch, AttachmentState.ATTACHING, read_only, now_ms, accept_loss
+    )
+    move = Move.TAKE_OVER if force else Move.ATTACH
+    if accept_loss and phase_of(volume) is Phase.ERROR and volume.epoch > 0:
+        move = Move.RECOVER
+    return _move(volume, move, epoch=epoch, attachment=attachment)
+
+
+def opened(volume: Volume, epoch: Epoch) -> Volume:
+    """The front-end serves the volume in this epoch."""
+    now = _check_epoch(volume, epoch)
+    if phase_of(volume) is Phase.ATTACHED:
+        return replace(volume, reason="")
+    return _move(volume, Move.OPENED, reason="", attachment=replace(now, accept_loss=False))
+
+
+def give_up(volume: Volume, epoch: Epoch, reason: str) -> Volume:
+    """The front-end could not open the volume; the next attempt looks afresh at what its members hold."""
+    _check_epoch(volume, epoch)
+    return _move(volume, Move.GIVE_UP, reason=reason)
+
+
+def lost(volume: Volume, epoch: Epoch, reason: str) -> Volume:
+    """Acknowledged records may be missing: only an attach that accepts the loss goes on."""
+    _check_epoch(volume, epoch)
+    return _move(volume, Move.LOSE, reason=reason)
+
+
+def renew(volume: Volume, front_end: FrontEnd) -> Volume:
+    """A new epoch for the front-end that has the volume. Fenced where it has it no more."""
+    now = volume.attachment
+    if now is None or now.front_end != front_end.id or (Move.RENEW, phase_of(volume)) not in MOVES:
+        raise Fenced(f"volume {volume.id} is not attached to {front_end.id} any more")
+    epoch = Epoch(volume.epoch + 1)
+    renewed = replace(now, epoch=epoch, instance=front_end.instance, accept_loss=False)
+    return _move(volume, Move.RENEW, epoch=epoch, attachment=renewed)
+
+
+def detach(volume: Volume) -> Volume:
+    """The front-end is to close the volume. One that is detached stays so."""
+    return volume if phase_of(volume) is Phase.AVAILABLE else _move(volume, Move.DETACH)
+
+
+def cut_off(volume: Volume) -> Volume:
+    """Detached without the front-end's word: the next attachment's epoch fences it."""
+    closing = detach(volume)
+    return detached(closing, closing.attachment.epoch) if closing.attachment else closing
+
+
+def detached(volume: Volume, epoch: Epoch) -> Volume:
+    """The front-end has closed it."""
+    _check_epoch(volume, epoch)
+    return _move(volume, Move.DETACHED)
+
+
+def delete(volume: Volume) -> Volume:
+    """From here on it only goes away."""
+    return _move(volume, Move.DELETE)
+
+
+def resize(volume: Volume, size_bytes: int) -> Volume:
+    """Grow the last segment. Raises InvalidRequest for a smaller size than now."""
+    check_size(size_bytes)
+    if size_bytes < volume.size_bytes:
+        raise InvalidRequest(
+            f"volume {volume.id} has {volume.size_bytes} bytes and cannot shrink to {size_bytes}: volumes only grow"
+        )
+    *others, last = volume.segments
+    grown = Segment(last.number, last.size_bytes + size_bytes - volume.size_bytes, last.configuration)
+    return _move(volume, Move.RESIZE, size_bytes=size_bytes, segments=(*others, grown))
+
+
+def _move(volume: Volume, move: Move, **changes: Any) -> Volume:
+    """`volume` after `move`, with `changes` and the states that belong to its new phase."""
+    before = phase_of(volume)
+    after = MOVES.get((move, before))
+    if after is None:
+        where = f" to {volume.attachment.front_end}" if volume.attachment else ""
+        raise Conflict(f"volume {volume.id} is {before.value}{where}: {_ADVICE[before]}")
+    state, attachment_state = _STATES[after]
+    attachment = changes.pop("attachment", volume.attachment)
+    assert attachment_state is None or attachment is not None
+    kept = replace(attachment, state=attachment_state) if attachment and attachment_state else None
+    moved = replace(volume, state=state, attachment=kept, **changes)
+    assert phase_of(moved) is after
+    assert moved.epoch >= volume.epoch
+    return moved
+
+
+def _check_epoch(volume: Volume, epoch: Epoch) -> Attachment:
+    if volume.attachment is None or volume.attachment.epoch != epoch:
+        raise Fenced(f"volume {volume.id} was attached in epoch {epoch}, and that is over (now {volume.epoch})")
+    return volume.attachment
+
+
+def _mode(read_only: bool) -> str:
+    return "read-only" if read_only else "for writing"
