@@ -19,7 +19,7 @@ import structlog
 
 from blockstore.errors import CairnError
 from blockstore.units import KIB
-from nbd_server import handshake, transmission
+from nbd_server import handshake, transmission, wire
 from nbd_server.exports import Export, Exports
 from nbd_server.handshake import Handshake
 from nbd_server.limits import Limits
@@ -195,7 +195,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _begin(self, request: Request) -> None:
         if request.error:
-            self._reply(transmission.serialize_reply(request.cookie, request.error))
+            self._reply(wire.serialize_simple_reply(request.cookie, request.error))
             return
         if request.command == Command.DISC:
             self.drain()
@@ -238,14 +238,14 @@ class Connection(asyncio.BufferedProtocol):
         elif request.command == _READ:
             data = future.result()
             assert len(data) == request.length
-            self._reply(transmission.serialize_reply(request.cookie), data)
+            self._reply(wire.serialize_simple_reply(request.cookie), data)
         else:
-            self._reply(transmission.serialize_reply(request.cookie))
+            self._reply(wire.serialize_simple_reply(request.cookie))
 
     def _reply_error(self, request: Request, error: BaseException) -> None:
         if not isinstance(error, CairnError):
             _log.error("request failed unexpectedly", export=self._name, request=_describe(request), exc_info=error)
-        self._reply(transmission.serialize_reply(request.cookie, transmission.wire_error(request.command, error)))
+        self._reply(wire.serialize_simple_reply(request.cookie, transmission.wire_error(request.command, error)))
 
     def _reply(self, *parts: Buffer) -> None:
         if not self._replies:

@@ -4,9 +4,10 @@ What a client may do when stands in `TRANSITIONS`; whatever is not there raises.
 the protocol ends in CLOSED: what there is to send is sent, and then the connection is dropped (NBD,
 "Termination of the session during option haggling").
 
-Invariants: no more than MAX_OPTION_BYTES of a client's data are ever held; longer data of an option
-is skipped as it arrives, up to MAX_SKIPPED_BYTES; no client sends more than MAX_OPTIONS. How long a
-client may take is the caller's business.
+Invariants: no more than MAX_OPTION_BYTES of a client's data are ever held beyond what is fed at once;
+longer data of an option is skipped as it arrives, up to MAX_SKIPPED_BYTES; no client sends more than
+MAX_OPTIONS. A short LIST has a long answer, so no option is answered while MAX_UNSENT_BYTES of replies
+wait. How long a client may take is the caller's business.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,8 @@ MAX_OPTION_BYTES: Final = 8192
 MAX_SKIPPED_BYTES: Final = 64 << 10
 #: Clients that list ask INFO and more for each export over one connection: some thousand exports pass.
 MAX_OPTIONS: Final = 16_384
+#: Replies not yet taken by `data_to_send` from which on options wait; the last of them may be a whole list.
+MAX_UNSENT_BYTES: Final = 64 << 10
 
 #: Any byte range is served; whole blocks are served without reading first.
 MINIMUM_BLOCK_SIZE: Final = 1
@@ -129,8 +132,9 @@ def transmission_flags(export: Exported) -> int:
 class Handshake(Generic[E]):
     """One client's handshake.
 
-    Feed it with `receive_data`, send what `data_to_send` returns, look at `state`: TRANSMISSION means
-    that `chosen` is the export and `leftover` what the client sent after its last option.
+    Feed it with `receive_data`, send what `data_to_send` returns until that is nothing, look at `state`:
+    TRANSMISSION means that `chosen` is the export and `leftover` what the client sent after its last
+    option. To hold back a client that does not read, call neither.
     """
 
     def __init__(self, exports: Catalogue[E]) -> None:
@@ -160,22 +164,28 @@ class Handshake(Generic[E]):
     def receive_data(self, data: bytes | memoryview) -> None:
         """Take what the client sent, in pieces of any size, and go as far as it allows."""
         self._received += data
-        try:
-            while (read := self._read.get(self.state)) is not None and read():
-                pass
-        except ProtocolError:
-            self._move(Step.ENDED)
+        self._advance()
 
     def data_to_send(self) -> bytes:
-        """What is to be sent now; each byte is returned once."""
+        """What is to be sent now; each byte is returned once. Options that waited for that go on."""
         data = bytes(self._to_send)
         self._to_send.clear()
+        self._advance()
         return data
 
     @property
     def leftover(self) -> bytes:
         """In TRANSMISSION: what the client has sent beyond the handshake."""
         return bytes(self._received)
+
+    def _advance(self) -> None:
+        try:
+            while len(self._to_send) < MAX_UNSENT_BYTES:
+                read = self._read.get(self.state)
+                if read is None or not read():
+                    return
+        except ProtocolError:
+            self._move(Step.ENDED)
 
     def _move(self, step: Step) -> None:
         self.state = TRANSITIONS[self.state][step]

@@ -1,4 +1,4 @@
-"""The transmission phase: requests out of bytes, replies into bytes. Pure.
+"""The transmission phase: requests out of bytes, and what may run. Pure.
 
 `RequestParser` lends out the memory that the next bytes are to be received into, so that a large
 write's payload goes from the socket to where it stays without being moved. `refusal` says whether a
@@ -20,8 +20,6 @@ from blockstore.units import KIB, MIB
 from nbd_server.wire import (
     REQUEST,
     REQUEST_MAGIC,
-    SIMPLE_REPLY,
-    SIMPLE_REPLY_MAGIC,
     Command,
     CommandFlag,
     ProtocolError,
@@ -104,11 +102,6 @@ def wire_error(command: int, error: BaseException) -> int:
     return code if code in _ON_THE_WIRE else WireError.EIO
 
 
-def serialize_reply(cookie: int, error: int = WireError.NONE) -> bytes:
-    """A simple reply; what a READ that succeeded has read follows it."""
-    return SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, error, cookie)
-
-
 class State(Enum):
     """Where the parser is in the client's stream."""
 
@@ -153,7 +146,7 @@ class RequestParser:
     """
 
     def __init__(self, refuse: Callable[[Request], int], buffer_bytes: int = RECEIVE_BUFFER_BYTES) -> None:
-        """refuse: told of each request before memory for its payload is made; an error, or NONE."""
+        """refuse: told of each request, save DISC, before memory for its payload is made; an error, or NONE."""
         assert buffer_bytes > _HEADER_BYTES
         self.state: State = State.HEADER
         self._refuse = refuse
@@ -185,6 +178,18 @@ class RequestParser:
         else:
             self._end += count
             assert self._end <= len(self._view)
+
+    @property
+    def receiving(self) -> Request | None:
+        """The write whose payload has begun to come; its memory is made already."""
+        return self._request if self.state is State.PAYLOAD else None
+
+    def next_bytes(self) -> int:
+        """The memory that the next request will take, payload or result; 0 where none, or it is not known yet."""
+        if self.state is not State.HEADER or self._end - self._start < _HEADER_BYTES:
+            return 0
+        _, _, command, _, _, length = REQUEST.unpack_from(self._view, self._start)
+        return int(length) if command <= _WRITE and length <= MAX_REQUEST_BYTES else 0
 
     def next_request(self) -> Request | None:
         """The next whole request, or None until more was received. Raises ProtocolError.
