@@ -47,14 +47,16 @@ def fetch_kernel(directory: Path) -> Kernel:
 def read_kernel(package: Path, directory: Path) -> Kernel:
     """The kernel of a .deb file; its image is written to `directory`."""
     image, modules = directory / "vmlinuz", {}
-    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE) as unpacking:
-        with tarfile.open(fileobj=unpacking.stdout, mode="r|") as archive:
-            for member in archive:
-                content = archive.extractfile(member) if member.isfile() else None
-                if content is not None and _IMAGE.search(member.name):
-                    image.write_bytes(content.read())
-                elif content is not None and (module := _MODULE.search(member.name)):
-                    modules[module[1].replace("-", "_")] = content.read()
+    with (
+        subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE) as unpacking,
+        tarfile.open(fileobj=unpacking.stdout, mode="r|") as archive,
+    ):
+        for member in archive:
+            content = archive.extractfile(member) if member.isfile() else None
+            if content is not None and _IMAGE.search(member.name):
+                image.write_bytes(content.read())
+            elif content is not None and (module := _MODULE.search(member.name)):
+                modules[module[1].replace("-", "_")] = content.read()
     return Kernel(image, modules)
 
 

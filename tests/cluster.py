@@ -1,0 +1,258 @@
+"""A real Cairn cluster of child processes, for tests: control, nodes in zones a, b, c, and front-ends.
+
+    with Cluster(tmp_path) as cluster:
+        volume = cluster.create(64 * MIB)
+        uri = cluster.attach(volume)
+
+Each process is started by its own command line, listens at a free port of the loopback and keeps its
+data below the directory given. All of them end with the block, and where that fails their logs are
+shown. Heartbeats and leases are shorter than by default, so that tests are; pass settings to differ.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import grpc
+
+from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, arguments_of
+from blockstore.rpc import control_pb2, control_pb2_grpc
+from tests.daemons import Daemon, wait_for
+from tests.proxy import Proxy, free_address
+
+CAIRN: Final = Path(sys.executable).parent / "cairn"
+CALL_TIMEOUT_S: Final = 60.0
+WHOLE_LIMIT_S: Final = 40.0
+
+CONTROL: Final = ControlSettings(lease_s=2.0, reconcile_s=0.2)
+NODE: Final = NodeSettings(heartbeat_s=0.2, checkpoint_s=1.0, reserve_bytes=0)
+FRONT_END: Final = FrontEndSettings(heartbeat_s=0.2)
+
+
+class Cluster:
+    """The processes and a client of control.
+
+    nodes, front_ends: daemons by their index. proxies: where `cut_off` was asked for, what stands
+    between each node and all who call it.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        zones: Sequence[str] = ("a", "b", "c"),
+        front_ends: int = 1,
+        proxied: bool = False,
+        control_settings: ControlSettings = CONTROL,
+        node_settings: NodeSettings = NODE,
+        front_end_settings: FrontEndSettings = FRONT_END,
+        node_prefix: Sequence[str] = (),
+        node_directory: Path | None = None,
+    ) -> None:
+        """node_prefix: a command that runs each node's command. node_directory: where their data lies."""
+        self.directory = directory
+        self._control_settings = dataclasses.replace(
+            control_settings, state=directory / "control", listen="127.0.0.1:0"
+        )
+        self._front_end_settings = front_end_settings
+        self._node_settings = node_settings
+        self.control = self._daemon("control", self._control_settings, self._control_settings.state)
+        self.proxies = [Proxy() for _ in zones] if proxied else []
+        self.nodes: list[Daemon] = []
+        self.front_ends: list[Daemon] = []
+        self._zones = zones
+        self._front_end_count = front_ends
+        self._node_prefix = list(node_prefix)
+        self._node_directory = node_directory or directory
+        self._channel: grpc.Channel | None = None
+
+    def __enter__(self) -> "Cluster":
+        try:
+            self._start_all()
+        except BaseException:
+            self._show_logs()
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._show_logs()
+        self._end()
+
+    # ---- processes
+
+    @property
+    def daemons(self) -> list[Daemon]:
+        return [self.control, *self.nodes, *self.front_ends]
+
+    @property
+    def control_address(self) -> str:
+        return self._control_settings.listen
+
+    def data_of(self, index: int) -> Path:
+        """The data directory of a node."""
+        return self.nodes[index].directory
+
+    def start(self, *daemons: Daemon) -> None:
+        """Start them, and wait until they listen."""
+        for daemon in daemons:
+            daemon.start()
+        for daemon in daemons:
+            daemon.read_address()
+
+    def stop(self) -> None:
+        """SIGTERM to all, front-ends first, as an operator would. Raises AssertionError where one complains."""
+        for daemon in reversed(self.daemons):
+            if daemon.running:
+                assert daemon.stop() == 0, f"{daemon.name} did not stop cleanly:\n{daemon.tail()}"
+
+    # ---- control's API
+
+    @property
+    def api(self) -> control_pb2_grpc.ControlStub:
+        """A client of control; `call` adds deadline and waiting."""
+        if self._channel is None:
+            options = [("grpc.max_reconnect_backoff_ms", 500), ("grpc.enable_http_proxy", 0)]
+            self._channel = grpc.insecure_channel(self.control_address, options=options)
+        return control_pb2_grpc.ControlStub(self._channel)
+
+    def call(self, method: str, request: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
+        """Call control; waits while it is not there. Raises grpc.RpcError."""
+        return getattr(self.api, method)(request, timeout=timeout_s, wait_for_ready=True)
+
+    def create(self, size_bytes: int, name: str = "") -> str:
+        """The id of a new volume, once it is available."""
+        volume = self.call("CreateVolume", control_pb2.CreateVolumeRequest(size_bytes=size_bytes, name=name))
+
+        def available() -> bool:
+            return self.volume(volume.id).state == control_pb2.VOLUME_STATE_AVAILABLE
+
+        wait_for(f"{volume.id} to be available", available)
+        return str(volume.id)
+
+    def attach(self, volume: str, front_end: int = 0, *, force: bool = False) -> str:
+        """Attach it to a front-end, and wait until it is served; its NBD URI over TCP."""
+        request = control_pb2.AttachVolumeRequest(volume=volume, front_end=self._front_end_id(front_end), force=force)
+        self.call("AttachVolume", request)
+        wait_for(f"{volume} to be served", lambda: self._serving(volume))
+        return self.uri(volume, front_end)
+
+    def uri(self, volume: str, front_end: int = 0) -> str:
+        """Where a front-end that runs serves a volume."""
+        return f"nbd://{self.front_ends[front_end].read_address('nbd_address')}/{volume}"
+
+    def detach(self, volume: str, *, force: bool = False) -> None:
+        """Detach it, and wait until it is available."""
+        self.call("DetachVolume", control_pb2.DetachVolumeRequest(volume=volume, force=force))
+        wait_for(
+            f"{volume} to be available",
+            lambda: self.volume(volume).state == control_pb2.VOLUME_STATE_AVAILABLE,
+        )
+
+    def volume(self, volume: str) -> control_pb2.Volume:
+        """Its record."""
+        found: control_pb2.Volume = self.call("GetVolume", control_pb2.GetVolumeRequest(volume=volume))
+        return found
+
+    def status(self) -> control_pb2.StatusResponse:
+        """What `cairn status` shows."""
+        found: control_pb2.StatusResponse = self.call("Status", control_pb2.StatusRequest())
+        return found
+
+    def health(self, volume: str) -> control_pb2.VolumeHealth:
+        """The volume's part of the status."""
+        (found,) = [each for each in self.status().volumes if each.volume.id == volume]
+        return found
+
+    def wait_whole(self, volume: str, limit_s: float = WHOLE_LIMIT_S) -> None:
+        """Wait until the volume is served and every replica of it is up and has all."""
+
+        def whole() -> bool:
+            health = self.health(volume)
+            return health.serving == "serving" and all(
+                each.state == "up" and not each.lag_records and not each.why for each in health.replicas
+            )
+
+        try:
+            wait_for(f"{volume} to be whole", whole, limit_s)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}: {self.health(volume)}") from error
+
+    # ---- inside
+
+    def _serving(self, volume: str) -> bool:
+        return self.health(volume).serving == "serving"
+
+    def _front_end_id(self, index: int) -> str:
+        address = self.front_ends[index].read_address()
+
+        def find() -> str:
+            return next((each.id for each in self.status().front_ends if each.address == address and each.up), "")
+
+        return wait_for(f"front-end {index} to register", find)
+
+    def _start_all(self) -> None:
+        self.start(self.control)
+        # The others know control by its address, so that stays the same when it is started again.
+        self._control_settings = dataclasses.replace(self._control_settings, listen=self.control.read_address())
+        self.control.command = self._command("control", self._control_settings)
+        self.nodes += [self._node(index, zone) for index, zone in enumerate(self._zones)]
+        self.front_ends += [self._front_end(index) for index in range(self._front_end_count)]
+        self.start(*self.nodes, *self.front_ends)
+        wait_for("all to register", self._all_up)
+
+    def _all_up(self) -> bool:
+        status = self.status()
+        nodes, front_ends = (sum(each.up for each in group) for group in (status.nodes, status.front_ends))
+        return nodes == len(self.nodes) and front_ends == len(self.front_ends)
+
+    def _node(self, index: int, zone: str) -> Daemon:
+        settings = dataclasses.replace(
+            self._node_settings,
+            data=self._node_directory / f"node-{index}",
+            zone=zone,
+            listen="127.0.0.1:0",
+            control=self.control_address,
+        )
+        if self.proxies:
+            settings = dataclasses.replace(settings, listen=free_address(), advertise=self.proxies[index].address)
+            self.proxies[index].start(settings.listen)
+        daemon = self._daemon("node", settings, settings.data, name=f"node-{index}")
+        daemon.command = [*self._node_prefix, *daemon.command]
+        return daemon
+
+    def _front_end(self, index: int) -> Daemon:
+        settings = dataclasses.replace(
+            self._front_end_settings,
+            state=self.directory / f"front-end-{index}",
+            listen="127.0.0.1:0",
+            nbd_listen="127.0.0.1:0",
+            control=self.control_address,
+        )
+        return self._daemon("nbd", settings, settings.state, name=f"front-end-{index}")
+
+    def _daemon(self, noun: str, settings: Any, directory: Path, name: str = "") -> Daemon:
+        name = name or noun
+        return Daemon(name, self._command(noun, settings), directory, self.directory / f"{name}.log")
+
+    @staticmethod
+    def _command(noun: str, settings: Any) -> list[str | Path]:
+        return [CAIRN, noun, "run", *arguments_of(settings)]
+
+    def _show_logs(self) -> None:
+        for daemon in self.daemons:
+            print(f"==== {daemon.name} ({'running' if daemon.running else 'ended'})\n{daemon.tail()}")
+
+    def _end(self) -> None:
+        for daemon in self.daemons:
+            daemon.kill()
+        for proxy in self.proxies:
+            proxy.close()
+        if self._channel is not None:
+            self._channel.close()
