@@ -1,0 +1,66 @@
+"""fio as a witness that is not ours: it writes a pattern over NBD and verifies each block's checksum."""
+
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from tests.programs import find_program
+
+_LIMIT_S: Final = 100
+
+
+def verify(uri: str, directory: Path, *, offset: int, size: int, seed: int, only: bool = False) -> None:
+    """Write `size` bytes from `offset` on in random order, and read them back; only: just read.
+
+    The same offset, size and seed make the same pattern. Raises AssertionError with what fio says.
+    """
+    command = [str(find_program("fio")), "--name=verify", "--ioengine=nbd", f"--uri={uri}", "--rw=randwrite"]
+    command += [f"--offset={offset}", f"--size={size}", f"--randseed={seed}", "--bs=4k", "--iodepth=16"]
+    command += ["--verify=crc32c", "--verify_fatal=1", *(["--verify_only=1"] if only else ["--do_verify=1"])]
+    done = subprocess.run(
+        command, cwd=directory, capture_output=True, text=True, check=False, timeout=_LIMIT_S, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+
+
+class FioLoop:
+    """Runs `verify` over and over in a thread, each time with another seed, until the block ends."""
+
+    def __init__(self, uri_now: Callable[[], str], directory: Path, *, offset: int, size: int) -> None:
+        self.rounds = 0
+        self._uri_now = uri_now
+        self._directory = directory
+        self._offset, self._size = offset, size
+        self._stopping = False
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="fio")
+
+    def __enter__(self) -> "FioLoop":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping = True
+        self._thread.join()
+        if kind is None and self._failure is not None:
+            raise self._failure
+
+    def check_last(self) -> None:
+        """What the last round wrote is still there."""
+        self._verify(self.rounds - 1, only=True)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping or not self.rounds:
+                self._verify(self.rounds, only=False)
+                self.rounds += 1
+        except BaseException as error:
+            self._failure = error
+
+    def _verify(self, seed: int, *, only: bool) -> None:
+        verify(self._uri_now(), self._directory, offset=self._offset, size=self._size, seed=seed, only=only)
