@@ -21,6 +21,7 @@ import grpc
 from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, arguments_of
 from blockstore.rpc import control_pb2, control_pb2_grpc
 from tests.daemons import Daemon, wait_for
+from tests.nbd_client import Disconnected
 from tests.proxy import Proxy, free_address
 
 CAIRN: Final = Path(sys.executable).parent / "cairn"
@@ -49,10 +50,9 @@ class Cluster:
         control_settings: ControlSettings = CONTROL,
         node_settings: NodeSettings = NODE,
         front_end_settings: FrontEndSettings = FRONT_END,
-        node_prefix: Sequence[str] = (),
         node_directory: Path | None = None,
     ) -> None:
-        """node_prefix: a command that runs each node's command. node_directory: where their data lies."""
+        """node_directory: where the nodes' data lies, if not with the rest."""
         self.directory = directory
         self._control_settings = dataclasses.replace(
             control_settings, state=directory / "control", listen="127.0.0.1:0"
@@ -65,7 +65,6 @@ class Cluster:
         self.front_ends: list[Daemon] = []
         self._zones = zones
         self._front_end_count = front_ends
-        self._node_prefix = list(node_prefix)
         self._node_directory = node_directory or directory
         self._channel: grpc.Channel | None = None
 
@@ -147,6 +146,14 @@ class Cluster:
         """Where a front-end that runs serves a volume."""
         return f"nbd://{self.front_ends[front_end].read_address('nbd_address')}/{volume}"
 
+    def uri_now(self, volume: str, front_end: int = 0) -> str:
+        """The same without waiting, perhaps of a process that is gone. Raises Disconnected where there is none."""
+        path = self.front_ends[front_end].directory / "nbd_address"
+        try:
+            return f"nbd://{path.read_text().strip()}/{volume}"
+        except FileNotFoundError:
+            raise Disconnected(f"front-end {front_end} does not listen yet") from None
+
     def detach(self, volume: str, *, force: bool = False) -> None:
         """Detach it, and wait until it is available."""
         self.call("DetachVolume", control_pb2.DetachVolumeRequest(volume=volume, force=force))
@@ -223,9 +230,7 @@ class Cluster:
         if self.proxies:
             settings = dataclasses.replace(settings, listen=free_address(), advertise=self.proxies[index].address)
             self.proxies[index].start(settings.listen)
-        daemon = self._daemon("node", settings, settings.data, name=f"node-{index}")
-        daemon.command = [*self._node_prefix, *daemon.command]
-        return daemon
+        return self._daemon("node", settings, settings.data, name=f"node-{index}")
 
     def _front_end(self, index: int) -> Daemon:
         settings = dataclasses.replace(

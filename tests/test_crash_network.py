@@ -1,0 +1,54 @@
+"""The network between the front-end and the nodes fails: connections are lost, or nothing is delivered."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from blockstore.units import MIB
+from tests.cluster import FRONT_END, Cluster
+from tests.crash.model import SECTOR_SIZE
+from tests.crash.offline import assert_replicas_agree
+from tests.crash.workload import Workload
+
+pytestmark = pytest.mark.xdist_group("load")
+
+SIZE = 64 * MIB
+SECTORS = range(SIZE // SECTOR_SIZE)
+PROGRESS = 200
+
+
+def test_a_node_that_is_cut_off_catches_up(tmp_path: Path) -> None:
+    with Cluster(tmp_path, proxied=True) as cluster:
+        volume = cluster.create(SIZE)
+        uri = cluster.attach(volume)
+        with Workload(lambda: uri, SECTORS) as load:
+            for index, proxy in enumerate(cluster.proxies):
+                fail = (proxy.cut, proxy.hold)[index % 2]
+                load.wait_progress(PROGRESS)
+                fail()
+                load.wait_progress(PROGRESS)
+                proxy.restore()
+                cluster.wait_whole(volume)
+        load.verify(uri)
+        assert_replicas_agree(cluster, volume)
+
+
+def test_without_a_quorum_requests_wait_and_then_go_on(tmp_path: Path) -> None:
+    with Cluster(tmp_path, proxied=True) as cluster:
+        volume = cluster.create(SIZE)
+        uri = cluster.attach(volume)
+        with Workload(lambda: uri, SECTORS) as load:
+            load.wait_progress(PROGRESS)
+            for proxy in cluster.proxies[:2]:
+                proxy.hold()
+            # What was on its way has arrived by then, and no lease from before still allows a read.
+            time.sleep(FRONT_END.lease_s + FRONT_END.drift_s)
+            before = load.acknowledged
+            time.sleep(1)
+            assert load.acknowledged == before, "acknowledged without a quorum"
+            for proxy in cluster.proxies[:2]:
+                proxy.restore()
+            load.wait_progress(PROGRESS)
+        load.verify(uri)
+        assert_replicas_agree(cluster, volume)

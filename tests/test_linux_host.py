@@ -1,0 +1,45 @@
+"""A real Linux kernel mounts a volume: ext4 and xfs, from mkfs to fstrim."""
+
+from pathlib import Path
+
+import pytest
+
+from blockstore.config import split_address
+from blockstore.units import MIB
+from tests.cluster import Cluster
+from tests.linux_host import guest
+from tests.linux_host.kernel import Kernel, fetch_kernel, missing_programs
+from tests.programs import require_found, require_programs
+
+pytestmark = pytest.mark.xdist_group("load")
+
+#: mkfs.xfs refuses less than 300 MiB.
+SIZE = 512 * MIB
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
+    """Debian's kernel, fetched."""
+    require_found(missing_programs())
+    require_programs(*guest.NEEDED)
+    return fetch_kernel(tmp_path_factory.mktemp("kernel"))
+
+
+@pytest.mark.parametrize("file_system", ["ext4", "xfs"])
+def test_a_file_system_on_a_volume(file_system: str, kernel: Kernel, tmp_path: Path) -> None:
+    with Cluster(tmp_path) as cluster:
+        volume = cluster.create(SIZE)
+        uri = cluster.attach(volume)
+        _, port = split_address(uri.removeprefix("nbd://").split("/")[0])
+        script = guest.file_system_script(file_system)
+        result = guest.run(kernel, script, tmp_path / "guest", port=port, export=volume)
+        print(result)
+        assert result.status == 0, str(result)
+
+
+def test_a_script_that_fails_is_told_apart_from_a_guest_that_goes_down(kernel: Kernel, tmp_path: Path) -> None:
+    failed = guest.run(kernel, "echo before; exit 3; echo after", tmp_path / "failed")
+    assert (failed.status, failed.output) == (3, "before\n")
+    down = guest.run(kernel, "echo before; poweroff -f", tmp_path / "down")
+    assert down.status is None
+    assert "did not reach the script's end" in str(down)
