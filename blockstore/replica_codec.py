@@ -59,7 +59,8 @@ def encode_seal(
     )
 
 
-def decode_seal(request: pb.SealEpochRequest) -> SealEpoch:
+def decode_seal(request: pb.SealEpochRequest | pb.ReadRequest) -> SealEpoch:
+    """What the sender goes by."""
     return SealEpoch(Epoch(request.target.epoch), request.target.configuration)
 
 
@@ -117,7 +118,9 @@ def _varint(number: int) -> bytes:
 # ---- what a replica answers
 
 
-def encode_seal_answer(answer: SealAnswer) -> pb.SealEpochResponse:
+def encode_seal_answer(answer: SealAnswer | FencedBy) -> pb.SealEpochResponse:
+    if isinstance(answer, FencedBy):
+        return pb.SealEpochResponse(epoch=answer.epoch, configuration=answer.configuration)
     return pb.SealEpochResponse(
         end=from_position(answer.end),
         commit=from_position(answer.commit),
@@ -131,7 +134,10 @@ def encode_seal_answer(answer: SealAnswer) -> pb.SealEpochResponse:
     )
 
 
-def decode_seal_answer(response: pb.SealEpochResponse) -> SealAnswer:
+def decode_seal_answer(response: pb.SealEpochResponse, sent: SealEpoch) -> SealAnswer | FencedBy:
+    """What was sealed is what was sent, or newer: then the sender is fenced."""
+    if (response.epoch, response.configuration) != (sent.epoch, sent.configuration):
+        return FencedBy(Epoch(response.epoch), response.configuration)
     return SealAnswer(
         epoch=Epoch(response.epoch),
         configuration=response.configuration,

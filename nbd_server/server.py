@@ -14,6 +14,7 @@ import socket
 from pathlib import Path
 from typing import Final
 
+from nbd_server.budget import Budget
 from nbd_server.connection import Connection, Phase
 from nbd_server.exports import Export, Exports
 from nbd_server.limits import Limits
@@ -28,7 +29,8 @@ class NbdServer:
 
     def __init__(self, exports: Exports, limits: Limits | None = None) -> None:
         self.exports = exports
-        self._limits = limits or Limits()
+        self._budget = Budget(limits or Limits())
+        self._stall_timer: asyncio.TimerHandle | None = None
         self._listeners: list[asyncio.Server] = []
         self._connections: dict[Connection, None] = {}
         """In the order in which they were opened."""
@@ -61,14 +63,20 @@ class NbdServer:
         Raises NotFound.
         """
         export = self.exports.remove(name)
-        await self._drain([connection for connection in self._connections if connection.export is export])
+        await self.end_connections(export)
         return export
+
+    async def end_connections(self, export: Export) -> None:
+        """End the connections that have `export`, once what they have in flight is answered."""
+        await self._drain([connection for connection in self._connections if connection.export is export])
 
     async def close(self) -> None:
         """Stop listening, and end all connections once what they have in flight is answered."""
         for listener in self._listeners:
             listener.close()
         await self._drain(list(self._connections))
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
 
     @property
     def connection_count(self) -> int:
@@ -82,13 +90,15 @@ class NbdServer:
 
     @property
     def in_flight_bytes(self) -> int:
-        """Of all connections: payloads of writes and results of reads."""
-        return sum(connection.in_flight_bytes for connection in self._connections)
+        """Of all connections: payloads of writes and results of reads; see Limits.total_bytes."""
+        return self._budget.used_bytes
 
     def opened(self, connection: Connection) -> None:
         """A client has connected: beyond the limit somebody has to give way."""
         self._connections[connection] = None
-        if len(self._connections) > self._limits.connections:
+        if self._stall_timer is None:
+            self._look_for_stalls_later()
+        if len(self._connections) > self._budget.limits.connections:
             handshakes = (each for each in self._connections if each.phase is Phase.HANDSHAKE)
             next(handshakes).abort()
 
@@ -98,7 +108,16 @@ class NbdServer:
         connection.ended.set_result(None)
 
     def _accept(self) -> Connection:
-        return Connection(self, self.exports, self._limits)
+        return Connection(self, self.exports, self._budget)
+
+    def _look_for_stalls_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._stall_timer = loop.call_later(self._budget.limits.stalled_s, self._look_for_stalls)
+
+    def _look_for_stalls(self) -> None:
+        for connection in list(self._connections):
+            connection.drop_if_stalled()
+        self._look_for_stalls_later()
 
     async def _drain(self, connections: list[Connection]) -> None:
         for connection in connections:

@@ -18,7 +18,14 @@ PACKAGES = ("blockstore", "nbd_server", "snapshotd")
 
 NOUNS = tuple(f"blockstore.{name}" for name in ("units", "domain", "errors", "config", "record", "log"))
 _GRPC = (*NOUNS, "blockstore.rpc", "blockstore.grpc_errors", "blockstore.grpc_endpoint")
-_SHELL = (*_GRPC, "blockstore.heartbeat", "blockstore.replica_codec", "blockstore.replication", "blockstore.storage")
+_SHELL = (
+    *_GRPC,
+    "blockstore.daemon",
+    "blockstore.heartbeat",
+    "blockstore.replica_codec",
+    "blockstore.replication",
+    "blockstore.storage",
+)
 _BELOW_SERVERS = (*_SHELL, "blockstore.volume")
 
 #: Each layer, and what its modules may import besides their own layer. The longest name that fits a
@@ -33,6 +40,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "blockstore.storage": NOUNS,
     "blockstore.replica_codec": (*_GRPC, "blockstore.replication"),
     "blockstore.heartbeat": _GRPC,
+    "blockstore.daemon": (),
     "blockstore.node": _SHELL,
     "blockstore.volume": _SHELL,
     "blockstore.control": _SHELL,

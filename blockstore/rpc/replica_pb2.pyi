@@ -240,6 +240,7 @@ class SealEpochResponse(_message.Message):
     FULL_FIELD_NUMBER: _builtins.int
     whole: _builtins.bool
     epoch: _builtins.int
+    """As sealed. Newer than those that were sent: the sender is fenced, and nothing else is said."""
     configuration: _builtins.int
     generation: _builtins.int
     """The number of the generation that writes now belong to, as of `end`."""

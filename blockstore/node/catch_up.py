@@ -1,0 +1,123 @@
+"""Fetching from peers what a replica lacks: records, or the difference of the tables.
+
+One fetch runs at a time for each replica; a newer attempt ends the one before. What arrives is handed
+to the follower, which decides whether it still counts. A fetch that breaks is told as failed: the
+leader's next message starts another.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import structlog
+
+from blockstore.domain import ReplicaAddress, ReplicaId
+from blockstore.errors import CairnError, NotFound, QuorumUnavailable
+from blockstore.grpc_errors import from_rpc_error
+from blockstore.node.hosted_replica import HostedReplica
+from blockstore.node.memory import MemoryBudget
+from blockstore.replica_codec import from_position, make_target, to_position, to_records
+from blockstore.replication.messages import FetchDelta, FetchLog
+from blockstore.rpc import replica_pb2 as pb
+from blockstore.rpc import replica_pb2_grpc
+
+_log = structlog.get_logger(__name__)
+
+OpenChannel = Callable[[str], grpc.aio.Channel]
+
+
+class CatchUpClient:
+    """Runs the fetches of all replicas of a node. open_channel gives a shared channel to an address."""
+
+    def __init__(self, open_channel: OpenChannel, memory: MemoryBudget, idle_timeout_s: float) -> None:
+        self._open_channel = open_channel
+        self._memory = memory
+        self._idle_timeout_s = idle_timeout_s
+        self._running: dict[ReplicaId, asyncio.Task[None]] = {}
+
+    def start(self, hosted: HostedReplica, effect: FetchLog | FetchDelta) -> None:
+        """Begin what the follower asked for; an earlier fetch of the same replica ends."""
+        self.stop(hosted.replica)
+        fetch = self._fetch_log(hosted, effect) if isinstance(effect, FetchLog) else self._fetch_delta(hosted, effect)
+        task = asyncio.get_running_loop().create_task(fetch)
+        self._running[hosted.replica] = task
+
+    def stop(self, replica: ReplicaId) -> None:
+        """End the fetch under way for it, if there is one."""
+        task = self._running.pop(replica, None)
+        if task is not None:
+            task.cancel()
+
+    async def _fetch_log(self, hosted: HostedReplica, effect: FetchLog) -> None:
+        try:
+            request = pb.FetchLogRequest(
+                target=self._target(hosted, effect.peer),
+                after=from_position(effect.after),
+                up_to=from_position(effect.target),
+            )
+            async for response in self._responses(self._stub(hosted, effect.peer).FetchLog(request)):
+                if response.not_held:
+                    hosted.carry_out(hosted.follower.log_not_held(effect.attempt))
+                    return
+                await self._memory.wait_for_room(hosted.replica)
+                hosted.carry_out(hosted.follower.log_fetched(effect.attempt, to_records(response.records)))
+        except CairnError as error:
+            _log.warning("fetching the log failed", replica=hosted.replica, peer=effect.peer, error=str(error))
+            hosted.carry_out(hosted.follower.fetch_failed(effect.attempt))
+        else:
+            hosted.carry_out(hosted.follower.log_ended(effect.attempt))
+
+    async def _fetch_delta(self, hosted: HostedReplica, effect: FetchDelta) -> None:
+        try:
+            done = await self._copy_delta(hosted, effect)
+        except CairnError as error:
+            _log.warning("copying from a peer failed", replica=hosted.replica, peer=effect.peer, error=str(error))
+            done = False
+        if done:
+            hosted.carry_out(hosted.follower.delta_done(effect.attempt))
+        else:
+            hosted.carry_out(hosted.follower.delta_failed(effect.attempt))
+
+    async def _copy_delta(self, hosted: HostedReplica, effect: FetchDelta) -> bool:
+        """False where the attempt is over."""
+        request = pb.FetchDeltaRequest(
+            target=self._target(hosted, effect.peer), since=effect.since, base=from_position(effect.at_least)
+        )
+        done = 0
+        parts: list[bytes] = []
+        async for response in self._responses(self._stub(hosted, effect.peer).FetchDelta(request)):
+            parts += response.parts
+            if response.continues:
+                continue
+            extents = [parts] if parts else []
+            stated = to_position(response.applied)
+            if not await hosted.copy(effect.attempt, stated, response.meta or None, extents):
+                return False
+            done += len(extents)
+            parts = []
+            hosted.follower.delta_progress(effect.attempt, done, response.extents_total)
+        return True
+
+    async def _responses(self, call: Any) -> AsyncIterator[Any]:
+        """What a peer streams. Raises QuorumUnavailable where it falls silent, else what it says."""
+        try:
+            while True:
+                try:
+                    yield await asyncio.wait_for(anext(call), self._idle_timeout_s)
+                except StopAsyncIteration:
+                    return
+        except TimeoutError:
+            raise QuorumUnavailable(f"the peer sent nothing for {self._idle_timeout_s} s") from None
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    def _stub(self, hosted: HostedReplica, peer: ReplicaId) -> replica_pb2_grpc.ReplicaStub:
+        address = hosted.peers.get(peer)
+        if address is None:
+            raise NotFound(f"nobody has said where replica {peer} is")
+        return replica_pb2_grpc.ReplicaStub(self._open_channel(address))
+
+    def _target(self, hosted: HostedReplica, peer: ReplicaId) -> pb.Target:
+        address = ReplicaAddress(hosted.address.volume, hosted.address.segment, peer)
+        return make_target(address, hosted.follower.epoch, hosted.follower.configuration)

@@ -1,0 +1,44 @@
+"""The node's process: storage, the Replica service, and word to control."""
+
+import asyncio
+from typing import Any
+
+import structlog
+
+from blockstore.config import NodeSettings
+from blockstore.daemon import stop_signals, write_address
+from blockstore.grpc_endpoint import Endpoint
+from blockstore.node.node import Node
+from blockstore.node.registration import Registration
+from blockstore.node.service import ReplicaService
+from blockstore.rpc import replica_pb2, replica_pb2_grpc
+
+_log = structlog.get_logger(__name__)
+_GRACE_S = 1.0
+
+
+async def run(settings: NodeSettings) -> int:
+    """Serve until SIGTERM or SIGINT, then return 0; return another exit code where the disk failed.
+
+    Raises Conflict where the directory or the address is in use.
+    """
+    stopped = stop_signals()
+    node = Node(settings)
+    endpoint = Endpoint(settings.listen, settings.advertise)
+    replica_pb2_grpc.add_ReplicaServicer_to_server(ReplicaService(node, settings), endpoint.server)
+    endpoint.add_names([replica_pb2.DESCRIPTOR.services_by_name["Replica"].full_name])
+    try:
+        await endpoint.start()
+        write_address(settings.data / "address", endpoint.address)
+        _log.info("node serves", node=node.node, zone=settings.zone, address=endpoint.address)
+        registration = asyncio.create_task(Registration(node, settings, endpoint.address).run())
+        ends: list[asyncio.Future[Any]] = [stopped, node.failed, registration]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        registration.cancel()
+        await asyncio.gather(registration, return_exceptions=True)
+        await endpoint.stop(0 if node.failed.done() else _GRACE_S)
+    finally:
+        await node.close()
+    if registration.done() and not registration.cancelled() and not node.failed.done():
+        registration.result()
+    return node.failed.result() if node.failed.done() else 0

@@ -1,0 +1,238 @@
+"""One replica on its node: carries out what the follower asks for, in order.
+
+The follower decides, the store and the journal do. Everything here runs in the node's event loop,
+save what touches the tables for long: a checkpoint or a copy runs in a thread, one at a time for
+each replica. Meanwhile events go on; only ResetLog, and whatever follows it, waits for the thread.
+
+Invariant: `mark` and the follower's image move in one step of the loop, so that an image always
+reflects every journal entry up to its mark.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from blockstore.domain import Position, ReplicaAddress, ReplicaId
+from blockstore.errors import CairnError
+from blockstore.log import LogEntry, RecordEntry
+from blockstore.node.journal_writer import JournalWriter
+from blockstore.node.memory import MemoryBudget
+from blockstore.replication.follower import Follower
+from blockstore.replication.messages import (
+    Answer,
+    Append,
+    AppendAnswer,
+    Checkpoint,
+    Commit,
+    FencedBy,
+    FetchDelta,
+    FetchLog,
+    FollowerEffect,
+    Persist,
+    ResetLog,
+    SealAnswer,
+    SealEpoch,
+)
+from blockstore.rpc import replica_pb2 as pb
+from blockstore.storage.journal import Journal, JournalEntry
+from blockstore.storage.replica_store import BlockVersion, ReplicaStore
+
+AnswerMessage = SealAnswer | AppendAnswer | FencedBy
+
+
+class Reply(Protocol):
+    """Where an answer goes. It may be gone by then."""
+
+    def deliver(self, message: AnswerMessage) -> None: ...
+
+
+class CatchesUp(Protocol):
+    """Fetches from peers on a replica's behalf."""
+
+    def start(self, hosted: "HostedReplica", effect: FetchLog | FetchDelta) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What a node's replicas share.
+
+    tables: the threads that touch LMDB for long. checkpoint_soon: called whenever a replica's
+    unapplied bytes have grown; urgent where something waits for the checkpoint.
+    """
+
+    journal: Journal
+    writer: JournalWriter
+    memory: MemoryBudget
+    tables: Executor
+    catch_up: CatchesUp
+    checkpoint_soon: Callable[["HostedReplica", bool], None]
+
+
+class HostedReplica:
+    """A follower, its store, and its share of the node's journal."""
+
+    def __init__(self, store: ReplicaStore, follower: Follower, services: Services) -> None:
+        self.store = store
+        self.follower = follower
+        self.address: ReplicaAddress = store.address
+        self.peers: dict[ReplicaId, str] = {}
+        """The addresses of the other members' nodes, as a leader last gave them."""
+        self.dirty_since: float | None = None
+        """Loop time at which the oldest record was committed that no checkpoint has applied."""
+        self.closed = False
+        self._services = services
+        self._mark = store.mark
+        self._end = follower.end
+        self._tables = asyncio.Lock()
+        self._deferred: deque[FollowerEffect] = deque()
+
+    @property
+    def replica(self) -> ReplicaId:
+        return self.address.replica
+
+    # ---- events
+
+    def carry_out(self, effects: Iterable[FollowerEffect]) -> None:
+        """What the follower said, in order. Nothing of a replica that was closed."""
+        if self.closed:
+            return
+        for effect in effects:
+            if self._deferred or (isinstance(effect, ResetLog) and self._tables.locked()):
+                self._deferred.append(effect)
+            else:
+                self._carry_out(effect)
+        self._services.memory.update(self.replica, self.follower.unapplied_bytes)
+
+    def append(self, reply: Reply, message: Append) -> None:
+        self.carry_out(self.follower.append(reply, message))
+
+    async def seal(self, message: SealEpoch, known: Position) -> SealAnswer | FencedBy:
+        """Everything that was accepted before is durable and counted in the answer."""
+        reply = _OneReply()
+        self.carry_out(self.follower.know_acked(known))
+        self.carry_out(self.follower.seal(reply, message))
+        return cast(SealAnswer | FencedBy, await reply.future)
+
+    def refuse_read(self, sender: SealEpoch, commit: Position) -> CairnError | None:
+        """None where this replica may answer a read at `commit`, and then has made it visible."""
+        try:
+            self.carry_out(self.follower.read(sender.epoch, sender.configuration, commit))
+        except CairnError as error:
+            return error
+        return None
+
+    def set_peers(self, peers: Iterable[pb.Peer]) -> None:
+        """Where the other members are now."""
+        self.peers.update({ReplicaId(peer.replica): peer.address for peer in peers if peer.address})
+
+    def when_durable(self, call: Callable[[], None]) -> None:
+        """Call once everything that was given to the journal so far is on disk."""
+        self._services.writer.submit([], lambda _: call())
+
+    # ---- tables
+
+    async def checkpoint(self) -> None:
+        """Bring all that is committed into the tables, and give up the journal below."""
+        async with self._exclusive():
+            if self.closed:
+                return
+            image, mark = self.follower.image(), self._mark
+            self.dirty_since = None
+            await self.in_thread(self.store.checkpoint, image, mark)
+            self.carry_out(self.follower.checkpointed(image))
+        if self._services.journal.release(self.replica, mark):
+            self._services.writer.room_made()
+
+    async def copy(self, attempt: int, stated: Position, meta: bytes | None, extents: list[list[bytes]]) -> bool:
+        """Write what a peer sent, as it was at `stated`. False where this attempt is over."""
+        async with self._exclusive():
+            image = None if self.closed else self.follower.accept_copy(attempt, stated)
+            if image is None:
+                return False
+            await self.in_thread(self.store.write_copy, meta, extents, stated, image)
+        return True
+
+    async def repair(self, version: BlockVersion, block: bytes) -> bool:
+        """Whether `block` passed the checksum that is kept for this version, and stands in the tables now."""
+        async with self._exclusive():
+            if self.closed:
+                return False
+            repaired: bool = await self.in_thread(
+                self.store.repair, version.number, version.generation, version.sequence, block
+            )
+            return repaired
+
+    @asynccontextmanager
+    async def reading_tables(self) -> AsyncIterator[None]:
+        """While inside, no checkpoint moves the store's applied position."""
+        async with self._exclusive():
+            yield
+
+    async def in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._services.tables, function, *arguments)
+
+    async def close(self) -> None:
+        """Waits for what is in a thread; the store is closed afterwards."""
+        self.closed = True
+        async with self._tables:
+            self.store.close()
+        self._services.memory.update(self.replica, 0)
+
+    @asynccontextmanager
+    async def _exclusive(self) -> AsyncIterator[None]:
+        async with self._tables:
+            yield
+        deferred, self._deferred = self._deferred, deque()
+        self.carry_out(deferred)
+
+    # ---- effects
+
+    def _carry_out(self, effect: FollowerEffect) -> None:
+        match effect:
+            case Persist(number, entries):
+                self._persist(number, entries)
+            case Answer(origin, message):
+                cast(Reply, origin).deliver(message)
+            case Commit(records):
+                self.store.commit(records)
+                if self.dirty_since is None:
+                    self.dirty_since = asyncio.get_running_loop().time()
+                self._services.checkpoint_soon(self, False)
+            case ResetLog():
+                self.store.reset()
+            case FetchLog() | FetchDelta():
+                self._services.catch_up.start(self, effect)
+            case Checkpoint():
+                self._services.checkpoint_soon(self, True)
+
+    def _persist(self, number: int, entries: tuple[LogEntry, ...]) -> None:
+        self._services.writer.submit(
+            [JournalEntry(self.replica, entry, self._end_with(entry)) for entry in entries],
+            lambda last: self._persisted(number, last),
+        )
+
+    def _end_with(self, entry: LogEntry) -> Position:
+        """The end of the log, never falling: a truncate stands beside the record that replaces the tail."""
+        if isinstance(entry, RecordEntry):
+            self._end = max(self._end, entry.record.position)
+        return self._end
+
+    def _persisted(self, number: int, last: int) -> None:
+        if not self.closed:
+            self._mark = last
+            self.carry_out(self.follower.persisted(number))
+
+
+class _OneReply:
+    """The answer to one call."""
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[AnswerMessage] = asyncio.get_running_loop().create_future()
+
+    def deliver(self, message: AnswerMessage) -> None:
+        if not self.future.done():
+            self.future.set_result(message)

@@ -1,0 +1,232 @@
+"""A node's replicas: opened from disk, created, deleted; and the end when the disk cannot be trusted.
+
+Start: every store, then the journal with what each store reflects, then a follower for each replica
+out of both. Nothing is answered before what was read back is durable (the journal sees to it).
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import structlog
+
+from blockstore.config import EXIT_DO_NOT_RESTART, NodeSettings
+from blockstore.domain import ORIGIN, NodeId, Position, ReplicaAddress, ReplicaId
+from blockstore.errors import AlreadyExists, CairnError, NotFound
+from blockstore.grpc_endpoint import open_channel
+from blockstore.log import UNKNOWN_FLOOR, Filling, LogImage
+from blockstore.node.catch_up import CatchUpClient
+from blockstore.node.checkpointer import Checkpointer
+from blockstore.node.hosted_replica import HostedReplica, Services
+from blockstore.node.journal_writer import JournalWriter
+from blockstore.node.memory import MemoryBudget
+from blockstore.node.repair import Repairer
+from blockstore.replica_codec import from_position, make_target
+from blockstore.replication.follower import Follower
+from blockstore.rpc import replica_pb2 as pb
+from blockstore.storage.journal import Journal, Recovered
+from blockstore.storage.node_store import NodeStore
+from blockstore.storage.replica_store import ReplicaStore
+from blockstore.units import GIB, Sequence
+
+_log = structlog.get_logger(__name__)
+#: Files of the journal together: what lies in them and not in the tables is bounded far below by memory.
+_JOURNAL_BYTES = GIB
+
+
+class Node:
+    """Use it inside one event loop. `failed` is set, with the exit code, when the process must end."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self.failed: asyncio.Future[int] = self._loop.create_future()
+        self.store = NodeStore.open(settings.data, reserve_bytes=settings.reserve_bytes)
+        self.node = NodeId(self.store.node)
+        self.memory = MemoryBudget(settings.max_unapplied_bytes)
+        self._hosted: dict[ReplicaId, HostedReplica] = {}
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._catch_up = CatchUpClient(self._channel, self.memory, settings.call_timeout_s)
+        self._repairer = Repairer(self._channel, settings.call_timeout_s)
+        stores = {store.address.replica: store for store in self.store.open_replicas()}
+        self.journal, recovered = Journal.open(
+            self.store.journal_directory,
+            max_bytes=_JOURNAL_BYTES,
+            marks={replica: store.mark for replica, store in stores.items()},
+        )
+        self._checkpointer = Checkpointer(settings, self.journal, self.memory, self.replicas)
+        self._writer = JournalWriter(
+            self.journal,
+            self._loop,
+            on_failure=self.fail,
+            on_full=self._checkpointer.journal_full,
+        )
+        self._services = Services(
+            self.journal,
+            self._writer,
+            self.memory,
+            ThreadPoolExecutor(2, thread_name_prefix="tables"),
+            self._catch_up,
+            self._checkpointer.soon,
+        )
+        self._tasks = [
+            self._loop.create_task(self._guard(run())) for run in (self._checkpointer.run, self._watch_space)
+        ]
+        self._writer.start()
+        for store in stores.values():
+            self._host(store, recovered)
+
+    # ---- replicas
+
+    def replicas(self) -> Iterable[HostedReplica]:
+        return list(self._hosted.values())
+
+    def find(self, address: ReplicaAddress) -> HostedReplica:
+        """Raises NotFound where this node has no such replica, or has it for another volume or segment."""
+        hosted = self.find_replica(address.replica)
+        if hosted.address != address:
+            raise NotFound(f"replica {address.replica} on node {self.node} is none of {address.volume}")
+        return hosted
+
+    def find_replica(self, replica: ReplicaId) -> HostedReplica:
+        """Raises NotFound."""
+        hosted = self._hosted.get(replica)
+        if hosted is None:
+            raise NotFound(f"node {self.node} has no replica {replica}")
+        return hosted
+
+    async def create(self, address: ReplicaAddress, *, filling: bool) -> bool:
+        """False where it is there already. Raises AlreadyExists where the id is another volume's."""
+        hosted = self._hosted.get(address.replica)
+        if hosted is not None:
+            if hosted.address != address:
+                raise AlreadyExists(f"replica {address.replica} belongs to {hosted.address.volume}")
+            return False
+        image = LogImage(filling=Filling(ORIGIN, ORIGIN, Sequence(0)) if filling else None)
+        store = self.store.create_replica(address, image)
+        follower, effects = Follower.restore(address.replica, store.image, ())
+        self._add(store, follower).carry_out(effects)
+        _log.info("replica created", replica=address.replica, volume=address.volume, filling=filling)
+        return True
+
+    async def delete(self, address: ReplicaAddress) -> bool:
+        """False where there is none. Raises NotFound where the id is another volume's."""
+        if address.replica not in self._hosted:
+            return False
+        hosted = self.find(address)
+        del self._hosted[address.replica]
+        self._catch_up.stop(address.replica)
+        await hosted.close()
+        await self._loop.run_in_executor(None, self.store.delete_replica, address.replica)
+        if self.journal.forget(address.replica):
+            self._writer.room_made()
+        _log.info("replica deleted", replica=address.replica, volume=address.volume)
+        return True
+
+    def repair(self, hosted: HostedReplica, error: CairnError) -> None:
+        """Fetch the blocks that `error` names from peers, in the background."""
+        self._repairer.start(hosted, error)
+
+    def replica_statuses(self) -> list[pb.ReplicaStatus]:
+        return [self._status(hosted) for hosted in self._hosted.values()]
+
+    @property
+    def full(self) -> bool:
+        return self.store.space.full
+
+    # ---- the end
+
+    def fail(self, error: BaseException) -> None:
+        """The disk cannot be trusted: mark every replica as suspect, and end the process.
+
+        Design, section 3, rule 9: what the kernel dropped is not known.
+        """
+        if self.failed.done():
+            return
+        _log.critical("storage failed; the replicas here will be filled from their peers", exc_info=error)
+        code = 1
+        for replica in self._hosted:
+            try:
+                self.store.mark_suspect(replica)
+            except OSError as failure:
+                _log.critical("cannot even note that", replica=replica, error=str(failure))
+                code = EXIT_DO_NOT_RESTART
+        self.failed.set_result(code)
+
+    async def close(self) -> None:
+        """Bring what is committed into the tables, and let go of the disk."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._repairer.stop()
+        for hosted in self.replicas():
+            self._catch_up.stop(hosted.replica)
+            if not self.failed.done():
+                with contextlib.suppress(CairnError):  # it stays in the journal
+                    await hosted.checkpoint()
+        await self._loop.run_in_executor(None, self._writer.close)
+        for hosted in self.replicas():
+            await hosted.close()
+        for channel in self._channels.values():
+            await channel.close(None)
+        self.journal.close()
+        self.store.close()
+
+    # ---- inside
+
+    def _host(self, store: ReplicaStore, recovered: Recovered) -> None:
+        replica = store.address.replica
+        damage: Position | None = recovered.damaged.get(replica)
+        if self.store.is_suspect(replica):
+            damage = UNKNOWN_FLOOR
+        follower, effects = Follower.restore(replica, store.image, recovered.entries.get(replica, ()), damage=damage)
+        hosted = self._add(store, follower)
+        hosted.carry_out(effects)
+        if self.store.is_suspect(replica):
+            # Once what the follower has just written about it is durable, the journal itself says so.
+            hosted.when_durable(lambda: self.store.clear_suspect(replica))
+
+    def _add(self, store: ReplicaStore, follower: Follower) -> HostedReplica:
+        follower.full = self.full
+        hosted = HostedReplica(store, follower, self._services)
+        self._hosted[hosted.replica] = hosted
+        return hosted
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = open_channel(address)
+        return channel
+
+    def _status(self, hosted: HostedReplica) -> pb.ReplicaStatus:
+        follower = hosted.follower
+        return pb.ReplicaStatus(
+            target=make_target(hosted.address, follower.epoch, follower.configuration),
+            end=from_position(follower.end),
+            commit=from_position(follower.commit),
+            applied=from_position(hosted.store.applied),
+            whole=follower.whole,
+            generation=follower.generation,
+            unapplied_bytes=follower.unapplied_bytes,
+            file_bytes=hosted.store.file_bytes,
+            corrupt_blocks_found=self._repairer.found.get(hosted.replica, 0),
+            corrupt_blocks_repaired=self._repairer.repaired.get(hosted.replica, 0),
+        )
+
+    async def _watch_space(self) -> None:
+        while True:
+            full = await self._loop.run_in_executor(None, self.store.space.poll)
+            for hosted in self._hosted.values():
+                if hosted.follower.full != full:
+                    _log.warning("space", replica=hosted.replica, full=full)
+                hosted.follower.full = full
+            await asyncio.sleep(self._settings.heartbeat_s)
+
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            self.fail(error)

@@ -1,0 +1,79 @@
+"""How control learns of this node, and what it learns from control.
+
+Control hears where the node listens, how full it is and what replicas it has; it answers with
+replicas to delete, and with positions that replicas here are known to have acked.
+"""
+
+from collections.abc import Iterable
+
+import structlog
+
+from blockstore.config import NodeSettings
+from blockstore.domain import ReplicaId
+from blockstore.errors import NotFound
+from blockstore.grpc_endpoint import open_channel
+from blockstore.grpc_errors import cairn_errors
+from blockstore.heartbeat import beat
+from blockstore.node.node import Node
+from blockstore.replica_codec import to_address, to_position
+from blockstore.rpc import control_pb2 as pb
+from blockstore.rpc import control_pb2_grpc
+
+_log = structlog.get_logger(__name__)
+
+
+class Registration:
+    """Keeps `node`, which others dial at `address`, known to control."""
+
+    def __init__(self, node: Node, settings: NodeSettings, address: str) -> None:
+        self._node = node
+        self._settings = settings
+        self._address = address
+        self._channel = open_channel(settings.control)
+        self._control = control_pb2_grpc.ControlStub(self._channel)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        try:
+            await beat(self._settings.heartbeat_s, self._register, self._report)
+        finally:
+            await self._channel.close(None)
+
+    async def _register(self) -> None:
+        request = pb.RegisterNodeRequest(
+            node=self._node.node,
+            address=self._address,
+            zone=self._settings.zone,
+            capacity_bytes=self._node.store.space.capacity_bytes,
+        )
+        with cairn_errors(f"control at {self._settings.control}"):
+            response: pb.RegisterNodeResponse = await self._control.RegisterNode(
+                request, timeout=self._settings.call_timeout_s
+            )
+        self._learn(response.known)
+
+    async def _report(self) -> None:
+        space = self._node.store.space
+        request = pb.NodeHeartbeatRequest(
+            node=self._node.node,
+            address=self._address,
+            capacity_bytes=space.capacity_bytes,
+            used_bytes=space.used_bytes,
+            full=space.full,
+            replicas=self._node.replica_statuses(),
+        )
+        with cairn_errors(f"control at {self._settings.control}"):
+            response: pb.NodeHeartbeatResponse = await self._control.NodeHeartbeat(
+                request, timeout=self._settings.call_timeout_s
+            )
+        self._learn(response.known)
+        for target in response.delete:
+            await self._node.delete(to_address(target))
+
+    def _learn(self, known: Iterable[pb.KnownPosition]) -> None:
+        for each in known:
+            try:
+                hosted = self._node.find_replica(ReplicaId(each.replica))
+            except NotFound:
+                continue
+            hosted.carry_out(hosted.follower.know_acked(to_position(each.position)))

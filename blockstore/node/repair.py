@@ -1,0 +1,90 @@
+"""Bad blocks are fetched from peers: only an identical block, generation and sequence will do.
+
+The checksum that the tables keep is the judge of what a peer sends. Repairs run in the background,
+one task for each replica; a read that hit a bad block is answered by another member meanwhile.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+
+import grpc
+import structlog
+
+from blockstore.domain import ReplicaAddress, ReplicaId
+from blockstore.errors import CairnError
+from blockstore.grpc_errors import cairn_errors
+from blockstore.node.hosted_replica import HostedReplica
+from blockstore.replica_codec import make_target
+from blockstore.rpc import replica_pb2 as pb
+from blockstore.rpc import replica_pb2_grpc
+from blockstore.storage.replica_store import BlockVersion, CorruptBlocks
+
+_log = structlog.get_logger(__name__)
+
+
+class Repairer:
+    """Counts bad blocks found and repaired, by replica, since the process started."""
+
+    def __init__(self, open_channel: Callable[[str], grpc.aio.Channel], timeout_s: float) -> None:
+        self._open_channel = open_channel
+        self._timeout_s = timeout_s
+        self.found: Counter[ReplicaId] = Counter()
+        self.repaired: Counter[ReplicaId] = Counter()
+        self._bad: dict[ReplicaId, set[BlockVersion]] = {}
+        self._running: dict[ReplicaId, asyncio.Task[None]] = {}
+
+    def start(self, hosted: HostedReplica, error: CairnError) -> None:
+        """Repair what `error` names; what is being repaired already is counted once."""
+        if not isinstance(error, CorruptBlocks):
+            _log.error("corruption that no block can mend", replica=hosted.replica, error=str(error))
+            return
+        bad = self._bad.setdefault(hosted.replica, set())
+        new = set(error.versions) - bad
+        bad |= new
+        self.found[hosted.replica] += len(new)
+        if new and hosted.replica not in self._running:
+            _log.error("bad blocks found", replica=hosted.replica, error=str(error))
+            task = asyncio.get_running_loop().create_task(self._run(hosted))
+            self._running[hosted.replica] = task
+            task.add_done_callback(lambda _: self._running.pop(hosted.replica, None))
+
+    def stop(self) -> None:
+        for task in list(self._running.values()):
+            task.cancel()
+
+    async def _run(self, hosted: HostedReplica) -> None:
+        bad = self._bad[hosted.replica]
+        for peer, address in list(hosted.peers.items()):
+            versions = sorted(bad)
+            if not versions or hosted.closed:
+                break
+            try:
+                await self._repair_from(hosted, peer, address, versions)
+            except CairnError as error:
+                _log.warning("a peer could not repair", replica=hosted.replica, peer=peer, error=str(error))
+        if bad:
+            _log.error("bad blocks remain", replica=hosted.replica, blocks=len(bad))
+        self._bad.pop(hosted.replica, None)
+
+    async def _repair_from(
+        self, hosted: HostedReplica, peer: ReplicaId, address: str, versions: list[BlockVersion]
+    ) -> None:
+        target = make_target(
+            ReplicaAddress(hosted.address.volume, hosted.address.segment, peer),
+            hosted.follower.epoch,
+            hosted.follower.configuration,
+        )
+        stub = replica_pb2_grpc.ReplicaStub(self._open_channel(address))
+        for at in range(0, len(versions), 256):
+            some = versions[at : at + 256]
+            request = pb.FetchBlocksRequest(
+                target=target,
+                blocks=[pb.BlockVersion(number=v.number, generation=v.generation, sequence=v.sequence) for v in some],
+            )
+            with cairn_errors(f"replica {peer}"):
+                response: pb.FetchBlocksResponse = await stub.FetchBlocks(request, timeout=self._timeout_s)
+            for version, block in zip(some, response.blocks, strict=False):
+                if block and await hosted.repair(version, block):
+                    self._bad[hosted.replica].discard(version)
+                    self.repaired[hosted.replica] += 1

@@ -1,0 +1,182 @@
+"""The Replica service: what front-ends, control and peers ask of this node's replicas.
+
+A stream of Replicate is read one message at a time, and no further while the node holds as much as
+it may. Its answers are cumulative, so only the latest one waits when the other side is slow. Reads are
+answered inline: the tables take microseconds, a thread would take more.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+import xxhash
+
+from blockstore.config import NodeSettings
+from blockstore.errors import CairnError, Corrupt
+from blockstore.grpc_errors import status_of
+from blockstore.node.catch_up_server import serve_delta, serve_log
+from blockstore.node.hosted_replica import AnswerMessage, HostedReplica
+from blockstore.node.node import Node
+from blockstore.replica_codec import (
+    check_range,
+    decode_append,
+    decode_seal,
+    encode_append_answer,
+    encode_seal_answer,
+    fenced_error,
+    to_address,
+    to_position,
+)
+from blockstore.replication.messages import AppendAnswer, FencedBy
+from blockstore.rpc import replica_pb2 as pb
+from blockstore.rpc import replica_pb2_grpc
+from blockstore.units import MIB, BlockNumber, Generation, Sequence
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+else:
+    Context = grpc.aio.ServicerContext
+
+#: Of one message of read results.
+_RESPONSE_BYTES: Final = 2 * MIB
+_MAX_REPAIRS: Final = 256
+
+
+class ReplicaService(replica_pb2_grpc.ReplicaServicer):
+    """Errors leave it as CairnError; the endpoint's interceptor turns them into a status."""
+
+    def __init__(self, node: Node, settings: NodeSettings) -> None:
+        self._node = node
+        self._settings = settings
+
+    async def Create(self, request: pb.CreateRequest, context: Context) -> pb.CreateResponse:
+        created = await self._node.create(to_address(request.target), filling=request.filling)
+        return pb.CreateResponse(created=created)
+
+    async def Delete(self, request: pb.DeleteRequest, context: Context) -> pb.DeleteResponse:
+        return pb.DeleteResponse(deleted=await self._node.delete(to_address(request.target)))
+
+    async def ListReplicas(self, request: pb.ListReplicasRequest, context: Context) -> pb.ListReplicasResponse:
+        return pb.ListReplicasResponse(replicas=self._node.replica_statuses())
+
+    async def SealEpoch(self, request: pb.SealEpochRequest, context: Context) -> pb.SealEpochResponse:
+        hosted = self._node.find(to_address(request.target))
+        hosted.set_peers(request.peers)
+        return encode_seal_answer(await hosted.seal(decode_seal(request), to_position(request.known)))
+
+    async def Replicate(
+        self, request_iterator: AsyncIterator[pb.ReplicateRequest], context: Context
+    ) -> AsyncIterator[pb.ReplicateResponse]:
+        outbox = _Outbox()
+        reader = asyncio.get_running_loop().create_task(self._take_in(request_iterator, outbox))
+        reader.add_done_callback(lambda _: outbox.close())
+        try:
+            async for answer in outbox:
+                yield encode_append_answer(answer)
+                if isinstance(answer, FencedBy):
+                    return
+            await reader
+        finally:
+            reader.cancel()
+
+    async def Read(
+        self, request_iterator: AsyncIterator[pb.ReadRequest], context: Context
+    ) -> AsyncIterator[pb.ReadResponse]:
+        async for request in request_iterator:
+            hosted = self._node.find(to_address(request.target))
+            refusal = hosted.refuse_read(decode_seal(request), to_position(request.commit))
+            results: list[pb.ReadResult] = []
+            size = 0
+            for asked in request.ranges:
+                result = self._read(hosted, asked, refusal)
+                if size + len(result.data) > _RESPONSE_BYTES:
+                    yield pb.ReadResponse(results=results)
+                    results, size = [], 0
+                results.append(result)
+                size += len(result.data)
+            yield pb.ReadResponse(results=results)
+
+    async def FetchLog(self, request: pb.FetchLogRequest, context: Context) -> AsyncIterator[pb.FetchLogResponse]:
+        hosted = self._serving_peer(request.target)
+        async for response in serve_log(hosted, self._node.journal, request):
+            yield response
+
+    async def FetchDelta(self, request: pb.FetchDeltaRequest, context: Context) -> AsyncIterator[pb.FetchDeltaResponse]:
+        async for response in serve_delta(self._serving_peer(request.target), request):
+            yield response
+
+    async def FetchBlocks(self, request: pb.FetchBlocksRequest, context: Context) -> pb.FetchBlocksResponse:
+        hosted = self._serving_peer(request.target)
+        blocks = [
+            hosted.store.block_version(BlockNumber(each.number), Generation(each.generation), Sequence(each.sequence))
+            for each in request.blocks[:_MAX_REPAIRS]
+        ]
+        return pb.FetchBlocksResponse(blocks=[block or b"" for block in blocks])
+
+    async def _take_in(self, requests: AsyncIterator[pb.ReplicateRequest], outbox: "_Outbox") -> None:
+        memory = self._node.memory
+        async for request in requests:
+            hosted = self._node.find(to_address(request.target))
+            message = decode_append(request)
+            if message.catch_up is not None:
+                hosted.set_peers(request.catch_up.peers)
+            if not memory.has_room(hosted.replica):
+                # What it commits may be what makes room.
+                hosted.append(outbox, replace(message, records=(), catch_up=None))
+                await memory.wait_for_room(hosted.replica)
+            hosted.append(outbox, message)
+
+    def _read(self, hosted: HostedReplica, asked: pb.ReadRange, refusal: CairnError | None) -> pb.ReadResult:
+        try:
+            if refusal is not None:
+                raise refusal
+            check_range(asked.start, asked.count)
+            data = hosted.store.read(BlockNumber(asked.start), asked.count)
+        except CairnError as error:
+            if isinstance(error, Corrupt):
+                self._node.repair(hosted, error)
+            number: int = status_of(error).value[0]
+            return pb.ReadResult(request=asked.request, status=number, message=str(error))
+        checksum = xxhash.xxh3_64_intdigest(data, asked.request)
+        return pb.ReadResult(request=asked.request, data=data, checksum=checksum)
+
+    def _serving_peer(self, target: pb.Target) -> HostedReplica:
+        """The replica that a peer asks; a peer that was fenced is told so."""
+        hosted = self._node.find(to_address(target))
+        own = hosted.follower
+        if (target.epoch, target.configuration) < (own.epoch, own.configuration):
+            raise fenced_error(FencedBy(own.epoch, own.configuration))
+        return hosted
+
+
+class _Outbox:
+    """The latest answer of one stream. Answers are cumulative: an older one is not missed."""
+
+    def __init__(self) -> None:
+        self._answer: AppendAnswer | FencedBy | None = None
+        self._closed = False
+        self._wake = asyncio.Event()
+
+    def deliver(self, message: AnswerMessage) -> None:
+        assert isinstance(message, AppendAnswer | FencedBy)
+        if not isinstance(self._answer, FencedBy):
+            self._answer = message
+        self._wake.set()
+
+    def close(self) -> None:
+        self._closed = True
+        self._wake.set()
+
+    def __aiter__(self) -> "_Outbox":
+        return self
+
+    async def __anext__(self) -> AppendAnswer | FencedBy:
+        while self._answer is None:
+            if self._closed:
+                raise StopAsyncIteration
+            self._wake.clear()
+            await self._wake.wait()
+        answer, self._answer = self._answer, None
+        return answer

@@ -1,0 +1,70 @@
+"""What control and a front-end tell each other about a volume: the ticket to open it, and how it does."""
+
+from blockstore.domain import Configuration, Member, NodeId, ReplicaId, SegmentNumber, VolumeId
+from blockstore.errors import InvalidRequest
+from blockstore.replica_codec import from_position, to_position
+from blockstore.rpc import control_pb2 as pb
+from blockstore.units import Epoch
+from blockstore.volume.open_volume import OpenVolume, Ticket
+
+
+def to_ticket(message: pb.OpenTicket) -> Ticket:
+    """Raises InvalidRequest where the volume has not exactly one segment."""
+    if len(message.segments) != 1:
+        raise InvalidRequest(f"{message.volume} has {len(message.segments)} segments: this front-end serves one")
+    segment = message.segments[0]
+    members = [*segment.configuration.members, *segment.configuration.old_members]
+    return Ticket(
+        volume=VolumeId(message.volume),
+        segment=SegmentNumber(segment.number),
+        size_bytes=message.size_bytes,
+        epoch=Epoch(message.epoch),
+        configuration=Configuration(
+            segment.configuration.number,
+            tuple(_to_member(each) for each in segment.configuration.members),
+            tuple(_to_member(each) for each in segment.configuration.old_members),
+        ),
+        addresses=addresses_of(message),
+        known={ReplicaId(member.replica): to_position(member.known) for member in members},
+        accept_loss=message.accept_loss,
+    )
+
+
+def addresses_of(message: pb.OpenTicket) -> dict[ReplicaId, str]:
+    """Where the members are now; none for a node that never registered."""
+    return {
+        ReplicaId(member.replica): member.address
+        for segment in message.segments
+        for member in (*segment.configuration.members, *segment.configuration.old_members)
+        if member.address
+    }
+
+
+def member_reports(volume: OpenVolume) -> list[pb.MemberReport]:
+    """How each member does, for control."""
+    return [
+        pb.MemberReport(
+            replica=member.replica,
+            connected=member.connected,
+            whole=member.whole,
+            matched=from_position(member.matched),
+            lag_records=member.lag_records,
+            full=member.full,
+            extents_done=member.extents_done,
+            extents_total=member.extents_total,
+            degraded_why=volume.link_trouble(member.replica) or _why(member.whole, member.lag_records, member.full),
+        )
+        for member in volume.status().members
+    ]
+
+
+def _why(whole: bool, lag_records: int, full: bool) -> str:
+    if not whole:
+        return "it is being filled from its peers"
+    if full:
+        return "its disk is full"
+    return "it is catching up" if lag_records > 1000 else ""
+
+
+def _to_member(message: pb.Member) -> Member:
+    return Member(ReplicaId(message.replica), NodeId(message.node))

@@ -1,0 +1,175 @@
+"""The volumes that are attached to this front-end, each as one attempt by epoch.
+
+An attempt opens a volume at its epoch, exports it under its id and its name once it is served, and
+ends for good when it is closed, replaced by one of a newer epoch, or over (fenced, or with records
+lost). No epoch is ever opened twice. A fenced attempt takes no new clients, but leaves those that it
+has: each of their requests fails with ESHUTDOWN, so that they hear of it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+
+import structlog
+
+from blockstore.domain import ReplicaId, VolumeId
+from blockstore.errors import CairnError, Corrupt, Fenced
+from blockstore.replica_codec import from_position
+from blockstore.replication.leader import LeaderSettings
+from blockstore.rpc import control_pb2 as pb
+from blockstore.units import format_size
+from blockstore.volume.control_messages import addresses_of, member_reports, to_ticket
+from blockstore.volume.open_volume import OpenVolume
+from nbd_server.device import Device
+from nbd_server.exports import Export
+from nbd_server.server import NbdServer
+
+_log = structlog.get_logger(__name__)
+
+AskControl = Callable[[VolumeId, int], Awaitable[pb.OpenTicket]]
+"""GetAttachment of a volume at an epoch."""
+
+
+class Attempt:
+    """One volume at one epoch."""
+
+    def __init__(self, message: pb.OpenTicket, volume: OpenVolume) -> None:
+        self.volume = volume
+        self.epoch: int = message.epoch
+        self.exports: list[Export] = []
+        self.served: asyncio.Task[None]
+        """Done when the volume is exported; with the error where the attempt has ended before."""
+        self._message = message
+
+    def make_exports(self) -> list[Export]:
+        """Under its id, and its name if it has one: one device, so that both see one order of changes."""
+        device = Device(self.volume)
+        description = (
+            f"Cairn volume {self._message.volume}, {format_size(self._message.size_bytes)}, epoch {self.epoch}"
+        )
+        names = dict.fromkeys(filter(None, (self._message.volume, self._message.name)))
+        return [Export(name, device, description, read_only=self._message.read_only) for name in names]
+
+    @property
+    def fate(self) -> CairnError | None:
+        """Why it ended for good; None while it has not."""
+        return self.volume.over.result() if self.volume.over.done() else None
+
+    def report(self) -> pb.VolumeReport:
+        state, why = self._state()
+        status = self.volume.status()
+        return pb.VolumeReport(
+            volume=self.volume.volume,
+            epoch=self.epoch,
+            state=state,
+            why=why,
+            commit=from_position(status.commit),
+            size_bytes=self.volume.size_bytes,
+            members=member_reports(self.volume),
+        )
+
+    def _state(self) -> tuple[pb.ServingState.ValueType, str]:
+        match self.fate:
+            case None if self.exports:
+                return pb.SERVING_STATE_SERVING, self.volume.why
+            case None:
+                return pb.SERVING_STATE_OPENING, self.volume.why
+            case Fenced() as error:
+                return pb.SERVING_STATE_FENCED, str(error)
+            case Corrupt() as error:
+                return pb.SERVING_STATE_LOST, str(error)
+            case error:
+                return pb.SERVING_STATE_FAILED, str(error)
+
+
+class Attachments:
+    """All attempts of this process, the latest of each volume."""
+
+    def __init__(
+        self, server: NbdServer, settings: LeaderSettings, call_timeout_s: float, ask_control: AskControl
+    ) -> None:
+        self._server = server
+        self._settings = settings
+        self._call_timeout_s = call_timeout_s
+        self._ask_control = ask_control
+        self._attempts: dict[VolumeId, Attempt] = {}
+        self._closed: dict[VolumeId, int] = {}
+        """The highest epoch that was closed here."""
+        self._turn: dict[VolumeId, asyncio.Lock] = {}
+
+    def __iter__(self) -> Iterator[Attempt]:
+        return iter(list(self._attempts.values()))
+
+    def find(self, volume: VolumeId) -> Attempt | None:
+        return self._attempts.get(volume)
+
+    async def open(self, message: pb.OpenTicket) -> None:
+        """Serve the volume at the ticket's epoch; returns once it is served.
+
+        An attempt goes on when the caller has gone. Raises Fenced for an epoch that is over here, and
+        what ended the attempt.
+        """
+        volume = VolumeId(message.volume)
+        async with self._turn.setdefault(volume, asyncio.Lock()):
+            attempt = self._attempts.get(volume)
+            highest = max(attempt.epoch if attempt else 0, self._closed.get(volume, 0) + 1)
+            if message.epoch < highest:
+                raise Fenced(f"epoch {message.epoch} of {volume} is over at this front-end")
+            if attempt is None or attempt.epoch < message.epoch:
+                if attempt is not None:
+                    await self._end(attempt)
+                attempt = self._begin(message)
+        await asyncio.shield(attempt.served)
+
+    async def close(self, volume: VolumeId, epoch: int) -> bool:
+        """End the attempt of that epoch or an older one, and disconnect its clients. False where none is open."""
+        async with self._turn.setdefault(volume, asyncio.Lock()):
+            self._closed[volume] = max(epoch, self._closed.get(volume, 0))
+            attempt = self._attempts.get(volume)
+            if attempt is None or attempt.epoch > epoch:
+                return False
+            await self._end(attempt)
+            del self._attempts[volume]
+            return True
+
+    async def close_all(self) -> None:
+        for volume, attempt in list(self._attempts.items()):
+            await self.close(volume, attempt.epoch)
+
+    def _begin(self, message: pb.OpenTicket) -> Attempt:
+        ticket = to_ticket(message)
+
+        async def refresh() -> dict[ReplicaId, str]:
+            return addresses_of(await self._ask_control(ticket.volume, ticket.epoch))
+
+        volume = OpenVolume(ticket, self._settings, self._call_timeout_s, refresh)
+        attempt = Attempt(message, volume)
+        attempt.served = asyncio.get_running_loop().create_task(self._serve(attempt))
+        attempt.served.add_done_callback(_retrieved)
+        volume.over.add_done_callback(lambda _: self._take_out(attempt))
+        self._attempts[ticket.volume] = attempt
+        return attempt
+
+    async def _serve(self, attempt: Attempt) -> None:
+        await attempt.volume.wait_until_served()
+        for export in attempt.make_exports():
+            self._server.exports.add(export)
+            attempt.exports.append(export)
+
+    def _take_out(self, attempt: Attempt) -> None:
+        """New clients do not find it any more."""
+        for export in attempt.exports:
+            if self._server.exports.find(export.name) is export:
+                self._server.exports.remove(export.name)
+
+    async def _end(self, attempt: Attempt) -> None:
+        attempt.served.cancel()
+        self._take_out(attempt)
+        for export in attempt.exports:
+            await self._server.end_connections(export)
+        await attempt.volume.close()
+
+
+def _retrieved(task: "asyncio.Task[None]") -> None:
+    """Who waits for it hears of its end; where nobody does, the report to control says it."""
+    if not task.cancelled() and task.exception() is not None:
+        _log.warning("a volume could not be served", error=str(task.exception()))

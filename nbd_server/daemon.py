@@ -1,0 +1,67 @@
+"""The front-end's process: the NBD server, the FrontEnd service, and word to control."""
+
+import asyncio
+from typing import Any, Final
+from urllib.parse import quote
+
+import structlog
+
+from blockstore.config import FrontEndSettings, join_address, split_address
+from blockstore.daemon import stop_signals, write_address
+from blockstore.errors import Conflict
+from blockstore.grpc_endpoint import Endpoint
+from blockstore.rpc import control_pb2, control_pb2_grpc
+from nbd_server.exports import Exports
+from nbd_server.front_end import FrontEnd
+from nbd_server.server import NbdServer
+
+_log = structlog.get_logger(__name__)
+_GRACE_S: Final = 1.0
+
+
+async def run(settings: FrontEndSettings) -> int:
+    """Serve until SIGTERM or SIGINT; returns 0. Raises Conflict where an address is in use.
+
+    Raises Fenced where another process runs with this front-end's id.
+    """
+    stopped = stop_signals()
+    server = NbdServer(Exports())
+    front_end = FrontEnd(settings, server)
+    endpoint = Endpoint(settings.listen, settings.advertise)
+    control_pb2_grpc.add_FrontEndServicer_to_server(front_end, endpoint.server)
+    endpoint.add_names([control_pb2.DESCRIPTOR.services_by_name["FrontEnd"].full_name])
+    await _listen(server, settings, front_end)
+    await endpoint.start()
+    front_end.address = endpoint.address
+    write_address(settings.state / "address", endpoint.address)
+    _log.info("front-end serves", front_end=front_end.id, address=endpoint.address, uris=front_end.uris)
+    control = asyncio.create_task(front_end.run())
+    ends: list[asyncio.Future[Any]] = [stopped, control]
+    try:
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        control.cancel()
+        ended = await asyncio.gather(control, return_exceptions=True)
+        await front_end.close()
+        await server.close()
+        await endpoint.stop(_GRACE_S)
+    if not stopped.done() and isinstance(ended[0], Exception):
+        raise ended[0]
+    return 0
+
+
+async def _listen(server: NbdServer, settings: FrontEndSettings, front_end: FrontEnd) -> None:
+    try:
+        host, port = await server.listen_tcp(*split_address(settings.nbd_listen))
+        if settings.nbd_socket is not None:
+            settings.nbd_socket.parent.mkdir(parents=True, exist_ok=True)
+            await server.listen_unix(settings.nbd_socket)
+    except OSError as error:
+        raise Conflict(
+            f"cannot listen for NBD clients: {error}; choose another --nbd-listen or --nbd-socket"
+        ) from error
+    address = join_address(host, port)
+    write_address(settings.state / "nbd_address", address)
+    front_end.uris = [f"nbd://{address}"]
+    if settings.nbd_socket is not None:
+        front_end.uris.append(f"nbd+unix://?socket={quote(str(settings.nbd_socket.absolute()))}")

@@ -1,0 +1,180 @@
+"""The front-end as control sees it: the FrontEnd service, and the word that it sends to control.
+
+After a start it takes a new epoch for every volume that is attached to it, and serves it again. An
+attempt that failed is made anew with another epoch; one that was fenced is not.
+"""
+
+import asyncio
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+import structlog
+
+from blockstore.config import FrontEndSettings
+from blockstore.domain import FrontEndId, VolumeId, check_id, make_id
+from blockstore.errors import CairnError, Conflict, Corrupt, Fenced, NotFound
+from blockstore.grpc_endpoint import open_channel
+from blockstore.grpc_errors import cairn_errors
+from blockstore.heartbeat import beat
+from blockstore.replication.leader import LeaderSettings
+from blockstore.rpc import control_pb2 as pb
+from blockstore.rpc import control_pb2_grpc
+from nbd_server.attachments import Attachments
+from nbd_server.server import NbdServer
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+else:
+    Context = grpc.aio.ServicerContext
+
+_log = structlog.get_logger(__name__)
+_PAUSE_S: Final = 1.0
+
+
+def front_end_id(state: Path) -> FrontEndId:
+    """The id in `state`, made at the first start. Raises InvalidRequest where the file holds something else."""
+    state.mkdir(parents=True, exist_ok=True)
+    path = state / "id"
+    if not path.exists():
+        scratch = path.with_suffix(".new")
+        scratch.write_text(make_id("fe", secrets.token_bytes(9)) + "\n")
+        scratch.replace(path)
+    return FrontEndId(check_id("fe", path.read_text().strip()))
+
+
+class FrontEnd(control_pb2_grpc.FrontEndServicer):
+    """One process. `address` is where control dials, `uris` where NBD clients connect; both are set before `run`."""
+
+    def __init__(self, settings: FrontEndSettings, server: NbdServer) -> None:
+        self.id = front_end_id(settings.state)
+        self.instance = secrets.token_hex(8)
+        self.address = ""
+        self.uris: list[str] = []
+        self._settings = settings
+        self._channel = open_channel(settings.control)
+        self._control = control_pb2_grpc.ControlStub(self._channel)
+        self._attachments = Attachments(
+            server,
+            LeaderSettings(lease_s=settings.lease_s, drift_s=settings.drift_s, retry_limit_s=settings.retry_limit_s),
+            settings.call_timeout_s,
+            self._get_attachment,
+        )
+        self._opening: dict[VolumeId, asyncio.Task[None]] = {}
+
+    # ---- control calls
+
+    async def OpenVolume(self, request: pb.OpenVolumeRequest, context: Context) -> pb.OpenVolumeResponse:
+        if (request.front_end, request.instance) != (self.id, self.instance):
+            raise Conflict(f"this is {self.id}, instance {self.instance}: look up the front-end's address again")
+        await self._attachments.open(request.ticket)
+        return pb.OpenVolumeResponse()
+
+    async def CloseVolume(self, request: pb.CloseVolumeRequest, context: Context) -> pb.CloseVolumeResponse:
+        self._check_name(request.front_end)
+        volume = VolumeId(check_id("vol", request.volume))
+        opening = self._opening.pop(volume, None)
+        if opening is not None:
+            opening.cancel()
+        return pb.CloseVolumeResponse(closed=await self._attachments.close(volume, request.epoch))
+
+    async def ResizeVolume(self, request: pb.ResizeExportRequest, context: Context) -> pb.ResizeExportResponse:
+        self._check_name(request.front_end)
+        attempt = self._attachments.find(VolumeId(request.volume))
+        if attempt is None or attempt.epoch != request.epoch:
+            raise NotFound(f"{request.volume} is not open here at epoch {request.epoch}")
+        attempt.volume.grow(request.size_bytes)
+        return pb.ResizeExportResponse()
+
+    def _check_name(self, name: str) -> None:
+        if name != self.id:
+            raise Conflict(f"this is {self.id}, not {name}: look up the front-end's address again")
+
+    # ---- calls to control
+
+    async def run(self) -> None:
+        """Keep control informed, until cancelled. Raises Fenced where another process has this front-end's id."""
+        await beat(self._settings.heartbeat_s, self._register, self._report)
+
+    async def close(self) -> None:
+        """Answer what is in flight, then let go of every volume; each stays attached to this front-end."""
+        for task in self._opening.values():
+            task.cancel()
+        await self._attachments.close_all()
+        await self._channel.close(None)
+
+    async def _register(self) -> None:
+        request = pb.RegisterFrontEndRequest(
+            front_end=self.id, instance=self.instance, address=self.address, uris=self.uris
+        )
+        with self._calling_control():
+            response: pb.RegisterFrontEndResponse = await self._control.RegisterFrontEnd(
+                request, timeout=self._settings.call_timeout_s
+            )
+        for volume in response.volumes:
+            if self._attachments.find(VolumeId(volume)) is None:
+                self._open_again(VolumeId(volume))
+
+    async def _report(self) -> None:
+        reported = {attempt.volume.volume: attempt.epoch for attempt in self._attachments}
+        request = pb.FrontEndHeartbeatRequest(
+            front_end=self.id,
+            instance=self.instance,
+            address=self.address,
+            uris=self.uris,
+            volumes=[attempt.report() for attempt in self._attachments],
+        )
+        with self._calling_control():
+            response: pb.FrontEndHeartbeatResponse = await self._control.FrontEndHeartbeat(
+                request, timeout=self._settings.call_timeout_s
+            )
+        await self._heed({VolumeId(each.volume): each for each in response.attachments}, reported)
+
+    async def _heed(self, current: dict[VolumeId, pb.CurrentAttachment], reported: dict[VolumeId, int]) -> None:
+        """What control knew when it heard that report; a volume that was opened since is not in it."""
+        for volume, epoch in reported.items():
+            attempt = self._attachments.find(volume)
+            if attempt is None or attempt.epoch != epoch:
+                continue
+            if volume in current:
+                attempt.volume.grow(current[volume].size_bytes)
+                if attempt.fate is not None and not isinstance(attempt.fate, Fenced | Corrupt):
+                    self._open_again(volume)
+            elif not isinstance(attempt.fate, Fenced):
+                _log.info("volume was taken away", volume=volume, epoch=epoch)
+                await self._attachments.close(volume, epoch)
+
+    def _open_again(self, volume: VolumeId) -> None:
+        """With a new epoch, again and again until it is served or somebody else's."""
+        if volume not in self._opening:
+            task = asyncio.get_running_loop().create_task(self._open_until_served(volume))
+            self._opening[volume] = task
+            task.add_done_callback(lambda _: self._opening.pop(volume, None))
+
+    async def _open_until_served(self, volume: VolumeId) -> None:
+        while True:
+            try:
+                await self._attachments.open(await self._renew(volume))
+                return
+            except (Fenced, Corrupt, NotFound) as error:
+                _log.warning("volume is not served here", volume=volume, error=str(error))
+                return
+            except CairnError as error:
+                _log.warning("volume cannot be opened yet", volume=volume, error=str(error))
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _renew(self, volume: VolumeId) -> pb.OpenTicket:
+        request = pb.RenewAttachmentRequest(volume=volume, front_end=self.id, instance=self.instance)
+        with self._calling_control():
+            ticket: pb.OpenTicket = await self._control.RenewAttachment(request, timeout=self._settings.call_timeout_s)
+        return ticket
+
+    async def _get_attachment(self, volume: VolumeId, epoch: int) -> pb.OpenTicket:
+        request = pb.GetAttachmentRequest(volume=volume, front_end=self.id, epoch=epoch)
+        with self._calling_control():
+            ticket: pb.OpenTicket = await self._control.GetAttachment(request, timeout=self._settings.call_timeout_s)
+        return ticket
+
+    def _calling_control(self) -> Any:
+        return cairn_errors(f"control at {self._settings.control}")
