@@ -3,10 +3,10 @@
 Receive, step, start, reply. The state stands in `Phase`. Requests run side by side and are answered
 in the order in which they end; replies that end in one turn of the event loop go out as one write.
 
-Invariants: no request is begun while the client has `Limits` in flight or leaves its replies unread;
-its socket is not read meanwhile, so that nothing queues here without bound. What is in flight ends
-even where its client is gone, and is counted until then. Each connection has its own buffers and
-counters: a hostile client harms itself.
+Invariants: no request is begun while the client has its limits in flight, leaves its replies unread,
+or finds no memory in the budget; its socket is not read meanwhile, so that nothing queues here
+without bound. What is in flight ends even where its client is gone, and is counted until then. Each
+connection has its own buffers and counters: a hostile client harms itself.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ import structlog
 from blockstore.errors import CairnError
 from blockstore.units import KIB
 from nbd_server import handshake, transmission, wire
+from nbd_server.budget import Budget, Share
 from nbd_server.exports import Export, Exports
 from nbd_server.handshake import Handshake
-from nbd_server.limits import Limits
 from nbd_server.transmission import Request, RequestParser
 from nbd_server.volume import Buffer
 from nbd_server.wire import Command, CommandFlag, ProtocolError
@@ -63,16 +63,17 @@ class Owner(Protocol):
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One client. in_flight_requests, in_flight_bytes: what it has running now."""
+    """One client. in_flight_requests: what it has running now."""
 
-    def __init__(self, owner: Owner, exports: Exports, limits: Limits) -> None:
+    def __init__(self, owner: Owner, exports: Exports, budget: Budget) -> None:
         self.phase = Phase.HANDSHAKE
         self.export: Export | None = None
         self.in_flight_requests = 0
-        self.in_flight_bytes = 0
         self._owner = owner
-        self._limits = limits
+        self._budget = budget
+        self._limits = budget.limits
         self._loop = asyncio.get_running_loop()
+        self._share = Share(budget, lambda: self._loop.call_soon(self._serve))
         self.ended: asyncio.Future[None] = self._loop.create_future()
         """Done when the client is gone and nothing of it is in flight."""
         self._transport: asyncio.Transport
@@ -85,6 +86,14 @@ class Connection(asyncio.BufferedProtocol):
         self._lost = False
         self._replies: list[Buffer] = []
         """Of requests that ended in this turn of the loop."""
+        self._ended_bytes = 0
+        """What those hold."""
+        self._unread_bytes = 0
+        """What the replies hold that the client leaves in the socket's queue."""
+        self._pause: object = None
+        """Another one each time that the client leaves its replies unread."""
+        self._stall: object = None
+        """What made the server hold memory for the client when it was looked at last."""
 
     # What the event loop calls.
 
@@ -114,18 +123,24 @@ class Connection(asyncio.BufferedProtocol):
         self._move(Phase.CLOSED)
         self._lost = True
         self._replies.clear()
+        self._share.give_back(self._ended_bytes + self._unread_bytes)
+        self._ended_bytes = self._unread_bytes = 0
+        self._share.leave_line()
         self._set_deadline(None)
-        if not self.in_flight_requests:
-            self._owner.closed(self)
+        self._end_if_idle()
 
     def pause_writing(self) -> None:
         self._client_reads = False
+        self._pause = object()
+        self._share.leave_line()
         self._pause_reading()
 
     def resume_writing(self) -> None:
         self._client_reads = True
+        self._share.give_back(self._unread_bytes)
+        self._unread_bytes = 0
         if self.phase is Phase.HANDSHAKE:
-            self._resume_reading()
+            self._negotiate(b"")
         else:
             self._serve()
 
@@ -136,6 +151,7 @@ class Connection(asyncio.BufferedProtocol):
         if self.phase in (Phase.DRAINING, Phase.CLOSED):
             return
         self._move(Phase.DRAINING)
+        self._share.leave_line()
         self._pause_reading()
         self._set_deadline(self._limits.drain_s)
         self._end_if_drained()
@@ -145,15 +161,34 @@ class Connection(asyncio.BufferedProtocol):
         self._move(Phase.CLOSED)
         self._transport.abort()
 
+    def drop_if_stalled(self) -> None:
+        """Drop a client that holds memory and has done nothing about it since this was called last."""
+        stall = self._what_stalls() if self.phase is Phase.TRANSMISSION else None
+        if stall is not None and stall is self._stall:
+            _log.info("client stalled", export=self._name, held_bytes=self.in_flight_bytes)
+            self.abort()
+        self._stall = stall
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """What it holds: payloads of writes, from their first byte on, and results of reads until they are fetched."""
+        return self._share.held_bytes
+
     # Handshake.
 
-    def _negotiate(self, data: memoryview) -> None:
+    def _negotiate(self, data: memoryview | bytes) -> None:
+        """Take `data`, answer as far as the client reads, and read on where it does."""
         self._handshake.receive_data(data)
-        self._transport.write(self._handshake.data_to_send())
+        while self._client_reads and (answer := self._handshake.data_to_send()):
+            self._transport.write(answer)
+        if not self._client_reads:
+            return
         if self._handshake.state is handshake.State.TRANSMISSION:
             self._begin_transmission()
         elif self._handshake.state is handshake.State.CLOSED:
             self.drain()
+        else:
+            self._resume_reading()
 
     def _begin_transmission(self) -> None:
         export = self._handshake.chosen
@@ -161,8 +196,7 @@ class Connection(asyncio.BufferedProtocol):
         self.export = export
         self._move(Phase.TRANSMISSION)
         self._set_deadline(None)
-        device, read_only = export.device, export.read_only
-        self._parser = RequestParser(lambda request: transmission.refusal(request, device.size_bytes, read_only))
+        self._parser = RequestParser(self._admit)
         early = self._handshake.leftover
         self._parser.buffer()[: len(early)] = early
         self._parser.received(len(early))
@@ -186,12 +220,24 @@ class Connection(asyncio.BufferedProtocol):
         self._pause_reading()
 
     def _has_room(self) -> bool:
-        return (
-            self.phase is Phase.TRANSMISSION
-            and self._client_reads
-            and self.in_flight_requests < self._limits.in_flight_requests
-            and self.in_flight_bytes < self._limits.in_flight_bytes
-        )
+        """Whether the next request may be begun, or its payload received."""
+        if (
+            self.phase is not Phase.TRANSMISSION
+            or not self._client_reads
+            or self.in_flight_requests >= self._limits.in_flight_requests
+        ):
+            return False
+        if self._share.held_bytes < self._limits.in_flight_bytes and self._budget.is_ample():
+            return True
+        return self._share.may_take(self._parser.next_bytes())
+
+    def _admit(self, request: Request) -> int:
+        """What the parser asks of each request: why it is refused, or NONE, and then its memory is counted."""
+        assert self.export is not None
+        error = transmission.refusal(request, self.export.size_bytes, self.export.read_only)
+        if not error and request.command <= _WRITE:
+            self._share.take(request.length)
+        return error
 
     def _begin(self, request: Request) -> None:
         if request.error:
@@ -200,15 +246,13 @@ class Connection(asyncio.BufferedProtocol):
         if request.command == Command.DISC:
             self.drain()
             return
+        self.in_flight_requests += 1
         try:
             future = self._start(request)
-        except CairnError as error:
-            self._reply_error(request, error)
-            return
-        self.in_flight_requests += 1
-        if request.command <= _WRITE:
-            self.in_flight_bytes += request.length
-        future.add_done_callback(partial(self._ended, request))
+        except Exception as error:
+            self._finish(request, error)
+        else:
+            future.add_done_callback(partial(self._ended, request))
 
     def _start(self, request: Request) -> asyncio.Future[Any]:
         assert self.export is not None
@@ -226,26 +270,28 @@ class Connection(asyncio.BufferedProtocol):
         return device.zero(request.offset, request.length, allocate=allocate)
 
     def _ended(self, request: Request, future: asyncio.Future[Any]) -> None:
-        self.in_flight_requests -= 1
-        if request.command <= _WRITE:
-            self.in_flight_bytes -= request.length
         error = asyncio.CancelledError() if future.cancelled() else future.exception()
+        self._finish(request, error, future.result() if error is None else None)
+
+    def _finish(self, request: Request, error: BaseException | None, data: Buffer | None = None) -> None:
+        """Reply, if there is still a client."""
+        self.in_flight_requests -= 1
+        held_bytes = request.length if request.command <= _WRITE else 0
+        if error is not None and not isinstance(error, CairnError):
+            _log.error("request failed unexpectedly", export=self._name, request=_describe(request), exc_info=error)
         if self._lost:
-            if not self.in_flight_requests:
-                self._owner.closed(self)
-        elif error is not None:
-            self._reply_error(request, error)
-        elif request.command == _READ:
-            data = future.result()
+            self._share.give_back(held_bytes)
+            self._end_if_idle()
+            return
+        self._ended_bytes += held_bytes
+        if error is not None:
+            code = transmission.wire_error(request.command, error)
+            self._reply(wire.serialize_simple_reply(request.cookie, code))
+        elif request.command == _READ and data is not None:
             assert len(data) == request.length
             self._reply(wire.serialize_simple_reply(request.cookie), data)
         else:
             self._reply(wire.serialize_simple_reply(request.cookie))
-
-    def _reply_error(self, request: Request, error: BaseException) -> None:
-        if not isinstance(error, CairnError):
-            _log.error("request failed unexpectedly", export=self._name, request=_describe(request), exc_info=error)
-        self._reply(wire.serialize_simple_reply(request.cookie, transmission.wire_error(request.command, error)))
 
     def _reply(self, *parts: Buffer) -> None:
         if not self._replies:
@@ -255,9 +301,13 @@ class Connection(asyncio.BufferedProtocol):
     def _send_replies(self) -> None:
         """Send what has ended since the last turn; there may be room for more requests now."""
         replies, self._replies = self._replies, []
-        if self.phase is Phase.CLOSED:
-            return
-        self._transport.writelines(replies)
+        ended_bytes, self._ended_bytes = self._ended_bytes, 0
+        if self.phase is not Phase.CLOSED:
+            self._transport.writelines(replies)
+        if self._client_reads:
+            self._share.give_back(ended_bytes)
+        else:
+            self._unread_bytes += ended_bytes
         if self.phase is Phase.DRAINING:
             self._end_if_drained()
         elif not self._reading:
@@ -268,6 +318,18 @@ class Connection(asyncio.BufferedProtocol):
     def _end_if_drained(self) -> None:
         if not self.in_flight_requests and not self._replies:
             self._transport.close()  # sends what is queued first
+
+    def _end_if_idle(self) -> None:
+        """The client is gone: what it holds is let go of with its last request."""
+        if not self.in_flight_requests:
+            self._share.give_back(self._share.held_bytes)
+            self._owner.closed(self)
+
+    def _what_stalls(self) -> object:
+        """What of the client's makes the server hold memory for it: its pause, or a payload half received."""
+        if not self._client_reads:
+            return self._pause
+        return self._parser.receiving if self._reading else None
 
     def _move(self, phase: Phase) -> None:
         if phase is not self.phase:

@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 
-from blockstore.units import MIB
+from blockstore.units import KIB, MIB
+from nbd_server.transmission import MAX_REQUEST_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one client may take, and all together.
 
-    Memory that a client can hold: the requests in flight, with one more that is being received and the
-    replies it has not fetched, so at most about three times `in_flight_bytes`.
+    The server's memory for its clients: `total_bytes` at most, and for each connection `own_bytes`,
+    `unsent_bytes` and a receive buffer of 128 KiB; with the values below 256 MiB and 224 MiB for
+    256 clients that all do their worst.
     """
 
     connections: int = 256
@@ -19,9 +21,19 @@ class Limits:
     """Of one connection. The kernel keeps 128 by default, and fio rarely more."""
     in_flight_bytes: int = 32 * MIB
     """Of one connection: payloads of writes and results of reads. The next request waits once it is reached."""
+    total_bytes: int = 256 * MIB
+    """The same, of all connections: eight clients get all that one may have, more of them share."""
+    own_bytes: int = 256 * KIB
+    """A connection may have this in any case: small requests go on while others hold the total."""
+    unsent_bytes: int = 512 * KIB
+    """Replies in the socket's queue beyond which no request of the client is begun until it has read them."""
     handshake_s: float = 30.0
     """From the connection to the transmission phase; a person at an interactive client still makes it."""
+    stalled_s: float = 30.0
+    """Who has sent part of a payload, or left replies unread, must go on within this, or at most twice this,
+    and is dropped else: it holds memory. The longest payload makes it at 1 MiB/s. An idle client holds none."""
     drain_s: float = 30.0
     """From the end of a connection to its being dropped: longer than a request waits for a quorum."""
-    unsent_bytes: int = MIB
-    """Replies waiting in the socket's queue from which on no further request of the client is begun."""
+
+    def __post_init__(self) -> None:
+        assert self.total_bytes >= MAX_REQUEST_BYTES, "the longest request has to fit"

@@ -1,0 +1,92 @@
+"""Memory that clients may hold: each its share, and all together a total.
+
+What counts is payloads of writes, from before their memory is made until they are answered, and
+results of reads, until the client has fetched them. A connection asks before it begins a request and
+waits in line where it may not; its socket is not read meanwhile.
+
+Invariants: `used_bytes` is the sum of all shares, and exceeds `total_bytes` by no more than what each
+client may hold whatever the others do, so that no client is stopped by others that hoard. Nobody is
+passed by in the line; one who can not go on leaves it.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from nbd_server.limits import Limits
+from nbd_server.transmission import MAX_REQUEST_BYTES
+
+
+class Budget:
+    """The total of one server, and the line of those who wait for some of it."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits: Final = limits
+        self.used_bytes = 0
+        self._line: dict[Share, None] = {}
+
+    @property
+    def waiting_count(self) -> int:
+        """Connections that wait for others to give memory back."""
+        return len(self._line)
+
+    def is_ample(self) -> bool:
+        """Whether any one request fits, and nobody waits: there is nothing to look at more closely."""
+        return self.used_bytes + MAX_REQUEST_BYTES <= self.limits.total_bytes and not self._line
+
+    def may_take(self, share: "Share", count_bytes: int) -> bool:
+        """Whether `share` may take so much from the total now; else it is in line and will be told."""
+        if next(iter(self._line), share) is share and self.used_bytes + count_bytes <= self.limits.total_bytes:
+            self.leave(share)
+            return True
+        self._line[share] = None
+        return False
+
+    def leave(self, share: "Share") -> None:
+        """`share` waits no longer, if it did; who is behind it may have its turn."""
+        if self._line:
+            self._line.pop(share, None)
+            self.tell_first()
+
+    def tell_first(self) -> None:
+        """Let the first in line look again."""
+        for share in self._line:
+            share.look_again()
+            break
+
+
+class Share:
+    """What one connection holds. look_again: called when it was refused and may ask once more; only marks it."""
+
+    __slots__ = ("_budget", "held_bytes", "look_again")
+
+    def __init__(self, budget: Budget, look_again: Callable[[], object]) -> None:
+        self.held_bytes = 0
+        self.look_again = look_again
+        self._budget = budget
+
+    def may_take(self, count_bytes: int) -> bool:
+        """Whether a request that takes so much may begin; where others are in the way, `look_again` follows."""
+        limits = self._budget.limits
+        if count_bytes and self.held_bytes >= limits.in_flight_bytes:
+            return False
+        if self.held_bytes + count_bytes <= limits.own_bytes:
+            self._budget.leave(self)
+            return True
+        return not count_bytes or self._budget.may_take(self, count_bytes)
+
+    def take(self, count_bytes: int) -> None:
+        """Hold more; asked for before."""
+        self.held_bytes += count_bytes
+        self._budget.used_bytes += count_bytes
+
+    def give_back(self, count_bytes: int) -> None:
+        """Hold less."""
+        self.held_bytes -= count_bytes
+        self._budget.used_bytes -= count_bytes
+        assert self.held_bytes >= 0
+        if self._budget.waiting_count:
+            self._budget.tell_first()
+
+    def leave_line(self) -> None:
+        """This connection begins nothing for now: let the others pass."""
+        self._budget.leave(self)
