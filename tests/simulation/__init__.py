@@ -1,0 +1,1 @@
+"""A seeded simulation that judges the replication core: the very Follower and Leader, all else simulated."""

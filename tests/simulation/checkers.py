@@ -1,0 +1,307 @@
+"""What must hold, whatever happens: watched at every step, by a model that shares nothing with the core.
+
+The committed log is rebuilt from what replicas and leaders say is committed. It is the order against
+which everything else is judged:
+
+- a position names one record, and a sequence, once committed, one position, on every replica;
+- nothing is committed that a quorum of whole members does not hold on disk;
+- an acknowledged write is in it, behind all that was acknowledged before the write began;
+- a read shows a state no older than what any completed request had shown when it began;
+- a replica never says that it holds what its disk does not, and what its disk answers for never falls;
+- at the end every replica shows what the log says, now and in each sealed generation.
+"""
+
+from collections import defaultdict, deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from blockstore.domain import ORIGIN, Position, ReplicaId
+from blockstore.errors import CairnError
+from blockstore.log import UNKNOWN_FLOOR, LogEntry, RecordEntry
+from blockstore.record import Operation, OperationKind, Record
+from blockstore.replication.messages import AppendAnswer, FencedBy, SealAnswer
+from blockstore.units import FIRST_GENERATION, Epoch, Generation
+from tests.simulation.disk import DiskState, read_disk
+from tests.simulation.model_tables import values_of
+from tests.simulation.workload import Ticket
+
+if TYPE_CHECKING:
+    from tests.simulation.front_end import FrontEnd
+    from tests.simulation.node import Node
+
+
+class Violation(AssertionError):
+    """The core broke a promise."""
+
+
+class Checker:
+    """shown: the highest sequence whose effect a completed request has shown to a guest."""
+
+    def __init__(self, members: Iterable[ReplicaId], blocks: int) -> None:
+        self._members = tuple(members)
+        self._bit = {replica: 1 << index for index, replica in enumerate(self._members)}
+        self._quorum = len(self._members) // 2 + 1
+        self._records: dict[Position, Record] = {}
+        self._record_of: dict[int, Record] = {}
+        self._unplaced: dict[tuple[Epoch, OperationKind, int, int], deque[int]] = defaultdict(deque)
+        self._held: dict[Position, int] = defaultdict(int)
+        self._disks: dict[ReplicaId, DiskState] = {}
+        self._answered_epoch: dict[ReplicaId, Epoch] = {}
+        self._served: set[Epoch] = set()
+        self._generation = int(FIRST_GENERATION)
+        self._leader_commit: dict[Epoch, Position] = {}
+        self.log: list[Record] = []
+        self.versions: list[list[tuple[int, int]]] = [[(0, 0)] for _ in range(blocks)]
+        self.sealed_at: dict[int, int] = {}
+        self.shown = 0
+        self.completed_requests = 0
+        self.failed_requests = 0
+
+    def expect(self, holds: bool, otherwise: str) -> None:
+        if not holds:
+            raise Violation(otherwise)
+
+    # ---- replicas
+
+    def submitted(self, node: "Node", entries: Iterable[LogEntry]) -> None:
+        """A replica is about to write these."""
+        for entry in entries:
+            if isinstance(entry, RecordEntry):
+                self._place(node, entry.record)
+
+    def disk_changed(self, node: "Node", *, put_back: bool = False) -> None:
+        """A group or a transaction is durable, or (put_back) the disk is another one."""
+        before = self._disks.get(node.replica)
+        disk = node.disk
+        now = read_disk(disk.tables.image, disk.entries())
+        self._disks[node.replica] = now
+        bit = self._bit[node.replica]
+        if before is not None and not put_back:
+            self._check_progress(node, before, now)
+            for sequence, position in before.log.items():
+                if now.log.get(sequence, position) != position:
+                    self._held[position] &= ~bit
+        if now.whole and disk.damage is None:
+            for position in now.log.values():
+                self._held[position] |= bit
+
+    def is_whole(self, node: "Node") -> bool:
+        """Whether its disk holds all that it ever acked."""
+        state = self._disks.get(node.replica)
+        known = node.world.known_acked(node.replica)
+        return state is not None and state.whole and node.disk.damage is None and state.end >= known
+
+    def _check_progress(self, node: "Node", before: DiskState, now: DiskState) -> None:
+        known = now.highest >= before.highest or before.floor == UNKNOWN_FLOOR
+        self.expect(known, f"{node.name}: its disk answered for {before.highest}, now for {now.highest}")
+        self.expect(now.epoch >= before.epoch, f"{node.name}: its disk had sealed {before.epoch}, now {now.epoch}")
+        self.expect(now.applied >= before.applied, f"{node.name}: applied fell from {before.applied} to {now.applied}")
+        if now.whole and before.whole:
+            for sequence, position in before.log.items():
+                if sequence <= len(self.log) and self.log[sequence - 1].position == position:
+                    kept = sequence <= now.applied.sequence or now.log.get(sequence) == position
+                    self.expect(kept, f"{node.name}: cut {position}, which is committed")
+
+    def restored(self, node: "Node") -> None:
+        """A node has started from its disk."""
+        state = read_disk(node.disk.tables.image, node.disk.entries())
+        follower, damage = node.follower, node.disk.damage
+        self._answered_epoch.pop(node.replica, None)
+        self.expect(follower.epoch >= state.epoch, f"{node.name}: forgot that it sealed {state.epoch}")
+        if damage is None and state.whole:
+            self.expect(
+                follower.whole and follower.end == state.end,
+                f"{node.name}: its disk is whole up to {state.end}, it starts at {follower.end}",
+            )
+        else:
+            floor = max(state.highest, damage or ORIGIN)
+            filling = follower.filling
+            self.expect(filling is not None, f"{node.name}: starts as whole, its disk has the floor {floor}")
+            assert filling is not None
+            self.expect(filling.floor >= floor, f"{node.name}: floor {floor} on disk, starts with {filling.floor}")
+
+    def answers(self, node: "Node", message: SealAnswer | AppendAnswer | FencedBy) -> None:
+        """What a replica says must be on its disk."""
+        if isinstance(message, FencedBy):
+            return
+        state = self._disks[node.replica]
+        sealed = self._answered_epoch.get(node.replica, Epoch(0))
+        if isinstance(message, SealAnswer):
+            self._answered_epoch[node.replica] = max(sealed, message.epoch)
+            self.expect(state.epoch >= message.epoch, f"{node.name}: answered seal {message.epoch}, not on disk")
+            claimed = message.end
+        else:
+            self.expect(message.epoch >= sealed, f"{node.name}: acked in epoch {message.epoch} after seal {sealed}")
+            claimed = message.matched
+        if message.whole:
+            self.expect(state.whole, f"{node.name}: says that it is whole, its disk says filling")
+            durable = claimed <= state.applied or state.log.get(claimed.sequence) == claimed
+            self.expect(durable, f"{node.name}: claims {claimed}, its disk ends at {state.end}")
+
+    def committed(self, node: "Node", records: tuple[Record, ...]) -> None:
+        """A replica takes these as committed."""
+        for record in records:
+            self._note_committed(record.position, node.name)
+
+    # ---- leaders
+
+    def leader_stepped(self, front_end: "FrontEnd") -> None:
+        commit = front_end.leader.commit
+        before = self._leader_commit.get(front_end.epoch, ORIGIN)
+        if commit != before:
+            self.expect(commit > before, f"{front_end.name}: commit fell from {before} to {commit}")
+            self._leader_commit[front_end.epoch] = commit
+            self._note_committed(commit, front_end.name)
+
+    def serving(self, front_end: "FrontEnd") -> None:
+        epoch = front_end.epoch
+        self.expect(epoch not in self._served, f"two leaders serve in epoch {epoch}")
+        self._served.add(epoch)
+        started = bool(self.log) and any(record.position.epoch == epoch for record in self.log[-3:])
+        self.expect(started, f"{front_end.name} serves, and no record of epoch {epoch} is committed")
+
+    def over(self, front_end: "FrontEnd") -> None:
+        self.expect(front_end.guest.idle, f"{front_end.name} ended and left requests open")
+
+    # ---- guests
+
+    def submitted_request(self, front_end: "FrontEnd", ticket: Ticket) -> None:
+        operation = ticket.operation
+        if operation is not None and operation.kind in (OperationKind.ZERO, OperationKind.TRIM):
+            key = front_end.epoch, operation.kind, int(operation.start), operation.count
+            self._unplaced[key].append(ticket.number)
+
+    def completed(self, front_end: "FrontEnd", ticket: Ticket) -> None:
+        record = self._record_of.get(ticket.number)
+        self.expect(record is not None, f"request {ticket.number} completed, and no replica ever had its record")
+        assert record is not None
+        self._note_committed(record.position, front_end.name)
+        self.expect(
+            record.sequence > ticket.began,
+            f"request {ticket.number} became {record.position}, and {ticket.began} was shown before it began",
+        )
+        self.shown = max(self.shown, int(record.sequence))
+        self.completed_requests += 1
+
+    def sealed(self, front_end: "FrontEnd", ticket: Ticket, generation: Generation) -> None:
+        self.completed(front_end, ticket)
+        expected = self._record_of[ticket.number].generation
+        self.expect(generation == expected, f"seal {ticket.number} sealed {expected}, its guest was told {generation}")
+
+    def failed(self, front_end: "FrontEnd", ticket: Ticket, error: CairnError) -> None:
+        self.failed_requests += 1
+
+    def read(self, front_end: "FrontEnd", ticket: Ticket, values: list[int]) -> None:
+        self.expect(len(values) == ticket.count, f"read {ticket.number}: {len(values)} blocks for {ticket.count}")
+        shown = 0
+        for block, value in enumerate(values, ticket.start):
+            at = self._shows(block, value, ticket.began)
+            if at is None:
+                raise Violation(
+                    f"{front_end.name}: read {ticket.number} of block {block} shows {value} (written by "
+                    f"{self._where(value)}), after {ticket.began} had been shown; the log has "
+                    f"{self.versions[block][-4:]}"
+                )
+            shown = max(shown, at)
+        self.shown = max(self.shown, shown)
+        self.completed_requests += 1
+
+    # ---- the end
+
+    def content(self, generation: int | None) -> list[int]:
+        """What the log says, now or as of a sealed generation."""
+        limit = len(self.log) if generation is None else self.sealed_at[generation]
+        return [[value for at, value in versions if at <= limit][-1] for versions in self.versions]
+
+    def compare(self, node: "Node") -> None:
+        """Everything is committed and applied: the replica shows what the log says."""
+        tables, blocks = node.store.tables, range(len(self.versions))
+        found = node.store.read(0, len(self.versions))
+        self.expect(found == self.content(None), f"{node.name} shows {found}, the log says {self.content(None)}")
+        self.expect(
+            tables.sealed == self.sealed_at, f"{node.name} has generations {tables.sealed}, the log {self.sealed_at}"
+        )
+        for generation in self.sealed_at:
+            shown = [tables.show(block, generation) for block in blocks]
+            expected = self.content(generation)
+            self.expect(shown == expected, f"{node.name}: generation {generation} shows {shown}, sealed as {expected}")
+
+    # ---- the log
+
+    def _place(self, node: "Node", record: Record) -> None:
+        """A position names one record."""
+        known = self._records.get(record.position)
+        if known is not None:
+            same = known is record or known.encoded == record.encoded
+            self.expect(same, f"{node.name}: two records at {record.position}")
+            return
+        self._records[record.position] = record
+        for operation in record.operations:
+            number = self._ticket_of(record.position.epoch, operation)
+            if number is not None:
+                twice = number in self._record_of
+                self.expect(not twice, f"request {number} is in two records, one of them {record.position}")
+                self._record_of[number] = record
+
+    def _ticket_of(self, epoch: Epoch, operation: Operation) -> int | None:
+        match operation.kind:
+            case OperationKind.WRITE:
+                return int.from_bytes(operation.data[:8], "little")
+            case OperationKind.ZERO | OperationKind.TRIM:
+                unplaced = self._unplaced[epoch, operation.kind, int(operation.start), operation.count]
+                return unplaced.popleft() if unplaced else None
+            case OperationKind.SEAL | OperationKind.PIN | OperationKind.UNPIN:
+                return int.from_bytes(operation.argument, "little")
+            case _:
+                return None
+
+    def _note_committed(self, position: Position, who: str) -> None:
+        """`position` and all before it are committed, says `who`."""
+        log = self.log
+        if position.sequence <= len(log):
+            known = log[position.sequence - 1].position if position.sequence else ORIGIN
+            self.expect(known == position, f"{who}: {position} is committed, and {known} was before")
+            return
+        holders = self._held[position].bit_count()
+        self.expect(holders >= self._quorum, f"{who}: {position} is committed, and {holders} whole replicas hold it")
+        chain: list[Record] = []
+        at = position
+        while at.sequence > len(log):
+            chain.append(self._records[at])
+            at = chain[-1].previous
+        joint = log[-1].position if log else ORIGIN
+        self.expect(at == joint, f"{who}: {position} is committed on top of {at}, and {joint} was before")
+        for record in reversed(chain):
+            self._append(record)
+
+    def _append(self, record: Record) -> None:
+        self.log.append(record)
+        expected = self._generation
+        self.expect(record.generation == expected, f"{record.position} is of {record.generation}, not {expected}")
+        touched: set[int] = set()
+        for operation in record.operations:
+            if operation.kind is OperationKind.SEAL:
+                self.sealed_at[self._generation] = int(record.sequence)
+                self._generation += 1
+            elif operation.on_blocks:
+                values = values_of(operation) if operation.kind is OperationKind.WRITE else [0] * operation.count
+                for block, value in zip(range(operation.start, operation.end), values, strict=True):
+                    self.expect(block not in touched, f"operations of {record.position} overlap at {block}")
+                    touched.add(block)
+                    self.versions[block].append((int(record.sequence), value))
+
+    def _shows(self, block: int, value: int, began: int) -> int | None:
+        """The sequence of a version with that value that was not overwritten by `began`; None: there is none."""
+        versions = self.versions[block]
+        following = float("inf")
+        for at, held in reversed(versions):
+            if following <= began:
+                return None
+            if held == value:
+                return at
+            following = at
+        return None
+
+    def _where(self, value: int) -> str:
+        record = self._record_of.get(value)
+        return "nobody" if record is None else str(tuple(record.position))

@@ -1,0 +1,224 @@
+"""A front-end: the shell around the very Leader, and a clock of its own.
+
+One link to each member: a SealEpoch call when the way opens, a stream for what follows its answer.
+A call that is not answered or a stream that breaks closes the link; it opens again a little later.
+A front-end that another attachment has replaced lives on until it is told or dies.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from blockstore.replication.leader import Leader
+
+from blockstore.domain import ReplicaId
+from blockstore.errors import CairnError, QuorumUnavailable
+from blockstore.replication.messages import (
+    Append,
+    Completed,
+    Failed,
+    FencedBy,
+    LeaderEffect,
+    Over,
+    ReadDone,
+    ReadDropped,
+    ReadFrom,
+    Relieved,
+    Sealed,
+    SealEpoch,
+    Send,
+    Serving,
+)
+from blockstore.units import Epoch
+from tests.simulation.network import Call, Stream
+from tests.simulation.node import Node, ReadRequest
+from tests.simulation.scheduler import Process
+from tests.simulation.workload import Guest
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+_CALL_TIMEOUT_S = 0.6
+
+
+class FrontEnd(Process):
+    """One attachment: one epoch, one leader, one guest."""
+
+    def __init__(self, world: "World", epoch: Epoch) -> None:
+        super().__init__(world.scheduler, f"front-end-{epoch}")
+        self.world = world
+        self.epoch = epoch
+        self.serving = False
+        self.over: CairnError | None = None
+        random = world.random
+        self._clock_offset = random.random() * 1000
+        self._clock_rate = 1 + (random.random() - 0.5) * world.plan.clock_drift
+        self.guest = Guest(self, world)
+        self._data: dict[int, list[int]] = {}
+        self.leader = Leader(epoch, world.configuration, world.plan.settings, self.clock())
+        self._links = [Link(self, world.node_of(member.replica)) for member in world.configuration.members]
+        for link in self._links:
+            self.after(world.network.delay(self.name, link.node.name), link.open)
+        self._tick()
+
+    def clock(self) -> float:
+        """This machine's boot-time seconds."""
+        return self._clock_offset + self.scheduler.now * self._clock_rate
+
+    def crash(self) -> None:
+        self.world.trace(self.name, "crashes")
+        self.end_life()
+        self.guest.gone()
+
+    def pause(self, duration_s: float) -> None:
+        self.world.trace(self.name, "pauses for", round(duration_s, 3))
+        self.paused_until = self.scheduler.now + duration_s
+
+    def carry_out(self, effects: Iterable[LeaderEffect]) -> None:
+        self.world.checker.leader_stepped(self)
+        for effect in effects:
+            self._carry_out(effect)
+
+    def _tick(self) -> None:
+        if self.over is None:
+            self.carry_out(self.leader.tick(self.clock()))
+            self.after(self.world.plan.settings.heartbeat_s / 2, self._tick)
+
+    def _carry_out(self, effect: LeaderEffect) -> None:
+        world = self.world
+        if not (isinstance(effect, Send) and isinstance(effect.message, Append)):
+            world.trace(self.name, effect)
+        match effect:
+            case Send(replica, message):
+                self._link(replica).send(message)
+            case Serving():
+                self.serving = True
+                world.checker.serving(self)
+                self.guest.begin()
+            case Completed(tickets):
+                self.guest.completed(tickets)
+            case Sealed(ticket, generation):
+                self.guest.sealed(ticket, generation)
+            case Failed(tickets, error):
+                self.guest.failed(tickets, error)
+            case ReadFrom():
+                self._read(effect)
+            case ReadDone(ticket, attempt):
+                self.guest.read_done(ticket, self._data.pop(attempt))
+            case ReadDropped(attempt):
+                self._data.pop(attempt, None)
+            case Relieved():
+                self.guest.relieved()
+            case Over(error):
+                self.serving = False
+                self.over = error
+                world.checker.over(self)
+                for link in self._links:
+                    link.close()
+
+    def _link(self, replica: ReplicaId) -> "Link":
+        return next(link for link in self._links if link.node.replica == replica)
+
+    def _read(self, effect: ReadFrom) -> None:
+        node = self.world.node_of(effect.replica)
+        request = ReadRequest(self.epoch, self.world.configuration.number, effect.commit, effect.start, effect.count)
+
+        def answered(answer: Any) -> None:
+            if self.over is not None:
+                return
+            if isinstance(answer, CairnError):
+                self.carry_out(self.leader.read_failed(effect.attempt, answer, self.clock()))
+            else:
+                self._data[effect.attempt] = answer
+                self.carry_out(self.leader.read_arrived(effect.attempt, self.clock()))
+
+        def failed() -> None:
+            answered(QuorumUnavailable("the call was not answered"))
+
+        network = self.world.network
+        Call(
+            network,
+            self,
+            node,
+            handle=lambda call: node.read(call, request),
+            answered=answered,
+            failed=failed,
+            deadline_s=_CALL_TIMEOUT_S,
+        )
+
+
+class Link:
+    """The way from a front-end to one member."""
+
+    def __init__(self, front_end: FrontEnd, node: Node) -> None:
+        self.node = node
+        self._front_end = front_end
+        self._call: Call | None = None
+        self._stream: Stream | None = None
+        self._up = False
+
+    def open(self) -> None:
+        front_end = self._front_end
+        if front_end.over is None and not self._up:
+            self._up = True
+            front_end.carry_out(front_end.leader.connected(self.node.replica, front_end.clock()))
+
+    def send(self, message: SealEpoch | Append) -> None:
+        if isinstance(message, SealEpoch):
+            self._seal(message)
+        elif self._stream is not None:
+            assert self._up
+            self._stream.send(message)
+
+    def close(self) -> None:
+        self._up = False
+        if self._call is not None:
+            self._call.cancel()
+        if self._stream is not None:
+            self._stream.close()
+        self._call = self._stream = None
+
+    def _seal(self, message: SealEpoch) -> None:
+        front_end, node = self._front_end, self.node
+        if not self._up or self._call is not None:
+            return
+
+        def handle(call: Call) -> None:
+            known = max(message.known, front_end.world.known_acked(node.replica))
+            node.seal(call, replace(message, known=known))
+
+        self._call = Call(
+            front_end.world.network,
+            front_end,
+            node,
+            handle=handle,
+            answered=self._sealed,
+            failed=self._broken,
+            deadline_s=_CALL_TIMEOUT_S,
+        )
+
+    def _sealed(self, message: Any) -> None:
+        front_end, network = self._front_end, self._front_end.world.network
+        self._call = None
+        if not isinstance(message, FencedBy):
+            self._stream = Stream(
+                network,
+                front_end,
+                self.node,
+                handle=self.node.append,
+                answered=self._answered,
+                broken=self._broken,
+            )
+        self._answered(message)
+
+    def _answered(self, message: Any) -> None:
+        front_end = self._front_end
+        if front_end.over is None:
+            front_end.carry_out(front_end.leader.answered(self.node.replica, message, front_end.clock()))
+
+    def _broken(self) -> None:
+        front_end = self._front_end
+        self.close()
+        if front_end.over is None:
+            front_end.carry_out(front_end.leader.disconnected(self.node.replica, front_end.clock()))
+            front_end.after(0.02 + front_end.world.random.random() * 0.2, self.open)

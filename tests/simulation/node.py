@@ -1,0 +1,453 @@
+"""A node with one replica: the shell around the very Follower, as blockstore/node/hosted_replica.py has it.
+
+Events come one at a time and effects are carried out in order; what touches the tables for long runs
+beside them, one at a time, and only ResetLog and whatever follows it waits for that. A crash keeps
+the disk: a group or a transaction under way is there afterwards or not.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from blockstore.domain import Position, ReplicaId
+from blockstore.errors import CairnError
+from blockstore.log import LogEntry, LogImage, RecordEntry
+from blockstore.record import Record
+from blockstore.replication.follower import Follower
+from blockstore.replication.messages import (
+    Answer,
+    Append,
+    Checkpoint,
+    Commit,
+    FetchDelta,
+    FetchLog,
+    FollowerEffect,
+    Persist,
+    ResetLog,
+    SealEpoch,
+)
+from blockstore.units import BlockNumber, Epoch, Sequence
+from tests.simulation.disk import Disk
+from tests.simulation.model_tables import ExtentCopy, Store
+from tests.simulation.network import Call, Stream
+from tests.simulation.scheduler import Process
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+_FETCH_TIMEOUT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSpeed:
+    """How long a group or a transaction takes; `slow` of them take up to `slow_s` more."""
+
+    sync_s: float = 0.001
+    slow: float = 0.0
+    slow_s: float = 0.3
+
+    def draw(self, random: Random) -> float:
+        delay = self.sync_s * (0.5 + random.random())
+        return delay + random.random() * self.slow_s if self.slow and random.random() < self.slow else delay
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRequest:
+    """What a front-end asks of a replica's tables."""
+
+    epoch: Epoch
+    configuration: int
+    commit: Position
+    start: BlockNumber
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogRequest:
+    epoch: Epoch
+    after: Position
+    up_to: Position
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaRequest:
+    epoch: Epoch
+    since: Sequence
+    at_least: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """A part of a delta: the meta, or an extent, as of `stated`."""
+
+    stated: Position
+    sealed: dict[int, int] | None
+    extents: tuple[ExtentCopy, ...]
+
+
+@dataclass(slots=True)
+class TableJob:
+    """begin: whether there is anything to do; commit: the transaction; end: what follows it."""
+
+    begin: Callable[[], bool]
+    commit: Callable[[], None]
+    end: Callable[[], None]
+
+
+class Node(Process):
+    """One node. `follower` and `store` are what it holds in memory; None of it outlives a crash."""
+
+    def __init__(self, world: "World", name: str, replica: ReplicaId, disk: Disk, speed: DiskSpeed) -> None:
+        super().__init__(world.scheduler, name)
+        self.world = world
+        self.replica = replica
+        self.disk = disk
+        self.speed = speed
+        self.alive = False
+        self.full = False
+
+    # ---- life
+
+    def start(self) -> None:
+        """Recover from the disk, as a node does before it answers anything."""
+        assert not self.alive
+        self.alive = True
+        self.store = Store(self.disk.tables)
+        self._mark = self.disk.tables.mark
+        self._waiting: list[tuple[int, tuple[LogEntry, ...]]] = []
+        self._group: list[tuple[int, tuple[LogEntry, ...]]] = []
+        self._deferred: deque[FollowerEffect] = deque()
+        self._jobs: deque[TableJob] = deque()
+        self._job: TableJob | None = None
+        self._fetch: Fetch | None = None
+        self._history: dict[int, Record] = {}
+        self._checkpoint_due = False
+        entries = self.disk.entries()
+        for entry in entries:
+            self._remember(entry)
+        self.follower, effects = Follower.restore(
+            self.replica, self.disk.tables.image, entries, damage=self.disk.damage
+        )
+        self.follower.full = self.full
+        self.world.trace(self.name, "starts", self.disk.damage, self.follower.end, self.follower.whole)
+        self.world.checker.restored(self)
+        self.carry_out(effects)
+        self.after(self.world.plan.checkpoint_s, self._checkpoint_by_age)
+
+    def crash(self) -> None:
+        """Power or process is gone; what was under way to the disk is there, or not."""
+        assert self.alive
+        self.world.trace(self.name, "crashes")
+        random = self.world.random
+        if self._group and random.random() < 0.5:
+            self._write_group()
+        if self._job is not None and random.random() < 0.5:
+            self._job.commit()
+            self.disk.release()
+        self.world.checker.disk_changed(self)
+        self.end_life()
+
+    def set_full(self, full: bool) -> None:
+        """Whether its disk is short of space."""
+        self.full = full
+        if self.alive:
+            self.follower.full = full
+
+    # ---- events
+
+    def seal(self, call: Call, message: SealEpoch) -> None:
+        self.carry_out(self.follower.seal(call, message))
+
+    def append(self, stream: Stream, message: Append) -> None:
+        self.carry_out(self.follower.append(stream, message))
+
+    def read(self, call: Call, request: ReadRequest) -> None:
+        try:
+            self.carry_out(self.follower.read(request.epoch, request.configuration, request.commit))
+        except CairnError as error:
+            call.deliver(error)
+        else:
+            call.deliver(self.store.read(request.start, request.count))
+
+    def carry_out(self, effects: Iterable[FollowerEffect]) -> None:
+        for effect in effects:
+            if self._deferred or (isinstance(effect, ResetLog) and self._job is not None):
+                self._deferred.append(effect)
+            else:
+                self._carry_out(effect)
+
+    def _carry_out(self, effect: FollowerEffect) -> None:
+        self.world.trace(self.name, effect)
+        match effect:
+            case Persist(number, entries):
+                self.world.checker.submitted(self, entries)
+                self._waiting.append((number, entries))
+                self._begin_group()
+            case Answer(origin, message):
+                self.world.checker.answers(self, message)
+                origin.deliver(message)  # type: ignore[attr-defined]
+            case Commit(records):
+                self.world.checker.committed(self, records)
+                self.store.commit(records)
+                if len(self.store.memtable) >= self.world.plan.checkpoint_records:
+                    self.checkpoint_soon()
+            case ResetLog():
+                self.store.reset()
+            case FetchLog() | FetchDelta():
+                if self._fetch is not None:
+                    self._fetch.close()
+                self._fetch = Fetch(self, effect)
+            case Checkpoint():
+                self.checkpoint_soon()
+
+    # ---- journal
+
+    def _begin_group(self) -> None:
+        if not self._group and self._waiting:
+            self._group, self._waiting = self._waiting, []
+            self.after(self.speed.draw(self.world.random), self._end_group)
+
+    def _write_group(self) -> int:
+        entries = [entry for _, entries in self._group for entry in entries]
+        for entry in entries:
+            self._remember(entry)
+        return self.disk.write_group(entries)
+
+    def _end_group(self) -> None:
+        last = self._write_group()
+        self.world.checker.disk_changed(self)
+        group, self._group = self._group, []
+        self._begin_group()
+        for number, _ in group:
+            self._mark = last
+            self.carry_out(self.follower.persisted(number))
+
+    def _remember(self, entry: LogEntry) -> None:
+        """Journal files that were released are read for peers until they are used again."""
+        if isinstance(entry, RecordEntry):
+            self._history[int(entry.record.sequence)] = entry.record
+            self._history.pop(int(entry.record.sequence) - self.world.plan.history_records, None)
+
+    # ---- tables
+
+    def checkpoint_soon(self) -> None:
+        if not self._checkpoint_due:
+            self._checkpoint_due = True
+            self.checkpoint(lambda: None)
+
+    def checkpoint(self, then: Callable[[], None]) -> None:
+        """Bring all that is committed into the tables, and give up the journal below."""
+        image = LogImage()
+        mark = 0
+
+        def begin() -> bool:
+            nonlocal image, mark
+            self._checkpoint_due = False
+            image, mark = self.follower.image(), self._mark
+            return True
+
+        def commit() -> None:
+            self.store.checkpoint(image, mark)
+            self.disk.release()
+
+        def end() -> None:
+            self.world.trace(self.name, "checkpointed", image.applied, image.filling)
+            self.carry_out(self.follower.checkpointed(image))
+            then()
+
+        self._run_job(TableJob(begin, commit, end))
+
+    def copy(self, attempt: int, copied: Copied, then: Callable[[bool], None]) -> None:
+        """Write what a peer sent. then(False) where this attempt is over."""
+        image: LogImage | None = None
+
+        def begin() -> bool:
+            nonlocal image
+            image = self.follower.accept_copy(attempt, copied.stated)
+            if image is None:
+                then(False)
+            return image is not None
+
+        def commit() -> None:
+            assert image is not None
+            self.store.tables.write_copy(copied.sealed, copied.extents, copied.stated, image)
+
+        self._run_job(TableJob(begin, commit, lambda: then(True)))
+
+    def _checkpoint_by_age(self) -> None:
+        if self.store.memtable:
+            self.checkpoint_soon()
+        self.after(self.world.plan.checkpoint_s, self._checkpoint_by_age)
+
+    def _run_job(self, job: TableJob) -> None:
+        self._jobs.append(job)
+        self._next_job()
+
+    def _next_job(self) -> None:
+        while self._job is None and self._jobs:
+            job = self._jobs.popleft()
+            if job.begin():
+                self._job = job
+                self.after(self.speed.draw(self.world.random) * 3, self._end_job)
+
+    def _end_job(self) -> None:
+        job, self._job = self._job, None
+        assert job is not None
+        job.commit()
+        self.world.checker.disk_changed(self)
+        self._job = job  # the lock is held until what follows the transaction has been told
+        job.end()
+        self._job = None
+        deferred, self._deferred = self._deferred, deque()
+        self.carry_out(deferred)
+        self._next_job()
+
+    # ---- for peers
+
+    def serve(self, stream: Stream, request: Any) -> None:
+        if request.epoch < self.follower.epoch:
+            stream.deliver(None)
+        elif isinstance(request, LogRequest):
+            self._serve_log(stream, request)
+        elif self.store.tables.image.applied < request.at_least:
+            self.checkpoint(lambda: self._serve_delta(stream, request))
+        else:
+            self._serve_delta(stream, request)
+
+    def _serve_log(self, stream: Stream, request: LogRequest) -> None:
+        at = request.after
+        while at != request.up_to:
+            records = self._records(at, request.up_to)
+            if not records:
+                stream.deliver("not held")
+                return
+            stream.deliver(records)
+            at = records[-1].position
+        stream.deliver("end")
+
+    def _records(self, after: Position, up_to: Position) -> tuple[Record, ...]:
+        """The next of the chain, from memory or from the journal's files; none where they are not held."""
+        held = self.follower.records(after, up_to)
+        if held is not None:
+            return held
+        chain: list[Record] = []
+        at = after
+        while at.sequence < up_to.sequence:
+            record = self._history.get(at.sequence + 1)
+            if record is None or record.previous != at:
+                return ()
+            chain.append(record)
+            at = record.position
+        return tuple(chain) if at == up_to else ()
+
+    def _serve_delta(self, stream: Stream, request: DeltaRequest) -> None:
+        tables = self.store.tables
+        if not self.follower.whole or tables.image.applied < request.at_least:
+            stream.deliver(None)
+            return
+        extents = tables.delta_extents(request.since)
+        stream.deliver((len(extents), Copied(tables.image.applied, dict(tables.sealed), ())))
+        self._serve_extents(stream, extents, 0)
+
+    def _serve_extents(self, stream: Stream, extents: list[int], at: int) -> None:
+        """One after another, each as of its own time."""
+        if not stream.open:
+            return
+        if at == len(extents):
+            stream.deliver("end")
+            return
+        if not self.follower.whole:
+            stream.deliver(None)
+            return
+        tables = self.store.tables
+        stream.deliver((len(extents), Copied(tables.image.applied, None, (tables.copy_extent(extents[at]),))))
+        self.after(self.speed.draw(self.world.random), lambda: self._serve_extents(stream, extents, at + 1))
+
+
+class Fetch:
+    """What a replica fetches from a peer: one at a time, a newer one ends the one before."""
+
+    def __init__(self, node: Node, effect: FetchLog | FetchDelta) -> None:
+        self.node = node
+        self.effect = effect
+        self.open = True
+        self._arrived: deque[Any] = deque()
+        self._busy = False
+        self._done = 0
+        self._heard = node.scheduler.now
+        world = node.world
+        peer = world.node_of(effect.peer)
+        self._stream = Stream(world.network, node, peer, handle=peer.serve, answered=self._receive, broken=self._fail)
+        epoch = node.follower.epoch
+        if isinstance(effect, FetchLog):
+            self._stream.send(LogRequest(epoch, effect.after, effect.target))
+        else:
+            self._stream.send(DeltaRequest(epoch, effect.since, effect.at_least))
+        node.after(_FETCH_TIMEOUT_S, self._watch)
+
+    def close(self) -> None:
+        self.open = False
+        self._stream.close()
+
+    def _watch(self) -> None:
+        if self.open and not self._busy and self.node.scheduler.now - self._heard >= _FETCH_TIMEOUT_S:
+            self._fail()
+        elif self.open:
+            self.node.after(_FETCH_TIMEOUT_S, self._watch)
+
+    def _receive(self, message: Any) -> None:
+        self._heard = self.node.scheduler.now
+        self._arrived.append(message)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        while self.open and self._arrived and not self._busy:
+            message = self._arrived.popleft()
+            if message is None:
+                self._fail()
+            elif isinstance(self.effect, FetchLog):
+                self._take_log(message)
+            else:
+                self._take_delta(message)
+
+    def _take_log(self, message: Any) -> None:
+        node, attempt = self.node, self.effect.attempt
+        if message == "not held":
+            self.close()
+            node.carry_out(node.follower.log_not_held(attempt))
+        elif message == "end":
+            self.close()
+            node.carry_out(node.follower.log_ended(attempt))
+        else:
+            node.carry_out(node.follower.log_fetched(attempt, message))
+
+    def _take_delta(self, message: Any) -> None:
+        node, attempt = self.node, self.effect.attempt
+        if message == "end":
+            self.close()
+            node.carry_out(node.follower.delta_done(attempt))
+            return
+        total, copied = message
+        self._busy = True
+
+        def then(accepted: bool) -> None:
+            self._busy = False
+            if not self.open:
+                return
+            if not accepted:
+                self._fail()
+                return
+            self._done += len(copied.extents)
+            node.follower.delta_progress(attempt, self._done, total)
+            self._go_on()
+
+        node.copy(attempt, copied, then)
+
+    def _fail(self) -> None:
+        if self.open:
+            self.close()
+            follower, attempt = self.node.follower, self.effect.attempt
+            failed = follower.fetch_failed if isinstance(self.effect, FetchLog) else follower.delta_failed
+            self.node.carry_out(failed(attempt))

@@ -1,0 +1,138 @@
+"""What a guest does: overlapping writes, zeroes, trims, seals and reads, several at once.
+
+Each written block carries its ticket's number, so a value read says which write it came from. A small
+volume and a few hot blocks make requests overlap.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, cast
+
+from blockstore.errors import CairnError
+from blockstore.record import Operation, OperationKind
+from blockstore.units import BlockNumber, Generation
+from tests.simulation.model_tables import block_of
+
+if TYPE_CHECKING:
+    from tests.simulation.front_end import FrontEnd
+    from tests.simulation.world import World
+
+_KINDS: Final = {
+    "write": OperationKind.WRITE,
+    "zero": OperationKind.ZERO,
+    "trim": OperationKind.TRIM,
+    "seal": OperationKind.SEAL,
+    "pin": OperationKind.PIN,
+    "unpin": OperationKind.UNPIN,
+}
+
+
+@dataclass(slots=True)
+class Ticket:
+    """A request. operation: None for a read. began: the highest sequence that a completed request had shown."""
+
+    number: int
+    start: int
+    count: int
+    operation: Operation | None
+    began: int
+    floors: tuple[int, ...] = ()
+
+
+class Guest:
+    """Keeps some requests open while its front-end serves."""
+
+    def __init__(self, front_end: "FrontEnd", world: "World") -> None:
+        self._front_end = front_end
+        self._world = world
+        self._open: dict[int, Ticket] = {}
+        self._began = False
+        self._waiting = False
+        self.stopped = False
+
+    @property
+    def idle(self) -> bool:
+        return not self._open
+
+    def begin(self) -> None:
+        """The front-end serves."""
+        if not self._began:
+            self._began = True
+            for _ in range(self._world.plan.depth):
+                self._later()
+
+    def gone(self) -> None:
+        """Its front-end died: nothing of what is open is ever answered."""
+        self.stopped = True
+        self._open.clear()
+
+    def read_all(self) -> None:
+        """One read of everything."""
+        self._submit("read", 0, self._world.plan.blocks)
+
+    def completed(self, tickets: tuple[Hashable, ...]) -> None:
+        for number in tickets:
+            self._world.checker.completed(self._front_end, self._take(number))
+
+    def sealed(self, number: Hashable, generation: Generation) -> None:
+        ticket = self._take(number)
+        self._world.checker.sealed(self._front_end, ticket, generation)
+
+    def failed(self, tickets: tuple[Hashable, ...], error: CairnError) -> None:
+        for number in tickets:
+            self._world.checker.failed(self._front_end, self._take(number), error)
+
+    def read_done(self, number: Hashable, values: list[int]) -> None:
+        self._world.checker.read(self._front_end, self._take(number), values)
+
+    def relieved(self) -> None:
+        if self._waiting:
+            self._waiting = False
+            self._later()
+
+    def _take(self, number: Hashable) -> Ticket:
+        self._later()
+        ticket = self._open.pop(cast(int, number), None)
+        self._world.checker.expect(ticket is not None, f"request {number} was answered twice, or never made")
+        return cast(Ticket, ticket)
+
+    def _later(self) -> None:
+        self._front_end.after(self._world.random.random() * self._world.plan.think_s, self._next)
+
+    def _next(self) -> None:
+        front_end, world = self._front_end, self._world
+        if self.stopped or front_end.over is not None or not world.take_request():
+            return
+        if front_end.leader.congested:
+            self._waiting = True
+            return
+        random, plan = world.random, world.plan
+        kind = random.choices(plan.kinds, plan.weights)[0]
+        count = 1 if random.random() < 0.6 else random.randrange(1, 4)
+        if kind == "trim" and random.random() < 0.3:
+            count = random.randrange(1, plan.blocks // 2)
+        start = random.randrange(4) if random.random() < plan.hot else random.randrange(plan.blocks)
+        self._submit(kind, start, min(count, plan.blocks - start))
+
+    def _submit(self, kind: str, start: int, count: int) -> None:
+        front_end, world = self._front_end, self._world
+        number = world.next_ticket()
+        operation = None if kind == "read" else self._operation(kind, number, start, count)
+        ticket = Ticket(number, start, count, operation, world.checker.shown)
+        self._open[number] = ticket
+        world.checker.submitted_request(front_end, ticket)
+        now = front_end.clock()
+        if operation is None:
+            effects = front_end.leader.read(number, BlockNumber(start), count, now)
+        else:
+            effects = front_end.leader.submit(number, operation, now)
+        front_end.carry_out(effects)
+
+    def _operation(self, kind: str, number: int, start: int, count: int) -> Operation:
+        if kind == "write":
+            return Operation(OperationKind.WRITE, BlockNumber(start), count, block_of(number) * count)
+        if kind in ("zero", "trim"):
+            return Operation(_KINDS[kind], BlockNumber(start), count)
+        if kind == "seal":
+            return Operation(OperationKind.SEAL, argument=number.to_bytes(8, "little"))
+        return Operation(_KINDS[kind], BlockNumber(1), argument=number.to_bytes(8, "little"))

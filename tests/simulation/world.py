@@ -1,0 +1,410 @@
+"""One run: a plan drawn from the seed, three or five nodes, front-ends that come and go, faults, an end.
+
+First everything goes wrong that the plan holds; then all is healed, and the replicas must become whole
+and show the same. Every random choice comes from one generator, in the order of virtual time.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Final
+
+from blockstore.replication.leader import LeaderSettings
+
+from blockstore.domain import ORIGIN, Configuration, Member, NodeId, Position, ReplicaId
+from blockstore.log import UNKNOWN_FLOOR, Filling, LogImage
+from blockstore.units import BLOCK_SIZE, Epoch, Sequence
+from tests.simulation.checkers import Checker, Violation
+from tests.simulation.disk import Disk
+from tests.simulation.front_end import FrontEnd
+from tests.simulation.network import Network, NetworkFaults
+from tests.simulation.node import DiskSpeed, Node
+from tests.simulation.scheduler import Scheduler
+
+#: Virtual seconds within which a healed cluster must have converged.
+CONVERGENCE_S: Final = 30.0
+_ENOUGH_EVENTS: Final = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a seed decides before anything happens. Rates are events per virtual second."""
+
+    members: int
+    created_filling: bool
+    blocks: int
+    requests: int
+    depth: int
+    think_s: float
+    hot: float
+    kinds: tuple[str, ...]
+    weights: tuple[float, ...]
+    checkpoint_s: float
+    checkpoint_records: int
+    history_records: int
+    clock_drift: float
+    chaos_s: float
+    faults: tuple[tuple[str, float], ...]
+    network: NetworkFaults
+    disk: DiskSpeed
+    settings: LeaderSettings
+    final_power_cut: bool
+
+
+#: Each kind of fault, and how often it happens in a seed that has it.
+FAULTS: Final = {
+    "crash_node": 0.6,
+    "crash_all_nodes": 0.25,
+    "crash_front_end": 0.5,
+    "attach_beside": 0.4,
+    "pause_front_end": 0.4,
+    "pause_node": 0.4,
+    "isolate_node": 0.5,
+    "isolate_front_end": 0.4,
+    "cut_one_way": 0.5,
+    "slow_way": 0.5,
+    "break_stream": 2.0,
+    "full_node": 0.4,
+    "damage_node": 0.4,
+    "old_copy": 0.3,
+    "checkpoint": 2.0,
+}
+
+
+def draw_plan(random: Random) -> Plan:
+    """Each seed has a few kinds of faults and of requests, some of them often: so rare meetings happen."""
+
+    def some(probability: float, value: float) -> float:
+        return value * random.random() if random.random() < probability else 0.0
+
+    chosen = [(kind, rate * (0.5 + random.random())) for kind, rate in FAULTS.items() if random.random() < 0.35]
+    weights = {
+        "write": 6.0, "read": 4.0, "trim": some(0.6, 4), "zero": some(0.4, 2),
+        "seal": some(0.4, 1), "pin": some(0.1, 0.5), "unpin": some(0.1, 0.5),
+    }  # fmt: skip
+    retained = random.choice((2, 4, 8, 40))
+    return Plan(
+        members=5 if random.random() < 0.08 else 3,
+        created_filling=random.random() < 0.12,
+        blocks=random.choice((8, 12, 16, 24)),
+        requests=random.choice((40, 70, 100)),
+        depth=random.choice((1, 2, 4, 8)),
+        think_s=random.choice((0.002, 0.02, 0.1, 0.3)),
+        hot=random.choice((0.0, 0.3, 0.8)),
+        kinds=tuple(weights),
+        weights=tuple(weights.values()),
+        checkpoint_s=random.choice((0.1, 0.5, 2.0)),
+        checkpoint_records=random.choice((1, 4, 16, 100)),
+        history_records=random.choice((0, 0, 4, 100)),
+        clock_drift=random.choice((0.0, 0.1)),
+        chaos_s=1.0 + random.random() * 4,
+        faults=tuple(chosen),
+        network=NetworkFaults(
+            latency_s=random.choice((0.0003, 0.002, 0.01)), late=some(0.5, 0.2), late_s=random.choice((0.05, 0.5, 2.0)),
+            lost=some(0.3, 0.1), repeated=some(0.4, 0.3),
+        ),
+        disk=DiskSpeed(random.choice((0.0005, 0.003)), some(0.5, 0.2), random.choice((0.05, 0.5))),
+        settings=LeaderSettings(
+            heartbeat_s=0.3, retry_limit_s=random.choice((1.0, 3.0)), max_records_in_flight=random.choice((1, 2, 4)),
+            max_record_bytes=random.choice((4, 8)) * BLOCK_SIZE, retained_bytes=retained * BLOCK_SIZE,
+            queue_bytes=random.choice((8, 64)) * BLOCK_SIZE,
+        ),
+        final_power_cut=random.random() < 0.2,
+    )  # fmt: skip
+
+
+class World:
+    """A run of one seed. trace_lines: what happened, where tracing is on."""
+
+    def __init__(self, seed: int, *, tracing: bool = False) -> None:
+        self.seed = seed
+        self.random = Random(seed)
+        self.plan = draw_plan(self.random)
+        self.scheduler = Scheduler()
+        self.network = Network(self.scheduler, self.random, self.plan.network)
+        self.trace_lines: list[str] = []
+        self._tracing = tracing
+        self.configuration = _configuration(self.plan.members)
+        replicas = [member.replica for member in self.configuration.members]
+        self.checker = Checker(replicas, self.plan.blocks)
+        self.nodes = [self._new_node(index, replica) for index, replica in enumerate(replicas)]
+        self._node_of = {node.replica: node for node in self.nodes}
+        self.front_ends: list[FrontEnd] = []
+        self.epoch = Epoch(0)
+        self.chaos = True
+        self._tickets = 0
+        self._requests_left = self.plan.requests
+        self._known: dict[ReplicaId, Position] = {}
+        self._backups: dict[ReplicaId, tuple[Disk, Position]] = {}
+
+    # ---- what the parts ask of their world
+
+    def trace(self, who: str, *what: Any) -> None:
+        if self._tracing:
+            self.trace_lines.append(f"{self.scheduler.now:9.4f} {who}: {' '.join(map(_brief, what))}")
+
+    def node_of(self, replica: ReplicaId) -> Node:
+        return self._node_of[replica]
+
+    def known_acked(self, replica: ReplicaId) -> Position:
+        """What control was told that this replica had acked."""
+        return self._known.get(replica, ORIGIN)
+
+    def next_ticket(self) -> int:
+        self._tickets += 1
+        return self._tickets
+
+    def take_request(self) -> bool:
+        """Whether a guest may make one more."""
+        self._requests_left -= 1
+        return self.chaos and self._requests_left >= 0
+
+    # ---- the run
+
+    def run(self) -> None:
+        """Raises Violation where the core breaks a promise."""
+        try:
+            self._run()
+        except Violation:
+            raise
+        except Exception as error:
+            raise Violation(f"{type(error).__name__}: {error}") from error
+
+    def _run(self) -> None:
+        self.trace("world", self.plan)
+        for node in self.nodes:
+            node.start()
+        self.attach()
+        for kind, rate in self.plan.faults:
+            self._schedule_fault(kind, rate)
+        self._run_until(self.plan.chaos_s)
+        self._heal()
+        self._converge()
+        if self.plan.final_power_cut:
+            self._power_cut()
+            self._converge()
+        self._compare()
+
+    def attach(self) -> FrontEnd:
+        """The next epoch, by compare-and-swap; whoever had one before lives on."""
+        self.epoch = Epoch(self.epoch + 1)
+        self.trace("control", "attaches epoch", self.epoch)
+        front_end = FrontEnd(self, self.epoch)
+        self.front_ends.append(front_end)
+        return front_end
+
+    def _new_node(self, index: int, replica: ReplicaId) -> Node:
+        filling = self.plan.created_filling and index == self.plan.members - 1
+        image = LogImage(filling=Filling(UNKNOWN_FLOOR, ORIGIN, Sequence(0))) if filling else LogImage()
+        return Node(self, f"node-{index}", replica, Disk(image), self.plan.disk)
+
+    def _run_until(self, time: float, done: Callable[[], bool] = lambda: False) -> bool:
+        """Step until `time`, or until `done`, which is asked every 50 virtual milliseconds."""
+        scheduler = self.scheduler
+        while scheduler.now < time:
+            until = min(time, scheduler.now + 0.05)
+            while scheduler.step(until):
+                if scheduler.events > _ENOUGH_EVENTS:
+                    raise Violation(f"no end after {scheduler.events} events, at {scheduler.now:.3f} s")
+            if done():
+                return True
+        return False
+
+    # ---- the end
+
+    def _heal(self) -> None:
+        self.trace("world", "heals")
+        self.chaos = False
+        self.network.heal()
+        for node in self.nodes:
+            node.speed = DiskSpeed(node.speed.sync_s)
+            node.paused_until = 0.0
+            node.set_full(False)
+            if not node.alive:
+                node.start()
+        for front_end in self.front_ends:
+            front_end.paused_until = 0.0
+
+    def _power_cut(self) -> None:
+        self.trace("world", "power cut")
+        for front_end in self.front_ends:
+            if front_end.alive:
+                front_end.crash()
+        for node in self.nodes:
+            node.crash()
+        for node in self.nodes:
+            node.start()
+
+    def _converge(self) -> None:
+        """Somebody serves, and every replica becomes whole and ends where the leader does."""
+        newest = self.front_ends[-1]
+        if not newest.alive or newest.over is not None:
+            newest = self.attach()
+        if not self._run_until(self.scheduler.now + CONVERGENCE_S, lambda: self._converged(newest)):
+            raise Violation(f"not converged after {CONVERGENCE_S} s: {self._why(newest)}")
+        newest.guest.read_all()
+        if not self._run_until(self.scheduler.now + CONVERGENCE_S, lambda: newest.guest.idle):
+            raise Violation(f"the last read was not answered: {newest.leader.status()}")
+
+    def _converged(self, newest: FrontEnd) -> bool:
+        if not newest.serving or newest.over is not None or not newest.guest.idle:
+            return False
+        end = newest.leader.commit
+        return all(
+            node.follower.whole and node.follower.end == end and node.follower.commit == end for node in self.nodes
+        )
+
+    def _why(self, newest: FrontEnd) -> str:
+        replicas = [(node.name, node.follower.end, node.follower.commit, node.follower.filling) for node in self.nodes]
+        return f"{newest.name} serving={newest.serving} over={newest.over} {newest.leader.status()}; {replicas}"
+
+    def _compare(self) -> None:
+        waiting = [node.name for node in self.nodes]
+        for node in self.nodes:
+            node.checkpoint(lambda name=node.name: waiting.remove(name))  # type: ignore[misc]
+        if not self._run_until(self.scheduler.now + CONVERGENCE_S, lambda: not waiting):
+            raise Violation(f"no checkpoint ended on {waiting}")
+        for node in self.nodes:
+            self.checker.compare(node)
+
+    # ---- faults
+
+    def _schedule_fault(self, kind: str, rate: float) -> None:
+        def strike() -> None:
+            if self.chaos:
+                getattr(self, f"_{kind}")()
+                self._schedule_fault(kind, rate)
+
+        self.scheduler.after(self.random.expovariate(rate), strike)
+
+    def _later(self, within_s: float, action: Callable[[], None]) -> None:
+        """While the faults last: `action` some time within `within_s`."""
+        self.scheduler.after(self.random.random() * within_s, lambda: action() if self.chaos else None)
+
+    def _newest(self) -> FrontEnd:
+        return self.front_ends[-1]
+
+    def _living(self) -> list[Node]:
+        return [node for node in self.nodes if node.alive]
+
+    def _stop_node(self, node: Node, restart_s: float) -> None:
+        if node.alive:
+            node.crash()
+            self._later(restart_s, lambda: None if node.alive else node.start())
+
+    def _crash_node(self) -> None:
+        self._stop_node(self.random.choice(self.nodes), self.random.choice((0.05, 0.5, 2.0)))
+
+    def _crash_all_nodes(self) -> None:
+        for node in self.nodes:
+            self._stop_node(node, 0.5)
+
+    def _crash_front_end(self) -> None:
+        front_end = self._newest()
+        if front_end.alive:
+            front_end.crash()
+            self._later(0.5, self._attach_again)
+
+    def _attach_again(self) -> None:
+        if not self._newest().alive or self._newest().over is not None:
+            self.attach()
+
+    def _attach_beside(self) -> None:
+        self.attach()
+
+    def _pause_front_end(self) -> None:
+        living = [front_end for front_end in self.front_ends[-2:] if front_end.alive]
+        if living:
+            front_end = self.random.choice(living)
+            front_end.pause(self.random.random() * 2.5)
+            if self.random.random() < 0.5:
+                self.attach()
+
+    def _pause_node(self) -> None:
+        node = self.random.choice(self.nodes)
+        node.paused_until = self.scheduler.now + self.random.random()
+
+    def _isolate(self, name: str) -> None:
+        others = [process.name for process in (*self.nodes, *self.front_ends) if process.name != name]
+        ways = self.random.choice(((True, True), (True, False), (False, True)))
+        self.network.isolate(name, others, outward=ways[0], inward=ways[1])
+        self._later(2.0, self.network.cuts.clear)
+
+    def _isolate_node(self) -> None:
+        self._isolate(self.random.choice(self.nodes).name)
+
+    def _isolate_front_end(self) -> None:
+        self._isolate(self._newest().name)
+        if self.random.random() < 0.5:
+            self._later(0.5, self._attach_beside)
+
+    def _cut_one_way(self) -> None:
+        names = [process.name for process in (*self.nodes, self._newest())]
+        source, target = self.random.sample(names, 2)
+        self.network.cuts.add((source, target))
+        self._later(1.5, lambda: self.network.cuts.discard((source, target)))
+
+    def _slow_way(self) -> None:
+        names = [process.name for process in (*self.nodes, *self.front_ends[-2:])]
+        source, target = self.random.sample(names, 2)
+        self.network.slow[source, target] = self.random.choice((0.1, 1.0, 3.0))
+        self._later(2.0, lambda: self.network.slow.pop((source, target), None))  # type: ignore[arg-type]
+
+    def _break_stream(self) -> None:
+        self.network.break_stream()
+
+    def _full_node(self) -> None:
+        node = self.random.choice(self.nodes)
+        node.set_full(True)
+        self._later(1.0, lambda: node.set_full(False))
+
+    def _checkpoint(self) -> None:
+        living = self._living()
+        if living:
+            self.random.choice(living).checkpoint_soon()
+
+    def _others_hold_everything(self, node: Node) -> bool:
+        """Whether all other members are whole on disk: then one may lose what it holds, and nothing is lost."""
+        return all(self.checker.is_whole(other) for other in self.nodes if other is not node)
+
+    def _damage_node(self) -> None:
+        """A crash after which the journal has lost something, and says so."""
+        node = self.random.choice(self.nodes)
+        if not node.alive or not self._others_hold_everything(node):
+            return
+        node.crash()
+        disk = node.disk
+        if self.random.random() < 0.3 or not disk.groups:
+            disk.suspect()
+        else:
+            disk.rot(self.random.randrange(len(disk.groups)), listed=self.random.random() < 0.6)
+        self.trace(node.name, "is damaged", disk.damage)
+        self.checker.disk_changed(node, put_back=True)
+        self._later(0.5, lambda: None if node.alive else node.start())
+
+    def _old_copy(self) -> None:
+        """An old copy of a node's disk is put back; control had been told what the replica acked since."""
+        node = self.random.choice(self.nodes)
+        backup = self._backups.pop(node.replica, None)
+        if backup is None:
+            if node.alive:
+                self._backups[node.replica] = node.disk.backup(), node.follower.acked
+        elif node.alive and self._others_hold_everything(node):
+            node.crash()
+            self._known[node.replica] = max(node.disk.highest, self._known.get(node.replica, ORIGIN))
+            node.disk = backup[0]
+            self.trace(node.name, "is an old copy", node.disk.highest, "known to have acked", self._known[node.replica])
+            self.checker.disk_changed(node, put_back=True)
+            self._later(0.5, lambda: None if node.alive else node.start())
+
+
+def _configuration(members: int) -> Configuration:
+    return Configuration(
+        1,
+        tuple(Member(ReplicaId(f"rep-{index:017x}"), NodeId(f"node-{index:017x}")) for index in range(1, members + 1)),
+    )
+
+
+def _brief(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 400 else text[:400] + "..."
