@@ -1,0 +1,148 @@
+"""Three real nodes and a front-end's volume in one event loop: real gRPC, real disks, no control.
+
+For tests that steer what happens between the parts. Whole processes are in tests/cluster.py.
+"""
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from blockstore.config import NodeSettings
+from blockstore.domain import (
+    Configuration,
+    Member,
+    NodeId,
+    ReplicaAddress,
+    ReplicaId,
+    SegmentNumber,
+    VolumeId,
+    make_id,
+)
+from blockstore.grpc_endpoint import Endpoint
+from blockstore.node.hosted_replica import HostedReplica
+from blockstore.node.node import Node
+from blockstore.node.service import ReplicaService
+from blockstore.replication.leader import LeaderSettings
+from blockstore.rpc import replica_pb2_grpc
+from blockstore.units import MIB, Epoch
+from blockstore.volume.open_volume import OpenVolume, Ticket
+
+LIMIT_S = 30.0
+VOLUME = VolumeId(make_id("vol", bytes(9)))
+SEGMENT = SegmentNumber(0)
+#: Leases and heartbeats short, so that a test need not wait for them.
+FAST = LeaderSettings(lease_s=0.2, drift_s=0.02, heartbeat_s=0.05, retry_limit_s=5.0)
+
+
+async def until(condition: Callable[[], bool], what: str, limit_s: float = LIMIT_S) -> None:
+    """Return once `condition` holds; fail after the limit, and say what did not come."""
+    deadline = asyncio.get_running_loop().time() + limit_s
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline, f"not within {limit_s} s: {what}"
+        await asyncio.sleep(0.01)
+
+
+class RunningNode:
+    """One node: its storage and its gRPC server."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self.settings = settings
+        self.node = Node(settings)
+        self._endpoint = Endpoint(settings.listen)
+        replica_pb2_grpc.add_ReplicaServicer_to_server(ReplicaService(self.node, settings), self._endpoint.server)
+        self.address = ""
+
+    async def start(self) -> None:
+        await self._endpoint.start()
+        self.address = self._endpoint.address
+
+    async def stop(self) -> None:
+        await self._endpoint.stop(0)
+        await self.node.close()
+
+
+class Stack:
+    """Nodes 0, 1, 2, each with replica 0, 1, 2 of one volume."""
+
+    def __init__(self, directory: Path, node_settings: NodeSettings, leader_settings: LeaderSettings) -> None:
+        self.replicas = [ReplicaId(make_id("rep", bytes([index]) * 9)) for index in range(3)]
+        self.leader_settings = leader_settings
+        self.epoch = 0
+        self._settings = [dataclasses.replace(node_settings, data=directory / f"node{index}") for index in range(3)]
+        self._nodes: dict[int, RunningNode] = {}
+        self._volumes: list[OpenVolume] = []
+
+    def hosted(self, index: int) -> HostedReplica:
+        return self._nodes[index].node.find_replica(self.replicas[index])
+
+    async def start_node(self, index: int) -> None:
+        node = self._nodes[index] = RunningNode(self._settings[index])
+        await node.start()
+        await node.node.create(ReplicaAddress(VOLUME, SEGMENT, self.replicas[index]), filling=False)
+
+    async def stop_node(self, index: int) -> None:
+        await self._nodes.pop(index).stop()
+
+    async def open(self, size_bytes: int, *, served: bool = True) -> OpenVolume:
+        """Attach the volume at the next epoch."""
+        self.epoch += 1
+        members = tuple(Member(replica, NodeId(make_id("node", bytes(9)))) for replica in self.replicas)
+        ticket = Ticket(
+            volume=VOLUME,
+            segment=SEGMENT,
+            size_bytes=size_bytes,
+            epoch=Epoch(self.epoch),
+            configuration=Configuration(1, members),
+            addresses=self.addresses(),
+            known={},
+        )
+        volume = OpenVolume(ticket, self.leader_settings, 5.0, self._refresh)
+        self._volumes.append(volume)
+        if served:
+            await asyncio.wait_for(volume.wait_until_served(), LIMIT_S)
+        return volume
+
+    async def until_all_whole(self, volume: OpenVolume) -> None:
+        def whole() -> bool:
+            status = volume.status()
+            return all(member.whole and member.matched == status.end for member in status.members)
+
+        await until(whole, "every member is whole and has the whole log")
+
+    def addresses(self) -> dict[ReplicaId, str]:
+        return {self.replicas[index]: node.address for index, node in self._nodes.items()}
+
+    async def close(self) -> None:
+        for volume in self._volumes:
+            await volume.close()
+        for index in list(self._nodes):
+            await self.stop_node(index)
+
+    async def _refresh(self) -> dict[ReplicaId, str]:
+        return self.addresses()
+
+
+@asynccontextmanager
+async def running_stack(
+    directory: Path, leader_settings: LeaderSettings = FAST, **node_settings: float
+) -> AsyncIterator[Stack]:
+    """A stack whose three nodes run; all is ended on the way out."""
+    settings = NodeSettings(reserve_bytes=MIB, **node_settings)  # type: ignore[arg-type]
+    stack = Stack(directory, settings, leader_settings)
+    try:
+        for index in range(3):
+            await stack.start_node(index)
+        yield stack
+    finally:
+        await stack.close()
+
+
+def in_loop(test: Callable[[], Awaitable[None]]) -> None:
+    """Run a test's coroutine, with a limit."""
+
+    async def limited() -> None:
+        await asyncio.wait_for(test(), 2 * LIMIT_S)
+
+    asyncio.run(limited())

@@ -1,0 +1,160 @@
+"""A volume over the real stack: nodes come and go, front-ends follow each other, and no byte is lost."""
+
+import asyncio
+import dataclasses
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from blockstore.errors import Fenced, QuorumUnavailable
+from blockstore.units import BLOCK_SIZE, MIB
+from tests.stack import FAST, in_loop, running_stack, until
+
+SIZE = 16 * MIB
+BLOCKS = SIZE // BLOCK_SIZE
+
+
+def block(text: str) -> bytes:
+    return text.encode().ljust(BLOCK_SIZE, b".")
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_stack(tmp_path) as stack:
+            volume = await stack.open(SIZE)
+            big = os.urandom(3 * MIB)
+            await asyncio.gather(volume.write(0, block("first")), volume.write(100, big))
+            assert await volume.read(0, 2) == block("first") + bytes(BLOCK_SIZE)
+            assert await volume.read(100, 3 * MIB // BLOCK_SIZE) == big
+            await volume.trim(100, 10)
+            await volume.zero(120, 10, allocate=True)
+            after = bytearray(big)
+            for start in (0, 20):
+                after[start * BLOCK_SIZE : (start + 10) * BLOCK_SIZE] = bytes(10 * BLOCK_SIZE)
+            assert await volume.read(100, 3 * MIB // BLOCK_SIZE) == after
+            await volume.flush()
+
+    in_loop(test)
+
+
+def test_it_is_all_there_after_every_node_was_restarted(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_stack(tmp_path) as stack:
+            volume = await stack.open(SIZE)
+            data = os.urandom(MIB)
+            await volume.write(7, data)
+            await volume.close()
+            for index in range(3):
+                await stack.stop_node(index)
+            for index in range(3):
+                await stack.start_node(index)
+            volume = await stack.open(SIZE)
+            assert await volume.read(7, MIB // BLOCK_SIZE) == data
+
+    in_loop(test)
+
+
+@pytest.mark.parametrize("away", [0, 1, 2])
+def test_writes_go_on_without_one_node_which_then_catches_up_from_the_log(tmp_path: Path, away: int) -> None:
+    async def test() -> None:
+        async with running_stack(tmp_path) as stack:
+            volume = await stack.open(SIZE)
+            await volume.write(0, block("with all"))
+            await stack.stop_node(away)
+            for number in range(50):
+                await volume.write(number, block(f"without one {number}"))
+            await stack.start_node(away)
+            await stack.until_all_whole(volume)
+            for number in range(50):
+                assert await volume.read(number, 1) == block(f"without one {number}")
+            contents = {stack.hosted(index).store.read(0, 64) for index in range(3)}
+            await until(
+                lambda: len({bytes(stack.hosted(index).store.read(0, 64)) for index in range(3)}) == 1,
+                f"the three replicas show the same, not {len(contents)} contents",
+            )
+
+    in_loop(test)
+
+
+def test_a_long_absence_is_made_good_by_copying(tmp_path: Path) -> None:
+    """The leader keeps little, and the peers' logs are in the tables: what is left is the difference."""
+
+    async def test() -> None:
+        leader = dataclasses.replace(FAST, retained_bytes=64 * 1024)
+        async with running_stack(tmp_path, leader, checkpoint_s=0.1) as stack:
+            volume = await stack.open(SIZE)
+            await volume.write(0, os.urandom(MIB))
+            await stack.stop_node(2)
+            model = bytearray(SIZE)
+            model[:MIB] = await volume.read(0, MIB // BLOCK_SIZE)
+            seed = random.Random(7)
+            for _ in range(100):
+                start, data = seed.randrange(BLOCKS - 64), seed.randbytes(16 * BLOCK_SIZE)
+                await volume.write(start, data)
+                model[start * BLOCK_SIZE : start * BLOCK_SIZE + len(data)] = data
+            await volume.trim(10, 20)
+            model[10 * BLOCK_SIZE : 30 * BLOCK_SIZE] = bytes(20 * BLOCK_SIZE)
+            await stack.start_node(2)
+            await stack.until_all_whole(volume)
+            await stack.stop_node(0)
+            await stack.stop_node(1)
+            await volume.close()
+            shown = b"".join(bytes(stack.hosted(2).store.read(at, 256)) for at in range(0, BLOCKS, 256))
+            assert shown == model
+
+    in_loop(test)
+
+
+def test_below_a_quorum_requests_wait_and_then_fail_and_reads_come_back(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_stack(tmp_path, dataclasses.replace(FAST, retry_limit_s=1.0)) as stack:
+            volume = await stack.open(SIZE)
+            await volume.write(3, block("before"))
+            await stack.stop_node(0)
+            await stack.stop_node(1)
+            with pytest.raises(QuorumUnavailable):
+                await volume.write(4, block("never promised"))
+            await stack.start_node(0)
+            assert await asyncio.wait_for(volume.read(3, 1), 20) == block("before")
+            await volume.write(4, block("promised"))
+            assert await volume.read(4, 1) == block("promised")
+
+    in_loop(test)
+
+
+def test_a_front_end_that_was_replaced_is_fenced(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_stack(tmp_path) as stack:
+            old = await stack.open(SIZE)
+            await old.write(5, block("by the old one"))
+            new = await stack.open(SIZE)
+            assert await new.read(5, 1) == block("by the old one")
+            await new.write(5, block("by the new one"))
+            with pytest.raises(Fenced):
+                await old.write(5, block("too late"))
+            with pytest.raises(Fenced):
+                await old.read(5, 1)
+            assert isinstance(await old.over, Fenced)
+            assert await new.read(5, 1) == block("by the new one")
+
+    in_loop(test)
+
+
+def test_a_sealed_generation_keeps_what_it_showed(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_stack(tmp_path) as stack:
+            volume = await stack.open(SIZE)
+            await volume.write(9, block("in the first layer"))
+            generation = await volume.seal(b"snap-0")
+            await volume.write(9, block("in the second"))
+            await stack.until_all_whole(volume)
+            for index in range(3):
+                hosted = stack.hosted(index)
+                await until(lambda hosted=hosted: hosted.follower.commit == volume.status().commit, "commit arrives")  # type: ignore[misc]
+                await hosted.checkpoint()
+                assert hosted.store.read_generation(generation, 9, 1) == block("in the first layer")
+                assert hosted.store.read(9, 1) == block("in the second")
+
+    in_loop(test)
