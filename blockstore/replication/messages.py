@@ -20,10 +20,14 @@ from blockstore.units import FIRST_GENERATION, BlockNumber, Epoch, Generation, S
 
 @dataclass(frozen=True, slots=True)
 class SealEpoch:
-    """Leader to member: accept nothing of an older epoch or configuration, and say what you hold."""
+    """Leader to member: accept nothing of an older epoch or configuration, and say what you hold.
+
+    known: the highest position that anybody was told this member had acked (rule 10).
+    """
 
     epoch: Epoch
     configuration: int
+    known: Position = ORIGIN
 
 
 @dataclass(frozen=True, slots=True)

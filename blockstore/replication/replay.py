@@ -1,0 +1,90 @@
+"""What a replica's log is, from the image of its last checkpoint and the journal entries after it.
+
+Replay is idempotent. The image may reflect any of the entries already: records that are applied or
+held are skipped, and a cut or a new start below what is applied has been overtaken. A record that
+does not follow may still belong to a tail that a later entry cuts; one that nothing cuts leaves a
+gap, and the replica then cannot say that it holds what it acked.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from blockstore.domain import Position
+from blockstore.log import (
+    UNKNOWN_FLOOR,
+    Filling,
+    FillingEntry,
+    LogEntry,
+    LogImage,
+    RecordEntry,
+    SealEntry,
+    TruncateEntry,
+    WholeEntry,
+)
+from blockstore.record import Record
+from blockstore.replication.record_run import RecordRun
+from blockstore.units import Epoch
+
+
+@dataclass(slots=True)
+class Replayed:
+    """The state that the entries lead to. highest: any position seen; gap: a record did not follow."""
+
+    run: RecordRun
+    epoch: Epoch
+    configuration: int
+    filling: Filling | None
+    highest: Position
+    gap: bool = False
+
+
+def replay(image: LogImage, entries: Iterable[LogEntry]) -> Replayed:
+    """The log as of the last of `entries`, which follow each other in the journal's order."""
+    run = RecordRun(image.applied, image.records)
+    state = Replayed(run, image.epoch, image.configuration, image.filling, run.end)
+    for entry in entries:
+        match entry:
+            case RecordEntry(record):
+                _take(state, record)
+            case SealEntry(epoch, configuration):
+                state.epoch = max(state.epoch, epoch)
+                state.configuration = max(state.configuration, configuration)
+            case TruncateEntry(after):
+                _cut(state, after)
+            case FillingEntry(filling):
+                _fill(state, filling)
+            case WholeEntry():
+                state.filling = None
+    return state
+
+
+def _take(state: Replayed, record: Record) -> None:
+    run = state.run
+    state.highest = max(state.highest, record.position)
+    if record.sequence <= run.start.sequence or run.holds(record.position):
+        return
+    if run.position_at(record.sequence - 1) != record.previous:
+        state.gap = True
+        return
+    run.truncate(record.previous.sequence)
+    run.append(record)
+
+
+def _cut(state: Replayed, after: int) -> None:
+    if state.run.start.sequence <= after <= state.run.end.sequence:
+        state.run.truncate(after)
+        state.gap = False
+
+
+def _fill(state: Replayed, filling: Filling) -> None:
+    """The log keeps what it holds up to the base; one that does not hold it starts there anew."""
+    state.filling = filling
+    if filling.floor != UNKNOWN_FLOOR:
+        state.highest = max(state.highest, filling.floor)
+    if filling.base.sequence < state.run.start.sequence:
+        return
+    if state.run.holds(filling.base):
+        state.run.truncate(filling.base.sequence)
+    else:
+        state.run = RecordRun(filling.base)
+    state.gap = False
