@@ -4,6 +4,7 @@ A process that listens at port 0 writes where into a file, atomically; `Daemon.r
 it. Waiting is always for a condition, with a limit.
 """
 
+import os
 import signal
 import subprocess
 import time
@@ -62,7 +63,11 @@ class Daemon:
         with self.log.open("ab") as log:
             log.write(f"--- {self.command}\n".encode())
             log.flush()
-            self._process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            # Cairn's daemons end with the process that this names, also where it is killed.
+            environment = os.environ | {"CAIRN_PARENT": str(os.getpid())}
+            self._process = subprocess.Popen(
+                self.command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
 
     def read_address(self, file: str = "address") -> str:
         """HOST:PORT from a file in its directory. Raises TimeoutError, and RuntimeError where it ended."""

@@ -1,6 +1,7 @@
 """What the replicas of a volume hold, read from their files after all processes have ended."""
 
 from blockstore.storage.check import check_node
+
 from tests.cluster import Cluster
 
 
