@@ -36,6 +36,7 @@ class Move(Enum):
     ATTACH = auto()
     TAKE_OVER = auto()
     RECOVER = auto()
+    REOPEN = auto()
     OPENED = auto()
     GIVE_UP = auto()
     LOSE = auto()
@@ -58,7 +59,8 @@ MOVES: Final[dict[tuple[Move, Phase], Phase]] = {
     (Move.OPENED, Phase.ATTACHING): Phase.ATTACHED,
     (Move.GIVE_UP, Phase.ATTACHING): Phase.AVAILABLE,
     **{(Move.LOSE, before): Phase.ERROR for before in (Phase.ATTACHING, Phase.ATTACHED)},
-    **{(Move.RENEW, before): Phase.ATTACHED for before in (Phase.ATTACHING, Phase.ATTACHED)},
+    (Move.REOPEN, Phase.ATTACHING): Phase.ATTACHING,
+    (Move.RENEW, Phase.ATTACHED): Phase.ATTACHED,
     **{(Move.DETACH, before): Phase.DETACHING for before in _IN_USE},
     (Move.DETACHED, Phase.DETACHING): Phase.AVAILABLE,
     **{
@@ -132,6 +134,15 @@ def attach(
     return _move(volume, move, epoch=epoch, attachment=attachment)
 
 
+def reopen(volume: Volume, front_end: FrontEnd) -> Volume:
+    """A new epoch for a front-end that started anew before it had opened the volume."""
+    now = volume.attachment
+    if now is None or now.front_end != front_end.id or now.instance == front_end.instance:
+        return volume
+    epoch = Epoch(volume.epoch + 1)
+    return _move(volume, Move.REOPEN, epoch=epoch, attachment=replace(now, epoch=epoch, instance=front_end.instance))
+
+
 def opened(volume: Volume, epoch: Epoch) -> Volume:
     """The front-end serves the volume in this epoch."""
     now = _check_epoch(volume, epoch)
@@ -153,12 +164,15 @@ def lost(volume: Volume, epoch: Epoch, reason: str) -> Volume:
 
 
 def renew(volume: Volume, front_end: FrontEnd) -> Volume:
-    """A new epoch for the front-end that has the volume. Fenced where it has it no more."""
+    """A new epoch for the front-end that has the volume. Fenced where it has it no more, or not yet.
+
+    While a volume is being attached, control alone makes the attempts: it has to say how they ended.
+    """
     now = volume.attachment
-    if now is None or now.front_end != front_end.id or (Move.RENEW, phase_of(volume)) not in MOVES:
-        raise Fenced(f"volume {volume.id} is not attached to {front_end.id} any more")
+    if now is None or now.front_end != front_end.id or phase_of(volume) is not Phase.ATTACHED:
+        raise Fenced(f"volume {volume.id} is not attached to {front_end.id}")
     epoch = Epoch(volume.epoch + 1)
-    renewed = replace(now, epoch=epoch, instance=front_end.instance, accept_loss=False)
+    renewed = replace(now, epoch=epoch, instance=front_end.instance)
     return _move(volume, Move.RENEW, epoch=epoch, attachment=renewed)
 
 

@@ -1096,7 +1096,9 @@ class RegisterFrontEndResponse(_message.Message):
     lease_s: _builtins.float
     @_builtins.property
     def volumes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Volumes attached to this front-end: for each, RenewAttachment and open it."""
+        """Volumes in the state `attached` here: for each, RenewAttachment and open it. Those that are still
+        `attaching` control asks for by OpenVolume.
+        """
 
     def __init__(
         self,
@@ -1114,9 +1116,10 @@ Global___RegisterFrontEndResponse: _TypeAlias = RegisterFrontEndResponse  # noqa
 
 @_typing.final
 class RenewAttachmentRequest(_message.Message):
-    """Takes a new epoch for a volume that is attached to this front-end: after a start, and for each
+    """Takes a new epoch for a volume in the state `attached` at this front-end: after a start, and for each
     further attempt to open it, because no two attempts may ever share an epoch.
-    ABORTED (Fenced): the volume is no longer this front-end's; do not try again.
+    ABORTED (Fenced): the volume is not, or no longer, this front-end's; do not try again. So answers
+    control also while the volume is `attaching`: then each attempt is control's, which says how it ended.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -1,0 +1,246 @@
+"""The catalog: typed records over a metastore, changed by compare-and-swap only.
+
+    volumes/ID   names/NAME -> id   tokens/TOKEN -> id   known/VOLUME-ID
+    nodes/ID     front-ends/ID      tombstones/NODE/REPLICA
+
+Each change is one transaction that names the revisions it was derived from, so stopping between any
+two of them leaves a catalog that reconciling carries on from. Invariants: a name and a token belong
+to one volume and go with it; a volume's replicas are on nodes of the catalog; a volume leaves only
+together with a tombstone for each replica that is not known to be gone.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+from blockstore.control.codec import decode, encode
+from blockstore.control.metastore.interface import ABSENT, KeyValue, Metastore, Revision
+from blockstore.control.records import FrontEnd, KnownPositions, Node, Tombstone, Volume
+from blockstore.domain import FrontEndId, NodeId, VolumeId, VolumeState
+from blockstore.errors import AlreadyExists, Conflict, NotFound
+
+#: Lost races of one change before it is given up; each lost one means that another change was made.
+MAX_TRIES: Final = 100
+
+VOLUMES: Final = "volumes/"
+_NAMES: Final = "names/"
+_TOKENS: Final = "tokens/"
+_KNOWN: Final = "known/"
+_NODES: Final = "nodes/"
+_FRONT_ENDS: Final = "front-ends/"
+_TOMBSTONES: Final = "tombstones/"
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True, slots=True)
+class Stored(Generic[Record]):
+    """A record as it stands, and the revision that a change of it must name."""
+
+    record: Record
+    revision: Revision
+
+
+class Catalog:
+    """All that the control plane keeps. Reads see every change that was made before."""
+
+    def __init__(self, store: Metastore) -> None:
+        self._store = store
+        self._decoded: dict[str, Stored[Any]] = {}
+
+    # ---- volumes
+
+    async def volumes(self) -> tuple[Volume, ...]:
+        """All of them, by id."""
+        return tuple(each.record for each in await self._list(Volume, VOLUMES))
+
+    async def volume(self, name_or_id: str) -> Volume:
+        """Raises NotFound."""
+        found = await self._get(Volume, VOLUMES + name_or_id) if name_or_id else None
+        if found is None and name_or_id and (named := await self._get_text(_NAMES + name_or_id)):
+            found = await self._get(Volume, VOLUMES + named)
+        if found is None:
+            raise NotFound(f"there is no volume {name_or_id!r}: see `cairn volume list`")
+        return found.record
+
+    async def volume_of_token(self, token: str) -> Volume | None:
+        """The volume that was created with this client token."""
+        named = await self._get_text(_TOKENS + token) if token else None
+        stored = await self._get(Volume, VOLUMES + named) if named else None
+        return stored.record if stored else None
+
+    async def add_volume(self, volume: Volume, on: Iterable[Stored[Node]]) -> bool:
+        """Enter a new volume whose replicas are on the nodes `on`.
+
+        False where one of those nodes has changed, or another request with the same token was first:
+        look again. Raises AlreadyExists where the name is taken.
+        """
+        nodes = tuple(on)
+        conditions = {VOLUMES + volume.id: ABSENT, **{_NODES + each.record.id: each.revision for each in nodes}}
+        # The nodes are written as they are: whoever is about to remove one then has to look again.
+        puts = {VOLUMES + volume.id: encode(volume), **{_NODES + each.record.id: encode(each.record) for each in nodes}}
+        for key in _keys_of(volume):
+            conditions[key] = ABSENT
+            puts[key] = volume.id.encode()
+        if await self._store.transact(conditions, puts) is not None:
+            return True
+        if volume.name and (taken := await self._get_text(_NAMES + volume.name)):
+            holder = await self._get(Volume, VOLUMES + taken)
+            if not (volume.client_token and holder and holder.record.client_token == volume.client_token):
+                raise AlreadyExists(f"the name {volume.name!r} is taken by volume {taken}: choose another")
+        return False
+
+    async def change_volume(self, volume: VolumeId, change: Callable[[Volume], Volume]) -> Volume:
+        """Swap the volume's record for what `change` makes of it; what `change` raises ends it."""
+        for _ in range(MAX_TRIES):
+            stored = await self._get(Volume, VOLUMES + volume)
+            if stored is None:
+                raise NotFound(f"volume {volume} is gone")
+            changed = change(stored.record)
+            if changed == stored.record or await self._swap(VOLUMES + volume, stored.revision, changed):
+                return changed
+        raise Conflict(f"volume {volume} is changed by too many at once: try again")
+
+    async def remove_volume(self, volume: Volume, left: Iterable[Tombstone]) -> None:
+        """Forget a volume in `deleting`, leaving tombstones. One that is gone already stays so."""
+        stored = await self._get(Volume, VOLUMES + volume.id)
+        if stored is None:
+            return
+        assert stored.record.state is VolumeState.DELETING
+        await self._store.transact(
+            {VOLUMES + volume.id: stored.revision},
+            {_tombstone_key(each): encode(each) for each in left},
+            (VOLUMES + volume.id, _KNOWN + volume.id, *_keys_of(volume)),
+        )
+        self._decoded.pop(VOLUMES + volume.id, None)
+
+    # ---- nodes
+
+    async def nodes(self) -> tuple[Stored[Node], ...]:
+        """All of them, by id."""
+        return await self._list(Node, _NODES)
+
+    async def node(self, node: str) -> Stored[Node]:
+        """Raises NotFound."""
+        stored = await self._get(Node, _NODES + node)
+        if stored is None:
+            raise NotFound(f"there is no node {node!r}: see `cairn node list`")
+        return stored
+
+    async def put_node(self, node: Node) -> None:
+        """Enter it, or what it says of itself now."""
+        await self._put(_NODES + node.id, node)
+
+    async def remove_node(self, node: NodeId) -> None:
+        """Forget a node and its tombstones. Raises NotFound, and Conflict where it holds replicas."""
+        stored = await self.node(node)
+        held = [volume.id for volume in await self.volumes() if node in nodes_of(volume)]
+        if held:
+            raise Conflict(f"node {node} holds replicas of {len(held)} volumes ({held[0]}, ...): delete them first")
+        left = [_tombstone_key(each) for each in await self.tombstones() if each.node == node]
+        if await self._store.transact({_NODES + node: stored.revision}, {}, (_NODES + node, *left)) is None:
+            raise Conflict(f"node {node} has changed meanwhile: look again")
+
+    # ---- front-ends
+
+    async def front_ends(self) -> tuple[FrontEnd, ...]:
+        """All of them, by id."""
+        return tuple(each.record for each in await self._list(FrontEnd, _FRONT_ENDS))
+
+    async def front_end(self, front_end: str) -> FrontEnd:
+        """Raises NotFound."""
+        stored = await self._get(FrontEnd, _FRONT_ENDS + front_end)
+        if stored is None:
+            raise NotFound(f"there is no front-end {front_end!r}: see `cairn status`")
+        return stored.record
+
+    async def put_front_end(self, front_end: FrontEnd) -> None:
+        """Enter it, or what it says of itself now."""
+        await self._put(_FRONT_ENDS + front_end.id, front_end)
+
+    # ---- replicas to be deleted, and positions
+
+    async def tombstones(self) -> tuple[Tombstone, ...]:
+        """Of replicas on nodes that were away when their volume was deleted."""
+        return tuple(each.record for each in await self._list(Tombstone, _TOMBSTONES))
+
+    async def remove_tombstone(self, tombstone: Tombstone) -> None:
+        """The replica is gone."""
+        await self._store.transact({}, {}, (_tombstone_key(tombstone),))
+        self._decoded.pop(_tombstone_key(tombstone), None)
+
+    async def known_positions(self) -> tuple[KnownPositions, ...]:
+        """Of all volumes."""
+        return tuple(decode(KnownPositions, each.value) for each in (await self._store.list(_KNOWN)).items)
+
+    async def put_known_positions(self, known: KnownPositions) -> bool:
+        """Keep them with their volume; False where that has changed meanwhile. Raises NotFound where it is gone."""
+        stored = await self._get(Volume, VOLUMES + known.volume)
+        if stored is None:
+            raise NotFound(f"volume {known.volume} is gone")
+        conditions = {VOLUMES + known.volume: stored.revision}
+        return await self._store.transact(conditions, {_KNOWN + known.volume: encode(known)}) is not None
+
+    # ---- records of any kind
+
+    async def _get(self, kind: type[Record], key: str) -> Stored[Record] | None:
+        found = await self._store.get(key)
+        return None if found is None else self._decode(kind, found)
+
+    async def _get_text(self, key: str) -> str:
+        found = await self._store.get(key)
+        return "" if found is None else found.value.decode()
+
+    async def _list(self, kind: type[Record], prefix: str) -> tuple[Stored[Record], ...]:
+        return tuple(self._decode(kind, each) for each in (await self._store.list(prefix)).items)
+
+    def _decode(self, kind: type[Record], found: KeyValue) -> Stored[Record]:
+        """Decoded once for each revision: every heartbeat reads all volumes."""
+        held = self._decoded.get(found.key)
+        if held is None or held.revision != found.revision:
+            held = self._decoded[found.key] = Stored(decode(kind, found.value), found.revision)
+        return held
+
+    async def _put(self, key: str, record: Any) -> None:
+        for _ in range(MAX_TRIES):
+            stored = await self._get(type(record), key)
+            if stored is not None and stored.record == record:
+                return
+            if await self._swap(key, stored.revision if stored else ABSENT, record):
+                return
+        raise Conflict(f"{key} is changed by too many at once: try again")
+
+    async def _swap(self, key: str, revision: Revision, record: Any) -> bool:
+        return await self._store.transact({key: revision}, {key: encode(record)}) is not None
+
+
+def nodes_of(volume: Volume) -> frozenset[NodeId]:
+    """The nodes that hold a replica of it, or are to."""
+    return frozenset(
+        member.node
+        for segment in volume.segments
+        for member in (*segment.configuration.members, *segment.configuration.old_members)
+    )
+
+
+def tombstones_of(volume: Volume) -> tuple[Tombstone, ...]:
+    """One for each of its replicas."""
+    return tuple(
+        Tombstone(member.replica, member.node, volume.id, segment.number)
+        for segment in volume.segments
+        for member in dict.fromkeys((*segment.configuration.members, *segment.configuration.old_members))
+    )
+
+
+def attached_to(volumes: Iterable[Volume], front_end: FrontEndId) -> tuple[Volume, ...]:
+    """The volumes that belong to this front-end."""
+    return tuple(each for each in volumes if each.attachment and each.attachment.front_end == front_end)
+
+
+def _keys_of(volume: Volume) -> tuple[str, ...]:
+    name = (_NAMES + volume.name,) if volume.name else ()
+    return (*name, _TOKENS + volume.client_token) if volume.client_token else name
+
+
+def _tombstone_key(tombstone: Tombstone) -> str:
+    return f"{_TOMBSTONES}{tombstone.node}/{tombstone.replica}"

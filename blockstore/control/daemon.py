@@ -1,0 +1,103 @@
+"""The control process: the embedded metastore, the Control service, and the reconcile loop.
+
+It ends cleanly on SIGTERM and SIGINT, and by itself when the metastore fails: then nothing that it
+says could be relied on. The address that it listens at, with the port that it got, is in the file
+`address` of its state directory while it runs.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from blockstore.config import ControlSettings
+from blockstore.control.catalog import Catalog
+from blockstore.control.floors import Floors
+from blockstore.control.metastore.embedded import open_embedded
+from blockstore.control.metastore.interface import Metastore
+from blockstore.control.peers import Peers
+from blockstore.control.presence import Presence
+from blockstore.control.reconcile import Reconciler
+from blockstore.control.registrar import Registrar, now_ms
+from blockstore.control.service import ControlService
+from blockstore.grpc_endpoint import Endpoint
+from blockstore.rpc import control_pb2, control_pb2_grpc
+
+_log = structlog.get_logger(__name__)
+
+#: In the state directory: HOST:PORT and a newline.
+ADDRESS_FILE: Final = "address"
+#: How long calls under way may take to end when the process does.
+GRACE_S: Final = 1.0
+
+
+async def run(settings: ControlSettings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises CairnError where it cannot start, or cannot go on."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        async with serving(settings) as (address, reconciling):
+            _log.info("control listens", address=address, state=str(settings.state))
+            stopping = asyncio.ensure_future(stop.wait())
+            await asyncio.wait([stopping, reconciling], return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            _log.info("control stops", address=address)
+            if reconciling.done():
+                reconciling.result()
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+@asynccontextmanager
+async def serving(settings: ControlSettings) -> AsyncIterator[tuple[str, asyncio.Task[None]]]:
+    """Control at work: its address, and the reconcile loop, which ends only by failing."""
+    address_file = settings.state / ADDRESS_FILE
+    store = open_embedded(settings.state, settings.map_size_bytes)
+    try:
+        address_file.unlink(missing_ok=True)
+        peers = Peers(settings)
+        endpoint, reconciler, floors = await _assemble(settings, store, peers)
+        await endpoint.start()
+        reconciling = asyncio.ensure_future(reconciler.run())
+        try:
+            _write_atomically(address_file, endpoint.address + "\n")
+            yield endpoint.address, reconciling
+        finally:
+            address_file.unlink(missing_ok=True)
+            await endpoint.stop(GRACE_S)
+            reconciling.cancel()
+            await asyncio.gather(reconciling, return_exceptions=True)
+            await peers.keep_only(())
+            await floors.save()
+    finally:
+        await store.close()
+
+
+async def _assemble(settings: ControlSettings, store: Metastore, peers: Peers) -> tuple[Endpoint, Reconciler, Floors]:
+    catalog = Catalog(store)
+    presence = Presence(settings.lease_s, time.monotonic, now_ms)
+    floors = Floors(catalog)
+    await floors.load()
+    reconciler = Reconciler(store, catalog, presence, floors, peers, interval_s=settings.reconcile_s)
+    registrar = Registrar(catalog, presence, floors, reconciler, settings.lease_s)
+    service = ControlService(catalog, presence, reconciler, registrar, placement=settings.placement)
+    endpoint = Endpoint(settings.listen)
+    control_pb2_grpc.add_ControlServicer_to_server(service, endpoint.server)
+    endpoint.add_names([control_pb2.DESCRIPTOR.services_by_name["Control"].full_name])
+    return endpoint, reconciler, floors
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """A reader finds all of it or nothing. Not synced: it is of no use after a crash."""
+    scratch = path.with_suffix(".new")
+    scratch.write_text(text)
+    os.replace(scratch, path)

@@ -1,0 +1,157 @@
+"""The catalog's records as the messages of control.proto.
+
+One direction only: requests are checked where they arrive.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
+
+from blockstore.control.catalog import attached_to, nodes_of
+from blockstore.control.floors import Floors
+from blockstore.control.presence import Presence
+from blockstore.control.records import AttachmentState, FrontEnd, Node, Volume
+from blockstore.domain import FrontEndId, Member, NodeId, Position, VolumeId, VolumeState
+from blockstore.rpc import control_pb2, replica_pb2
+
+VOLUME_STATES: Final[Mapping[VolumeState, "control_pb2.VolumeState.ValueType"]] = {
+    VolumeState.CREATING: control_pb2.VOLUME_STATE_CREATING,
+    VolumeState.AVAILABLE: control_pb2.VOLUME_STATE_AVAILABLE,
+    VolumeState.IN_USE: control_pb2.VOLUME_STATE_IN_USE,
+    VolumeState.DELETING: control_pb2.VOLUME_STATE_DELETING,
+    VolumeState.ERROR: control_pb2.VOLUME_STATE_ERROR,
+}
+ATTACHMENT_STATES: Final[Mapping[AttachmentState, "control_pb2.AttachmentState.ValueType"]] = {
+    AttachmentState.ATTACHING: control_pb2.ATTACHMENT_STATE_ATTACHING,
+    AttachmentState.ATTACHED: control_pb2.ATTACHMENT_STATE_ATTACHED,
+    AttachmentState.DETACHING: control_pb2.ATTACHMENT_STATE_DETACHING,
+}
+
+
+class Messages:
+    """Makes messages of records, with what is known of nodes and front-ends now."""
+
+    def __init__(
+        self,
+        nodes: Mapping[NodeId, Node],
+        front_ends: Mapping[FrontEndId, FrontEnd],
+        presence: Presence,
+        floors: Floors,
+    ) -> None:
+        self._nodes = nodes
+        self._front_ends = front_ends
+        self._presence = presence
+        self._floors = floors
+
+    def volume(self, volume: Volume) -> control_pb2.Volume:
+        """All that is known of it, its members' places included."""
+        return control_pb2.Volume(
+            id=volume.id,
+            name=volume.name,
+            size_bytes=volume.size_bytes,
+            state=VOLUME_STATES[volume.state],
+            reason=volume.reason,
+            tags=dict(volume.tags),
+            created_at_ms=volume.created_at_ms,
+            epoch=volume.epoch,
+            segments=self._segments(volume),
+            attachment=self._attachment(volume),
+            warnings=volume.warnings,
+        )
+
+    def ticket(self, volume: Volume) -> control_pb2.OpenTicket:
+        """What it takes to open an attached volume in its attachment's epoch."""
+        assert volume.attachment is not None
+        return control_pb2.OpenTicket(
+            volume=volume.id,
+            name=volume.name,
+            size_bytes=volume.size_bytes,
+            epoch=volume.attachment.epoch,
+            read_only=volume.attachment.read_only,
+            segments=self._segments(volume),
+            tags=dict(volume.tags),
+            accept_loss=volume.attachment.accept_loss,
+        )
+
+    def node(self, node: Node, volumes: Iterable[Volume]) -> control_pb2.Node:
+        """A node, and of `volumes` how many have a replica there."""
+        word = self._presence.node(node.id)
+        return control_pb2.Node(
+            id=node.id,
+            address=node.address,
+            zone=node.zone,
+            capacity_bytes=node.capacity_bytes,
+            used_bytes=word.used_bytes if word else 0,
+            full=word.full if word else False,
+            up=self._presence.is_up(node.id),
+            last_heartbeat_ms=word.at_ms if word else 0,
+            replicas=sum(node.id in nodes_of(volume) for volume in volumes),
+        )
+
+    def front_end(self, front_end: FrontEnd, volumes: Iterable[Volume]) -> control_pb2.FrontEndInfo:
+        """A front-end, and how many of `volumes` belong to it."""
+        word = self._presence.front_end(front_end.id)
+        return control_pb2.FrontEndInfo(
+            id=front_end.id,
+            address=front_end.address,
+            uris=front_end.uris,
+            up=self._presence.is_up(front_end.id),
+            last_heartbeat_ms=word.at_ms if word else 0,
+            volumes=len(attached_to(volumes, front_end.id)),
+        )
+
+    def _attachment(self, volume: Volume) -> control_pb2.Attachment | None:
+        attachment = volume.attachment
+        if attachment is None:
+            return None
+        front_end = self._front_ends.get(attachment.front_end)
+        export = volume.name or volume.id
+        return control_pb2.Attachment(
+            front_end=attachment.front_end,
+            epoch=attachment.epoch,
+            state=ATTACHMENT_STATES[attachment.state],
+            read_only=attachment.read_only,
+            since_ms=attachment.since_ms,
+            uris=[export_uri(uri, export) for uri in front_end.uris] if front_end else [],
+        )
+
+    def _segments(self, volume: Volume) -> list[control_pb2.Segment]:
+        return [
+            control_pb2.Segment(
+                number=segment.number,
+                size_bytes=segment.size_bytes,
+                configuration=control_pb2.Configuration(
+                    number=segment.configuration.number,
+                    members=self._members(volume.id, segment.configuration.members),
+                    old_members=self._members(volume.id, segment.configuration.old_members),
+                ),
+            )
+            for segment in volume.segments
+        ]
+
+    def _members(self, volume: VolumeId, members: Iterable[Member]) -> list[control_pb2.Member]:
+        found = []
+        for member in members:
+            node = self._nodes.get(member.node)
+            found.append(
+                control_pb2.Member(
+                    replica=member.replica,
+                    node=member.node,
+                    address=node.address if node else "",
+                    zone=node.zone if node else "",
+                    known=position_message(self._floors.of(volume, member.replica)),
+                )
+            )
+        return found
+
+
+def position_message(position: Position) -> replica_pb2.Position:
+    """A position as it crosses the network."""
+    return replica_pb2.Position(epoch=position.epoch, sequence=position.sequence)
+
+
+def export_uri(uri: str, export: str) -> str:
+    """The NBD URI of one export of the server at `uri`: nbd://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=PATH."""
+    parts = urlsplit(uri)
+    made = urlunsplit((parts.scheme, parts.netloc, "/" + export, parts.query, ""))
+    return made if parts.netloc else made.replace(":/" + export, ":///" + export, 1)

@@ -1,0 +1,105 @@
+"""The calls that control makes, to nodes and to front-ends: each with a deadline.
+
+One channel for each address, closed when nobody lives there any more. Every error is one of
+blockstore.errors; who cannot be reached or answers too late raises QuorumUnavailable. Source:
+proto/cairn/v1, services Replica and FrontEnd.
+"""
+
+import asyncio
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+import grpc
+
+from blockstore.config import ControlSettings
+from blockstore.control.records import FrontEnd, Node, Tombstone
+from blockstore.domain import VolumeId
+from blockstore.errors import QuorumUnavailable
+from blockstore.grpc_endpoint import open_channel
+from blockstore.grpc_errors import cairn_errors
+from blockstore.rpc import control_pb2, control_pb2_grpc, replica_pb2, replica_pb2_grpc
+from blockstore.units import Epoch
+
+
+class Peers:
+    """Channels to nodes and front-ends."""
+
+    def __init__(self, settings: ControlSettings) -> None:
+        self._call_timeout_s = settings.call_timeout_s
+        self._open_timeout_s = settings.open_timeout_s
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def create(self, node: Node, replica: Tombstone, configuration: int) -> None:
+        """Make a whole replica there; it may be there already."""
+        request = replica_pb2.CreateRequest(target=target_of(replica, configuration))
+        with _call(_name(node)):
+            await self._node(node).Create(request, timeout=self._call_timeout_s)
+
+    async def delete(self, node: Node, replica: Tombstone) -> None:
+        """Delete the replica there; it may be gone already."""
+        request = replica_pb2.DeleteRequest(target=target_of(replica))
+        with _call(_name(node)):
+            await self._node(node).Delete(request, timeout=self._call_timeout_s)
+
+    async def open_volume(self, front_end: FrontEnd, ticket: control_pb2.OpenTicket) -> None:
+        """Returns once the volume is served; raises how the attempt ended."""
+        request = control_pb2.OpenVolumeRequest(front_end=front_end.id, instance=front_end.instance, ticket=ticket)
+        with _call(_name(front_end)):
+            await self._front_end(front_end).OpenVolume(request, timeout=self._open_timeout_s)
+
+    async def close_volume(self, front_end: FrontEnd, volume: VolumeId, epoch: Epoch) -> None:
+        """The front-end lets go of it; it may have done so already."""
+        request = control_pb2.CloseVolumeRequest(front_end=front_end.id, volume=volume, epoch=epoch)
+        with _call(_name(front_end)):
+            await self._front_end(front_end).CloseVolume(request, timeout=self._call_timeout_s)
+
+    async def resize_export(self, front_end: FrontEnd, volume: VolumeId, epoch: Epoch, size_bytes: int) -> None:
+        """The front-end shows the new size."""
+        request = control_pb2.ResizeExportRequest(
+            front_end=front_end.id, volume=volume, epoch=epoch, size_bytes=size_bytes
+        )
+        with _call(_name(front_end)):
+            await self._front_end(front_end).ResizeVolume(request, timeout=self._call_timeout_s)
+
+    async def keep_only(self, addresses: Collection[str]) -> None:
+        """Close the channels to all other addresses."""
+        for address in self._channels.keys() - set(addresses):
+            await self._channels.pop(address).close(None)
+
+    def _node(self, node: Node) -> "replica_pb2_grpc.ReplicaAsyncStub":
+        return replica_pb2_grpc.ReplicaStub(self._channel(node.address, node.id))
+
+    def _front_end(self, front_end: FrontEnd) -> "control_pb2_grpc.FrontEndAsyncStub":
+        return control_pb2_grpc.FrontEndStub(self._channel(front_end.address, front_end.id))
+
+    def _channel(self, address: str, whose: str) -> grpc.aio.Channel:
+        if not address:
+            raise QuorumUnavailable(f"{whose} has never said where it listens")
+        if address not in self._channels:
+            self._channels[address] = open_channel(address)
+        return self._channels[address]
+
+
+@contextmanager
+def _call(peer: str) -> Iterator[None]:
+    """Errors of the tree; also where the channel is closed under the call because its peer has moved."""
+    try:
+        with cairn_errors(peer):
+            yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise QuorumUnavailable(f"{peer} has moved to another address") from None
+
+
+def target_of(replica: Tombstone, configuration: int = 0) -> replica_pb2.Target:
+    """Epoch 0: control never touches a log."""
+    return replica_pb2.Target(
+        volume=replica.volume, segment=replica.segment, replica=replica.replica, epoch=0, configuration=configuration
+    )
+
+
+def _name(process: Node | FrontEnd) -> str:
+    kind = "node" if isinstance(process, Node) else "front-end"
+    return f"{kind} {process.id} at {process.address}"

@@ -1,0 +1,117 @@
+"""Who is there: the last word of each node and front-end, in memory only.
+
+A process is up while its lease holds: it was heard within `lease_s`. After a start of control
+nobody is up until heard. What is known here is never a reason to give up data: it picks nodes for
+new replicas, tells whom to call, and makes the status.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from blockstore.domain import FrontEndId, NodeId, ReplicaId, VolumeId
+from blockstore.rpc.control_pb2 import VolumeReport
+from blockstore.rpc.replica_pb2 import ReplicaStatus
+
+
+@dataclass(frozen=True, slots=True)
+class NodeWord:
+    """A node's last heartbeat. replicas: None until it reported them for the first time."""
+
+    at_ms: int
+    capacity_bytes: int = 0
+    used_bytes: int = 0
+    full: bool = False
+    replicas: Mapping[ReplicaId, ReplicaStatus] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FrontEndWord:
+    """A front-end's last heartbeat: what it says of each volume that it has."""
+
+    at_ms: int
+    volumes: Mapping[VolumeId, VolumeReport] = field(default_factory=dict)
+
+
+class Presence:
+    """The last words, and whose lease holds.
+
+    clock: seconds, never falling. wall_ms: milliseconds since 1970, for people only.
+    """
+
+    def __init__(self, lease_s: float, clock: Callable[[], float], wall_ms: Callable[[], int]) -> None:
+        self._lease_s = lease_s
+        self._clock = clock
+        self._wall_ms = wall_ms
+        self._heard: dict[str, float] = {}
+        self._nodes: dict[NodeId, NodeWord] = {}
+        self._front_ends: dict[FrontEndId, FrontEndWord] = {}
+        self._beat = asyncio.Event()
+        self.started_at: Final = clock()
+
+    def node_registered(self, node: NodeId, capacity_bytes: int) -> None:
+        """It may be called from now on; what it holds it says with its next heartbeat."""
+        self._nodes[node] = NodeWord(self._wall_ms(), capacity_bytes)
+        self._hear(node)
+
+    def node_reported(
+        self,
+        node: NodeId,
+        capacity_bytes: int,
+        used_bytes: int,
+        full: bool,
+        replicas: Mapping[ReplicaId, ReplicaStatus],
+    ) -> None:
+        """A heartbeat with all that it holds."""
+        self._nodes[node] = NodeWord(self._wall_ms(), capacity_bytes, used_bytes, full, replicas)
+        self._hear(node)
+
+    def node_removed(self, node: NodeId) -> None:
+        """The catalog has it no more."""
+        self._nodes.pop(node, None)
+        self._heard.pop(node, None)
+
+    def front_end_registered(self, front_end: FrontEndId) -> None:
+        """A new instance, which has nothing open."""
+        self._front_ends[front_end] = FrontEndWord(self._wall_ms())
+        self._hear(front_end)
+
+    def front_end_reported(self, front_end: FrontEndId, volumes: Mapping[VolumeId, VolumeReport]) -> None:
+        """A heartbeat with all that it has open or opens."""
+        self._front_ends[front_end] = FrontEndWord(self._wall_ms(), volumes)
+        self._hear(front_end)
+
+    def is_up(self, process: NodeId | FrontEndId) -> bool:
+        """Its lease holds."""
+        heard = self._heard.get(process)
+        return heard is not None and self._clock() - heard <= self._lease_s
+
+    def node(self, node: NodeId) -> NodeWord | None:
+        """Its last word, None where it was not heard since control started."""
+        return self._nodes.get(node)
+
+    def front_end(self, front_end: FrontEndId) -> FrontEndWord | None:
+        """Its last word, None where it was not heard since control started."""
+        return self._front_ends.get(front_end)
+
+    def silent_s(self, process: NodeId | FrontEndId) -> float:
+        """Seconds since it was heard, or since control started."""
+        return self._clock() - self._heard.get(process, self.started_at)
+
+    def settling_s(self) -> float:
+        """How much longer processes that are up may not have been heard yet, because control has just started."""
+        return max(0.0, self.started_at + self._lease_s - self._clock())
+
+    async def next_beat(self, timeout_s: float) -> None:
+        """Until somebody is heard, `timeout_s` seconds at most."""
+        waiting = asyncio.ensure_future(self._beat.wait())
+        try:
+            await asyncio.wait([waiting], timeout=timeout_s)
+        finally:
+            waiting.cancel()
+
+    def _hear(self, process: str) -> None:
+        self._heard[process] = self._clock()
+        self._beat.set()
+        self._beat = asyncio.Event()

@@ -1,0 +1,288 @@
+"""Carrying out what the catalog says: the loop, and one step for each phase that is not at rest.
+
+A request only changes the catalog; all calls to nodes and front-ends are made here, for a request
+that waits and for one whose caller (or whose control process) is gone alike. A step is named by
+(volume, phase, epoch), runs once at a time, and ends in a transition that fails if the volume moved
+on: so a step may be repeated, cut off or late without harm.
+
+    creating    Create at each node                        -> available, or error
+    attaching   OpenVolume at the front-end                -> attached, or available with the reason, or error
+    detaching   CloseVolume at the front-end               -> available
+    deleting    Delete at each node that is up             -> gone, with tombstones for the other nodes
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final
+
+import structlog
+
+from blockstore.control import transitions
+from blockstore.control.catalog import VOLUMES, Catalog, nodes_of, tombstones_of
+from blockstore.control.floors import Floors
+from blockstore.control.messages import Messages
+from blockstore.control.metastore.interface import Compacted, Metastore
+from blockstore.control.peers import Peers
+from blockstore.control.presence import Presence
+from blockstore.control.records import FrontEnd, Node, Tombstone, Volume
+from blockstore.control.transitions import Phase, phase_of
+from blockstore.domain import FrontEndId, NodeId, VolumeId
+from blockstore.errors import (
+    AlreadyExists,
+    CairnError,
+    Conflict,
+    Corrupt,
+    Fenced,
+    InvalidRequest,
+    NotFound,
+    QuorumUnavailable,
+)
+from blockstore.units import Epoch
+
+_log = structlog.get_logger(__name__)
+
+#: What a node answers to Create and would answer again.
+_HOPELESS: Final = (AlreadyExists, Conflict, Corrupt, InvalidRequest)
+
+#: What a transition raises where the volume was taken over, detached or deleted while a step ran:
+#: what the step found does not count any more, and the next step carries on from what holds now.
+_MOVED_ON: Final = (Fenced, Conflict, NotFound)
+
+_Step = tuple[VolumeId, Phase, Epoch]
+
+
+class Reconciler:
+    """Drives every volume to where the catalog says that it should be."""
+
+    def __init__(
+        self,
+        store: Metastore,
+        catalog: Catalog,
+        presence: Presence,
+        floors: Floors,
+        peers: Peers,
+        *,
+        interval_s: float,
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._presence = presence
+        self._floors = floors
+        self._peers = peers
+        self._interval_s = interval_s
+        self._running: dict[_Step, asyncio.Task[None]] = {}
+        self._changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """A pass at each change of a volume, and one each interval; until cancelled, or the metastore fails."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._watch())
+                while True:
+                    self._changed.clear()
+                    await self.reconcile()
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._changed.wait(), self._interval_s)
+        finally:
+            for task in self._running.values():
+                task.cancel()
+            await asyncio.gather(*self._running.values(), return_exceptions=True)
+
+    async def reconcile(self) -> None:
+        """One pass: start what is to be done and not under way, and keep what was learned."""
+        volumes = await self._catalog.volumes()
+        for volume in volumes:
+            if self._can_go_on(volume):
+                self._start(volume)
+        for tombstone in await self._catalog.tombstones():
+            if self._presence.is_up(tombstone.node):
+                self._start_burial(tombstone)
+        await self._floors.save()
+        await self._close_channels()
+
+    async def settle(self, volume: Volume) -> None:
+        """The step that the volume is in; returns when it has ended. Raises what it met."""
+        if task := self._start(volume):
+            await asyncio.shield(task)
+
+    async def end_attempt(self, volume: VolumeId, end: Callable[[Volume], Volume]) -> None:
+        """The transition that something under way ends in, unless the volume has moved on meanwhile."""
+        with suppress(*_MOVED_ON):
+            await self._catalog.change_volume(volume, end)
+
+    async def close_quietly(self, front_end: FrontEndId, volume: VolumeId, epoch: Epoch) -> None:
+        """Tell a front-end what it will hear with its next heartbeat as well."""
+        try:
+            await self._peers.close_volume(await self._catalog.front_end(front_end), volume, epoch)
+        except CairnError as error:
+            _log.info("a front-end will hear later that a volume was taken away", volume=volume, error=str(error))
+
+    async def show_size(self, volume: Volume) -> None:
+        """Tell the front-end the new size, which it hears with its next heartbeat as well."""
+        if volume.attachment is None:
+            return
+        try:
+            front_end = await self._catalog.front_end(volume.attachment.front_end)
+            await self._peers.resize_export(front_end, volume.id, volume.attachment.epoch, volume.size_bytes)
+        except CairnError as error:
+            _log.info("a front-end will hear later of a new size", volume=volume.id, error=str(error))
+
+    # ---- which step, and when
+
+    def _can_go_on(self, volume: Volume) -> bool:
+        """Whoever has to do it is there, as far as that is known."""
+        match phase_of(volume):
+            case Phase.ATTACHING | Phase.DETACHING:
+                assert volume.attachment is not None
+                return self._presence.is_up(volume.attachment.front_end)
+            case Phase.CREATING | Phase.DELETING:
+                # Right after a start nobody was heard yet.
+                nodes = nodes_of(volume)
+                return not self._presence.settling_s() or all(self._presence.is_up(node) for node in nodes)
+        return False
+
+    def _start(self, volume: Volume) -> asyncio.Task[None] | None:
+        phase = phase_of(volume)
+        carry_out = self._steps().get(phase)
+        if carry_out is None:
+            return None
+        key = (volume.id, phase, volume.attachment.epoch if volume.attachment else Epoch(0))
+        return self._start_once(key, lambda: carry_out(volume))
+
+    def _start_once(self, key: _Step, carry_out: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        if key not in self._running:
+            task = asyncio.ensure_future(_run(carry_out))
+            task.add_done_callback(lambda done: self._ended(key, done))
+            self._running[key] = task
+        return self._running[key]
+
+    def _ended(self, key: _Step, task: asyncio.Task[None]) -> None:
+        del self._running[key]
+        if task.cancelled():
+            return
+        error = task.exception()
+        if isinstance(error, CairnError):
+            _log.warning("not done yet", volume=key[0], phase=key[1].value, error=str(error))
+        elif error is not None:
+            _log.error("a step failed in a way that nobody foresaw", volume=key[0], phase=key[1].value, exc_info=error)
+
+    def _steps(self) -> dict[Phase, Callable[[Volume], Awaitable[None]]]:
+        return {
+            Phase.CREATING: self._create,
+            Phase.ATTACHING: self._open,
+            Phase.DETACHING: self._close,
+            Phase.DELETING: self._delete,
+        }
+
+    # ---- the steps
+
+    async def _create(self, volume: Volume) -> None:
+        nodes = {each.record.id: each.record for each in await self._catalog.nodes()}
+        outcomes = await asyncio.gather(
+            *(self._create_one(nodes.get(each.node), volume, each) for each in tombstones_of(volume)),
+            return_exceptions=True,
+        )
+        errors = [outcome for outcome in outcomes if outcome is not None]
+        if not errors:
+            await self.end_attempt(volume.id, transitions.created)
+            _log.info("volume created", volume=volume.id)
+            return
+        hopeless = [error for error in errors if isinstance(error, _HOPELESS)]
+        first = (hopeless or errors)[0]
+        end = transitions.failed if hopeless else transitions.waiting
+        await self.end_attempt(volume.id, lambda now: end(now, f"cannot create a replica: {first}"))
+        raise first
+
+    async def _create_one(self, node: Node | None, volume: Volume, replica: Tombstone) -> None:
+        if node is None or not self._presence.is_up(replica.node):
+            raise QuorumUnavailable(f"node {replica.node} is down")
+        number = volume.segments[replica.segment].configuration.number
+        await self._peers.create(node, replica, number)
+
+    async def _delete(self, volume: Volume) -> None:
+        # A Create under way may arrive after the Delete otherwise.
+        if creating := self._running.get((volume.id, Phase.CREATING, Epoch(0))):
+            await asyncio.wait([creating])
+        nodes = {each.record.id: each.record for each in await self._catalog.nodes()}
+        left = [each for each in tombstones_of(volume) if not self._presence.is_up(each.node)]
+        outcomes = await asyncio.gather(
+            *(self._peers.delete(nodes[each.node], each) for each in tombstones_of(volume) if each not in left),
+            return_exceptions=True,
+        )
+        for error in outcomes:
+            if error is not None:
+                raise error
+        await self._catalog.remove_volume(volume, [each for each in left if each.node in nodes])
+        self._floors.forget(volume.id)
+        _log.info("volume deleted", volume=volume.id, replicas_left=len(left))
+
+    async def _open(self, volume: Volume) -> None:
+        attachment = volume.attachment
+        assert attachment is not None
+        front_end = await self._catalog.front_end(attachment.front_end)
+        if front_end.instance != attachment.instance:
+            await self.settle(
+                await self._catalog.change_volume(volume.id, lambda now: transitions.reopen(now, front_end))
+            )
+            return
+        try:
+            await self._peers.open_volume(front_end, (await self.messages()).ticket(volume))
+        except CairnError as error:
+            await self._not_opened(volume.id, attachment.epoch, error)
+            await self.close_quietly(front_end.id, volume.id, attachment.epoch)
+            raise
+        await self.end_attempt(volume.id, lambda now: transitions.opened(now, attachment.epoch))
+        _log.info("volume attached", volume=volume.id, front_end=front_end.id, epoch=attachment.epoch)
+
+    async def _not_opened(self, volume: VolumeId, epoch: Epoch, error: CairnError) -> None:
+        end = transitions.lost if isinstance(error, Corrupt) else transitions.give_up
+        reason = str(error) if isinstance(error, Corrupt) else f"the last attach failed: {error}"
+        await self.end_attempt(volume, lambda now: end(now, epoch, reason))
+
+    async def _close(self, volume: Volume) -> None:
+        attachment = volume.attachment
+        assert attachment is not None
+        if not self._presence.is_up(attachment.front_end):
+            raise QuorumUnavailable(
+                f"front-end {attachment.front_end} is down and cannot say that it has closed volume {volume.id}: "
+                "start it, or detach with --force"
+            )
+        front_end = await self._catalog.front_end(attachment.front_end)
+        await self._peers.close_volume(front_end, volume.id, attachment.epoch)
+        await self.end_attempt(volume.id, lambda now: transitions.detached(now, attachment.epoch))
+        _log.info("volume detached", volume=volume.id, front_end=front_end.id)
+
+    def _start_burial(self, tombstone: Tombstone) -> None:
+        async def bury() -> None:
+            node = (await self._catalog.node(tombstone.node)).record
+            await self._peers.delete(node, tombstone)
+            await self._catalog.remove_tombstone(tombstone)
+            _log.info("a replica left over is deleted", node=tombstone.node, replica=tombstone.replica)
+
+        self._start_once((VolumeId(f"{tombstone.volume}/{tombstone.replica}"), Phase.DELETING, Epoch(0)), bury)
+
+    # ---- what the steps rest on
+
+    async def messages(self) -> Messages:
+        """Records as messages, with nodes and front-ends as they are now."""
+        nodes: dict[NodeId, Node] = {each.record.id: each.record for each in await self._catalog.nodes()}
+        front_ends: dict[FrontEndId, FrontEnd] = {each.id: each for each in await self._catalog.front_ends()}
+        return Messages(nodes, front_ends, self._presence, self._floors)
+
+    async def _watch(self) -> None:
+        """Wake the loop at each change of a volume."""
+        while True:
+            revision = (await self._store.list(VOLUMES)).revision
+            self._changed.set()
+            with suppress(Compacted):
+                async for _ in self._store.watch(VOLUMES, revision):
+                    self._changed.set()
+
+    async def _close_channels(self) -> None:
+        nodes = {each.record.address for each in await self._catalog.nodes()}
+        await self._peers.keep_only(nodes | {each.address for each in await self._catalog.front_ends()})
+
+
+async def _run(carry_out: Callable[[], Awaitable[None]]) -> None:
+    await carry_out()

@@ -1,0 +1,208 @@
+"""What nodes and front-ends say of themselves, and what they are told in return.
+
+Registration enters a process into the catalog; heartbeats keep its lease and bring its reports.
+Nothing reported here moves a log: it feeds the status, the positions of rule 10 (design, section 3),
+and the two ends of opening a volume that only the front-end can know. A front-end is one instance of
+a process at a time: what an older one says is Fenced.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+
+import structlog
+
+from blockstore.config import split_address
+from blockstore.control import transitions
+from blockstore.control.catalog import Catalog, attached_to, tombstones_of
+from blockstore.control.floors import Floors
+from blockstore.control.messages import ATTACHMENT_STATES, position_message
+from blockstore.control.peers import target_of
+from blockstore.control.presence import Presence
+from blockstore.control.reconcile import Reconciler
+from blockstore.control.records import AttachmentState, FrontEnd, Node, Volume, check_front_end, check_zone
+from blockstore.domain import FrontEndId, NodeId, Position, ReplicaId, VolumeId, check_id
+from blockstore.errors import Fenced, NotFound
+from blockstore.rpc import control_pb2, replica_pb2
+from blockstore.units import Epoch, Sequence
+
+_log = structlog.get_logger(__name__)
+
+
+class Registrar:
+    """The calls of nodes and front-ends."""
+
+    def __init__(
+        self, catalog: Catalog, presence: Presence, floors: Floors, reconciler: Reconciler, lease_s: float
+    ) -> None:
+        self._catalog = catalog
+        self._presence = presence
+        self._floors = floors
+        self._reconciler = reconciler
+        self._lease_s = lease_s
+
+    # ---- nodes
+
+    async def register_node(self, request: control_pb2.RegisterNodeRequest) -> control_pb2.RegisterNodeResponse:
+        """Raises InvalidRequest."""
+        node = Node(
+            NodeId(check_id("node", request.node)),
+            _checked_address(request.address),
+            request.zone,
+            request.capacity_bytes,
+        )
+        check_zone(node.zone)
+        await self._catalog.put_node(node)
+        self._presence.node_registered(node.id, node.capacity_bytes)
+        _log.info("node registered", node=node.id, address=node.address, zone=node.zone)
+        return control_pb2.RegisterNodeResponse(lease_s=self._lease_s, known=await self._known_at(node.id))
+
+    async def node_heartbeat(self, request: control_pb2.NodeHeartbeatRequest) -> control_pb2.NodeHeartbeatResponse:
+        """Raises NotFound where the node has to register."""
+        node = (await self._catalog.node(request.node)).record
+        if request.address != node.address:
+            await self._catalog.put_node(replace(node, address=_checked_address(request.address)))
+        replicas = {ReplicaId(each.target.replica): each for each in request.replicas}
+        self._presence.node_reported(node.id, request.capacity_bytes, request.used_bytes, request.full, replicas)
+        known = await self._learn_from_node(node.id, replicas)
+        buried = [each for each in await self._catalog.tombstones() if each.node == node.id]
+        return control_pb2.NodeHeartbeatResponse(
+            delete=[target_of(each) for each in buried if each.replica in replicas], known=known
+        )
+
+    async def _known_at(self, node: NodeId) -> list[control_pb2.KnownPosition]:
+        placed = [each for volume in await self._catalog.volumes() for each in tombstones_of(volume)]
+        return [
+            _known_message(each.replica, self._floors.of(each.volume, each.replica))
+            for each in placed
+            if each.node == node
+        ]
+
+    async def _learn_from_node(
+        self, node: NodeId, replicas: dict[ReplicaId, replica_pb2.ReplicaStatus]
+    ) -> list[control_pb2.KnownPosition]:
+        """Take in where its replicas' logs end; those that say less than was known before."""
+        below = []
+        for volume in await self._catalog.volumes():
+            for each in tombstones_of(volume):
+                status = replicas.get(each.replica)
+                if each.node != node or status is None or not status.whole:
+                    continue
+                known = self._floors.of(volume.id, each.replica)
+                if _position(status.end) < known:
+                    below.append(_known_message(each.replica, known))
+                self._floors.learn(volume, each.replica, _position(status.end))
+        return below
+
+    # ---- front-ends
+
+    async def register_front_end(
+        self, request: control_pb2.RegisterFrontEndRequest
+    ) -> control_pb2.RegisterFrontEndResponse:
+        """Raises InvalidRequest. From here on any other instance is Fenced."""
+        front_end = FrontEnd(
+            FrontEndId(check_id("fe", request.front_end)),
+            request.instance,
+            _checked_address(request.address),
+            tuple(request.uris),
+        )
+        check_front_end(front_end.instance, front_end.uris)
+        await self._catalog.put_front_end(front_end)
+        self._presence.front_end_registered(front_end.id)
+        _log.info("front-end registered", front_end=front_end.id, address=front_end.address)
+        volumes = attached_to(await self._catalog.volumes(), front_end.id)
+        attached = [each.id for each in volumes if _attachment_state(each) is AttachmentState.ATTACHED]
+        return control_pb2.RegisterFrontEndResponse(volumes=attached, lease_s=self._lease_s)
+
+    async def front_end_heartbeat(
+        self, request: control_pb2.FrontEndHeartbeatRequest
+    ) -> control_pb2.FrontEndHeartbeatResponse:
+        """Raises NotFound where it has to register, Fenced where another instance has."""
+        front_end = await self._instance(request.front_end, request.instance)
+        now = replace(front_end, address=_checked_address(request.address), uris=tuple(request.uris))
+        if now != front_end:
+            check_front_end(now.instance, now.uris)
+            await self._catalog.put_front_end(now)
+        self._presence.front_end_reported(front_end.id, {VolumeId(each.volume): each for each in request.volumes})
+        await self._take_in(request.volumes)
+        volumes = attached_to(await self._catalog.volumes(), front_end.id)
+        return control_pb2.FrontEndHeartbeatResponse(attachments=[_current(volume) for volume in volumes])
+
+    async def renew_attachment(self, request: control_pb2.RenewAttachmentRequest) -> control_pb2.OpenTicket:
+        """Raises Fenced where the volume is not attached there, or the instance is an older one."""
+        front_end = await self._instance(request.front_end, request.instance)
+        try:
+            volume = await self._catalog.change_volume(
+                VolumeId(request.volume), lambda now: transitions.renew(now, front_end)
+            )
+        except NotFound as error:
+            raise Fenced(str(error)) from error
+        _log.info("attachment renewed", volume=volume.id, front_end=front_end.id, epoch=volume.epoch)
+        return (await self._reconciler.messages()).ticket(volume)
+
+    async def get_attachment(self, request: control_pb2.GetAttachmentRequest) -> control_pb2.OpenTicket:
+        """Raises Fenced where that epoch is over."""
+        volumes = attached_to(await self._catalog.volumes(), FrontEndId(request.front_end))
+        for volume in volumes:
+            if volume.id == request.volume and volume.attachment and volume.attachment.epoch == request.epoch:
+                return (await self._reconciler.messages()).ticket(volume)
+        raise Fenced(f"volume {request.volume} is not attached to {request.front_end} in epoch {request.epoch}")
+
+    async def _instance(self, front_end: str, instance: str) -> FrontEnd:
+        registered = await self._catalog.front_end(front_end)
+        if registered.instance != instance:
+            raise Fenced(f"another process has registered as front-end {front_end}: this one must stop")
+        return registered
+
+    async def _take_in(self, reports: Iterable[control_pb2.VolumeReport]) -> None:
+        volumes = {volume.id: volume for volume in await self._catalog.volumes()}
+        for report in reports:
+            volume = volumes.get(VolumeId(report.volume))
+            if volume is None:
+                continue
+            for member in report.members:
+                if member.whole:
+                    self._floors.learn(volume, ReplicaId(member.replica), _position(member.matched))
+            if volume.attachment and volume.attachment.epoch == report.epoch:
+                await self._take_in_state(volume, report)
+
+    async def _take_in_state(self, volume: Volume, report: control_pb2.VolumeReport) -> None:
+        epoch = Epoch(report.epoch)
+        state = _attachment_state(volume)
+        if report.state == control_pb2.SERVING_STATE_SERVING and state is AttachmentState.ATTACHING:
+            await self._reconciler.end_attempt(volume.id, lambda now: transitions.opened(now, epoch))
+        if report.state == control_pb2.SERVING_STATE_LOST and state is not AttachmentState.DETACHING:
+            _log.error("acknowledged records may be lost", volume=volume.id, why=report.why)
+            await self._reconciler.end_attempt(volume.id, lambda now: transitions.lost(now, epoch, report.why))
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970, UTC."""
+    return time.time_ns() // 1_000_000
+
+
+def _attachment_state(volume: Volume) -> AttachmentState | None:
+    return volume.attachment.state if volume.attachment else None
+
+
+def _current(volume: Volume) -> control_pb2.CurrentAttachment:
+    assert volume.attachment is not None
+    return control_pb2.CurrentAttachment(
+        volume=volume.id,
+        epoch=volume.attachment.epoch,
+        size_bytes=volume.size_bytes,
+        state=ATTACHMENT_STATES[volume.attachment.state],
+    )
+
+
+def _checked_address(address: str) -> str:
+    split_address(address)
+    return address
+
+
+def _position(message: replica_pb2.Position) -> Position:
+    return Position(Epoch(message.epoch), Sequence(message.sequence))
+
+
+def _known_message(replica: ReplicaId, position: Position) -> control_pb2.KnownPosition:
+    return control_pb2.KnownPosition(replica=replica, position=position_message(position))

@@ -1,0 +1,249 @@
+"""What the cluster looks like: each replica's health, and every problem with its reason.
+
+Made afresh for each request from the catalog and the last words of nodes and front-ends; it changes
+nothing. A front-end's word on a replica counts before the node's: it sees acks. A node's word tells
+of detached volumes. Where neither was heard, the answer is `unknown`, never a guess.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from blockstore.control.catalog import attached_to, nodes_of, tombstones_of
+from blockstore.control.messages import Messages
+from blockstore.control.presence import Presence
+from blockstore.control.records import AttachmentState, FrontEnd, Node, Tombstone, Volume
+from blockstore.domain import FrontEndId, Member, NodeId, ReplicaId, VolumeState
+from blockstore.rpc import control_pb2
+from blockstore.rpc.control_pb2 import Problem, ReplicaHealth, VolumeHealth, VolumeReport
+from blockstore.rpc.replica_pb2 import ReplicaStatus
+
+WARNING: Final = control_pb2.SEVERITY_WARNING
+DEGRADED: Final = control_pb2.SEVERITY_DEGRADED
+UNAVAILABLE: Final = control_pb2.SEVERITY_UNAVAILABLE
+
+UP: Final = "up"
+CATCHING_UP: Final = "catching-up"
+FILLING: Final = "filling"
+DOWN: Final = "down"
+UNKNOWN: Final = "unknown"
+
+_SERVING: Final = {
+    control_pb2.SERVING_STATE_OPENING: "opening",
+    control_pb2.SERVING_STATE_SERVING: "serving",
+    control_pb2.SERVING_STATE_FAILED: "failed",
+    control_pb2.SERVING_STATE_FENCED: "failed",
+    control_pb2.SERVING_STATE_LOST: "failed",
+}
+#: States in which a volume's replicas are all expected to be there.
+_AT_WORK: Final = (VolumeState.AVAILABLE, VolumeState.IN_USE)
+
+
+class Observer:
+    """Sees the cluster as it was last heard of."""
+
+    def __init__(
+        self,
+        messages: Messages,
+        presence: Presence,
+        nodes: Mapping[NodeId, Node],
+        front_ends: Mapping[FrontEndId, FrontEnd],
+    ) -> None:
+        self._messages = messages
+        self._presence = presence
+        self._nodes = nodes
+        self._front_ends = front_ends
+
+    def status(self, volumes: tuple[Volume, ...], tombstones: Iterable[Tombstone]) -> control_pb2.StatusResponse:
+        """All of it; the worst problems first."""
+        health = [self.volume(volume) for volume in volumes]
+        problems = [problem for volume, seen in zip(volumes, health, strict=True) for problem in self._of(volume, seen)]
+        problems += self._node_problems(volumes, tombstones)
+        problems += self._front_end_problems(volumes)
+        problems.sort(key=lambda problem: (-problem.severity, problem.subject))
+        return control_pb2.StatusResponse(
+            healthy=all(problem.severity == WARNING for problem in problems),
+            problems=problems,
+            volumes=health,
+            nodes=[self._messages.node(node, volumes) for node in self._nodes.values()],
+            front_ends=[self._messages.front_end(each, volumes) for each in self._front_ends.values()],
+        )
+
+    def volume(self, volume: Volume) -> VolumeHealth:
+        """One volume with its replicas."""
+        report = self._report(volume)
+        members = [member for segment in volume.segments for member in segment.configuration.members]
+        return VolumeHealth(
+            volume=self._messages.volume(volume),
+            replicas=[self._replica(volume, member, report) for member in members],
+            serving=_SERVING.get(report.state, "") if report else "",
+        )
+
+    # ---- replicas
+
+    def _report(self, volume: Volume) -> VolumeReport | None:
+        """What the front-end says of the volume in its present epoch."""
+        if volume.attachment is None or not self._presence.is_up(volume.attachment.front_end):
+            return None
+        word = self._presence.front_end(volume.attachment.front_end)
+        report = word.volumes.get(volume.id) if word else None
+        return report if report and report.epoch == volume.attachment.epoch else None
+
+    def _replica(self, volume: Volume, member: Member, report: VolumeReport | None) -> ReplicaHealth:
+        said = next((each for each in report.members if each.replica == member.replica), None) if report else None
+        own = self._own_word(member)
+        lag = said.lag_records if said else self._lag(volume, member)
+        state, why = self._state(volume, member, said, lag)
+        node = self._nodes.get(member.node)
+        return ReplicaHealth(
+            replica=member.replica,
+            node=member.node,
+            zone=node.zone if node else "",
+            state=state,
+            end=own.end if own else said.matched if said else None,
+            lag_records=lag,
+            extents_done=said.extents_done if said else 0,
+            extents_total=said.extents_total if said else 0,
+            file_bytes=own.file_bytes if own else 0,
+            why=why,
+        )
+
+    def _state(
+        self, volume: Volume, member: Member, said: control_pb2.MemberReport | None, lag: int
+    ) -> tuple[str, str]:
+        """The state's name, and why it is not `up`."""
+        if volume.state is VolumeState.CREATING:
+            return UNKNOWN, "it is being created"
+        if absence := self._absence(member):
+            return absence
+        own = self._own_word(member)
+        if own is None:
+            return DOWN, "its node is up and does not have it: has its disk been emptied?"
+        return _condition(said, own, lag)
+
+    def _absence(self, member: Member) -> tuple[str, str] | None:
+        """Why nothing is known from its node now."""
+        word = self._presence.node(member.node)
+        if word is None:
+            return UNKNOWN, "its node was not heard since control started"
+        if not self._presence.is_up(member.node):
+            return DOWN, f"its node was last heard {self._presence.silent_s(member.node):.0f} s ago"
+        return (UNKNOWN, "its node has not reported its replicas yet") if word.replicas is None else None
+
+    def _own_word(self, member: Member) -> ReplicaStatus | None:
+        word = self._presence.node(member.node)
+        return word.replicas.get(member.replica) if word and word.replicas else None
+
+    def _lag(self, volume: Volume, member: Member) -> int:
+        """Records by which its log ends before the longest one that a node reported."""
+        ends = {
+            each.replica: (own.end.epoch, own.end.sequence)
+            for segment in volume.segments
+            for each in segment.configuration.members
+            if (own := self._own_word(each))
+        }
+        longest = max(ends.values(), default=(0, 0))
+        own_end = ends.get(member.replica)
+        if own_end is None or own_end == longest:
+            return 0
+        return max(1, longest[1] - own_end[1])  # At one sequence in an older epoch its last record differs.
+
+    # ---- problems
+
+    def _of(self, volume: Volume, health: VolumeHealth) -> Iterator[Problem]:
+        for warning in volume.warnings:
+            yield Problem(severity=WARNING, subject=volume.id, message=warning)
+        if volume.state is VolumeState.ERROR:
+            yield Problem(severity=UNAVAILABLE, subject=volume.id, message=f"in error: {volume.reason}")
+        elif volume.reason:
+            yield Problem(severity=WARNING, subject=volume.id, message=volume.reason)
+        if volume.state in _AT_WORK:
+            yield from _replica_problems(volume, health.replicas)
+        if volume.attachment:
+            yield from self._serving_problems(volume, volume.attachment.front_end)
+
+    def _serving_problems(self, volume: Volume, front_end: FrontEndId) -> Iterator[Problem]:
+        assert volume.attachment is not None
+        closing = volume.attachment.state is AttachmentState.DETACHING
+        if not self._presence.is_up(front_end):
+            message = f"front-end {front_end} is down" + (
+                "; detach with --force to go on without it" if closing else ""
+            )
+            yield Problem(severity=WARNING if closing else UNAVAILABLE, subject=volume.id, message=message)
+            return
+        if volume.attachment.state is not AttachmentState.ATTACHED:
+            return
+        report = self._report(volume)
+        if report is None or report.state != control_pb2.SERVING_STATE_SERVING:
+            doing = _SERVING.get(report.state, "not known") if report else "not opened yet"
+            why = f": {report.why}" if report and report.why else ""
+            yield Problem(
+                severity=UNAVAILABLE,
+                subject=volume.id,
+                message=f"front-end {front_end} does not serve it ({doing}){why}",
+            )
+
+    def _node_problems(self, volumes: tuple[Volume, ...], tombstones: Iterable[Tombstone]) -> Iterator[Problem]:
+        expected = {each.replica for volume in volumes for each in tombstones_of(volume)}
+        expected |= {each.replica for each in tombstones}
+        for node in self._nodes.values():
+            if not self._presence.is_up(node.id):
+                used = any(node.id in nodes_of(volume) for volume in volumes)
+                message = f"down: last heard {self._presence.silent_s(node.id):.0f} s ago"
+                if self._presence.node(node.id) is None:
+                    message = "down: not heard since control started"
+                yield Problem(severity=DEGRADED if used else WARNING, subject=node.id, message=message)
+                continue
+            word = self._presence.node(node.id)
+            if word and word.full:
+                yield Problem(
+                    severity=DEGRADED, subject=node.id, message="full: it takes no writes until there is room"
+                )
+            if word and word.replicas:
+                yield from _held_problems(node.id, word.replicas, expected)
+
+    def _front_end_problems(self, volumes: tuple[Volume, ...]) -> Iterator[Problem]:
+        for front_end in self._front_ends.values():
+            count = len(attached_to(volumes, front_end.id))
+            if count and not self._presence.is_up(front_end.id):
+                yield Problem(
+                    severity=UNAVAILABLE, subject=front_end.id, message=f"down, with {count} volumes attached"
+                )
+
+
+def _condition(said: control_pb2.MemberReport | None, own: ReplicaStatus, lag: int) -> tuple[str, str]:
+    """The state of a replica that is there, and why it is not `up`. said: by the front-end, own: by its node."""
+    if said and not said.connected:
+        return DOWN, said.degraded_why or "the front-end cannot reach it"
+    if not (said.whole if said else own.whole):
+        return FILLING, (said.degraded_why if said else "") or "it is being copied to, and counts for nothing yet"
+    if said and said.degraded_why:
+        return CATCHING_UP, said.degraded_why
+    if lag and not said:
+        return CATCHING_UP, f"it lacks {lag} records, and gets them when the volume is attached"
+    return UP, ""
+
+
+def _replica_problems(volume: Volume, replicas: Iterable[ReplicaHealth]) -> Iterator[Problem]:
+    seen = list(replicas)
+    quorum = len(seen) // 2 + 1
+    whole = sum(each.state in (UP, CATCHING_UP) for each in seen)
+    if whole < quorum:
+        message = f"{whole} of {len(seen)} replicas can serve it, and it takes {quorum}"
+        yield Problem(severity=UNAVAILABLE, subject=volume.id, message=message)
+    for each in seen:
+        if each.state != UP:
+            message = f"replica {each.replica} on {each.node} ({each.zone}) is {each.state}: {each.why}"
+            yield Problem(severity=DEGRADED, subject=volume.id, message=message)
+
+
+def _held_problems(
+    node: NodeId, replicas: Mapping[ReplicaId, ReplicaStatus], expected: set[ReplicaId]
+) -> Iterator[Problem]:
+    for replica, status in sorted(replicas.items()):
+        bad = status.corrupt_blocks_found - status.corrupt_blocks_repaired
+        if bad > 0:
+            message = f"{bad} bad blocks of replica {replica} have no good copy to be repaired from"
+            yield Problem(severity=DEGRADED, subject=node, message=message)
+        if replica not in expected:
+            message = f"replica {replica} of {status.target.volume} is not in the catalog; it is left alone"
+            yield Problem(severity=WARNING, subject=node, message=message)
