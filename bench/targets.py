@@ -68,7 +68,7 @@ def _nbdkit_file(directory: Path, size: int) -> AbstractContextManager[Target]:
 def _nbdkit_memory(directory: Path, size: int) -> AbstractContextManager[Target]:
     host, port = free_address().split(":")
     return _server(
-        "nbdkit memory", ["nbdkit", "-f", "-i", host, "-p", port, "memory", str(size)], host, port, directory
+        "nbdkit-memory", ["nbdkit", "-f", "-i", host, "-p", port, "memory", str(size)], host, port, directory
     )
 
 
