@@ -98,7 +98,7 @@ class Checker:
         self.expect(now.applied >= before.applied, f"{node.name}: applied fell from {before.applied} to {now.applied}")
         if now.whole and before.whole:
             for sequence, position in before.log.items():
-                if sequence <= len(self.log) and self.log[sequence - 1].position == position:
+                if 0 < sequence <= len(self.log) and self.log[sequence - 1].position == position:
                     kept = sequence <= now.applied.sequence or now.log.get(sequence) == position
                     self.expect(kept, f"{node.name}: cut {position}, which is committed")
 

@@ -86,6 +86,7 @@ class FrontEnd(Process):
 
     def _carry_out(self, effect: LeaderEffect) -> None:
         world = self.world
+        world.seen[type(effect).__name__] += 1
         if not (isinstance(effect, Send) and isinstance(effect.message, Append)):
             world.trace(self.name, effect)
         match effect:
@@ -100,6 +101,7 @@ class FrontEnd(Process):
             case Sealed(ticket, generation):
                 self.guest.sealed(ticket, generation)
             case Failed(tickets, error):
+                world.seen[type(error).__name__] += 1
                 self.guest.failed(tickets, error)
             case ReadFrom():
                 self._read(effect)

@@ -108,6 +108,9 @@ class Call:
     def cancel(self) -> None:
         self.open = False
 
+    def __repr__(self) -> str:
+        return f"<call of {self._client.name}>"
+
     def _arrive(self, handle: Callable[["Call"], None]) -> None:
         if self._server.alive:
             self._server.after(0.0, lambda: handle(self))
@@ -184,6 +187,9 @@ class Stream:
     def close(self) -> None:
         """The client gives it up; what is under way may arrive yet."""
         self.open = False
+
+    def __repr__(self) -> str:
+        return f"<stream of {self._client.name}>"
 
     def _doom(self) -> None:
         self._dooms = True

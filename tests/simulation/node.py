@@ -179,10 +179,12 @@ class Node(Process):
                 self._carry_out(effect)
 
     def _carry_out(self, effect: FollowerEffect) -> None:
+        self.world.seen[type(effect).__name__] += 1
         self.world.trace(self.name, effect)
         match effect:
             case Persist(number, entries):
                 self.world.checker.submitted(self, entries)
+                self.world.seen.update(type(entry).__name__ for entry in entries)
                 self._waiting.append((number, entries))
                 self._begin_group()
             case Answer(origin, message):
@@ -235,7 +237,7 @@ class Node(Process):
     def checkpoint_soon(self) -> None:
         if not self._checkpoint_due:
             self._checkpoint_due = True
-            self.checkpoint(lambda: None)
+            self.after(0.0, lambda: self.checkpoint(lambda: None))
 
     def checkpoint(self, then: Callable[[], None]) -> None:
         """Bring all that is committed into the tables, and give up the journal below."""

@@ -8,13 +8,15 @@ from tests.simulation.world import World
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """violation: what was broken, "" if nothing. completed, failed: requests. trace: "" unless asked for."""
+    """violation: what was broken, "" if nothing. completed, failed: requests. seen: effects,
+    journal entries, errors and faults by name. trace: empty unless asked for."""
 
     seed: int
     violation: str
     events: int
     completed: int
     failed: int
+    seen: dict[str, int]
     trace: list[str]
 
 
@@ -26,7 +28,12 @@ def run_seed(seed: int, *, tracing: bool = False) -> Outcome:
         world.run()
     except Violation as error:
         violation = str(error)
-    checker = world.checker
     return Outcome(
-        seed, violation, world.scheduler.events, checker.completed_requests, checker.failed_requests, world.trace_lines
+        seed=seed,
+        violation=violation,
+        events=world.scheduler.events,
+        completed=world.checker.completed_requests,
+        failed=world.checker.failed_requests,
+        seen=dict(world.seen),
+        trace=world.trace_lines,
     )

@@ -4,6 +4,7 @@ First everything goes wrong that the plan holds; then all is healed, and the rep
 and show the same. Every random choice comes from one generator, in the order of virtual time.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -15,6 +16,7 @@ from blockstore.domain import ORIGIN, Configuration, Member, NodeId, Position, R
 from blockstore.log import UNKNOWN_FLOOR, Filling, LogImage
 from blockstore.units import BLOCK_SIZE, Epoch, Sequence
 from tests.simulation.checkers import Checker, Violation
+from tests.simulation.describe import describe
 from tests.simulation.disk import Disk
 from tests.simulation.front_end import FrontEnd
 from tests.simulation.network import Network, NetworkFaults
@@ -114,7 +116,7 @@ def draw_plan(random: Random) -> Plan:
 
 
 class World:
-    """A run of one seed. trace_lines: what happened, where tracing is on."""
+    """A run of one seed. seen: how often what happened; trace_lines: all of it, where tracing is on."""
 
     def __init__(self, seed: int, *, tracing: bool = False) -> None:
         self.seed = seed
@@ -123,6 +125,7 @@ class World:
         self.scheduler = Scheduler()
         self.network = Network(self.scheduler, self.random, self.plan.network)
         self.trace_lines: list[str] = []
+        self.seen: Counter[str] = Counter()
         self._tracing = tracing
         self.configuration = _configuration(self.plan.members)
         replicas = [member.replica for member in self.configuration.members]
@@ -141,7 +144,7 @@ class World:
 
     def trace(self, who: str, *what: Any) -> None:
         if self._tracing:
-            self.trace_lines.append(f"{self.scheduler.now:9.4f} {who}: {' '.join(map(_brief, what))}")
+            self.trace_lines.append(f"{self.scheduler.now:9.4f} {who}: {' '.join(map(describe, what))}")
 
     def node_of(self, replica: ReplicaId) -> Node:
         return self._node_of[replica]
@@ -272,6 +275,7 @@ class World:
     def _schedule_fault(self, kind: str, rate: float) -> None:
         def strike() -> None:
             if self.chaos:
+                self.seen[kind] += 1
                 getattr(self, f"_{kind}")()
                 self._schedule_fault(kind, rate)
 
@@ -403,8 +407,3 @@ def _configuration(members: int) -> Configuration:
         1,
         tuple(Member(ReplicaId(f"rep-{index:017x}"), NodeId(f"node-{index:017x}")) for index in range(1, members + 1)),
     )
-
-
-def _brief(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= 400 else text[:400] + "..."
