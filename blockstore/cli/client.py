@@ -1,0 +1,100 @@
+"""Calls to control, each with a deadline, for commands that run once and end.
+
+Whether control can be reached at all is settled before the first call, so that "nobody is there" and
+"there is no quorum", which gRPC tells with one code, are told apart for people.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import grpc
+
+from blockstore.errors import QuorumUnavailable
+from blockstore.grpc_endpoint import open_channel
+from blockstore.grpc_errors import cairn_errors
+from blockstore.rpc import control_pb2 as pb
+from blockstore.rpc.control_pb2_grpc import ControlStub
+
+if TYPE_CHECKING:
+    # There is one class; the stubs tell its two uses apart.
+    from blockstore.rpc.control_pb2_grpc import ControlAsyncStub
+
+#: A daemon that was just started may still be on its way to listening.
+CONNECT_TIMEOUT_S: Final = 5.0
+#: Creating, deleting and resizing wait for nodes; each of those calls has 5 s by default.
+CALL_TIMEOUT_S: Final = 30.0
+#: Opening a volume has 30 s at control by default; the answer comes after that.
+ATTACH_TIMEOUT_S: Final = 45.0
+#: Between two looks at something that is waited for.
+POLL_S: Final = 0.2
+
+Response = TypeVar("Response")
+T = TypeVar("T")
+
+
+class ControlClient:
+    """Control at one address. Each call raises the CairnError that control answered."""
+
+    def __init__(self, address: str, stub: "ControlAsyncStub") -> None:
+        self.address = address
+        self.stub = stub
+
+    async def call(
+        self,
+        method: Callable[..., Awaitable[Response]],
+        request: Any,
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> Response:
+        """What `method` of the stub answers to `request`."""
+        with cairn_errors(f"control at {self.address}"):
+            return await method(request, timeout=timeout_s)
+
+    async def volume(self, volume: str) -> pb.Volume:
+        """The volume of that id or name. Raises NotFound."""
+        return await self.call(self.stub.GetVolume, pb.GetVolumeRequest(volume=volume))
+
+    async def status(self) -> pb.StatusResponse:
+        """All that control knows."""
+        return await self.call(self.stub.Status, pb.StatusRequest())
+
+    async def health(self, volume_id: str) -> pb.VolumeHealth | None:
+        """How the volume of that id does; None where it is gone."""
+        return next((each for each in (await self.status()).volumes if each.volume.id == volume_id), None)
+
+
+@asynccontextmanager
+async def connected(address: str, timeout_s: float = CONNECT_TIMEOUT_S) -> AsyncIterator[ControlClient]:
+    """A client of control at `address`. Raises QuorumUnavailable where nothing answers there."""
+    async with open_channel(address) as channel:
+        try:
+            await asyncio.wait_for(channel.channel_ready(), timeout_s)
+        except (TimeoutError, grpc.aio.UsageError) as error:
+            raise QuorumUnavailable(
+                f"no control answers at {address}: start a cluster with `cairn up`, "
+                "or say where one is with --control HOST:PORT or CAIRN_CONTROL"
+            ) from error
+        yield ControlClient(address, ControlStub(channel))
+
+
+def run_with_control(address: str, work: Callable[[ControlClient], Coroutine[Any, Any, T]]) -> T:
+    """What `work` returns; it is given a client of control at `address`."""
+
+    async def connect_and_work() -> T:
+        async with connected(address) as client:
+            return await work(client)
+
+    return asyncio.run(connect_and_work())
+
+
+async def wait_until(check: Callable[[], Awaitable[T | None]], limit_s: float, give_up: Callable[[], Exception]) -> T:
+    """The first answer of `check` that is not None. Raises what `give_up` makes after `limit_s` seconds."""
+    deadline = asyncio.get_running_loop().time() + limit_s
+    while True:
+        found = await check()
+        if found is not None:
+            return found
+        if asyncio.get_running_loop().time() >= deadline:
+            raise give_up()
+        await asyncio.sleep(POLL_S)

@@ -1,0 +1,161 @@
+"""`cairn demo`: the main job from end to end on this machine, each step as it happens.
+
+Three nodes, a volume, real data through NBD, a node killed with SIGKILL while writing goes on, its
+return, and every byte read back. The cluster is left running, to try things with.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from blockstore.cli import documents, nbd_uri
+from blockstore.cli.attaching import attach_and_wait, until_state
+from blockstore.cli.client import ControlClient, run_with_control
+from blockstore.cli.demo_load import Load
+from blockstore.cli.demo_outage import VICTIM, kill_node, until_caught_up, until_started_again
+from blockstore.cli.options import STATE_VARIABLE, Output, OutputOption, size_bytes
+from blockstore.cli.screen import Steps, say
+from blockstore.cli.state_directory import StateDirectory
+from blockstore.errors import CairnError, Corrupt
+from blockstore.rpc import control_pb2 as pb
+from blockstore.units import format_size
+
+VOLUME_NAME: Final = "demo"
+WAIT_S: Final = 60.0
+
+
+def demo(
+    state: Annotated[
+        Path | None, typer.Option("--state", help="Directory for the cluster.", show_default="a new one in /tmp")
+    ] = None,
+    size: Annotated[
+        int, typer.Option("--size", parser=size_bytes, metavar="SIZE", help="Of the volume; all of it is written.")
+    ] = "128M",  # type: ignore[assignment]  # typer parses it
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the cluster at the end, and remove a new directory.")] = (
+        False
+    ),
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show the main job on this machine: three nodes, a volume, a node killed and caught up, all verified."""
+    steps = Steps(sys.stderr if output is Output.JSON else None)
+    directory = StateDirectory(state or Path(tempfile.mkdtemp(prefix="cairn-demo-")))
+    cluster = _start(directory, steps)
+    try:
+        volume, load = run_with_control(cluster["control"], lambda client: _main_job(client, directory, size, steps))
+    except BaseException:
+        _cairn("down", "--state", str(directory.path))
+        say(f"the logs are in {directory.path / 'log'}")
+        raise
+    if stop:
+        _cairn("down", "--state", str(directory.path))
+        steps("cairn", "stopped")
+        if state is None:
+            shutil.rmtree(directory.path)
+    _conclude(directory, volume, load, steps, stopped=stop, output=output)
+
+
+def _start(directory: StateDirectory, steps: Steps) -> dict[str, Any]:
+    """Run `cairn up --detach`; what it says of the cluster. Raises CairnError where it did not start."""
+    steps("cairn", f"starting a cluster in {directory.path}")
+    done = _cairn("up", "--detach", "--output", "json", "--state", str(directory.path))
+    if done.returncode:
+        raise CairnError(
+            f"the cluster did not start (exit code {done.returncode}): see above, and {directory.path}/log"
+        )
+    cluster: dict[str, Any] = json.loads(done.stdout)
+    return cluster
+
+
+def _cairn(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run another command of this very installation; what it says on stderr is seen here."""
+    argv = [sys.executable, "-P", "-m", "blockstore.cli", *arguments]
+    return subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
+
+
+async def _main_job(
+    client: ControlClient, directory: StateDirectory, size: int, steps: Steps
+) -> tuple[pb.Volume, Load]:
+    """All from the empty cluster to the verified volume."""
+    volume = await _create(client, size, steps)
+    load = Load(nbd_uri.parse_uri(volume.attachment.uris[0]), size)
+    steps("demo", f"writing {format_size(size)} of random bytes through NBD; each write is durable when it is answered")
+    load.start()
+    try:
+        await _outage(client, directory, volume.id, load, steps)
+    finally:
+        await load.stop()
+    steps(
+        "demo", f"{format_size(load.written_bytes)} written, no write failed, the slowest took {load.slowest_s:.2f} s"
+    )
+    await until_caught_up(client, volume.id, WAIT_S, lambda text: steps("status", text))
+    steps("status", "all three replicas have everything")
+    await _verify(volume, load, steps)
+    return await client.volume(volume.id), load
+
+
+async def _create(client: ControlClient, size: int, steps: Steps) -> pb.Volume:
+    request = pb.CreateVolumeRequest(size_bytes=size, name=VOLUME_NAME, client_token=VOLUME_NAME)
+    volume = await client.call(client.stub.CreateVolume, request)
+    volume = await until_state(client, volume, pb.VOLUME_STATE_AVAILABLE, WAIT_S)
+    zones = ", ".join(sorted(each.zone for each in volume.segments[0].configuration.members))
+    steps("volume", f"created {volume.id}, {format_size(size)}, one replica in each of {zones}")
+    request_attach = pb.AttachVolumeRequest(volume=volume.id)
+    volume = await attach_and_wait(client, request_attach, WAIT_S, lambda _: None)
+    steps("volume", f"attached, epoch {volume.epoch}: {volume.attachment.uris[0]}")
+    return volume
+
+
+async def _outage(client: ControlClient, directory: StateDirectory, volume_id: str, load: Load, steps: Steps) -> None:
+    """Kill a node while writing goes on, and see it come back."""
+    await load.reached(load.size_bytes // 4, WAIT_S)
+    old = kill_node(directory)
+    before = load.written_bytes
+    steps(VICTIM, f"killed with SIGKILL (pid {old}); writing goes on")
+    pid = await until_started_again(directory, old, WAIT_S)
+    meanwhile = load.written_bytes - before
+    steps(VICTIM, f"started again by the supervisor (pid {pid}); {format_size(meanwhile)} were written without it")
+    await until_caught_up(client, volume_id, WAIT_S, lambda text: steps("status", text))
+
+
+async def _verify(volume: pb.Volume, load: Load, steps: Steps) -> None:
+    """Read all back, by this program and by one that others wrote. Raises Corrupt where a byte is not as written."""
+    uri = volume.attachment.uris[0]
+    _refuse(uri, await load.wrong_offsets())
+    steps("demo", f"read {format_size(load.size_bytes)} back: every byte as written")
+    if nbdcopy := shutil.which("nbdcopy"):
+        _refuse(uri, await load.wrong_offsets_of_copy(nbdcopy, uri))
+        steps("nbdcopy", "reads the same")
+
+
+def _refuse(uri: str, wrong: list[int]) -> None:
+    if wrong:
+        raise Corrupt(f"{uri} is not as written in {len(wrong)} places, the first at byte {wrong[0]}: please report it")
+
+
+def _conclude(
+    directory: StateDirectory, volume: pb.Volume, load: Load, steps: Steps, *, stopped: bool, output: Output
+) -> None:
+    commands = nbd_uri.commands(list(volume.attachment.uris))
+    if output is Output.JSON:
+        document = {
+            "state": str(directory.path),
+            "volume": documents.volume(volume),
+            "written_bytes": load.written_bytes,
+            "slowest_write_s": round(load.slowest_s, 3),
+            "verified": True,
+            "running": not stopped,
+            "commands": commands,
+        }
+        print(documents.text_of(document), flush=True)
+        return
+    if stopped:
+        return
+    steps.line("\nThe cluster goes on running. Try:")
+    for line in (f"export {STATE_VARIABLE}={directory.path}", "cairn status", *commands, "cairn down"):
+        steps.line(f"  {line}")

@@ -1,0 +1,63 @@
+"""The outage of `cairn demo`: a node killed, started again by the supervisor, caught up."""
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Final
+
+from blockstore.cli.client import ControlClient, wait_until
+from blockstore.cli.state_directory import StateDirectory
+from blockstore.errors import NotFound, QuorumUnavailable
+from blockstore.rpc import control_pb2 as pb
+
+VICTIM: Final = "node-2"
+
+
+def kill_node(directory: StateDirectory) -> int:
+    """End the process of VICTIM as a power cut would; its pid. Raises NotFound where it does not run."""
+    pid = directory.read_processes().get(VICTIM)
+    if pid is None:
+        raise NotFound(f"{VICTIM} does not run: see {directory.log(VICTIM)}")
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+async def until_started_again(directory: StateDirectory, old_pid: int, limit_s: float) -> int:
+    """The pid of VICTIM's next process. Raises QuorumUnavailable after `limit_s` seconds."""
+
+    async def started() -> int | None:
+        pid = directory.read_processes().get(VICTIM)
+        return pid if pid != old_pid else None
+
+    return await wait_until(
+        started, limit_s, lambda: QuorumUnavailable(f"{VICTIM} was not started again within {limit_s:.0f} s")
+    )
+
+
+async def until_caught_up(client: ControlClient, volume_id: str, limit_s: float, say: Callable[[str], None]) -> None:
+    """Wait until all replicas of the volume are up and lack nothing; `say` is told whenever that changes.
+
+    Raises QuorumUnavailable after `limit_s` seconds.
+    """
+    last = ""
+
+    async def caught_up() -> bool | None:
+        nonlocal last
+        health = await client.health(volume_id)
+        if health is None or health.serving != "serving":
+            return None
+        behind = [each for each in health.replicas if each.state != "up" or each.lag_records]
+        now = "; ".join(_describe(each) for each in behind)
+        if now and now != last:
+            say(now)
+        last = now
+        return not behind or None
+
+    await wait_until(
+        caught_up, limit_s, lambda: QuorumUnavailable(f"not caught up after {limit_s:.0f} s: {last or 'not served'}")
+    )
+
+
+def _describe(replica: pb.ReplicaHealth) -> str:
+    copied = f", {replica.extents_done} of {replica.extents_total} extents copied" if replica.extents_total else ""
+    return f"replica in {replica.zone}: {replica.state}, lacks {replica.lag_records:,} records{copied}"

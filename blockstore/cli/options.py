@@ -1,0 +1,155 @@
+"""Options that several commands share, and those that are made from a daemon's settings.
+
+A daemon's options come from the fields of its settings (blockstore.config): name, default, help and
+type are written there and nowhere else. Bounds are checked by the settings themselves.
+"""
+
+import dataclasses
+import inspect
+import os
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Final, TypeVar, cast, get_args
+
+import typer
+
+from blockstore.config import option_name, split_address
+from blockstore.errors import InvalidRequest
+from blockstore.units import parse_size
+
+CONTROL_VARIABLE: Final = "CAIRN_CONTROL"
+STATE_VARIABLE: Final = "CAIRN_STATE"
+
+
+class Output(Enum):
+    """How a command writes what it has to tell."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+OutputOption = Annotated[
+    Output, typer.Option("--output", "-o", help="A table for people, or JSON with stable keys for programs.")
+]
+ControlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--control",
+        envvar=CONTROL_VARIABLE,
+        metavar="HOST:PORT",
+        help="Address of control; without it the cluster of --state, if one was started there, else 127.0.0.1:7300.",
+        show_default=False,
+    ),
+]
+
+
+def default_state_directory() -> Path:
+    """Where `cairn up` keeps a cluster unless told otherwise (XDG Base Directory Specification, state)."""
+    base = Path.home() / ".local" / "state"
+    return Path(os.environ.get("XDG_STATE_HOME") or base) / "cairn"
+
+
+StateOption = Annotated[
+    Path,
+    typer.Option(
+        "--state",
+        envvar=STATE_VARIABLE,
+        help="Directory of a cluster that `cairn up` runs.",
+        file_okay=False,
+        default_factory=default_state_directory,
+        show_default="~/.local/state/cairn",
+    ),
+]
+
+
+def size_bytes(text: str) -> int:
+    """The option's value in bytes. Raises BadParameter."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def key_values(texts: list[str], option: str) -> dict[str, str]:
+    """KEY=VALUE texts as a mapping. Raises InvalidRequest."""
+    pairs = [text.partition("=") for text in texts]
+    for (key, equals, _), text in zip(pairs, texts, strict=True):
+        if not equals or not key:
+            raise InvalidRequest(f"{option} {text!r}: write it as KEY=VALUE")
+    return {key: value for key, _, value in pairs}
+
+
+def checked_address(text: str) -> str:
+    """`text`, if it is HOST:PORT. Raises InvalidRequest."""
+    split_address(text)
+    return text
+
+
+Settings = TypeVar("Settings")
+
+
+def settings_command(kind: type[Settings], run: Callable[[Settings], None], text: str) -> Callable[..., None]:
+    """A command with one option for each field of the dataclass `kind`; it hands what was given to `run`.
+
+    text: the command's help.
+    """
+
+    def command(**values: Any) -> None:
+        run(kind(**values))
+
+    command.__doc__ = text
+    command.__signature__ = inspect.Signature([_parameter(each) for each in _fields(kind)])  # type: ignore[attr-defined]
+    return command
+
+
+def _fields(kind: type[Any]) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(kind)
+
+
+def _parameter(each: "dataclasses.Field[Any]") -> inspect.Parameter:
+    is_size = each.metadata["size"]
+    option = typer.Option(
+        option_name(each.name),
+        help=each.metadata["help"],
+        envvar=CONTROL_VARIABLE if each.name == "control" else None,
+        parser=size_bytes if is_size else None,
+        metavar="SIZE" if is_size else None,
+        show_default=_size_text(each.default) if is_size else True,
+    )
+    # Given as text, so that typer's parser sees what a user would have written.
+    default = str(each.default) if is_size else each.default
+    annotation = Annotated[each.type, option]  # type: ignore[name-defined]
+    return inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _size_text(size: Any) -> str:
+    """The shortest way to write `size` that parse_size reads back."""
+    for suffix, unit in (("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10)):
+        if size and size % unit == 0:
+            return f"{size // unit}{suffix}"
+    return str(size)
+
+
+def setting_from_text(kind: type[Any], name: str, text: str) -> tuple[str, Any]:
+    """The field of `kind` that `name` (an option's name, dashes or not) means, and `text` as its value.
+
+    Raises InvalidRequest.
+    """
+    options = {option_name(each.name): each for each in _fields(kind)}
+    each = options.get("--" + name.lstrip("-").replace("_", "-"))
+    if each is None:
+        known = ", ".join(option.removeprefix("--") for option in options)
+        raise InvalidRequest(f"{name!r} is no setting of {kind.__name__}: it has {known}")
+    try:
+        return each.name, parse_size(text) if each.metadata["size"] else _plain_type(each)(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{name}={text}: {error}") from error
+
+
+def _plain_type(each: "dataclasses.Field[Any]") -> Callable[[str], Any]:
+    """The type of a field; of one that may be None, the other type."""
+    kinds = [kind for kind in get_args(each.type) or (each.type,) if kind is not NoneType]
+    (kind,) = kinds  # no option can be of two types
+    return cast(Callable[[str], Any], kind)

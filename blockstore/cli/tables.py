@@ -1,0 +1,205 @@
+"""What control answers as tables for people. Pure: messages in, things for rich to print out.
+
+Cells are plain text, never markup: names and reasons come from users and other machines.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from blockstore.cli import documents
+from blockstore.rpc import control_pb2 as pb
+from blockstore.units import format_size
+
+_COLORS = {
+    "available": "green", "in-use": "green", "up": "green", "serving": "green", "healthy": "green",
+    "creating": "yellow", "deleting": "yellow", "catching-up": "yellow", "filling": "yellow", "opening": "yellow",
+    "warning": "yellow", "degraded": "yellow", "unknown": "yellow", "full": "red",
+    "error": "red", "down": "red", "unavailable": "red", "failed": "red", "fenced": "red",
+}  # fmt: skip
+
+
+def state(word: str) -> Text:
+    """A state in its color."""
+    return Text(word, style=_COLORS.get(word, ""))
+
+
+def grid(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
+    """A table without lines; the columns whose title ends in `>` stand to the right."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    for column in columns:
+        right = column.endswith(">")
+        table.add_column(column.removesuffix(">"), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+    return table
+
+
+def pairs(rows: Iterable[tuple[str, str | Text]]) -> Table:
+    """Names and values, one a line."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(Text(name), value if isinstance(value, Text) else Text(value))
+    return table
+
+
+def volumes(values: Sequence[pb.Volume]) -> RenderableType:
+    if not values:
+        return Text("no volumes; create one: cairn volume create 10G")
+    return grid(
+        ("ID", "NAME", "SIZE>", "STATE", "FRONT-END", "CREATED"),
+        [
+            (
+                each.id,
+                each.name,
+                format_size(each.size_bytes),
+                state(documents.volume_state(each)),
+                each.attachment.front_end or "-",
+                documents.time_text(each.created_at_ms) or "",
+            )
+            for each in values
+        ],
+    )
+
+
+def volume(value: pb.Volume) -> RenderableType:
+    """All of one volume."""
+    rows: list[tuple[str, str | Text]] = [
+        ("id", value.id),
+        ("name", value.name or "-"),
+        ("size", f"{format_size(value.size_bytes)} ({value.size_bytes:,} bytes)"),
+        ("state", state(documents.volume_state(value))),
+        ("created", documents.time_text(value.created_at_ms) or "-"),
+        ("epoch", str(value.epoch)),
+    ]
+    rows += [("reason", value.reason)] if value.reason else []
+    rows += [("warning", Text(text, style="yellow")) for text in value.warnings]
+    rows += [("tag", f"{key}={text}") for key, text in sorted(value.tags.items())]
+    if value.HasField("attachment"):
+        rows += _attachment(value.attachment)
+    return Group(pairs(rows), *(part for each in value.segments for part in (Text(), _segment(each))))
+
+
+def _attachment(value: pb.Attachment) -> list[tuple[str, str | Text]]:
+    mode = ", read-only" if value.read_only else ""
+    since = documents.time_text(value.since_ms)
+    attached = f"{value.front_end} ({documents.attachment_state(value)}{mode}, epoch {value.epoch}, since {since})"
+    return [("attached to", attached), *(("uri", uri) for uri in value.uris)]
+
+
+def _segment(value: pb.Segment) -> Table:
+    return grid(
+        ("REPLICA", "NODE", "ZONE", "ADDRESS"),
+        [(each.replica, each.node, each.zone, each.address or "-") for each in value.configuration.members],
+    )
+
+
+def nodes(values: Sequence[pb.Node]) -> RenderableType:
+    if not values:
+        return Text("no nodes; start them: cairn node run --zone ZONE --control HOST:PORT")
+    return grid(
+        ("ID", "ZONE", "STATE", "USED>", "CAPACITY>", "REPLICAS>", "ADDRESS"),
+        [
+            (
+                each.id,
+                each.zone,
+                node_state(each),
+                format_size(each.used_bytes),
+                format_size(each.capacity_bytes),
+                str(each.replicas),
+                each.address,
+            )
+            for each in values
+        ],
+    )
+
+
+def node_state(value: pb.Node) -> Text:
+    return state("down" if not value.up else "full" if value.full else "up")
+
+
+def node(value: pb.Node) -> RenderableType:
+    """All of one node."""
+    share = f" ({100 * value.used_bytes / value.capacity_bytes:.0f}%)" if value.capacity_bytes else ""
+    return pairs(
+        [
+            ("id", value.id),
+            ("zone", value.zone),
+            ("state", node_state(value)),
+            ("address", value.address),
+            ("capacity", format_size(value.capacity_bytes)),
+            ("used", format_size(value.used_bytes) + share),
+            ("replicas", str(value.replicas)),
+            ("last heartbeat", documents.time_text(value.last_heartbeat_ms) or "not since control started"),
+        ]
+    )
+
+
+def status(value: pb.StatusResponse) -> RenderableType:
+    """Health first, with what is wrong and why; then volumes with their replicas, nodes and front-ends."""
+    parts: list[RenderableType] = [_health(value)]
+    for title, part in (
+        ("VOLUMES", _volume_health(value) if value.volumes else None),
+        ("NODES", nodes(list(value.nodes))),
+        ("FRONT-ENDS", _front_ends(value) if value.front_ends else Text("no front-end; start one: cairn nbd run")),
+    ):
+        parts += [Text(), Text(title, style="bold underline"), part] if part else []
+    return Group(*parts)
+
+
+def _health(value: pb.StatusResponse) -> RenderableType:
+    if not value.problems:
+        return state("healthy" if value.healthy else "degraded")
+    worst = max(value.problems, key=lambda each: each.severity)
+    head = state("healthy" if value.healthy else documents.severity(worst))
+    problems = grid(
+        ("PROBLEM", "SUBJECT", "WHY"),
+        [(state(documents.severity(each)), each.subject, each.message) for each in value.problems],
+    )
+    return Group(head, Text(), problems)
+
+
+def _volume_health(value: pb.StatusResponse) -> RenderableType:
+    return grid(
+        ("VOLUME", "STATE", "NODE", "ZONE", "REPLICA", "LAG>", "ON DISK>", "WHY"),
+        [row for each in value.volumes for row in _replica_rows(each)],
+    )
+
+
+def _replica_rows(value: pb.VolumeHealth) -> list[tuple[str | Text, ...]]:
+    """One row for each replica; the volume stands in the first."""
+    word = value.serving or documents.volume_state(value.volume)
+    name: tuple[str | Text, ...] = (value.volume.name or value.volume.id, state(word))
+    replicas: list[tuple[str | Text, ...]] = [
+        (each.node, each.zone, _replica_state(each), f"{each.lag_records:,}", format_size(each.file_bytes), each.why)
+        for each in value.replicas
+    ]
+    return [(*name, *first) for first in replicas[:1] or [("",) * 6]] + [("", "", *each) for each in replicas[1:]]
+
+
+def _replica_state(value: pb.ReplicaHealth) -> Text:
+    text = state(value.state)
+    if value.state == "filling" and value.extents_total:
+        text.append(f" {100 * value.extents_done / value.extents_total:.0f}%")
+    return text
+
+
+def _front_ends(value: pb.StatusResponse) -> RenderableType:
+    return grid(
+        ("ID", "STATE", "VOLUMES>", "NBD", "ADDRESS"),
+        [
+            (each.id, state("up" if each.up else "down"), str(each.volumes), " ".join(each.uris), each.address)
+            for each in value.front_ends
+        ],
+    )
+
+
+def attached(value: pb.Volume, commands: Sequence[str]) -> RenderableType:
+    """A volume that is served: where, and what to type."""
+    lines = [*value.attachment.uris, "", "Try:", *(f"  {command}" for command in commands)]
+    head = f"{value.id} is attached" + (", read-only" if value.attachment.read_only else "")
+    return Text("\n".join([head, *lines]), no_wrap=True, overflow="ignore")

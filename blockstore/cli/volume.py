@@ -1,0 +1,193 @@
+"""`cairn volume`: virtual disks."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from blockstore.cli import documents, nbd_uri, tables
+from blockstore.cli.attaching import attach_and_wait, recovery_needed, until_state
+from blockstore.cli.client import ControlClient, run_with_control
+from blockstore.cli.completion import complete_volume
+from blockstore.cli.control_address import find_control
+from blockstore.cli.options import ControlOption, Output, OutputOption, StateOption, key_values, size_bytes
+from blockstore.cli.screen import print_table, progress, say, show
+from blockstore.errors import Conflict
+from blockstore.rpc import control_pb2 as pb
+
+app = typer.Typer(help="Volumes: virtual disks, each block on three nodes.", no_args_is_help=True)
+
+VolumeArgument = Annotated[
+    str, typer.Argument(metavar="VOLUME", help="The volume's id or name.", autocompletion=complete_volume)
+]
+SizeArgument = Annotated[
+    int, typer.Argument(metavar="SIZE", parser=size_bytes, help="Like 512M, 10G or 1T; a multiple of 4 KiB.")
+]
+WaitOption = Annotated[
+    float, typer.Option("--wait", metavar="SECONDS", help="Wait so long until it is done; 0 does not wait.", min=0)
+]
+
+
+@app.command("create")
+def create(
+    size: SizeArgument,
+    *,
+    state: StateOption,
+    name: Annotated[str, typer.Option("--name", "-n", help="A name for it, which no other volume has.")] = "",
+    tag: Annotated[list[str] | None, typer.Option("--tag", metavar="KEY=VALUE", help="May be given again.")] = None,
+    client_token: Annotated[
+        str, typer.Option("--client-token", help="A second request with the same token gives the same volume.")
+    ] = "",
+    wait: WaitOption = 30.0,
+    control: ControlOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Create a volume, replicated three times; it reads as zeroes."""
+    request = pb.CreateVolumeRequest(
+        size_bytes=size, name=name, tags=key_values(tag or [], "--tag"), client_token=client_token
+    )
+
+    async def work(client: ControlClient) -> pb.Volume:
+        volume = await client.call(client.stub.CreateVolume, request)
+        return await until_state(client, volume, pb.VOLUME_STATE_AVAILABLE, wait)
+
+    _show(run_with_control(find_control(control, state), work), output)
+
+
+@app.command("list")
+def list_volumes(state: StateOption, control: ControlOption = None, output: OutputOption = Output.TABLE) -> None:
+    """List all volumes."""
+    address = find_control(control, state)
+    answer = run_with_control(address, lambda client: client.call(client.stub.ListVolumes, pb.ListVolumesRequest()))
+    found = list(answer.volumes)
+    show(output, documents.volumes(found), lambda: tables.volumes(found))
+
+
+@app.command("show")
+def show_volume(
+    volume: VolumeArgument, state: StateOption, control: ControlOption = None, output: OutputOption = Output.TABLE
+) -> None:
+    """Show one volume: where its replicas are, and where it is attached."""
+    _show(run_with_control(find_control(control, state), lambda client: client.volume(volume)), output)
+
+
+@app.command("delete")
+def delete(
+    volume: VolumeArgument,
+    *,
+    state: StateOption,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, also not at a terminal.")] = False,
+    control: ControlOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Delete a volume that is not attached, and all that is on it."""
+    if not yes and sys.stdin.isatty():
+        typer.confirm(f"Delete {volume} and all that is on it?", abort=True, err=True)
+    address = find_control(control, state)
+    request = pb.DeleteVolumeRequest(volume=volume)
+    done = run_with_control(address, lambda client: client.call(client.stub.DeleteVolume, request))
+    text = (
+        f"{done.id} is deleted"
+        if done.deleted
+        else f"{done.id} is being deleted: replicas on nodes that are down go when these come back"
+    )
+    show(output, {"id": done.id, "deleted": done.deleted}, lambda: text)
+
+
+@app.command("attach")
+def attach(
+    volume: VolumeArgument,
+    *,
+    state: StateOption,
+    front_end: Annotated[
+        str, typer.Option("--front-end", metavar="ID", help="Where to.", show_default="control chooses")
+    ] = "",
+    read_only: Annotated[bool, typer.Option("--read-only", help="Refuse writes.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Take it away from another front-end.")] = False,
+    wait: WaitOption = 60.0,
+    control: ControlOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Attach a volume to a front-end, wait until NBD clients can use it, and say how."""
+    request = pb.AttachVolumeRequest(volume=volume, front_end=front_end, read_only=read_only, force=force)
+    _attach(request, find_control(control, state), wait, output)
+
+
+@app.command("detach")
+def detach(
+    volume: VolumeArgument,
+    *,
+    state: StateOption,
+    force: Annotated[
+        bool, typer.Option("--force", help="Although the front-end does not answer; the next attachment fences it.")
+    ] = False,
+    wait: WaitOption = 30.0,
+    control: ControlOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Detach a volume; its NBD clients are disconnected."""
+    request = pb.DetachVolumeRequest(volume=volume, force=force)
+
+    async def work(client: ControlClient) -> pb.Volume:
+        answer = await client.call(client.stub.DetachVolume, request)
+        return await until_state(client, answer, pb.VOLUME_STATE_AVAILABLE, wait)
+
+    _show(run_with_control(find_control(control, state), work), output)
+
+
+@app.command("resize")
+def resize(
+    volume: VolumeArgument,
+    size: SizeArgument,
+    state: StateOption,
+    control: ControlOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Make a volume larger, also while it is attached; what is new reads as zeroes.
+
+    NBD clients see the new size when they connect again.
+    """
+    request = pb.ResizeVolumeRequest(volume=volume, size_bytes=size)
+    address = find_control(control, state)
+    _show(run_with_control(address, lambda client: client.call(client.stub.ResizeVolume, request)), output)
+
+
+@app.command("recover")
+def recover(
+    volume: VolumeArgument,
+    *,
+    state: StateOption,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Go on without what is missing. There is no way back.")
+    ] = False,
+    wait: WaitOption = 60.0,
+    control: ControlOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Bring back a volume in `error`, whose members together may lack writes that were acknowledged.
+
+    Without --accept-loss it only says what may be missing, and what is left.
+    """
+    address = find_control(control, state)
+    health = run_with_control(address, lambda client: recovery_needed(client, volume))
+    if not accept_loss:
+        if output is Output.TABLE:
+            print_table(tables.status(pb.StatusResponse(volumes=[health])))
+        raise Conflict(
+            f"{volume}: {health.volume.reason or 'writes that were acknowledged may be missing'}; if nodes are down, "
+            "start them first; `cairn volume recover --accept-loss` goes on with what is left, for good"
+        )
+    say(f"{volume}: going on without what may be missing ({health.volume.reason or 'no reason known'})")
+    _attach(pb.AttachVolumeRequest(volume=volume, force=True, accept_loss=True), address, wait, output)
+
+
+def _attach(request: pb.AttachVolumeRequest, address: str, wait_s: float, output: Output) -> None:
+    with progress(f"attaching {request.volume}") as update:
+        found = run_with_control(address, lambda client: attach_and_wait(client, request, wait_s, update))
+    commands = nbd_uri.commands(list(found.attachment.uris))
+    document = {**documents.volume(found), "commands": commands}
+    show(output, document, lambda: tables.attached(found, commands))
+
+
+def _show(volume: pb.Volume, output: Output) -> None:
+    show(output, documents.volume(volume), lambda: tables.volume(volume))
