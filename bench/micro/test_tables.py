@@ -38,7 +38,9 @@ def test_checkpoint(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
         store.commit(batch)
         return (batch[-1].sequence,), {}
 
-    benchmark.pedantic(lambda sequence: checkpoint(store, sequence), setup=commit, rounds=10)
+    benchmark.pedantic(  # type: ignore[no-untyped-call]
+        lambda sequence: checkpoint(store, sequence), setup=commit, rounds=10
+    )
     assert store.unapplied_bytes == 0
     store.close()
 
