@@ -77,3 +77,18 @@ def test_all_are_killed_at_once_and_come_back(tmp_path: Path) -> None:
             verify(cluster.uri(volume), tmp_path, offset=SIZE // 2, size=FIO_SIZE, seed=1, only=True)
         load.verify(cluster.uri(volume))
         assert_replicas_agree(cluster, volume)
+
+
+def test_io_goes_on_without_control(tmp_path: Path) -> None:
+    with Cluster(tmp_path) as cluster:
+        volume = cluster.create(SIZE)
+        uri = cluster.attach(volume)
+        with Workload(lambda: uri, SECTORS) as load:
+            load.wait_progress(PROGRESS)
+            cluster.control.kill()
+            load.wait_progress(2 * PROGRESS)
+            cluster.start(cluster.control)
+            cluster.wait_whole(volume)
+            load.wait_progress(PROGRESS)
+        load.verify(uri)
+        assert_replicas_agree(cluster, volume)

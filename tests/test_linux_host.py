@@ -11,7 +11,8 @@ from tests.linux_host import guest
 from tests.linux_host.kernel import Kernel, fetch_kernel, missing_programs
 from tests.programs import require_found, require_programs
 
-pytestmark = pytest.mark.xdist_group("load")
+# The first test also fetches the kernel's package.
+pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(240)]
 
 #: mkfs.xfs refuses less than 300 MiB.
 SIZE = 512 * MIB
