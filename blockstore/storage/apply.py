@@ -1,0 +1,206 @@
+"""Applies committed records to the tables, inside the one transaction of a checkpoint.
+
+Layer by layer from the oldest generation, each in the order of its blocks. A block that is zeroed or
+trimmed keeps a zero entry only where something shows through otherwise: an older version, or a
+source. Ranges of zeroes are met with `present`, so they cost what exists in them and not what they
+span. Every change sets its bits in `extents` and raises the row's sequence, also where it deletes.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from itertools import groupby
+from typing import NamedTuple
+
+from blockstore.errors import Corrupt
+from blockstore.record import OperationKind, Record
+from blockstore.storage.keys import (
+    HEAD_SIZE,
+    MAX_GENERATION,
+    NUMBER_SIZE,
+    ExtentRow,
+    bits_between,
+    blocks_of,
+    data_value,
+    decode_bits,
+    encode_bits,
+    extent_key,
+    number_key,
+    version_key,
+    zero_value,
+)
+from blockstore.storage.memtable import Entry, Layer, Memtable
+from blockstore.storage.meta import MAX_PIN_ID, Meta, Pin, SealedGeneration, Tombstone
+from blockstore.storage.tables import Tables, WriteCursor, Writing
+from blockstore.units import EXTENT_BLOCKS, Generation, Sequence
+
+
+class Touched(NamedTuple):
+    """What a layer does to one extent: entries by block, in order of block."""
+
+    extent: int
+    entries: list[tuple[int, Entry]]
+
+
+class Applier:
+    """Applies memtables within one transaction."""
+
+    def __init__(self, tables: Tables, transaction: Writing) -> None:
+        self._tables = tables
+        self._transaction = transaction
+        self._meta = Meta(tables, transaction)
+        self._has_source = bool(self._meta.source)
+        self._cursor = transaction.cursor(tables.index)
+        self._index_puts: list[tuple[bytes, bytes]] = []
+        self._data_puts: list[tuple[bytes, bytes | memoryview]] = []
+
+    def apply(self, memtable: Memtable, *, filling: bool) -> None:
+        """All of it. filling: keep what a copy stated earlier must not undo."""
+        for generation, layer in memtable.ascending():
+            self._apply_layer(generation, layer)
+        for record in memtable.records:
+            self._apply_controls(record, filling)
+            if filling:
+                self._meta.put_tombstones(_tombstones(record))
+
+    def _apply_layer(self, generation: Generation, layer: Layer) -> None:
+        for touched in _by_extent(self._entries(layer)):
+            self._apply_extent(generation, touched)
+        put_sorted(self._transaction.cursor(self._tables.index), self._index_puts)
+        put_sorted(self._transaction.cursor(self._tables.data), self._data_puts)
+        self._index_puts, self._data_puts = [], []
+
+    def _entries(self, layer: Layer) -> list[tuple[int, Entry]]:
+        """The layer's blocks, and those that exist under its ranges of zeroes, in order."""
+        entries = list(layer.blocks.items())
+        for start, end, sequence in layer.zeroes:
+            zero = Entry(sequence, None, 0)
+            entries += [(number, zero) for number in self._existing(start, end) if number not in layer.blocks]
+        entries.sort(key=lambda item: item[0])
+        return entries
+
+    def _existing(self, start: int, end: int) -> Iterator[int]:
+        """The blocks of [start, end) that have an entry; with a source, all of them."""
+        if self._has_source:
+            yield from range(start, end)
+            return
+        cursor = self._transaction.cursor(self._tables.present)
+        found = cursor.set_range(number_key(start // EXTENT_BLOCKS))
+        while found:
+            key, value = cursor.item()
+            extent = int.from_bytes(key, "big")
+            if extent * EXTENT_BLOCKS >= end:
+                return
+            yield from blocks_of(extent, decode_bits(key, value) & bits_between(start, end, extent))
+            found = cursor.next()
+
+    def _apply_extent(self, generation: Generation, touched: Touched) -> None:
+        key = number_key(touched.extent)
+        stored = self._transaction.get(key, db=self._tables.present)
+        before = decode_bits(key, stored) if stored is not None else 0
+        present, changed, highest = before, 0, 0
+        for number, entry in touched.entries:
+            bit = 1 << number % EXTENT_BLOCKS
+            changed |= bit
+            highest = max(highest, entry.sequence)
+            if entry.block is not None:
+                self._put_block(number, generation, entry)
+                present |= bit
+            elif self._put_zero(number, generation, entry.sequence, bool(before & bit)):
+                present |= bit
+            else:
+                present &= ~bit
+        if present != before:
+            put_present(self._tables, self._transaction, touched.extent, present)
+        key = extent_key(generation, touched.extent)
+        raise_extent(self._tables, self._transaction, key, ExtentRow(Sequence(highest), changed))
+
+    def _put_block(self, number: int, generation: Generation, entry: Entry) -> None:
+        assert entry.block is not None
+        key = version_key(number, generation)
+        self._index_puts.append((key, data_value(entry.sequence, entry.checksum, entry.block)))
+        self._data_puts.append((key, entry.block[:HEAD_SIZE]))
+
+    def _put_zero(self, number: int, generation: Generation, sequence: int, exists: bool) -> bool:
+        """Make a block read as zeroes in a generation; whether it has any entry then."""
+        newer, here, older = self._versions(number, generation) if exists else (False, False, False)
+        key = version_key(number, generation)
+        if here:
+            self._transaction.delete(key, db=self._tables.data)
+        if older or self._has_source:
+            self._index_puts.append((key, zero_value(number, generation, sequence)))
+            return True
+        if here:
+            self._transaction.delete(key, db=self._tables.index)
+        return newer
+
+    def _versions(self, number: int, generation: Generation) -> tuple[bool, bool, bool]:
+        """Whether a block has versions newer than, in, and older than a generation."""
+        cursor, prefix, key = self._cursor, number_key(number), version_key(number, generation)
+        first = cursor.key() if cursor.set_range(version_key(number, MAX_GENERATION)) else b""
+        if first[:NUMBER_SIZE] != prefix:
+            raise Corrupt(f"block {number} has no entry, though its bit in present is set")
+        newer = first < key
+        found = cursor.set_range(key) if newer else True
+        here = found and cursor.key() == key
+        if here:
+            found = cursor.next()
+        older = found and cursor.key()[:NUMBER_SIZE] == prefix
+        return newer, here, older
+
+    def _apply_controls(self, record: Record, filling: bool) -> None:
+        for operation in record.operations:
+            holder = operation.argument[:MAX_PIN_ID]
+            match operation.kind:
+                case OperationKind.SEAL:
+                    self._meta.put_sealed(SealedGeneration(record.generation, record.sequence, operation.argument))
+                    if holder:
+                        self._meta.put_pin(Pin(record.generation, holder, record.sequence, held=True))
+                case OperationKind.PIN:
+                    self._meta.put_pin(Pin(Generation(operation.start), holder, record.sequence, held=True))
+                case OperationKind.UNPIN if filling:
+                    self._meta.put_pin(Pin(Generation(operation.start), holder, record.sequence, held=False))
+                case OperationKind.UNPIN:
+                    self._meta.delete_pin(Generation(operation.start), holder)
+                case OperationKind.HYDRATED:
+                    self._meta.delete(b"source")
+
+
+def put_present(tables: Tables, transaction: Writing, extent: int, bits: int) -> None:
+    """Set the row of an extent in `present`, or delete it where no bit is left."""
+    key = number_key(extent)
+    if bits:
+        transaction.put(key, encode_bits(key, bits), db=tables.present)
+    else:
+        transaction.delete(key, db=tables.present)
+
+
+def raise_extent(tables: Tables, transaction: Writing, key: bytes, change: ExtentRow) -> None:
+    """Note a change in `extents`: the row's bits are or-ed, its sequence is the highest."""
+    stored = transaction.get(key, db=tables.extents)
+    if stored is not None:
+        row = ExtentRow.decode(key, stored)
+        change = ExtentRow(max(change.sequence, row.sequence), change.bits | row.bits)
+    transaction.put(key, change.encode(key), db=tables.extents)
+
+
+def put_sorted(cursor: WriteCursor, items: Seq[tuple[bytes, bytes | memoryview]]) -> None:
+    """Put items that are in key order; those behind the table's end are appended, which fills pages whole."""
+    if not items:
+        return
+    last = cursor.key() if cursor.last() else b""
+    split = bisect_right(items, last, key=lambda item: item[0])
+    cursor.putmulti(items[:split])
+    consumed, added = cursor.putmulti(items[split:], append=True)
+    assert consumed == added, "items behind the end of a table were not in order"
+
+
+def _by_extent(entries: list[tuple[int, Entry]]) -> Iterator[Touched]:
+    for extent, group in groupby(entries, key=lambda item: item[0] // EXTENT_BLOCKS):
+        yield Touched(extent, list(group))
+
+
+def _tombstones(record: Record) -> Iterator[Tombstone]:
+    for operation in record.operations:
+        if operation.kind in (OperationKind.ZERO, OperationKind.TRIM):
+            yield Tombstone(operation.start, operation.end, record.generation, record.sequence)

@@ -1,0 +1,111 @@
+"""Committed records that no checkpoint has applied yet, in a form that reads can use.
+
+A memtable has one layer for each generation that its records write to: a seal among them begins the
+next one, and fills have their own, generation 0, below the guest's. A layer maps blocks to their
+content, and ranges to zeroes; a block that a range of zeroes covers after it was written stays as
+an entry of its own, because "written, then trimmed" is a change that its extent's row must show.
+Blocks are views of the records' own bytes: nothing is copied.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from blockstore.record import Operation, OperationKind, Record
+from blockstore.storage.ranges import RangeMap
+from blockstore.units import BLOCK_SIZE, Generation, Sequence
+
+#: What an operation costs in memory besides its payload: entries, views, ranges. Counted as
+#: unapplied bytes, so that many small trims are bounded like writes.
+OPERATION_OVERHEAD_BYTES: Final = 256
+
+
+class Entry(NamedTuple):
+    """A block's content by one record; block is None for zeroes."""
+
+    sequence: int
+    block: memoryview | None
+    checksum: int
+
+
+class Layer:
+    """What one generation's records leave of each block they touched."""
+
+    __slots__ = ("blocks", "zeroes")
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, Entry] = {}
+        self.zeroes = RangeMap()
+
+    def write(self, operation: Operation, sequence: int) -> None:
+        data = memoryview(operation.data)
+        blocks, at = self.blocks, 0
+        for number, checksum in enumerate(operation.checksums, operation.start):
+            blocks[number] = Entry(sequence, data[at : at + BLOCK_SIZE], checksum)
+            at += BLOCK_SIZE
+
+    def zero(self, start: int, end: int, sequence: int) -> None:
+        """O(blocks in the range or blocks in the layer, whichever is less)."""
+        inside: Iterable[int] = range(start, end)
+        if end - start > len(self.blocks):
+            inside = [number for number in self.blocks if start <= number < end]
+        for number in inside:
+            if number in self.blocks:
+                self.blocks[number] = Entry(sequence, None, 0)
+        self.zeroes.put(start, end, sequence)
+
+    def find(self, number: int) -> Entry | None:
+        entry = self.blocks.get(number)
+        if entry is None and self.zeroes:
+            sequence = self.zeroes.find(number)
+            if sequence is not None:
+                return Entry(sequence, None, 0)
+        return entry
+
+
+class Memtable:
+    """Records in order, and the layers that they make up; newest generation first."""
+
+    def __init__(self, records: Iterable[Record] = ()) -> None:
+        self.records: list[Record] = []
+        self.layers: dict[Generation, Layer] = {}
+        self.size_bytes = 0
+        for record in records:
+            self.add(record)
+
+    def add(self, record: Record) -> None:
+        """The next record in order."""
+        for operation in record.operations:
+            if operation.kind in (OperationKind.WRITE, OperationKind.FILL):
+                self._layer(record.generation_of(operation)).write(operation, record.sequence)
+            elif operation.kind in (OperationKind.ZERO, OperationKind.TRIM):
+                self._layer(record.generation).zero(operation.start, operation.end, record.sequence)
+        self.records.append(record)
+        self.size_bytes += cost_bytes(record)
+
+    def find(self, number: int) -> tuple[Generation, Entry] | None:
+        """The newest content of a block, if a record here has any."""
+        for generation, layer in self.layers.items():
+            entry = layer.find(number)
+            if entry is not None:
+                return generation, entry
+        return None
+
+    def last(self) -> Sequence:
+        """The sequence of the last record, 0 without any."""
+        return self.records[-1].sequence if self.records else Sequence(0)
+
+    def ascending(self) -> Iterator[tuple[Generation, Layer]]:
+        """The layers as they are to be applied: the oldest generation first."""
+        return iter(sorted(self.layers.items()))
+
+    def _layer(self, generation: Generation) -> Layer:
+        layer = self.layers.get(generation)
+        if layer is None:
+            layer = Layer()
+            self.layers = dict(sorted([*self.layers.items(), (generation, layer)], reverse=True))
+        return layer
+
+
+def cost_bytes(record: Record) -> int:
+    """What a record takes in memory while it is not applied, rounded up."""
+    return len(record.encoded) + OPERATION_OVERHEAD_BYTES * len(record.operations)

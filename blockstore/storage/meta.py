@@ -1,0 +1,251 @@
+"""The `meta` table: what a replica is and how far it got, as named rows.
+
+One row for each fact, each under its own checksum. Rows that come in numbers have their number in
+the name: a sealed generation, a pin, a tombstone. A pin that is taken away while the replica fills
+leaves a row that says so, and every trim then leaves a tombstone, because a copy that was stated
+earlier would bring back what they took away; both go when the replica is whole (docs/storage.md, copies).
+"""
+
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from blockstore.domain import Position, ReplicaAddress, ReplicaId, SegmentNumber, VolumeId
+from blockstore.errors import Corrupt
+from blockstore.log import LogImage, decode_filling, encode_filling
+from blockstore.record import HEADER_SIZE, Record, decode_record
+from blockstore.storage.keys import number_key, with_check, without_check
+from blockstore.storage.tables import Reading, Tables, Writing
+from blockstore.units import Epoch, Generation, Sequence
+
+FORMAT: Final = b"cairn tables 1"
+
+_POSITION: Final = struct.Struct("<QQ")
+_NUMBER: Final = struct.Struct("<Q")
+_GENERATION: Final = struct.Struct(">I")
+_PIN: Final = struct.Struct("<QB")
+_TOMBSTONE: Final = struct.Struct("<QQIQ")
+_TOMBSTONE_NAME: Final = struct.Struct(">QQ")
+_GENERATION_PREFIX: Final = b"generation/"
+_PIN_PREFIX: Final = b"pin/"
+_TOMBSTONE_PREFIX: Final = b"tombstone/"
+#: LMDB's limit on keys less the prefix and the number: a snapshot's id is far shorter.
+MAX_PIN_ID: Final = 256
+
+
+class SealedGeneration(NamedTuple):
+    """A generation that a SEAL closed. argument: what the SEAL carried, a snapshot's id."""
+
+    generation: Generation
+    sequence: Sequence
+    argument: bytes
+
+
+class Pin(NamedTuple):
+    """Who keeps a generation, and since which record; held is False for the mark of one taken away."""
+
+    generation: Generation
+    holder: bytes
+    sequence: Sequence
+    held: bool
+
+
+class Tombstone(NamedTuple):
+    """A trim or zero of [start, end) in a generation, which copies stated before it must not undo."""
+
+    start: int
+    end: int
+    generation: Generation
+    sequence: Sequence
+
+
+class Meta:
+    """Reads and writes the rows of `meta` and `tail` in one transaction, which the caller holds."""
+
+    def __init__(self, tables: Tables, transaction: Reading | Writing) -> None:
+        self._table = tables.meta
+        self._tail = tables.tail
+        self._transaction = transaction
+
+    # ---- single rows
+
+    def get(self, name: bytes) -> bytes | None:
+        """A row's content. Raises Corrupt."""
+        value = self._transaction.get(name, db=self._table)
+        return None if value is None else without_check(name, value)
+
+    def put(self, name: bytes, content: bytes) -> None:
+        self._transaction.put(name, with_check(name, content), db=self._table)
+
+    def delete(self, name: bytes) -> None:
+        self._transaction.delete(name, db=self._table)
+
+    def _must(self, name: bytes, size: int | None = None) -> bytes:
+        content = self.get(name)
+        if content is None or (size is not None and len(content) != size):
+            raise Corrupt(f"the meta table has no {name.decode()}, or one of a wrong size")
+        return content
+
+    # ---- identity and progress
+
+    def create(self, address: ReplicaAddress, source: bytes) -> None:
+        self.put(b"format", FORMAT)
+        self.put(b"address", f"{address.volume} {address.segment} {address.replica}".encode())
+        if source:
+            self.put(b"source", source)
+
+    def check_format(self) -> None:
+        """Raises Corrupt."""
+        found = self.get(b"format")
+        if found != FORMAT:
+            raise Corrupt(f"the tables have format {found!r}, this program reads {FORMAT!r}")
+
+    def address(self) -> ReplicaAddress:
+        try:
+            volume, segment, replica = self._must(b"address").decode().split(" ")
+            return ReplicaAddress(VolumeId(volume), SegmentNumber(int(segment)), ReplicaId(replica))
+        except ValueError as error:
+            raise Corrupt(f"the meta table's address makes no sense: {error}") from error
+
+    @property
+    def source(self) -> bytes:
+        """What absent blocks come from; empty without a source, or once hydrated."""
+        return self.get(b"source") or b""
+
+    def applied(self) -> Position:
+        return self._position(b"applied")
+
+    def generation(self) -> Generation:
+        return Generation(*_NUMBER.unpack(self._must(b"generation", _NUMBER.size)))
+
+    def mark(self) -> int:
+        (mark,) = _NUMBER.unpack(self._must(b"mark", _NUMBER.size))
+        return int(mark)
+
+    def image(self) -> LogImage:
+        """Raises Corrupt."""
+        filling = self.get(b"filling")
+        epoch, configuration = _POSITION.unpack(self._must(b"sealed", _POSITION.size))
+        return LogImage(
+            applied=self.applied(),
+            epoch=Epoch(epoch),
+            configuration=configuration,
+            filling=decode_filling(filling) if filling is not None else None,
+            records=tuple(self._read_tail()),
+            generation=self.generation(),
+            copied=self._position(b"copied"),
+        )
+
+    def put_image(self, image: LogImage, mark: int) -> None:
+        """Everything of `image`; rows of `tail` that are right already are not written again."""
+        self.put(b"applied", _POSITION.pack(*image.applied))
+        self.put(b"sealed", _POSITION.pack(image.epoch, image.configuration))
+        self.put(b"generation", _NUMBER.pack(image.generation))
+        self.put(b"copied", _POSITION.pack(*image.copied))
+        self.put(b"mark", _NUMBER.pack(mark))
+        if image.filling is None:
+            self.delete(b"filling")
+        else:
+            self.put(b"filling", encode_filling(image.filling))
+        self._put_tail(image.records)
+
+    def _position(self, name: bytes) -> Position:
+        epoch, sequence = _POSITION.unpack(self._must(name, _POSITION.size))
+        return Position(Epoch(epoch), Sequence(sequence))
+
+    # ---- tail
+
+    def _read_tail(self) -> Iterator[Record]:
+        for key, value in self._transaction.cursor(self._tail):
+            record = decode_record(bytes(value))
+            if bytes(key) != number_key(record.sequence):
+                raise Corrupt(f"the tail has record {tuple(record.position)} under the key {bytes(key).hex()}")
+            yield record
+
+    def _put_tail(self, records: tuple[Record, ...]) -> None:
+        wanted = {number_key(record.sequence): record for record in records}
+        kept = set()
+        for key, value in list(self._tail_headers()):
+            record = wanted.get(key)
+            if record is not None and record.encoded[:HEADER_SIZE] == value:
+                kept.add(key)
+            else:
+                self._transaction.delete(key, db=self._tail)
+        for key, record in wanted.items():
+            if key not in kept:
+                self._transaction.put(key, record.encoded, db=self._tail)
+
+    def _tail_headers(self) -> Iterator[tuple[bytes, bytes]]:
+        for key, value in self._transaction.cursor(self._tail):
+            yield bytes(key), bytes(value[:HEADER_SIZE])
+
+    # ---- generations and pins
+
+    def sealed(self) -> list[SealedGeneration]:
+        """The generations that were sealed and not merged away, oldest first."""
+        found = []
+        for name, content in self._rows(_GENERATION_PREFIX):
+            (generation,) = _GENERATION.unpack(name)
+            (sequence,) = _NUMBER.unpack_from(content)
+            found.append(SealedGeneration(Generation(generation), Sequence(sequence), content[_NUMBER.size :]))
+        return found
+
+    def put_sealed(self, sealed: SealedGeneration) -> None:
+        name = _GENERATION_PREFIX + _GENERATION.pack(sealed.generation)
+        self.put(name, _NUMBER.pack(sealed.sequence) + sealed.argument)
+
+    def is_sealed(self, generation: int) -> bool:
+        return self.get(_GENERATION_PREFIX + _GENERATION.pack(generation)) is not None
+
+    def delete_sealed(self, generation: Generation) -> None:
+        self.delete(_GENERATION_PREFIX + _GENERATION.pack(generation))
+
+    def pins(self) -> list[Pin]:
+        """All rows, marks of pins taken away included."""
+        found = []
+        for name, content in self._rows(_PIN_PREFIX):
+            (generation,) = _GENERATION.unpack_from(name)
+            sequence, held = _PIN.unpack(content)
+            found.append(Pin(Generation(generation), name[_GENERATION.size :], Sequence(sequence), bool(held)))
+        return found
+
+    def pinned(self) -> set[Generation]:
+        return {pin.generation for pin in self.pins() if pin.held}
+
+    def put_pin(self, pin: Pin) -> None:
+        name = _PIN_PREFIX + _GENERATION.pack(pin.generation) + pin.holder
+        self.put(name, _PIN.pack(pin.sequence, pin.held))
+
+    def delete_pin(self, generation: Generation, holder: bytes) -> None:
+        self.delete(_PIN_PREFIX + _GENERATION.pack(generation) + holder)
+
+    # ---- what only a filling replica keeps
+
+    def tombstones(self) -> list[Tombstone]:
+        return [
+            Tombstone(start, end, Generation(generation), Sequence(sequence))
+            for _, content in self._rows(_TOMBSTONE_PREFIX)
+            for start, end, generation, sequence in [_TOMBSTONE.unpack(content)]
+        ]
+
+    def put_tombstones(self, tombstones: Iterable[Tombstone]) -> None:
+        for tombstone in tombstones:
+            name = _TOMBSTONE_PREFIX + _TOMBSTONE_NAME.pack(tombstone.sequence, tombstone.start)
+            self.put(name, _TOMBSTONE.pack(*tombstone))
+
+    def forget_filling(self) -> None:
+        """The replica is whole: no copy comes any more that could undo anything."""
+        for name, _ in list(self._rows(_TOMBSTONE_PREFIX)):
+            self.delete(_TOMBSTONE_PREFIX + name)
+        for pin in self.pins():
+            if not pin.held:
+                self.delete_pin(pin.generation, pin.holder)
+
+    def _rows(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Name without the prefix, and content, of the rows that begin with it. Raises Corrupt."""
+        cursor = self._transaction.cursor(self._table)
+        found = cursor.set_range(prefix)
+        while found and bytes(cursor.key()[: len(prefix)]) == prefix:
+            name = bytes(cursor.key())
+            yield name[len(prefix) :], without_check(name, cursor.value())
+            found = cursor.next()

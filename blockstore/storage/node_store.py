@@ -1,0 +1,165 @@
+"""A node's data directory: who it is, its replicas, its journal's place, its reserve.
+
+    DATA/node                   the node's id
+    DATA/LOCK                   held while a process uses the directory
+    DATA/ballast                room for checkpoints and deletions when the disk is full
+    DATA/journal/               one for all replicas
+    DATA/replicas/REPLICA/      tables.mdb, and `suspect` after a failure that the process died of
+
+A replica appears and vanishes by the rename of a whole directory: a crash leaves it there or not, and
+what is left half made or half removed has a name of its own and goes at the next start.
+"""
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+
+from blockstore.domain import NodeId, ReplicaAddress, ReplicaId, check_id, make_id
+from blockstore.errors import AlreadyExists, Conflict, Corrupt, InvalidRequest, NotFound
+from blockstore.log import LogImage
+from blockstore.storage.replica_store import ReplicaStore
+from blockstore.storage.space import SpaceGuard
+from blockstore.storage.tables import sync_path
+
+_NEW: Final = ".new"
+_DELETED: Final = ".deleted"
+_SUSPECT: Final = "suspect"
+
+
+class NodeStore:
+    """Make it with `open`; one process at a time."""
+
+    def __init__(self, data: Path, lock: int, node: NodeId, space: SpaceGuard) -> None:
+        self.data = data
+        self.node = node
+        self.space = space
+        self._lock = lock
+        self._replicas = data / "replicas"
+
+    @classmethod
+    def open(cls, data: Path, *, reserve_bytes: int = 0) -> "NodeStore":
+        """The store in `data`, made where there is none. Raises Conflict while another process has it."""
+        for directory in (data, data / "replicas", data / "journal"):
+            directory.mkdir(parents=True, exist_ok=True)
+        lock = lock_data(data)
+        try:
+            store = cls(data, lock, _node_id(data), SpaceGuard(data, reserve_bytes))
+            store._remove_leftovers()
+        except BaseException:
+            os.close(lock)
+            raise
+        sync_path(data)
+        return store
+
+    @property
+    def journal_directory(self) -> Path:
+        return self.data / "journal"
+
+    def replicas(self) -> tuple[ReplicaId, ...]:
+        """All that exist here, suspect ones included."""
+        return replicas_in(self.data)
+
+    def create_replica(
+        self, address: ReplicaAddress, image: LogImage, *, mark: int = 0, source: bytes = b""
+    ) -> ReplicaStore:
+        """Make a replica that is durable on return. Raises AlreadyExists, NoSpace."""
+        target = self._directory_of(address.replica)
+        if target.exists():
+            raise AlreadyExists(f"replica {address.replica} exists on this node")
+        staged = target.with_name(target.name + _NEW)
+        shutil.rmtree(staged, ignore_errors=True)
+        ReplicaStore.create(staged, address, image, mark=mark, source=source, make_room=self.space.make_room).close()
+        staged.rename(target)
+        sync_path(self._replicas)
+        return self.open_replica(address.replica)
+
+    def open_replica(self, replica: ReplicaId) -> ReplicaStore:
+        """Raises NotFound, Corrupt."""
+        directory = self._existing(replica)
+        store = ReplicaStore.open(directory, make_room=self.space.make_room)
+        if store.address.replica != replica:
+            store.close()
+            raise Corrupt(f"{directory} holds the tables of {store.address.replica}: it was moved or copied")
+        return store
+
+    def delete_replica(self, replica: ReplicaId) -> None:
+        """Remove a replica whose store is closed. A crash finishes it at the next start. Raises NotFound."""
+        directory = self._existing(replica)
+        doomed = directory.with_name(directory.name + _DELETED)
+        shutil.rmtree(doomed, ignore_errors=True)
+        directory.rename(doomed)
+        sync_path(self._replicas)
+        shutil.rmtree(doomed)
+
+    # ---- suspects
+
+    def mark_suspect(self, replica: ReplicaId) -> None:
+        """What the replica's files hold is not known any more: at the next start it is filling. Durable on return."""
+        directory = self._existing(replica)
+        path = directory / _SUSPECT
+        path.touch()
+        sync_path(path)
+        sync_path(directory)
+
+    def is_suspect(self, replica: ReplicaId) -> bool:
+        return (self._existing(replica) / _SUSPECT).exists()
+
+    def clear_suspect(self, replica: ReplicaId) -> None:
+        """Only once it is durable elsewhere that the replica fills."""
+        directory = self._existing(replica)
+        (directory / _SUSPECT).unlink(missing_ok=True)
+        sync_path(directory)
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+    def _directory_of(self, replica: ReplicaId) -> Path:
+        return self._replicas / check_id("rep", replica)
+
+    def _existing(self, replica: ReplicaId) -> Path:
+        directory = self._directory_of(replica)
+        if not directory.is_dir():
+            raise NotFound(f"no replica {replica} on this node")
+        return directory
+
+    def _remove_leftovers(self) -> None:
+        for path in self._replicas.iterdir():
+            if path.name.endswith((_NEW, _DELETED)):
+                shutil.rmtree(path)
+
+
+def lock_data(data: Path) -> int:
+    """A descriptor that holds the directory until it is closed. Raises Conflict, NotFound."""
+    try:
+        descriptor = os.open(data / "LOCK", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        raise NotFound(f"there is no data directory {data}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise Conflict(f"another process uses {data}: stop that node first") from error
+    return descriptor
+
+
+def replicas_in(data: Path) -> tuple[ReplicaId, ...]:
+    """The replicas in a data directory."""
+    found = []
+    for path in sorted((data / "replicas").iterdir()):
+        try:
+            found.append(ReplicaId(check_id("rep", path.name)))
+        except InvalidRequest:
+            continue  # half made or half removed, or not ours
+    return tuple(found)
+
+
+def _node_id(data: Path) -> NodeId:
+    path = data / "node"
+    if not path.exists():
+        staged = data / ("node" + _NEW)
+        staged.write_text(make_id("node", os.urandom(9)) + "\n")
+        sync_path(staged)
+        staged.rename(path)
+    return NodeId(check_id("node", path.read_text().strip()))

@@ -1,0 +1,52 @@
+"""Ranges of blocks, the newer laid over the older: what a trim of any length costs in memory.
+
+Ranges never overlap and are kept in order, so a lookup is a binary search however many there are,
+and a trim of a whole volume is one entry.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+
+
+class RangeMap:
+    """Maps block numbers to the sequence of the last range that was put over them."""
+
+    __slots__ = ("_ends", "_sequences", "_starts")
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self._sequences: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def put(self, start: int, end: int, sequence: int) -> None:
+        """Lay [start, end) over what is there."""
+        assert start < end
+        first = bisect_right(self._ends, start)
+        last = bisect_left(self._starts, end)
+        pieces = [(start, end, sequence)]
+        if first < last:
+            if self._starts[first] < start:
+                pieces.insert(0, (self._starts[first], start, self._sequences[first]))
+            if self._ends[last - 1] > end:
+                pieces.append((end, self._ends[last - 1], self._sequences[last - 1]))
+        self._starts[first:last] = [piece[0] for piece in pieces]
+        self._ends[first:last] = [piece[1] for piece in pieces]
+        self._sequences[first:last] = [piece[2] for piece in pieces]
+
+    def find(self, number: int) -> int | None:
+        """The sequence of the range over `number`."""
+        at = bisect_right(self._starts, number) - 1
+        return self._sequences[at] if at >= 0 and number < self._ends[at] else None
+
+    def between(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """(start, end, sequence) of all that overlaps [start, end), cut to it, in order."""
+        at = bisect_right(self._ends, start)
+        while at < len(self._starts) and self._starts[at] < end:
+            yield max(start, self._starts[at]), min(end, self._ends[at]), self._sequences[at]
+            at += 1
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        return iter(zip(self._starts, self._ends, self._sequences, strict=True))

@@ -1,0 +1,252 @@
+"""One replica's content: committed records in memory over the tables on disk.
+
+commit() and read() run on the event loop and never wait for a disk write; checkpoint() runs in a
+thread. A checkpoint freezes what is committed up to its image, applies it in one transaction
+together with the image, and only then lets go of the memory: a read at any moment finds each block
+in the active memtable, the frozen one, or the tables, newest first. A checkpoint that fails puts
+the frozen records back, so nothing that was committed is lost while the process lives; the journal
+keeps it beyond that. Tables are only ever changed by whole transactions (docs/storage.md).
+"""
+
+import threading
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from blockstore.domain import Position, ReplicaAddress
+from blockstore.errors import NotFound, OutOfRange
+from blockstore.log import LogImage
+from blockstore.record import Record, block_checksum
+from blockstore.storage.apply import Applier
+from blockstore.storage.memtable import Entry, Memtable
+from blockstore.storage.meta import Meta
+from blockstore.storage.reads import ZERO_BLOCK, BlockVersion, TableReader
+from blockstore.storage.tables import MakeRoom, Tables, Writing, sync_path
+from blockstore.units import BLOCK_SIZE, FILL_GENERATION, MAX_BLOCKS, BlockNumber, Generation, Sequence
+
+FILE_NAME: Final = "tables.mdb"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a replica's tables take. user_bytes: of the versions that hold data, all generations together."""
+
+    user_bytes: int
+    file_bytes: int
+    free_page_bytes: int
+
+
+def _no_room() -> bool:
+    return False
+
+
+class ReplicaStore:
+    """Make it with `create` or `open`."""
+
+    def __init__(self, directory: Path, tables: Tables) -> None:
+        self.directory = directory
+        self._tables = tables
+        self._memory = threading.Lock()
+        self._checkpointing = threading.Lock()
+        self._active = Memtable()
+        self._frozen = Memtable()
+        with tables.reading() as transaction:
+            meta = Meta(tables, transaction)
+            meta.check_format()
+            self.address: ReplicaAddress = meta.address()
+            self.image: LogImage = meta.image()
+            self.mark: int = meta.mark()
+
+    @classmethod
+    def create(
+        cls,
+        directory: Path,
+        address: ReplicaAddress,
+        image: LogImage,
+        *,
+        mark: int = 0,
+        source: bytes = b"",
+        make_room: MakeRoom = _no_room,
+    ) -> "ReplicaStore":
+        """New tables in `directory`, which is made; durable, but for the directory's own name.
+
+        source: what absent blocks come from, empty for none. make_room: called when the disk is
+        full, says whether it freed something. Raises NoSpace.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        tables = Tables(directory / FILE_NAME, create=True, make_room=make_room)
+
+        def write(transaction: Writing) -> None:
+            meta = Meta(tables, transaction)
+            meta.create(address, source)
+            meta.put_image(image, mark)
+
+        tables.change(write)
+        sync_path(directory)
+        return cls(directory, tables)
+
+    @classmethod
+    def open(cls, directory: Path, *, make_room: MakeRoom = _no_room) -> "ReplicaStore":
+        """The tables in `directory`. Raises NotFound, Corrupt."""
+        path = directory / FILE_NAME
+        if not path.exists():
+            raise NotFound(f"{directory} holds no tables")
+        return cls(directory, Tables(path, create=False, make_room=make_room))
+
+    # ---- committed records
+
+    def commit(self, records: Seq[Record]) -> None:
+        """The next committed records, in order: reads see them from now on. O(blocks)."""
+        with self._memory:
+            for record in records:
+                self._active.add(record)
+
+    def reset(self) -> None:
+        """Forget committed records that no checkpoint has applied; none may be under way."""
+        with self._checkpointing, self._memory:
+            self._active, self._frozen = Memtable(), Memtable()
+
+    @property
+    def unapplied_bytes(self) -> int:
+        """Memory that records hold until a checkpoint has applied them."""
+        return self._active.size_bytes + self._frozen.size_bytes
+
+    @property
+    def applied(self) -> Position:
+        """The position that the tables reflect."""
+        return self.image.applied
+
+    # ---- reads
+
+    def read(self, start: int, count: int) -> bytes:
+        """The newest content of `count` blocks, count * BLOCK_SIZE bytes. Raises OutOfRange, CorruptBlocks."""
+        check_range(start, count)
+        end = start + count
+        overlay = self._overlay(start, end)
+        with self._tables.reading() as transaction:
+            reader = TableReader(self._tables, transaction)
+            pieces: list[bytes | memoryview] = []
+            at = start
+            for number, content in overlay:
+                if at < number:
+                    pieces += reader.read(at, number)
+                pieces.append(self._over_tables(reader, number, *content))
+                at = number + 1
+            if at < end:
+                pieces += reader.read(at, end)
+            reader.raise_damage()
+            return pieces[0] if count == 1 and isinstance(pieces[0], bytes) else b"".join(pieces)
+
+    def read_generation(self, generation: Generation, start: int, count: int) -> bytes:
+        """The content that a sealed generation shows, out of the applied state: one seek a block.
+
+        Raises NotFound where it was not sealed (the seal may not be applied yet) or was merged away,
+        OutOfRange, CorruptBlocks.
+        """
+        check_range(start, count)
+        with self._tables.reading() as transaction:
+            check_sealed(Meta(self._tables, transaction), generation)
+            reader = TableReader(self._tables, transaction)
+            content = b"".join(reader.read(start, start + count, generation))
+            reader.raise_damage()
+            return content
+
+    def _overlay(self, start: int, end: int) -> list[tuple[int, tuple[Generation, Entry]]]:
+        """What records in memory say of the blocks [start, end), in order."""
+        overlay = []
+        with self._memory:
+            memtables = [table for table in (self._active, self._frozen) if table.layers]
+            for number in range(start, end) if memtables else ():
+                found = [hit for hit in [table.find(number) for table in memtables] if hit is not None]
+                if found:
+                    overlay.append((number, max(found, key=lambda hit: hit[0])))
+        return overlay
+
+    def _over_tables(
+        self, reader: TableReader, number: int, generation: Generation, entry: Entry
+    ) -> bytes | memoryview:
+        """A block out of memory; but a fill lies below whatever the guest wrote to the tables."""
+        if generation == FILL_GENERATION:
+            guests = [found for found in reader.versions(number, number + 1) if found.generation > FILL_GENERATION]
+            if guests:
+                return guests[0].block or ZERO_BLOCK
+        if entry.block is None:
+            return ZERO_BLOCK
+        if block_checksum(entry.block, number, generation, entry.sequence) != entry.checksum:
+            reader.damaged.append(BlockVersion(BlockNumber(number), generation, Sequence(entry.sequence)))
+        return entry.block
+
+    # ---- checkpoint
+
+    def checkpoint(self, image: LogImage, mark: int) -> None:
+        """Apply what is committed up to image.applied, and keep the image and the journal mark with it.
+
+        Blocking; commit and read go on in other threads meanwhile. Raises NoSpace (nothing changed,
+        to be tried again), Corrupt, StorageFailed (the process must stop).
+        """
+        with self._checkpointing:
+            frozen = self._freeze(image.applied.sequence)
+            # A copied meta may know a later generation than the replica's own log does.
+            image = replace(image, generation=max(image.generation, self.image.generation))
+            try:
+                self._tables.change(lambda transaction: self._apply(transaction, frozen, image, mark))
+            except BaseException:
+                self._thaw()
+                raise
+            self.image, self.mark = image, mark
+            with self._memory:
+                self._frozen = Memtable()
+
+    def _freeze(self, up_to: int) -> Memtable:
+        """Records up to a sequence go to the frozen memtable; later ones stay active."""
+        with self._memory:
+            assert not self._frozen.records
+            active = self._active
+            if active.last() <= up_to:
+                self._frozen, self._active = active, Memtable()
+            else:
+                self._frozen = Memtable(record for record in active.records if record.sequence <= up_to)
+                self._active = Memtable(record for record in active.records if record.sequence > up_to)
+            return self._frozen
+
+    def _thaw(self) -> None:
+        with self._memory:
+            self._active = Memtable([*self._frozen.records, *self._active.records])
+            self._frozen = Memtable()
+
+    def _apply(self, transaction: Writing, frozen: Memtable, image: LogImage, mark: int) -> None:
+        Applier(self._tables, transaction).apply(frozen, filling=image.filling is not None)
+        meta = Meta(self._tables, transaction)
+        meta.put_image(image, mark)
+        if image.filling is None:
+            meta.forget_filling()
+
+    # ---- upkeep
+
+    def file_bytes(self) -> int:
+        """What the tables take on disk."""
+        return self._tables.file_bytes
+
+    def usage(self) -> Usage:
+        """What is in use of it."""
+        with self._tables.reading() as transaction:
+            blocks = transaction.stat(self._tables.data)["entries"]
+        return Usage(blocks * BLOCK_SIZE, self._tables.file_bytes, self._tables.free_page_bytes())
+
+    def close(self) -> None:
+        """Committed records that no checkpoint has applied are forgotten; the journal has them."""
+        with self._checkpointing:
+            self._tables.close()
+
+
+def check_range(start: int, count: int) -> None:
+    """Raises OutOfRange unless [start, start + count) are blocks that a segment can have."""
+    if start < 0 or count < 1 or start + count > MAX_BLOCKS:
+        raise OutOfRange(f"blocks {start} to {start + count} are outside 0 to {MAX_BLOCKS}")
+
+
+def check_sealed(meta: Meta, generation: int) -> None:
+    """Raises NotFound unless the generation can be read: sealed, applied here, and not merged away."""
+    if not meta.is_sealed(generation):
+        raise NotFound(f"generation {generation} is not sealed in the tables, or was merged away")

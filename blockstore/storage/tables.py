@@ -1,0 +1,245 @@
+"""One LMDB environment: its tables, who may be inside it, and how it grows.
+
+A read transaction lasts one call, and no view of the map leaves this package: LMDB cannot reuse a
+page that an open reader may see. The map grows behind a gate that lets readers out first, since
+moving the map under a reader is a SIGBUS. One change at a time; a change that finds the map full is
+undone, the map grows, and the whole change runs again, so it must compute everything anew.
+
+A transaction writes all its pages before its sync and its meta page after it, so a failed one leaves
+the tables as they were, and trying it again on a full disk is safe: all its pages are written again.
+Any other failure of a write or sync ends the environment (`StorageFailed`): the process must stop.
+"""
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import lmdb
+
+from blockstore.errors import CairnError, Corrupt, NoSpace
+from blockstore.units import GIB, MIB
+
+if TYPE_CHECKING:
+    Reading = lmdb.Transaction[memoryview]
+    Writing = lmdb.Transaction[bytes]
+    ReadCursor = lmdb.Cursor[memoryview]
+    WriteCursor = lmdb.Cursor[bytes]
+else:
+    Reading = Writing = lmdb.Transaction
+    ReadCursor = WriteCursor = lmdb.Cursor
+
+NAMES: Final = (b"index", b"data", b"extents", b"present", b"tail", b"meta")
+PAGE_SIZE: Final = 4096
+INITIAL_MAP_BYTES: Final = 64 * MIB
+#: The map doubles up to steps of this size: address space is plenty, yet many replicas share it.
+MAX_GROWTH_BYTES: Final = 64 * GIB
+#: With less than this free, a write that LMDB reports as cut short (it says EIO) was cut by the full disk.
+_FULL_DISK_BYTES: Final = MIB
+
+T = TypeVar("T")
+MakeRoom = Callable[[], bool]
+"""Called when the disk is full: whether something was freed, so that another try makes sense."""
+
+
+class StorageFailed(CairnError):
+    """A write or sync of the tables failed: what is on disk is not known, and the process must stop."""
+
+
+class Gate:
+    """Counts those inside; `closed` waits until all are out and keeps others waiting."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._shut = False
+
+    def enter(self) -> None:
+        with self._changed:
+            while self._shut:
+                self._changed.wait()
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._changed:
+            self._inside -= 1
+            if self._shut and not self._inside:
+                self._changed.notify_all()
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Nobody is inside; one caller at a time, which must not be inside itself."""
+        with self._changed:
+            assert not self._shut
+            self._shut = True
+            while self._inside:
+                self._changed.wait()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._shut = False
+                self._changed.notify_all()
+
+
+class Tables:
+    """The six tables of one replica in the file `path` (and its lock file beside it)."""
+
+    def __init__(self, path: Path, *, create: bool, make_room: MakeRoom = lambda: False) -> None:
+        self.path = path
+        self._make_room = make_room
+        self._gate = Gate()
+        self._changing = threading.RLock()
+        self._failed: StorageFailed | None = None
+        self._open(create)
+
+    def _open(self, create: bool) -> None:
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            self._environment = lmdb.open(
+                str(self.path), map_size=_map_size_for(size), subdir=False, max_dbs=len(NAMES), create=create,
+                readahead=False, meminit=False, max_spare_txns=4,
+            )  # fmt: skip
+            handles = [self._environment.open_db(name, create=create) for name in NAMES]
+        except lmdb.DiskError as error:
+            raise NoSpace(f"no room for the tables at {self.path}; free disk space there") from error
+        except lmdb.Error as error:
+            raise Corrupt(f"the tables at {self.path} cannot be opened: {error}") from error
+        self.index, self.data, self.extents, self.present, self.tail, self.meta = handles
+
+    def reading(self) -> "_ReadCall":
+        """`with tables.reading() as transaction:`, for one call. Not to be nested."""
+        return _ReadCall(self)
+
+    def change(self, apply: Callable[[Writing], T]) -> T:
+        """Run `apply` in one durable transaction: all of it or nothing.
+
+        `apply` may run more than once. Raises NoSpace where the disk is full and no room could be
+        made (nothing has changed then), StorageFailed where a write failed.
+        """
+        with self._changing:
+            while True:
+                self.check_usable()
+                try:
+                    with self._environment.begin(write=True) as transaction:
+                        return apply(transaction)
+                except lmdb.MapFullError:
+                    self._grow()
+                except lmdb.Error as error:
+                    self._after_failure(error)
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """No change runs but the caller's; reads go on."""
+        with self._changing:
+            yield
+
+    def copy_compacted(self, target: Path) -> None:
+        """A copy without free pages in the new file `target`, durable but for its name."""
+        with self._changing:
+            self._gate.enter()
+            try:
+                self._environment.copy(str(target), compact=True)
+            except lmdb.Error as error:
+                raise NoSpace(f"no room to compact {self.path}: {error}") from error
+            finally:
+                self._gate.leave()
+        sync_path(target)
+
+    def replace_by(self, source: Path) -> None:
+        """Put the closed environment `source` in this one's place, in one atomic step."""
+        with self._changing, self._gate.closed():
+            self._environment.close()
+            os.replace(source, self.path)
+            sync_path(self.path.parent)
+            self._open(create=False)
+
+    def check_usable(self) -> None:
+        """Raises StorageFailed once a write has failed."""
+        if self._failed is not None:
+            raise self._failed
+
+    @property
+    def file_bytes(self) -> int:
+        """What the file takes on disk; holes do not count."""
+        return os.stat(self.path).st_blocks * 512
+
+    def free_page_bytes(self) -> int:
+        """Pages of the file that hold nothing, LMDB's own list of them included."""
+        with self.reading() as transaction:
+            stats = [transaction.stat(handle) for handle in self._handles()]
+            stats.append(self._environment.stat())
+            used = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats) + 2
+            return max(0, self._environment.info()["last_pgno"] + 1 - used) * PAGE_SIZE
+
+    def close(self) -> None:
+        with self._changing, self._gate.closed():
+            self._environment.close()
+
+    def _handles(self) -> tuple["lmdb._Database", ...]:
+        return (self.index, self.data, self.extents, self.present, self.tail, self.meta)
+
+    def _grow(self) -> None:
+        with self._gate.closed():
+            size = self._environment.info()["map_size"]
+            self._environment.set_mapsize(size + min(size, MAX_GROWTH_BYTES))
+
+    def _after_failure(self, error: lmdb.Error) -> None:
+        """Returns where the change may be tried again."""
+        if isinstance(error, lmdb.DiskError) or (error.code == errno.EIO and self._disk_is_full()):
+            if not self._make_room():
+                raise NoSpace(f"the disk of {self.path} is full: {error}; free disk space there") from error
+            return
+        if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError):
+            raise Corrupt(f"the tables at {self.path} are damaged: {error}") from error
+        self._failed = StorageFailed(f"writing the tables at {self.path} failed: {error}; the node must start anew")
+        raise self._failed from error
+
+    def _disk_is_full(self) -> bool:
+        status = os.statvfs(self.path)
+        return status.f_bavail * status.f_frsize < _FULL_DISK_BYTES
+
+
+class _ReadCall:
+    """A read transaction behind the gate. Errors of LMDB while it is open are damage."""
+
+    __slots__ = ("_tables", "_transaction")
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    def __enter__(self) -> Reading:
+        tables = self._tables
+        tables._gate.enter()
+        try:
+            self._transaction = tables._environment.begin(buffers=True)
+        except BaseException:
+            tables._gate.leave()
+            raise
+        return self._transaction
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._transaction.abort()
+        self._tables._gate.leave()
+        if isinstance(error, lmdb.Error):
+            raise Corrupt(f"the tables at {self._tables.path} are damaged: {error}") from error
+
+
+def _map_size_for(file_bytes: int) -> int:
+    """A map with room to grow: at least twice the file, a power of two up to the largest step."""
+    size = INITIAL_MAP_BYTES
+    while size < 2 * file_bytes:
+        size += min(size, MAX_GROWTH_BYTES)
+    return size
+
+
+def sync_path(path: Path) -> None:
+    """fsync of a file, or of a directory so that the names in it are durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
