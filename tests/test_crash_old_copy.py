@@ -1,4 +1,4 @@
-"""A node whose disk was put back from an old copy: what it once acknowledged and no longer has is noticed and mended."""
+"""A node whose disk was put back from an old copy: what it acknowledged and no longer has is noticed and mended."""
 
 import shutil
 from pathlib import Path
