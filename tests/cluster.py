@@ -11,6 +11,7 @@ shown. Heartbeats and leases are shorter than by default, so that tests are; pas
 
 import dataclasses
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,7 @@ from tests.proxy import Proxy, free_address
 CAIRN: Final = Path(sys.executable).parent / "cairn"
 CALL_TIMEOUT_S: Final = 60.0
 WHOLE_LIMIT_S: Final = 40.0
+_SETTLED_S: Final = 0.6
 
 CONTROL: Final = ControlSettings(lease_s=2.0, reconcile_s=0.2)
 NODE: Final = NodeSettings(heartbeat_s=0.2, checkpoint_s=1.0, reserve_bytes=0)
@@ -178,13 +180,19 @@ class Cluster:
         return found
 
     def wait_whole(self, volume: str, limit_s: float = WHOLE_LIMIT_S) -> None:
-        """Wait until the volume is served and every replica of it is up and has all."""
+        """Wait until the volume is served and every replica of it is up and has all.
+
+        That is what heartbeats say, so it has to be said for longer than they take to come.
+        """
+        since: list[float] = []
 
         def whole() -> bool:
             health = self.health(volume)
-            return health.serving == "serving" and all(
+            good = health.serving == "serving" and all(
                 each.state == "up" and not each.lag_records and not each.why for each in health.replicas
             )
+            since[:] = [*since, time.monotonic()][:1] if good else []
+            return good and time.monotonic() - since[0] > _SETTLED_S
 
         try:
             wait_for(f"{volume} to be whole", whole, limit_s)
