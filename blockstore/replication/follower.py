@@ -121,6 +121,8 @@ class Follower:
         follower.commit = follower._applied = follower._matched = follower._told_commit = state.run.start
         follower._durable = state.run.end.sequence
         follower._acked = ORIGIN if state.filling else state.run.end
+        if len(state.run):
+            follower._generation = follower._applied_generation = state.run.first.generation
         floor = damage if damage is not None else state.highest if state.gap else None
         if floor is None:
             return follower, []
@@ -264,6 +266,8 @@ class Follower:
         """The records join the log in place of whatever stands there."""
         entries: list[LogEntry] = []
         first = records[0]
+        if not len(self._run):
+            self._generation = self._applied_generation = first.generation
         if first.sequence <= self._run.end.sequence:
             entries.append(self._cut(first.previous, records[-1].position))
         for record in records:
@@ -376,10 +380,10 @@ class Follower:
         if self._run.holds(commit):
             self._match(commit)
             self._told_commit = max(self._told_commit, commit)
-        effects = self._advance_commit()
-        if self.commit < commit:
-            raise QuorumUnavailable(f"{self.replica} has committed up to {self.commit}, the read needs {commit}")
-        return effects
+        reachable = max(self.commit, earlier(self._told_commit, self._durable_match))
+        if reachable < commit:  # nothing is committed then: what is raised carries no effects
+            raise QuorumUnavailable(f"{self.replica} can commit up to {reachable}, the read needs {commit}")
+        return self._advance_commit()
 
     # ---- rule 6: catching up
 
@@ -579,9 +583,9 @@ class Follower:
         return [effect]
 
     def _past_copies(self) -> bool:
-        """A record behind the base is committed, too: it says which generation is current."""
+        """A record behind the base is here, too: it says which generation is current."""
         assert self.filling is not None
-        return self.commit.sequence >= self._copied.sequence and self.commit.sequence > self.filling.base.sequence
+        return self.commit.sequence >= self._copied.sequence and self._run.end.sequence > self.filling.base.sequence
 
     def _floor_reached(self) -> bool:
         """Whether the log is durable, and the leader's, at or above all that was ever acked.
