@@ -92,3 +92,18 @@ def test_io_goes_on_without_control(tmp_path: Path) -> None:
             load.wait_progress(PROGRESS)
         load.verify(uri)
         assert_replicas_agree(cluster, volume)
+
+
+def test_a_node_that_hangs_holds_nobody_up(tmp_path: Path) -> None:
+    with Cluster(tmp_path) as cluster:
+        volume = cluster.create(SIZE)
+        uri = cluster.attach(volume)
+        with Workload(lambda: uri, SECTORS) as load:
+            for node in cluster.nodes:
+                load.wait_progress(PROGRESS)
+                node.pause()
+                load.wait_progress(PROGRESS)
+                node.resume()
+                cluster.wait_whole(volume)
+        load.verify(uri)
+        assert_replicas_agree(cluster, volume)
