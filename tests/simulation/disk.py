@@ -95,8 +95,8 @@ class DiskState:
 
     @property
     def highest(self) -> Position:
-        """What the replica must answer for: it never falls."""
-        return self.end if self.floor is None else max(self.end, self.floor)
+        """What the replica must answer for: it never falls. While it fills, its acks count for nothing."""
+        return self.end if self.floor is None else self.floor
 
 
 def read_disk(image: LogImage, entries: Iterable[LogEntry]) -> DiskState:

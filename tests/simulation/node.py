@@ -133,6 +133,8 @@ class Node(Process):
         self.follower.full = self.full
         self.world.trace(self.name, "starts", self.disk.damage, self.follower.end, self.follower.whole)
         self.world.checker.restored(self)
+        if not any(isinstance(effect, Persist) for effect in effects):
+            self.disk.damage = None  # it was filling already, with that floor
         self.carry_out(effects)
         self.after(self.world.plan.checkpoint_s, self._checkpoint_by_age)
 

@@ -1,0 +1,82 @@
+"""The replication core in its simulation: whole, replayed, and broken on purpose.
+
+`python -m tests.simulation --seeds A:B` runs more seeds; a failure prints the command that replays it.
+"""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.mutations import MUTATIONS, mutated
+from tests.simulation.run import Outcome, run_seed
+
+ROOT = Path(__file__).parent.parent
+#: Seeds that the suite runs; a quarter of them in the tests that look into the outcomes.
+SEEDS = 10_000
+FEW_SEEDS = 300
+#: No mutation may survive more seeds than this.
+MUTATION_SEEDS = 2_000
+
+#: What a few hundred seeds must have met, or the simulation does not test what it says.
+MUST_HAPPEN = {
+    *("FetchLog", "FetchDelta", "ResetLog", "Checkpoint", "Commit"),
+    *("RecordEntry", "SealEntry", "TruncateEntry", "FillingEntry", "WholeEntry"),
+    *("Serving", "Completed", "Sealed", "ReadDone", "ReadDropped", "Relieved", "Over"),
+    *("Fenced", "QuorumUnavailable", "NoSpace"),
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> list[Outcome]:
+    return [run_seed(seed) for seed in range(FEW_SEEDS)]
+
+
+def violations(outcomes: Iterable[Outcome]) -> list[str]:
+    return [f"seed {outcome.seed}: {outcome.violation}" for outcome in outcomes if outcome.violation]
+
+
+def test_the_unbroken_core_keeps_its_promises(outcomes: list[Outcome]) -> None:
+    assert violations(outcomes) == []
+
+
+def test_the_simulation_meets_what_it_is_there_for(outcomes: list[Outcome]) -> None:
+    seen = sum((Counter(outcome.seen) for outcome in outcomes), Counter[str]())
+    assert {name for name in MUST_HAPPEN if not seen[name]} == set()
+    assert sum(outcome.completed for outcome in outcomes) > 30 * FEW_SEEDS
+
+
+def test_a_seed_replays_exactly_whatever_the_hash_seed_is() -> None:
+    script = "from tests.simulation.run import run_seed\nfor seed in (3, 17, 40): print(run_seed(seed, tracing=True))"
+    traces = [
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            timeout=60,
+        ).stdout
+        for hash_seed in ("1", "2")
+    ]
+    assert len(traces[0]) > 10_000
+    assert traces[0] == traces[1]
+
+
+@pytest.mark.parametrize("name", sorted(MUTATIONS))
+def test_a_broken_core_is_caught(name: str) -> None:
+    with mutated(name):
+        caught = next((seed for seed in range(MUTATION_SEEDS) if run_seed(seed).violation), None)
+    assert caught is not None, f"{name} survived {MUTATION_SEEDS} seeds"
+
+
+@pytest.mark.xdist_group("load")
+@pytest.mark.timeout(900)
+def test_ten_thousand_seeds() -> None:
+    command = [sys.executable, "-m", "tests.simulation", "--seeds", f"{FEW_SEEDS}:{FEW_SEEDS + SEEDS}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=880, check=False)
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
