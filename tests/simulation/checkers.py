@@ -108,6 +108,7 @@ class Checker:
         state = read_disk(node.disk.tables.image, node.disk.entries())
         follower, damage = node.follower, node.disk.damage
         self._answered_epoch.pop(node.replica, None)
+        self._disks.setdefault(node.replica, state)
         self.expect(follower.epoch >= state.epoch, f"{node.name}: forgot that it sealed {state.epoch}")
         if damage is None and state.whole:
             self.expect(

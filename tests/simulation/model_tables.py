@@ -115,7 +115,7 @@ class Tables:
     def _write_extent(self, copy: ExtentCopy, stated: int) -> None:
         blocks = range(copy.extent * EXTENT_BLOCKS, (copy.extent + 1) * EXTENT_BLOCKS)
         for key in [key for key in self.versions if key[0] in blocks]:
-            if self.stays(self.versions[key][0], stated):
+            if self.stays(self.versions[key], stated):
                 continue
             del self.versions[key]
         for key, version in copy.versions.items():
@@ -126,9 +126,9 @@ class Tables:
             self.rows[row] = max(self.rows.get(row, 0), highest)
 
     @staticmethod
-    def stays(local: int, stated: int) -> bool:
+    def stays(local: Version, stated: int) -> bool:
         """Whether a local version is newer than what was copied."""
-        return local > stated
+        return local[0] > stated
 
 
 class Store:
