@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from blockstore.cli.client import ControlClient, connected, wait_until
+from blockstore.cli.daemons import CAIRN
 from blockstore.cli.plan import free_address
 from blockstore.cli.state_directory import Plan, PlannedNode, StateDirectory
 from blockstore.cli.supervisor import Child, Supervisor, last_line
@@ -110,7 +111,7 @@ class LocalCluster:
         try:
             node = await wait_until(registered, START_TIMEOUT_S, lambda: self._too_slow(child))
         except CairnError as error:
-            self._say(name, f"{error}; going on without it")
+            self._say("cairn", f"{error}; going on without it")
             return False
         self._say(name, f"is up as {node.id} in {node.zone}, at {node.address} (pid {child.pid})")
         return True
@@ -145,7 +146,7 @@ class LocalCluster:
             self._say("nbd", f"{error}; it keeps trying: see `cairn status`")
 
     def _child(self, name: str, arguments: Callable[[], list[str]]) -> Child:
-        return Child(name, self._directory.log(name), arguments)
+        return Child(name, self._directory.log(name), lambda: [*CAIRN, *arguments()])
 
     def _control_arguments(self) -> list[str]:
         settings = ControlSettings(

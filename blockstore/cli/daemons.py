@@ -1,9 +1,8 @@
 """Runs one daemon in this process until it is told to stop.
 
 The daemons are entry points of the group `cairn.daemons` (pyproject.toml): the command knows their
-settings, and not their code. SIGTERM and SIGINT cancel the daemon, which then stops cleanly; the
-second signal ends the process at once, which the store is made to survive. What it logs goes to
-stderr, a line for each event.
+settings, and not their code. Each runs until SIGTERM or SIGINT, and returns its exit code where that
+is not 0. What it logs goes to stderr, a line for each event.
 """
 
 import asyncio
@@ -17,6 +16,7 @@ from importlib.metadata import entry_points
 from typing import Any, Final
 
 import structlog
+import typer
 import uvloop
 
 from blockstore.errors import CairnError, NotFound
@@ -24,19 +24,29 @@ from blockstore.errors import CairnError, NotFound
 ENTRY_POINTS: Final = "cairn.daemons"
 PARENT_VARIABLE: Final = "CAIRN_PARENT"
 """The pid of the `cairn up` that started this process: where that ends, this one does too."""
+CAIRN: Final = (sys.executable, "-P", "-m", "blockstore.cli")
+"""This very installation's command. -P: the directory that it is started in is no place to import from."""
 
 _PR_SET_PDEATHSIG: Final = 1
 
-Daemon = Callable[[Any], Coroutine[Any, Any, None]]
+Daemon = Callable[[Any], Coroutine[Any, Any, int | None]]
 
 
 def run_daemon(name: str, settings: Any) -> None:
-    """Run the daemon `name` until it ends or is told to. Raises what it raises, NotFound where it is not installed."""
+    """Run the daemon `name` to its end. Raises what it raises, and typer.Exit with the exit code that it returns."""
     die_with_parent(os.environ.get(PARENT_VARIABLE, ""))
     set_up_logging()
     daemon = find_daemon(name)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_until_signalled(daemon(settings)))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            exit_code = runner.run(daemon(settings)) or 0
+    except CairnError:
+        raise
+    except Exception:
+        # A defect: its stack belongs in the log, where nobody gave --debug.
+        structlog.get_logger(__name__).exception("the daemon failed in a way that nobody foresaw", daemon=name)
+        raise
+    raise typer.Exit(exit_code)
 
 
 def find_daemon(name: str) -> Daemon:
@@ -77,21 +87,3 @@ def die_with_parent(parent: str) -> None:
         raise CairnError(f"prctl(PR_SET_PDEATHSIG) failed: {os.strerror(error)}")
     if os.getppid() != int(parent):
         raise CairnError(f"the process {parent} that started this one is gone")
-
-
-async def _until_signalled(daemon: Coroutine[Any, Any, None]) -> None:
-    task = asyncio.ensure_future(daemon)
-    loop = asyncio.get_running_loop()
-
-    def stop(number: signal.Signals) -> None:
-        if task.cancelling():
-            os._exit(128 + number)
-        task.cancel()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number)
-    try:
-        await task
-    except asyncio.CancelledError:
-        if not task.cancelling():
-            raise

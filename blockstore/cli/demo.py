@@ -17,6 +17,7 @@ import typer
 from blockstore.cli import documents, nbd_uri
 from blockstore.cli.attaching import attach_and_wait, until_state
 from blockstore.cli.client import ControlClient, run_with_control
+from blockstore.cli.daemons import CAIRN
 from blockstore.cli.demo_load import Load
 from blockstore.cli.demo_outage import VICTIM, kill_node, until_caught_up, until_started_again
 from blockstore.cli.options import STATE_VARIABLE, Output, OutputOption, size_bytes
@@ -74,8 +75,9 @@ def _start(directory: StateDirectory, steps: Steps) -> dict[str, Any]:
 
 def _cairn(*arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run another command of this very installation; what it says on stderr is seen here."""
-    argv = [sys.executable, "-P", "-m", "blockstore.cli", *arguments]
-    return subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
+    return subprocess.run(
+        [*CAIRN, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False
+    )
 
 
 async def _main_job(

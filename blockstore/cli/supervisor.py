@@ -10,7 +10,6 @@ supervisor, however that ends (blockstore.cli.daemons).
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -36,12 +35,12 @@ MAX_LOG_BYTES: Final = 16 * MIB
 class Child:
     """A process to keep running.
 
-    arguments: made anew for each start. failures: starts in a row that did not last.
+    command: program and arguments, made anew for each start. failures: starts in a row that did not last.
     """
 
     name: str
     log: Path
-    arguments: Callable[[], list[str]]
+    command: Callable[[], list[str]]
     process: asyncio.subprocess.Process | None = None
     failures: int = 0
     given_up: bool = False
@@ -111,7 +110,7 @@ class Supervisor:
             if time.monotonic() - began > STEADY_S:
                 pause_s, child.failures = FIRST_PAUSE_S, 0
             child.failures += 1
-            self._say(child.name, f"{describe_exit(code)}; starts again in {pause_s:.1f} s (log: {child.log})")
+            self._say(child.name, f"{describe_exit(code)}; starts again in {pause_s:.1f} s, log: {child.log}")
             await _wait(child.stopping, pause_s)
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
@@ -120,8 +119,7 @@ class Supervisor:
         _rotate(child.log)
         with child.log.open("ab") as log:
             child.process = await asyncio.create_subprocess_exec(
-                # -P: the directory that `cairn up` was started in is no place to import from.
-                *(sys.executable, "-P", "-m", "blockstore.cli", *child.arguments()),
+                *child.command(),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

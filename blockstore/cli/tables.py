@@ -49,7 +49,7 @@ def pairs(rows: Iterable[tuple[str, str | Text]]) -> Table:
 
 def volumes(values: Sequence[pb.Volume]) -> RenderableType:
     if not values:
-        return Text("no volumes; create one: cairn volume create 10G")
+        return Text("no volumes; create one: cairn volume create --name db --size 10G")
     return grid(
         ("ID", "NAME", "SIZE>", "STATE", "FRONT-END", "CREATED"),
         [

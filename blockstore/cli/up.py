@@ -161,7 +161,7 @@ def _announce(directory: StateDirectory, plan: Plan, steps: Steps, output: Outpu
     if output is Output.JSON:
         print(documents.text_of(_document(directory, plan)), flush=True)
         return
-    lines = ["cairn volume create 1G --name data", "cairn volume attach data", "cairn status"]
+    lines = ["cairn volume create --name db --size 10G", "cairn volume attach db", "cairn status"]
     if directory.path != default_state_directory().absolute():
         lines.insert(0, f"export {STATE_VARIABLE}={directory.path}")
     steps.line()

@@ -20,8 +20,9 @@ app = typer.Typer(help="Volumes: virtual disks, each block on three nodes.", no_
 VolumeArgument = Annotated[
     str, typer.Argument(metavar="VOLUME", help="The volume's id or name.", autocompletion=complete_volume)
 ]
-SizeArgument = Annotated[
-    int, typer.Argument(metavar="SIZE", parser=size_bytes, help="Like 512M, 10G or 1T; a multiple of 4 KiB.")
+SizeOption = Annotated[
+    int,
+    typer.Option("--size", "-s", metavar="SIZE", parser=size_bytes, help="Like 512M, 10G or 1T; a multiple of 4 KiB."),
 ]
 WaitOption = Annotated[
     float, typer.Option("--wait", metavar="SECONDS", help="Wait so long until it is done; 0 does not wait.", min=0)
@@ -30,8 +31,8 @@ WaitOption = Annotated[
 
 @app.command("create")
 def create(
-    size: SizeArgument,
     *,
+    size: SizeOption,
     state: StateOption,
     name: Annotated[str, typer.Option("--name", "-n", help="A name for it, which no other volume has.")] = "",
     tag: Annotated[list[str] | None, typer.Option("--tag", metavar="KEY=VALUE", help="May be given again.")] = None,
@@ -138,7 +139,7 @@ def detach(
 @app.command("resize")
 def resize(
     volume: VolumeArgument,
-    size: SizeArgument,
+    size: SizeOption,
     state: StateOption,
     control: ControlOption = None,
     output: OutputOption = Output.TABLE,

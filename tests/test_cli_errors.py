@@ -1,0 +1,72 @@
+"""How a command ends: exit codes of the error table, one line on stderr, a stack only where asked for."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from blockstore.cli.daemons import CAIRN
+from blockstore.cli.main import run
+from blockstore.errors import BY_GRPC, CairnError
+from tests.cli_control import canned_control
+from tests.proxy import free_address
+
+
+@pytest.mark.parametrize("kind", BY_GRPC.values(), ids=lambda kind: kind.__name__)
+def test_every_error_has_its_exit_code(kind: type[CairnError], capsys: pytest.CaptureFixture[str]) -> None:
+    with canned_control() as control:
+        control.error = kind("what was wrong,\nand what to do")
+        assert run(["volume", "list", "--control", control.address]) == kind.codes.exit_code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "cairn: what was wrong, and what to do\n" or kind.codes.grpc == "UNAVAILABLE"
+    assert captured.err.count("\n") == 1
+
+
+def test_nobody_at_the_address(capsys: pytest.CaptureFixture[str]) -> None:
+    address = free_address()
+    assert run(["volume", "list", "--control", address]) == 8
+    error = capsys.readouterr().err
+    assert address in error
+    assert "cairn up" in error
+    assert error.count("\n") == 1
+
+
+def test_an_address_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["status", "--control", "nowhere"]) == 2
+    assert "HOST:PORT" in capsys.readouterr().err
+
+
+def test_a_stack_only_with_debug(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--debug", "status", "--control", "nowhere"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+    assert run(["status", "--control", "nowhere"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["volume", "nonsense"], ["volume", "list", "--nonsense"]])
+def test_a_command_that_makes_no_sense(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments) == 2
+    error = capsys.readouterr().err
+    assert "nonsense" in error
+    assert "-h`" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["volume"], ["node"]])
+def test_a_noun_alone_shows_its_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments) == 2
+    assert "Commands:" in capsys.readouterr().err
+
+
+def test_the_console_script_ends_with_the_exit_code(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*CAIRN, "control", "run", "--lease-s", "0"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--lease-s 0" in done.stderr
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("cairn 0.")

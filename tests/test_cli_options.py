@@ -1,0 +1,82 @@
+"""Options made from settings: each field of each daemon's settings, there and back."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from blockstore.cli.options import setting_from_text, settings_command
+from blockstore.cli.up import parse_overrides
+from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, Placement, arguments_of, option_name
+from blockstore.errors import InvalidRequest
+
+KINDS = [ControlSettings, NodeSettings, FrontEndSettings]
+OTHERS: dict[type[Any], Any] = {
+    ControlSettings: ControlSettings(
+        Path("/x"), "[::1]:1", Placement.WARN, lease_s=1.5, reconcile_s=2, call_timeout_s=3, open_timeout_s=4,
+        map_size_bytes=32 << 20,
+    ),
+    NodeSettings: NodeSettings(
+        Path("/y"), "rack 1", "127.0.0.1:1", "host:2", "host:3", 0.5, 2, max_unapplied_bytes=9 << 20,
+        checkpoint_bytes=(1 << 20) + 1, checkpoint_s=1, reserve_bytes=0,
+    ),
+    FrontEndSettings: FrontEndSettings(
+        Path("/z"), "127.0.0.1:3", Path("/s.sock"), "127.0.0.1:4", "host:1", "host:2", 0.5, 2, 3, 0.2, 9,
+    ),
+}  # fmt: skip
+
+
+def parsed(kind: type[Any], arguments: list[str]) -> Any:
+    """The settings that a command line makes."""
+    got: list[Any] = []
+    app = typer.Typer()
+    app.command()(settings_command(kind, got.append, "Help."))
+    app(arguments, standalone_mode=False)
+    return got[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_option_gives_the_defaults(kind: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CAIRN_CONTROL", raising=False)
+    assert parsed(kind, []) == kind()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_setting_passes_through_the_command_line(kind: type[Any]) -> None:
+    other = OTHERS[kind]
+    unchanged = [each.name for each in dataclasses.fields(kind) if getattr(other, each.name) == each.default]
+    assert unchanged == []
+    assert parsed(kind, arguments_of(other)) == other
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_setting_can_be_set_for_up(kind: type[Any]) -> None:
+    other = OTHERS[kind]
+    for each in dataclasses.fields(kind):
+        value = getattr(other, each.name)
+        text = value.value if isinstance(value, Placement) else str(value)
+        assert setting_from_text(kind, option_name(each.name), text) == (each.name, value)
+        assert setting_from_text(kind, option_name(each.name)[2:].replace("-", "_"), text) == (each.name, value)
+
+
+def test_control_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAIRN_CONTROL", "host:9")
+    assert parsed(NodeSettings, []).control == "host:9"
+
+
+def test_overrides_by_daemon() -> None:
+    assert parse_overrides(["node.reserve=0", "node.checkpoint-s=2", "control.placement=warn"]) == {
+        "control": {"placement": Placement.WARN},
+        "node": {"reserve_bytes": 0, "checkpoint_s": 2.0},
+        "nbd": {},
+    }
+
+
+@pytest.mark.parametrize(
+    "text", ["node.reserve", "reserve=0", "disk.reserve=0", "node.nothing=1", "node.reserve=x", "control.placement=x"]
+)
+def test_an_override_that_makes_no_sense(text: str) -> None:
+    with pytest.raises(InvalidRequest):
+        parse_overrides([text])
