@@ -33,6 +33,10 @@ class RecordRun:
         return self._records[-1].position if self._records else self.start
 
     @property
+    def first(self) -> Record:
+        return self._records[0]
+
+    @property
     def last(self) -> Record | None:
         return self._records[-1] if self._records else None
 
@@ -56,6 +60,23 @@ class RecordRun:
         assert up_to <= self.end.sequence, (up_to, self.end)
         return tuple(self._records[after - first : up_to - first])
 
+    def chunk(self, first: int, max_bytes: int) -> tuple[Record, ...]:
+        """The records from the sequence `first` on, at least one and then as many as fit into max_bytes."""
+        index = first - self.start.sequence - 1
+        assert 0 <= index < len(self._records), (first, self.start, self.end)
+        size, stop = 0, index
+        while stop < len(self._records):
+            size += len(self._records[stop].encoded)
+            if size > max_bytes and stop > index:
+                break
+            stop += 1
+        return tuple(self._records[index:stop])
+
+    def size_after(self, sequence: int) -> int | None:
+        """Bytes of the records above `sequence`; None where some of them are not in this run."""
+        index = sequence - self.start.sequence
+        return sum(len(record.encoded) for record in self._records[index:]) if index >= 0 else None
+
     def append(self, record: Record) -> None:
         """Asserts that the record follows the end."""
         assert record.previous == self.end, (record.previous, self.end)
@@ -77,6 +98,17 @@ class RecordRun:
         self.size_bytes -= sum(len(record.encoded) for record in self._records[:count])
         del self._records[:count]
         self.start = up_to
+
+    def shrink(self, max_bytes: int, below: int) -> None:
+        """Where it holds more than that: drop the oldest until an eighth is free, none at or above `below`."""
+        if self.size_bytes <= max_bytes:
+            return
+        count, size = 0, self.size_bytes
+        while size > max_bytes - max_bytes // 8 and self._records[count].sequence < below:
+            size -= len(self._records[count].encoded)
+            count += 1
+        if count:
+            self.forget(self._records[count - 1].position)
 
 
 def generation_after(record: Record) -> Generation:

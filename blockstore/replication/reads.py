@@ -1,0 +1,182 @@
+"""The guest's reads: who answers them, and when their data may be handed on (rule 4).
+
+A read waits for writes that it overlaps, goes to a whole member that has acked every committed
+record, to the next one where that fails, and is answered only while the lease holds. Bytes that
+fail their checksum on every member end it as Corrupt; anything else is tried again until the retry
+limit.
+"""
+
+from collections import deque
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+
+from blockstore.domain import Position, ReplicaId
+from blockstore.errors import CairnError, Corrupt, InvalidRequest, OutOfRange, QuorumUnavailable
+from blockstore.replication.in_flight import Waiter
+from blockstore.replication.member import Member
+from blockstore.replication.messages import Failed, LeaderEffect, ReadDone, ReadDropped, ReadFrom
+from blockstore.units import BlockNumber
+
+
+@dataclass(slots=True, eq=False)
+class Read(Waiter):
+    """One read. attempt, replica: under way or arrived; corrupt, failed: members not to ask again (this round)."""
+
+    ticket: Hashable
+    start: BlockNumber
+    count: int
+    since: float
+    done: bool = False
+    attempt: int = 0
+    replica: ReplicaId | None = None
+    error: CairnError | None = None
+    corrupt: set[ReplicaId] = field(default_factory=set)
+    failed: set[ReplicaId] = field(default_factory=set)
+
+
+class Reads:
+    """Every read that has no answer yet."""
+
+    def __init__(self, members: Iterable[Member], lease_s: float) -> None:
+        self._members = tuple(members)
+        self._lease_s = lease_s
+        self._turn = 0
+        self._attempt = 0
+        self._under_way: dict[int, Read] = {}
+        self._parked: list[Read] = []
+        self._arrived: list[Read] = []
+        self._by_age: deque[Read] = deque()
+
+    def add(self, read: Read) -> None:
+        """It is ours until it is answered or fails."""
+        self._by_age.append(read)
+
+    def park(self, read: Read) -> None:
+        """Ask for it when `retry` is called."""
+        self._parked.append(read)
+
+    def ask(self, read: Read, commit: Position, now: float) -> list[LeaderEffect]:
+        """Send it to the next member that may answer; park it where there is none."""
+        if read.done:
+            return []
+        member = self._choose(read, commit, now)
+        if member is None:
+            return self._give_up_or_park(read)
+        self._attempt += 1
+        read.attempt, read.replica = self._attempt, member.replica
+        self._under_way[self._attempt] = read
+        return [ReadFrom(self._attempt, member.replica, read.start, read.count, commit)]
+
+    def _choose(self, read: Read, commit: Position, now: float) -> Member | None:
+        members = self._members
+        for _ in members:
+            self._turn = (self._turn + 1) % len(members)
+            member = members[self._turn]
+            if (
+                member.sealed
+                and member.whole
+                and member.matched.sequence >= commit.sequence
+                and member.confirmed > now - self._lease_s
+                and member.replica not in read.failed
+                and member.replica not in read.corrupt
+            ):
+                return member
+        return None
+
+    def _give_up_or_park(self, read: Read) -> list[LeaderEffect]:
+        untried = any(m.sealed and m.whole and m.replica not in read.corrupt for m in self._members)
+        if read.corrupt and not untried:
+            assert read.error is not None
+            return self._fail(read, read.error)
+        read.failed.clear()
+        self._parked.append(read)
+        return []
+
+    def arrived(self, attempt: int, leased: bool) -> list[LeaderEffect]:
+        """Its data is here; without the lease it waits."""
+        read = self._under_way.get(attempt)
+        if read is None:
+            return []
+        del self._under_way[attempt]
+        if leased:
+            read.done = True
+            return [ReadDone(read.ticket, attempt)]
+        self._arrived.append(read)
+        return []
+
+    def failed(self, attempt: int, error: CairnError, commit: Position, now: float) -> list[LeaderEffect]:
+        """The member could not answer; another may."""
+        read = self._under_way.pop(attempt, None)
+        if read is None:
+            return []
+        assert read.replica is not None
+        read.attempt = 0
+        if isinstance(error, InvalidRequest | OutOfRange):
+            return self._fail(read, error)
+        if isinstance(error, Corrupt):
+            read.error = error
+            read.corrupt.add(read.replica)
+        else:
+            read.error = read.error or error
+            read.failed.add(read.replica)
+        return self.ask(read, commit, now)
+
+    def lease_held(self) -> list[LeaderEffect]:
+        """Hand on what has arrived without it."""
+        if not self._arrived:
+            return []
+        arrived, self._arrived = self._arrived, []
+        effects: list[LeaderEffect] = []
+        for read in arrived:
+            if not read.done:
+                read.done = True
+                effects.append(ReadDone(read.ticket, read.attempt))
+        return effects
+
+    def member_lost(self, replica: ReplicaId, commit: Position, now: float) -> list[LeaderEffect]:
+        """What was asked of this member is asked of another."""
+        lost = [attempt for attempt, read in self._under_way.items() if read.replica == replica]
+        effects: list[LeaderEffect] = []
+        for attempt in lost:
+            effects.append(ReadDropped(attempt))
+            error = QuorumUnavailable(f"{replica} was lost before it answered a read")
+            effects += self.failed(attempt, error, commit, now)
+        return effects
+
+    def retry(self, commit: Position, now: float) -> list[LeaderEffect]:
+        """Ask for whatever is parked once more, and elsewhere for what a silent member was asked."""
+        effects: list[LeaderEffect] = []
+        for member in self._members:
+            if self._under_way and member.confirmed <= now - self._lease_s:
+                effects += self.member_lost(member.replica, commit, now)
+        parked, self._parked = self._parked, []
+        for read in parked:
+            effects += self.ask(read, commit, now)
+        return effects
+
+    def expire(self, before: float) -> list[LeaderEffect]:
+        """Fail what was submitted before then."""
+        effects: list[LeaderEffect] = []
+        while self._by_age and (self._by_age[0].done or self._by_age[0].since <= before):
+            read = self._by_age.popleft()
+            if not read.done:
+                effects += self._fail(read, read.error or QuorumUnavailable("no member answered the read in time"))
+        return effects
+
+    def fail_all(self, error: CairnError) -> list[LeaderEffect]:
+        """This leader is over."""
+        effects: list[LeaderEffect] = []
+        for read in self._by_age:
+            if not read.done:
+                effects += self._fail(read, error)
+        self._by_age.clear()
+        return effects
+
+    def _fail(self, read: Read, error: CairnError) -> list[LeaderEffect]:
+        read.done = True
+        effects: list[LeaderEffect] = []
+        if read.attempt:
+            self._under_way.pop(read.attempt, None)
+            effects.append(ReadDropped(read.attempt))
+        effects.append(Failed((read.ticket,), error))
+        return effects

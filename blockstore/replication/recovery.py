@@ -1,0 +1,63 @@
+"""Which log an attachment goes on with, from what the sealed members hold (rule 1).
+
+Invariant: a position that a quorum has acked, in any epoch before, is in the log that is chosen,
+unless somebody said --accept-loss after hearing what may be missing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from blockstore.domain import Position, ReplicaId
+from blockstore.replication.messages import SealAnswer
+from blockstore.replication.quorum import Quorum
+from blockstore.units import Generation
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenLog:
+    """The log ends at `end`; `committed` is known of it; writes behind it belong to `generation`."""
+
+    end: Position
+    committed: Position
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    """lost: every member has answered, and nothing that can still be heard would help."""
+
+    why: str
+    lost: bool = False
+
+
+def choose_log(
+    quorum: Quorum, answers: Mapping[ReplicaId, SealAnswer], *, accept_loss: bool = False
+) -> ChosenLog | Undecided:
+    """The highest log among whole members, if fewer than a quorum can have acked above it.
+
+    answers: of the members that were sealed in this epoch. A member not heard from, and a filling
+    one whose floor is above the log, may have acked anything.
+    """
+    if not quorum.reached(answers):
+        return Undecided(f"{len(answers)} of {len(quorum.replicas)} members answered; a quorum is needed")
+    all_heard = len(answers) == len(quorum.replicas)
+    whole = [answer for answer in answers.values() if answer.whole]
+    if not whole:
+        return Undecided("no member that answered is whole", lost=all_heard)
+    best = max(whole, key=lambda answer: answer.end)
+    committed = max(answer.commit for answer in answers.values())
+    above = {replica for replica in quorum.replicas if _may_be_above(answers.get(replica), best.end)}
+    if not accept_loss and (quorum.reached(above) or committed > best.end):
+        return Undecided(_missing(best.end, sorted(above), committed), lost=all_heard)
+    return ChosenLog(best.end, min(committed, best.end), best.generation)
+
+
+def _may_be_above(answer: SealAnswer | None, end: Position) -> bool:
+    return answer is None or (not answer.whole and answer.floor > end)
+
+
+def _missing(end: Position, above: list[ReplicaId], committed: Position) -> str:
+    return (
+        f"the log ends at {tuple(end)}, but {', '.join(above) or 'a member'} may hold acknowledged writes above it "
+        f"(committed is known up to {tuple(committed)}); bring those members back, or recover with --accept-loss"
+    )

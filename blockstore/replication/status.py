@@ -1,0 +1,44 @@
+"""What a leader tells operators about itself and its members."""
+
+from dataclasses import dataclass
+
+from blockstore.domain import Position, ReplicaId
+from blockstore.errors import CairnError
+from blockstore.units import Epoch, Generation
+
+
+@dataclass(frozen=True, slots=True)
+class MemberStatus:
+    """One member, as of what it last said.
+
+    sealed: its seal was answered on this connection. lag_records, lag_bytes: behind the leader's log;
+    lag_bytes is None where the leader does not hold all of that any more. extents_done, extents_total:
+    of a copy under way, else 0. behind: it fetches from peers what the leader does not hold.
+    """
+
+    replica: ReplicaId
+    connected: bool
+    sealed: bool
+    whole: bool
+    full: bool
+    matched: Position
+    commit: Position
+    lag_records: int
+    lag_bytes: int | None
+    extents_done: int
+    extents_total: int
+    behind: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderStatus:
+    """why: what it waits for before it serves, or why it is over; else empty."""
+
+    serving: bool
+    epoch: Epoch
+    end: Position
+    commit: Position
+    generation: Generation
+    over: CairnError | None
+    why: str
+    members: tuple[MemberStatus, ...]
