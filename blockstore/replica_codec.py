@@ -59,9 +59,8 @@ def encode_seal(
     )
 
 
-def decode_seal(request: pb.SealEpochRequest | pb.ReadRequest) -> SealEpoch:
-    """What the sender goes by."""
-    return SealEpoch(Epoch(request.target.epoch), request.target.configuration)
+def decode_seal(request: pb.SealEpochRequest) -> SealEpoch:
+    return SealEpoch(Epoch(request.target.epoch), request.target.configuration, to_position(request.known))
 
 
 def encode_append(target: bytes, message: Append, peer: Callable[[ReplicaId], pb.Peer]) -> bytes:

@@ -10,7 +10,7 @@ reflects every journal entry up to its mark.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -39,12 +39,14 @@ from blockstore.replication.messages import (
 )
 from blockstore.rpc import replica_pb2 as pb
 from blockstore.storage.journal import Journal, JournalEntry
-from blockstore.storage.replica_store import BlockVersion, ReplicaStore
+from blockstore.storage.reads import BlockVersion
+from blockstore.storage.replica_store import ReplicaStore
+from blockstore.units import Epoch
 
 AnswerMessage = SealAnswer | AppendAnswer | FencedBy
 
 
-class Reply(Protocol):
+class Reply(Hashable, Protocol):
     """Where an answer goes. It may be gone by then."""
 
     def deliver(self, message: AnswerMessage) -> None: ...
@@ -110,17 +112,16 @@ class HostedReplica:
     def append(self, reply: Reply, message: Append) -> None:
         self.carry_out(self.follower.append(reply, message))
 
-    async def seal(self, message: SealEpoch, known: Position) -> SealAnswer | FencedBy:
+    async def seal(self, message: SealEpoch) -> SealAnswer | FencedBy:
         """Everything that was accepted before is durable and counted in the answer."""
         reply = _OneReply()
-        self.carry_out(self.follower.know_acked(known))
         self.carry_out(self.follower.seal(reply, message))
         return cast(SealAnswer | FencedBy, await reply.future)
 
-    def refuse_read(self, sender: SealEpoch, commit: Position) -> CairnError | None:
+    def refuse_read(self, epoch: Epoch, configuration: int, commit: Position) -> CairnError | None:
         """None where this replica may answer a read at `commit`, and then has made it visible."""
         try:
-            self.carry_out(self.follower.read(sender.epoch, sender.configuration, commit))
+            self.carry_out(self.follower.read(epoch, configuration, commit))
         except CairnError as error:
             return error
         return None
@@ -161,10 +162,7 @@ class HostedReplica:
         async with self._exclusive():
             if self.closed:
                 return False
-            repaired: bool = await self.in_thread(
-                self.store.repair, version.number, version.generation, version.sequence, block
-            )
-            return repaired
+            return bool(await self.in_thread(self.store.repair, *version, block))
 
     @asynccontextmanager
     async def reading_tables(self) -> AsyncIterator[None]:

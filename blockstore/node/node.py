@@ -51,7 +51,7 @@ class Node:
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._catch_up = CatchUpClient(self._channel, self.memory, settings.call_timeout_s)
         self._repairer = Repairer(self._channel, settings.call_timeout_s)
-        stores = {store.address.replica: store for store in self.store.open_replicas()}
+        stores = {replica: self.store.open_replica(replica) for replica in self.store.replicas()}
         self.journal, recovered = Journal.open(
             self.store.journal_directory,
             max_bytes=_JOURNAL_BYTES,
@@ -211,14 +211,14 @@ class Node:
             whole=follower.whole,
             generation=follower.generation,
             unapplied_bytes=follower.unapplied_bytes,
-            file_bytes=hosted.store.file_bytes,
+            file_bytes=hosted.store.file_bytes(),
             corrupt_blocks_found=self._repairer.found.get(hosted.replica, 0),
             corrupt_blocks_repaired=self._repairer.repaired.get(hosted.replica, 0),
         )
 
     async def _watch_space(self) -> None:
         while True:
-            full = await self._loop.run_in_executor(None, self.store.space.poll)
+            full = await self._loop.run_in_executor(None, self.store.space.poll, self.memory.total_bytes)
             for hosted in self._hosted.values():
                 if hosted.follower.full != full:
                     _log.warning("space", replica=hosted.replica, full=full)

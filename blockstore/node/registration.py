@@ -4,6 +4,7 @@ Control hears where the node listens, how full it is and what replicas it has; i
 replicas to delete, and with positions that replicas here are known to have acked.
 """
 
+import shutil
 from collections.abc import Iterable
 
 import structlog
@@ -44,7 +45,7 @@ class Registration:
             node=self._node.node,
             address=self._address,
             zone=self._settings.zone,
-            capacity_bytes=self._node.store.space.capacity_bytes,
+            capacity_bytes=shutil.disk_usage(self._settings.data).total,
         )
         with cairn_errors(f"control at {self._settings.control}"):
             response: pb.RegisterNodeResponse = await self._control.RegisterNode(
@@ -53,13 +54,13 @@ class Registration:
         self._learn(response.known)
 
     async def _report(self) -> None:
-        space = self._node.store.space
+        disk = shutil.disk_usage(self._settings.data)
         request = pb.NodeHeartbeatRequest(
             node=self._node.node,
             address=self._address,
-            capacity_bytes=space.capacity_bytes,
-            used_bytes=space.used_bytes,
-            full=space.full,
+            capacity_bytes=disk.total,
+            used_bytes=disk.total - disk.free,
+            full=self._node.full,
             replicas=self._node.replica_statuses(),
         )
         with cairn_errors(f"control at {self._settings.control}"):

@@ -18,7 +18,7 @@ from blockstore.node.hosted_replica import HostedReplica
 from blockstore.replica_codec import make_target
 from blockstore.rpc import replica_pb2 as pb
 from blockstore.rpc import replica_pb2_grpc
-from blockstore.storage.replica_store import BlockVersion, CorruptBlocks
+from blockstore.storage.reads import BlockVersion, CorruptBlocks
 
 _log = structlog.get_logger(__name__)
 
@@ -80,7 +80,7 @@ class Repairer:
             some = versions[at : at + 256]
             request = pb.FetchBlocksRequest(
                 target=target,
-                blocks=[pb.BlockVersion(number=v.number, generation=v.generation, sequence=v.sequence) for v in some],
+                blocks=[_encode(version) for version in some],
             )
             with cairn_errors(f"replica {peer}"):
                 response: pb.FetchBlocksResponse = await stub.FetchBlocks(request, timeout=self._timeout_s)
@@ -88,3 +88,7 @@ class Repairer:
                 if block and await hosted.repair(version, block):
                     self._bad[hosted.replica].discard(version)
                     self.repaired[hosted.replica] += 1
+
+
+def _encode(version: BlockVersion) -> pb.BlockVersion:
+    return pb.BlockVersion(number=version.number, generation=version.generation or 0, sequence=version.sequence or 0)

@@ -32,7 +32,7 @@ from blockstore.replica_codec import (
 from blockstore.replication.messages import AppendAnswer, FencedBy
 from blockstore.rpc import replica_pb2 as pb
 from blockstore.rpc import replica_pb2_grpc
-from blockstore.units import MIB, BlockNumber, Generation, Sequence
+from blockstore.units import MIB, BlockNumber, Epoch, Generation, Sequence
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -64,7 +64,7 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
     async def SealEpoch(self, request: pb.SealEpochRequest, context: Context) -> pb.SealEpochResponse:
         hosted = self._node.find(to_address(request.target))
         hosted.set_peers(request.peers)
-        return encode_seal_answer(await hosted.seal(decode_seal(request), to_position(request.known)))
+        return encode_seal_answer(await hosted.seal(decode_seal(request)))
 
     async def Replicate(
         self, request_iterator: AsyncIterator[pb.ReplicateRequest], context: Context
@@ -86,7 +86,8 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
     ) -> AsyncIterator[pb.ReadResponse]:
         async for request in request_iterator:
             hosted = self._node.find(to_address(request.target))
-            refusal = hosted.refuse_read(decode_seal(request), to_position(request.commit))
+            sender = request.target
+            refusal = hosted.refuse_read(Epoch(sender.epoch), sender.configuration, to_position(request.commit))
             results: list[pb.ReadResult] = []
             size = 0
             for asked in request.ranges:
