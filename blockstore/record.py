@@ -48,6 +48,9 @@ MAX_ARGUMENT: Final = 64 * 1024
 MAX_TABLE: Final = MAX_OPERATIONS * _ENTRY.size + MAX_RECORD_PAYLOAD // BLOCK_SIZE * 8 + MAX_ARGUMENT
 MAX_RECORD_SIZE: Final = HEADER_SIZE + MAX_TABLE + MAX_RECORD_PAYLOAD
 _MASK: Final = (1 << 64) - 1
+_NUMBER_SEED: Final = 0x9E3779B97F4A7C15
+_GENERATION_SEED: Final = 0xC2B2AE3D27D4EB4F
+_SEQUENCE_SEED: Final = 0x165667B19E3779F9
 
 
 class OperationKind(IntEnum):
@@ -117,8 +120,16 @@ class Record:
 
 def block_checksum(block: bytes | memoryview, number: int, generation: int, sequence: int) -> int:
     """xxh3-64 of one block's BLOCK_SIZE bytes, seeded with where it belongs."""
-    seed = (number * 0x9E3779B97F4A7C15 ^ generation * 0xC2B2AE3D27D4EB4F ^ sequence * 0x165667B19E3779F9) & _MASK
+    seed = (number * _NUMBER_SEED ^ generation * _GENERATION_SEED ^ sequence * _SEQUENCE_SEED) & _MASK
     return xxhash.xxh3_64_intdigest(block, seed)
+
+
+def block_checksums(blocks: memoryview, versions: Iterable[tuple[int, int, int]]) -> list[int]:
+    """block_checksum of each block in `blocks`, by its (number, generation, sequence); for runs of them."""
+    digest = xxhash.xxh3_64_intdigest
+    seeds = [(n * _NUMBER_SEED ^ g * _GENERATION_SEED ^ s * _SEQUENCE_SEED) & _MASK for n, g, s in versions]
+    offsets = range(0, len(blocks), BLOCK_SIZE)
+    return [digest(blocks[at : at + BLOCK_SIZE], seed) for at, seed in zip(offsets, seeds, strict=True)]
 
 
 def encode_record(

@@ -56,7 +56,7 @@ class Applier:
 
     def apply(self, memtable: Memtable, *, filling: bool) -> None:
         """All of it. filling: keep what a copy stated earlier must not undo."""
-        for generation, layer in memtable.ascending():
+        for generation, layer in memtable.layers.items():
             self._apply_layer(generation, layer)
         for record in memtable.records:
             self._apply_controls(record, filling)

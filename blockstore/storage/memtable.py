@@ -8,6 +8,7 @@ Blocks are views of the records' own bytes: nothing is copied.
 """
 
 from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Seq
 from typing import Final, NamedTuple
 
 from blockstore.record import Operation, OperationKind, Record
@@ -53,17 +54,21 @@ class Layer:
                 self.blocks[number] = Entry(sequence, None, 0)
         self.zeroes.put(start, end, sequence)
 
-    def find(self, number: int) -> Entry | None:
-        entry = self.blocks.get(number)
-        if entry is None and self.zeroes:
-            sequence = self.zeroes.find(number)
-            if sequence is not None:
-                return Entry(sequence, None, 0)
-        return entry
+    def between(self, start: int, end: int) -> Iterator[tuple[int, Entry]]:
+        """What it says of the blocks [start, end); a block may come twice, the later one counts."""
+        if self.zeroes:
+            for first, last, sequence in self.zeroes.between(start, end):
+                zero = Entry(sequence, None, 0)
+                for number in range(first, last):
+                    yield number, zero
+        blocks = self.blocks
+        for number in range(start, end):
+            if number in blocks:
+                yield number, blocks[number]
 
 
 class Memtable:
-    """Records in order, and the layers that they make up; newest generation first."""
+    """Records in order, and the layers that they make up; oldest generation first."""
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self.records: list[Record] = []
@@ -82,30 +87,32 @@ class Memtable:
         self.records.append(record)
         self.size_bytes += cost_bytes(record)
 
-    def find(self, number: int) -> tuple[Generation, Entry] | None:
-        """The newest content of a block, if a record here has any."""
-        for generation, layer in self.layers.items():
-            entry = layer.find(number)
-            if entry is not None:
-                return generation, entry
-        return None
-
     def last(self) -> Sequence:
         """The sequence of the last record, 0 without any."""
         return self.records[-1].sequence if self.records else Sequence(0)
-
-    def ascending(self) -> Iterator[tuple[Generation, Layer]]:
-        """The layers as they are to be applied: the oldest generation first."""
-        return iter(sorted(self.layers.items()))
 
     def _layer(self, generation: Generation) -> Layer:
         layer = self.layers.get(generation)
         if layer is None:
             layer = Layer()
-            self.layers = dict(sorted([*self.layers.items(), (generation, layer)], reverse=True))
+            self.layers = dict(sorted([*self.layers.items(), (generation, layer)]))
         return layer
 
 
 def cost_bytes(record: Record) -> int:
     """What a record takes in memory while it is not applied, rounded up."""
     return len(record.encoded) + OPERATION_OVERHEAD_BYTES * len(record.operations)
+
+
+def overlay(memtables: Seq[Memtable], start: int, end: int) -> dict[int, tuple[Generation, Entry]]:
+    """The newest content of the blocks [start, end) in memory, with its generation, in no order.
+
+    memtables: the older first. Generations count before age: fills lie below everything else.
+    """
+    layers = [item for memtable in memtables for item in memtable.layers.items()]
+    layers.sort(key=lambda item: item[0])
+    found: dict[int, tuple[Generation, Entry]] = {}
+    for generation, layer in layers:
+        for number, entry in layer.between(start, end):
+            found[number] = generation, entry
+    return found

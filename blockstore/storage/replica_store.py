@@ -19,7 +19,7 @@ from blockstore.errors import NotFound, OutOfRange
 from blockstore.log import LogImage
 from blockstore.record import Record, block_checksum
 from blockstore.storage.apply import Applier
-from blockstore.storage.memtable import Entry, Memtable
+from blockstore.storage.memtable import Entry, Memtable, overlay
 from blockstore.storage.meta import Meta
 from blockstore.storage.reads import ZERO_BLOCK, BlockVersion, TableReader
 from blockstore.storage.tables import MakeRoom, Tables, Writing, sync_path
@@ -123,15 +123,16 @@ class ReplicaStore:
         """The newest content of `count` blocks, count * BLOCK_SIZE bytes. Raises OutOfRange, CorruptBlocks."""
         check_range(start, count)
         end = start + count
-        overlay = self._overlay(start, end)
+        with self._memory:
+            in_memory = overlay((self._frozen, self._active), start, end)
         with self._tables.reading() as transaction:
             reader = TableReader(self._tables, transaction)
             pieces: list[bytes | memoryview] = []
             at = start
-            for number, content in overlay:
+            for number in sorted(in_memory):
                 if at < number:
                     pieces += reader.read(at, number)
-                pieces.append(self._over_tables(reader, number, *content))
+                pieces.append(self._over_tables(reader, number, *in_memory[number]))
                 at = number + 1
             if at < end:
                 pieces += reader.read(at, end)
@@ -151,17 +152,6 @@ class ReplicaStore:
             content = b"".join(reader.read(start, start + count, generation))
             reader.raise_damage()
             return content
-
-    def _overlay(self, start: int, end: int) -> list[tuple[int, tuple[Generation, Entry]]]:
-        """What records in memory say of the blocks [start, end), in order."""
-        overlay = []
-        with self._memory:
-            memtables = [table for table in (self._active, self._frozen) if table.layers]
-            for number in range(start, end) if memtables else ():
-                found = [hit for hit in [table.find(number) for table in memtables] if hit is not None]
-                if found:
-                    overlay.append((number, max(found, key=lambda hit: hit[0])))
-        return overlay
 
     def _over_tables(
         self, reader: TableReader, number: int, generation: Generation, entry: Entry
