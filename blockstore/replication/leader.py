@@ -99,6 +99,15 @@ class Leader:
         self._number = 0
         self._lease_until = float("-inf")
 
+    @property
+    def commit(self) -> Position:
+        """Up to here everything is on a quorum; never falls."""
+        return self._commit
+
+    @property
+    def serving(self) -> bool:
+        return self._serving
+
     # ---- the members
 
     def connected(self, replica: ReplicaId, now: float) -> list[LeaderEffect]:
