@@ -65,7 +65,7 @@ async def serving(settings: ControlSettings) -> AsyncIterator[tuple[str, asyncio
     try:
         address_file.unlink(missing_ok=True)
         peers = Peers(settings)
-        endpoint, reconciler, floors = await _assemble(settings, store, peers)
+        endpoint, reconciler, floors = await assemble(settings, store, peers)
         await endpoint.start()
         reconciling = asyncio.ensure_future(reconciler.run())
         try:
@@ -82,7 +82,8 @@ async def serving(settings: ControlSettings) -> AsyncIterator[tuple[str, asyncio
         await store.close()
 
 
-async def _assemble(settings: ControlSettings, store: Metastore, peers: Peers) -> tuple[Endpoint, Reconciler, Floors]:
+async def assemble(settings: ControlSettings, store: Metastore, peers: Peers) -> tuple[Endpoint, Reconciler, Floors]:
+    """The parts of control, joined; neither the endpoint nor the loop runs yet."""
     catalog = Catalog(store)
     presence = Presence(settings.lease_s, time.monotonic, now_ms)
     floors = Floors(catalog)

@@ -47,6 +47,7 @@ class Presence:
         self._heard: dict[str, float] = {}
         self._nodes: dict[NodeId, NodeWord] = {}
         self._front_ends: dict[FrontEndId, FrontEndWord] = {}
+        self._created: dict[ReplicaId, float] = {}
         self._beat = asyncio.Event()
         self.started_at: Final = clock()
 
@@ -64,8 +65,19 @@ class Presence:
         replicas: Mapping[ReplicaId, ReplicaStatus],
     ) -> None:
         """A heartbeat with all that it holds."""
+        for replica in replicas:
+            self._created.pop(replica, None)
         self._nodes[node] = NodeWord(self._wall_ms(), capacity_bytes, used_bytes, full, replicas)
         self._hear(node)
+
+    def replica_created(self, replica: ReplicaId) -> None:
+        """Its node has just said so; a heartbeat on its way may not know it yet."""
+        self._created[replica] = self._clock()
+
+    def is_new(self, replica: ReplicaId) -> bool:
+        """Created so recently that a heartbeat without it tells nothing."""
+        created = self._created.get(replica)
+        return created is not None and self._clock() - created <= self._lease_s
 
     def node_removed(self, node: NodeId) -> None:
         """The catalog has it no more."""

@@ -199,6 +199,7 @@ class Reconciler:
             raise QuorumUnavailable(f"node {replica.node} is down")
         number = volume.segments[replica.segment].configuration.number
         await self._peers.create(node, replica, number)
+        self._presence.replica_created(replica.replica)
 
     async def _delete(self, volume: Volume) -> None:
         # A Create under way may arrive after the Delete otherwise.

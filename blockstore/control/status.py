@@ -116,6 +116,8 @@ class Observer:
         if absence := self._absence(member):
             return absence
         own = self._own_word(member)
+        if own is None and self._presence.is_new(member.replica):
+            return UP, ""
         if own is None:
             return DOWN, "its node is up and does not have it: has its disk been emptied?"
         return _condition(said, own, lag)

@@ -1,0 +1,116 @@
+"""Control stopped at every step it makes to the outside: the next one carries on, and nothing is left wrong."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import grpc
+import pytest
+
+from blockstore.errors import CairnError, NotFound
+from blockstore.rpc import control_pb2
+from blockstore.units import GIB
+from tests.control_cluster import Cluster, Control, CrashPoints, cluster_at, expected_replicas, until
+
+TOKEN = "the-only-one"
+Work = Callable[[Control], Awaitable[object]]
+_AT_REST = (control_pb2.VOLUME_STATE_AVAILABLE, control_pb2.VOLUME_STATE_IN_USE)
+#: More than any of the works below has steps.
+MOST_STEPS = 40
+
+
+async def create(control: Control) -> object:
+    return await control.create(GIB, name="v", client_token=TOKEN)
+
+
+async def attach(control: Control) -> object:
+    return await control.attach("v")
+
+
+async def detach(control: Control) -> object:
+    return await control.detach("v")
+
+
+async def delete(control: Control) -> object:
+    with suppress(NotFound):  # Asked for a second time.
+        return await control.delete("v")
+    return None
+
+
+async def at_rest(control: Control, cluster: Cluster) -> bool:
+    """No volume is between two states, and the nodes hold exactly the catalog's replicas."""
+    volumes = await control.volumes()
+    moving = [
+        volume.state not in _AT_REST
+        or (volume.attachment.front_end and volume.attachment.state != control_pb2.ATTACHMENT_STATE_ATTACHED)
+        for volume in volumes
+    ]
+    return not any(moving) and cluster.held() == expected_replicas(volumes)
+
+
+async def stop_at(cluster: Cluster, work: Work, point: int) -> bool:
+    """Do `work` with a control that stops at its `point`th step. False where it has fewer."""
+    points = CrashPoints()
+    async with cluster.control(points) as control:
+        points.passed, points.stop_at = 0, point
+        doing = asyncio.ensure_future(work(control))
+        stopped = asyncio.ensure_future(points.stopped.wait())
+        await asyncio.wait([doing, stopped], return_when=asyncio.FIRST_COMPLETED)
+        reached = points.stopped.is_set()
+        if reached:
+            # Dead: nothing moves, whoever beats. What it has sent already may still arrive.
+            points.stop_at = points.passed
+        stopped.cancel()
+        if reached:
+            doing.cancel()
+        with suppress(asyncio.CancelledError, CairnError, grpc.RpcError):
+            await doing
+    return reached
+
+
+@pytest.mark.parametrize(
+    ("before", "work"),
+    [((), create), ((create,), attach), ((create, attach), detach), ((create,), delete)],
+    ids=["create", "attach", "detach", "delete"],
+)
+def test_control_may_be_killed_at_any_step(tmp_path: Path, before: tuple[Work, ...], work: Work) -> None:
+    async def one(directory: Path, point: int) -> bool:
+        async with cluster_at(directory) as cluster:
+            async with cluster.control() as control:
+                for each in before:
+                    await each(control)
+            reached = await stop_at(cluster, work, point)
+            async with cluster.control() as control:
+                await until(lambda: at_rest(control, cluster), f"at rest after a stop at step {point}")
+                await work(control)
+                await until(lambda: at_rest(control, cluster), f"at rest after a stop at step {point} and a retry")
+                await check_end(cluster, control, work)
+            return reached
+
+    async def all_points() -> None:
+        for point in range(1, MOST_STEPS):
+            if not await one(tmp_path / str(point), point):
+                assert point > 4, "the work has hardly a step"
+                return
+        raise AssertionError("the work never ends")
+
+    asyncio.run(all_points())
+
+
+async def check_end(cluster: Cluster, control: Control, work: Work) -> None:
+    """What `work` asked for is so, once."""
+    volumes = await control.volumes()
+    if work is delete:
+        assert volumes == []
+        assert cluster.held() == {}
+        return
+    (volume,) = volumes
+    assert len(cluster.held()) == 3
+    serving = {name: opened.epoch for each in cluster.front_ends for name, opened in each.volumes.items()}
+    if work is attach:
+        assert volume.state == control_pb2.VOLUME_STATE_IN_USE
+        assert serving == {volume.id: volume.epoch}
+    else:
+        assert volume.state == control_pb2.VOLUME_STATE_AVAILABLE
+        assert serving == {}
