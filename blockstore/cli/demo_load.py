@@ -5,6 +5,7 @@ One chunk is under way at a time, so that after the last answer each digest is t
 
 import asyncio
 import hashlib
+import itertools
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -84,11 +85,10 @@ class Load:
 
     async def _write(self) -> None:
         async with await NbdClient.connect(self._target) as client:
-            while not self._stopping:
-                for offset, length in self._chunks():
-                    if self._stopping and offset in self._digests:
-                        break
-                    await self._write_chunk(client, offset, os.urandom(length))
+            for offset, length in itertools.cycle(self._chunks()):
+                if self._stopping and offset in self._digests:
+                    return
+                await self._write_chunk(client, offset, os.urandom(length))
 
     async def _write_chunk(self, client: NbdClient, offset: int, data: bytes) -> None:
         began = time.monotonic()

@@ -111,7 +111,9 @@ def _node_port(remembered: Plan | None, index: int) -> int:
 
 def _zones(known: Sequence[PlannedNode], wishes: Wishes) -> list[str]:
     """The zone of each node: remembered ones first, new ones as wished, else each one of its own."""
-    count = wishes.nodes or len(wishes.zones) or max(len(known), DEFAULT_NODES if not known else 0)
+    count = wishes.nodes
+    if count is None:
+        count = len(wishes.zones) or len(known) or DEFAULT_NODES
     if not 1 <= count <= MAX_NODES:
         raise InvalidRequest(f"--nodes {count} is outside 1 to {MAX_NODES}")
     if count < len(known):

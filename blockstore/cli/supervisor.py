@@ -110,7 +110,7 @@ class Supervisor:
             if time.monotonic() - began > STEADY_S:
                 pause_s, child.failures = FIRST_PAUSE_S, 0
             child.failures += 1
-            self._say(child.name, f"{describe_exit(code)}; starts again in {pause_s:.1f} s, log: {child.log}")
+            self._say(child.name, f"{describe_exit(code)}; starts again in {pause_s:g} s, log: {child.log}")
             await _wait(child.stopping, pause_s)
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
 

@@ -1,0 +1,88 @@
+"""The plan of `cairn up`: what was remembered, what was asked for, what is free."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from blockstore.cli.plan import Wishes, free_address, make_plan
+from blockstore.cli.state_directory import Plan
+from blockstore.config import split_address
+from blockstore.errors import Conflict, InvalidRequest
+
+ANY = Wishes(control_port=0, nbd_port=0)
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port at which somebody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+def addresses(plan: Plan) -> list[str]:
+    return [plan.control, plan.nbd, plan.front_end, *(node.listen for node in plan.nodes)]
+
+
+def test_a_new_cluster_has_three_nodes_in_three_zones() -> None:
+    plan = make_plan(None, ANY)
+    assert [(node.name, node.zone) for node in plan.nodes] == [
+        ("node-1", "zone-1"), ("node-2", "zone-2"), ("node-3", "zone-3")
+    ]  # fmt: skip
+    assert len(set(addresses(plan))) == 6
+    assert all(split_address(each)[1] for each in addresses(plan))
+
+
+def test_the_next_start_is_at_the_same_ports() -> None:
+    plan = make_plan(None, ANY)
+    assert make_plan(plan, Wishes()) == plan
+
+
+def test_a_port_that_somebody_took_is_replaced(taken: int) -> None:
+    plan = make_plan(None, ANY)
+    remembered = Plan(plan.control, f"127.0.0.1:{taken}", plan.front_end, plan.nodes)
+    again = make_plan(remembered, Wishes())
+    assert again.nbd != remembered.nbd
+    assert again.control == remembered.control
+
+
+def test_a_port_that_was_asked_for_is_not_replaced(taken: int) -> None:
+    with pytest.raises(Conflict, match=str(taken)):
+        make_plan(None, Wishes(control_port=taken, nbd_port=0))
+
+
+def test_nodes_may_be_added() -> None:
+    plan = make_plan(None, ANY)
+    more = make_plan(plan, Wishes(nodes=5, zones=("zone-1", "zone-2", "zone-3", "x", "y")))
+    assert more.nodes[:3] == plan.nodes
+    assert [node.zone for node in more.nodes[3:]] == ["x", "y"]
+    assert [node.zone for node in make_plan(plan, Wishes(nodes=4)).nodes][3] == "zone-4"
+
+
+def test_zones_say_how_many_nodes_there_are() -> None:
+    plan = make_plan(None, Wishes(zones=("a", "b", "c", "d"), control_port=0, nbd_port=0))
+    assert [node.zone for node in plan.nodes] == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        Wishes(nodes=2),
+        Wishes(nodes=0),
+        Wishes(nodes=-1),
+        Wishes(nodes=1000),
+        Wishes(nodes=4, zones=("zone-1", "zone-2")),
+        Wishes(zones=("zone-1", "zone-2", "elsewhere")),
+        Wishes(host="192.0.2.1"),
+        Wishes(control_port=70000),
+    ],
+)
+def test_what_is_refused_where_three_nodes_have_data(wishes: Wishes) -> None:
+    with pytest.raises(InvalidRequest):
+        make_plan(make_plan(None, ANY), wishes)
+
+
+def test_an_address_whose_port_was_taken_meanwhile(taken: int) -> None:
+    address = free_address(f"127.0.0.1:{taken}")
+    assert address != f"127.0.0.1:{taken}"
+    assert free_address(address) == address
