@@ -126,7 +126,7 @@ class Follower:
         floor = damage if damage is not None else state.highest if state.gap else None
         if floor is None:
             return follower, []
-        return follower, follower._distrust(max(floor, state.highest))
+        return follower, follower._distrust(max(floor, state.highest), gap=state.gap)
 
     # ---- what it is
 
@@ -494,18 +494,19 @@ class Follower:
         self._floor_bound = None
         return FillingEntry(filling)
 
-    def _distrust(self, floor: Position) -> list[FollowerEffect]:
+    def _distrust(self, floor: Position, *, gap: bool = False) -> list[FollowerEffect]:
         """What stands here is right but may not be all that was acked: fill, and keep what there is.
 
         Nothing has to be copied for that, but for what a filling under way was copying already.
+        gap: the log ends before it should, so a filling under way begins anew where it ends.
         """
         base = self._run.end
         if self.filling is None:
             return [self._persist(self._begin_filling(Filling(floor, base, base.sequence)))]
-        if floor <= self.filling.floor:
+        if floor <= self.filling.floor and not gap:
             return []
         since = self.filling.since if self._needs_delta else base.sequence
-        return [self._persist(self._begin_filling(Filling(floor, base, since)))]
+        return [self._persist(self._begin_filling(Filling(max(floor, self.filling.floor), base, since)))]
 
     def know_acked(self, position: Position) -> list[FollowerEffect]:
         """Rule 10: somebody knows that this replica acked up to `position`. Below it, it is an old copy."""

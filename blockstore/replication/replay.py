@@ -77,7 +77,7 @@ def _cut(state: Replayed, after: int) -> None:
 
 
 def _fill(state: Replayed, filling: Filling) -> None:
-    """The log keeps what it holds up to the base; one that does not hold it starts there anew."""
+    """The log keeps what it holds up to the base; where a delta brings what is below, it starts there anew."""
     state.filling = filling
     if filling.floor != UNKNOWN_FLOOR:
         state.highest = max(state.highest, filling.floor)
@@ -85,6 +85,9 @@ def _fill(state: Replayed, filling: Filling) -> None:
         return
     if state.run.holds(filling.base):
         state.run.truncate(filling.base.sequence)
-    else:
+    elif filling.since < filling.base.sequence:
         state.run = RecordRun(filling.base)
+    else:
+        state.gap = True  # it copies nothing, but rests on records that are lost
+        return
     state.gap = False

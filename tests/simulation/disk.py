@@ -63,9 +63,26 @@ class Disk:
         return [entry for group in self.groups if group.number > self.tables.mark for entry in group.entries]
 
     def rot(self, index: int, *, listed: bool) -> None:
-        """The group of that index is unreadable; listed: the headers still say what was in it."""
+        """The group of that index is unreadable; listed: the headers still say what was in it.
+
+        Behind it only promises count, as in blockstore/storage/journal_replay.py, up to an entry that
+        begins a filling: that one remembers the floor.
+        """
+        behind = self.groups[index + 1 :]
         del self.groups[index:]
         self.damage = self.highest if listed else UNKNOWN_FLOOR
+        for group in behind:
+            entries = tuple(kept for entry in group.entries for kept in self._behind_damage(entry))
+            self.groups.append(Group(group.number, entries, group.highest))
+
+    def _behind_damage(self, entry: LogEntry) -> tuple[LogEntry, ...]:
+        if isinstance(entry, FillingEntry):
+            self.damage = None
+        if self.damage is None or isinstance(entry, SealEntry):
+            return (entry,)
+        if isinstance(entry, RecordEntry):
+            return (SealEntry(entry.record.position.epoch, entry.record.configuration),)
+        return ()
 
     def suspect(self) -> None:
         """A sync failed: nobody knows what of it is there."""
@@ -81,7 +98,11 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class DiskState:
-    """What a disk holds, read by a dumb replay. floor: None when whole. log: positions by sequence, from applied on."""
+    """What a disk holds, read by a dumb replay.
+
+    floor: None when whole; where a filling that copies nothing rests on records that are lost, above all
+    that was seen. log: positions by sequence, from applied on.
+    """
 
     end: Position
     floor: Position | None
@@ -104,9 +125,11 @@ def read_disk(image: LogImage, entries: Iterable[LogEntry]) -> DiskState:
     applied, filling, epoch, end = image.applied, image.filling, image.epoch, image.end
     log = {int(record.sequence): record.position for record in image.records}
     log[int(applied.sequence)] = applied
+    seen, lost = end, False
     for entry in entries:
         match entry:
             case RecordEntry(record):
+                seen = max(seen, record.position)
                 if record.sequence > applied.sequence and record.previous == end:
                     log[int(record.sequence)] = end = record.position
             case SealEntry(sealed, _):
@@ -115,13 +138,13 @@ def read_disk(image: LogImage, entries: Iterable[LogEntry]) -> DiskState:
                 if after >= applied.sequence:
                     log = {sequence: position for sequence, position in log.items() if sequence <= after}
                     end = log[max(log)]
-            case FillingEntry(begun):
-                filling = begun
-                if begun.base.sequence >= applied.sequence:
-                    held = log.get(int(begun.base.sequence)) == begun.base
-                    end = begun.base
-                    log = {at: position for at, position in log.items() if held and at <= end.sequence}
-                    log[int(end.sequence)] = end
+            case FillingEntry(filling):
+                base, held = filling.base, log.get(int(filling.base.sequence)) == filling.base
+                lost = not held and filling.since >= base.sequence > applied.sequence
+                if not lost and base.sequence >= applied.sequence:
+                    log = {at: position for at, position in log.items() if held and at <= base.sequence}
+                    log[int(base.sequence)] = end = base
             case WholeEntry():
                 filling = None
-    return DiskState(end, filling.floor if filling else None, log, applied, epoch)
+    floor = filling.floor if filling else seen if lost else None
+    return DiskState(end, floor, log, applied, epoch)

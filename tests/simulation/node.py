@@ -121,7 +121,7 @@ class Node(Process):
         self._deferred: deque[FollowerEffect] = deque()
         self._jobs: deque[TableJob] = deque()
         self._job: TableJob | None = None
-        self._fetch: Fetch | None = None
+        self._fetches: dict[type, Fetch] = {}
         self._history: dict[int, Record] = {}
         self._checkpoint_due = False
         entries = self.disk.entries()
@@ -200,9 +200,10 @@ class Node(Process):
             case ResetLog():
                 self.store.reset()
             case FetchLog() | FetchDelta():
-                if self._fetch is not None:
-                    self._fetch.close()
-                self._fetch = Fetch(self, effect)
+                earlier = self._fetches.pop(type(effect), None)
+                if earlier is not None:
+                    earlier.close()
+                self._fetches[type(effect)] = Fetch(self, effect)
             case Checkpoint():
                 self.checkpoint_soon()
 
@@ -371,7 +372,7 @@ class Node(Process):
 
 
 class Fetch:
-    """What a replica fetches from a peer: one at a time, a newer one ends the one before."""
+    """What a replica fetches from a peer: one of a kind at a time, a newer one ends the one before."""
 
     def __init__(self, node: Node, effect: FetchLog | FetchDelta) -> None:
         self.node = node

@@ -49,7 +49,9 @@ class Process:
         self.paused_until = 0.0
 
     def after(self, delay_s: float, action: Action) -> None:
-        """`action` happens in this life, later if the process is paused then, in order."""
+        """`action` happens in this life, later if the process is paused then, in order; never for a dead one."""
+        if not self.alive:
+            return
         life = self.life
 
         def run() -> None:
