@@ -34,18 +34,22 @@ class CatchUpClient:
         self._open_channel = open_channel
         self._memory = memory
         self._idle_timeout_s = idle_timeout_s
-        self._running: dict[ReplicaId, asyncio.Task[None]] = {}
+        self._running: dict[tuple[ReplicaId, type], asyncio.Task[None]] = {}
 
     def start(self, hosted: HostedReplica, effect: FetchLog | FetchDelta) -> None:
-        """Begin what the follower asked for; an earlier fetch of the same replica ends."""
-        self.stop(hosted.replica)
+        """Begin what the follower asked for; an earlier fetch of the same kind for the same replica ends."""
+        self._stop(hosted.replica, type(effect))
         fetch = self._fetch_log(hosted, effect) if isinstance(effect, FetchLog) else self._fetch_delta(hosted, effect)
         task = asyncio.get_running_loop().create_task(fetch)
-        self._running[hosted.replica] = task
+        self._running[hosted.replica, type(effect)] = task
 
     def stop(self, replica: ReplicaId) -> None:
-        """End the fetch under way for it, if there is one."""
-        task = self._running.pop(replica, None)
+        """End the fetches under way for it."""
+        for kind in (FetchLog, FetchDelta):
+            self._stop(replica, kind)
+
+    def _stop(self, replica: ReplicaId, kind: type) -> None:
+        task = self._running.pop((replica, kind), None)
         if task is not None:
             task.cancel()
 

@@ -155,7 +155,8 @@ class ResetLog:
 class FetchLog:
     """Ask `peer` for the records behind `after` up to `target`.
 
-    Afterwards: log_fetched (any number of times), log_not_held or fetch_failed, with this attempt.
+    Afterwards: log_fetched (any number of times), then log_ended, log_not_held or fetch_failed, with
+    this attempt. It ends a FetchLog before it, of which nothing need be told; a FetchDelta goes on.
     """
 
     attempt: int
@@ -170,7 +171,8 @@ class FetchDelta:
 
     First its meta, then each extent whose highest sequence is above `since`. Before each transaction
     that writes a copy: accept_copy; the image goes into that transaction. At the end delta_done or
-    delta_failed, with this attempt. Given out only once the `filling` entry is durable.
+    delta_failed, with this attempt. Given out only once the `filling` entry is durable. It ends a
+    FetchDelta before it, of which nothing need be told; a FetchLog goes on.
     """
 
     attempt: int
