@@ -166,8 +166,7 @@ def test_a_long_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_children_die_with_a_killed_parent(tmp_path: Path) -> None:
-    child = "import os; from blockstore.cli.client import wait_until
-from blockstore.cli.daemons import die_with_parent, PARENT_VARIABLE\n" + (
+    child = "import os; from blockstore.cli.daemons import die_with_parent, PARENT_VARIABLE\n" + (
         "die_with_parent(os.environ[PARENT_VARIABLE]); print(os.getpid(), flush=True)\nimport time; time.sleep(600)"
     )
     parent = "import subprocess, sys, os\n" + (
