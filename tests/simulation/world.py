@@ -240,26 +240,27 @@ class World:
 
     def _converge(self) -> None:
         """Somebody serves, and every replica becomes whole and ends where the leader does."""
-        newest = self.front_ends[-1]
-        if not newest.alive or newest.over is not None:
-            newest = self.attach()
-        if not self._run_until(self.scheduler.now + CONVERGENCE_S, lambda: self._converged(newest)):
-            raise Violation(f"not converged after {CONVERGENCE_S} s: {self._why(newest)}")
+        if not self._run_until(self.scheduler.now + CONVERGENCE_S, self._converged):
+            raise Violation(f"not converged after {CONVERGENCE_S} s: {self._why()}")
+        newest = self._newest()
         newest.guest.read_all()
         if not self._run_until(self.scheduler.now + CONVERGENCE_S, lambda: newest.guest.idle):
             raise Violation(f"the last read was not answered: {newest.leader.status()}")
 
-    def _converged(self, newest: FrontEnd) -> bool:
-        if not newest.serving or newest.over is not None or not newest.guest.idle:
+    def _converged(self) -> bool:
+        newest = self._newest()
+        if not newest.alive or newest.over is not None:
+            self.attach()
             return False
         end = newest.leader.commit
-        return all(
-            node.follower.whole and node.follower.end == end and node.follower.commit == end for node in self.nodes
-        )
+        followers = [node.follower for node in self.nodes]
+        whole = all(follower.whole and follower.end == end and follower.commit == end for follower in followers)
+        return newest.serving and newest.guest.idle and whole
 
-    def _why(self, newest: FrontEnd) -> str:
+    def _why(self) -> str:
+        newest = self._newest()
         replicas = [(node.name, node.follower.end, node.follower.commit, node.follower.filling) for node in self.nodes]
-        return f"{newest.name} serving={newest.serving} over={newest.over} {newest.leader.status()}; {replicas}"
+        return describe((f"{newest.name} serving={newest.serving}", str(newest.over), newest.leader.status(), replicas))
 
     def _compare(self) -> None:
         waiting = [node.name for node in self.nodes]
