@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
 
-from blockstore.replication.leader import LeaderSettings
-
 from blockstore.domain import ORIGIN, Configuration, Member, NodeId, Position, ReplicaId
 from blockstore.log import UNKNOWN_FLOOR, Filling, LogImage
+from blockstore.replication.leader import LeaderSettings
 from blockstore.units import BLOCK_SIZE, Epoch, Sequence
 from tests.simulation.checkers import Checker, Violation
 from tests.simulation.describe import describe
