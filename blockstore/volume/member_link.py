@@ -30,12 +30,14 @@ from blockstore.replica_codec import (
 from blockstore.replication.messages import Append, AppendAnswer, FencedBy, ReadFrom, SealAnswer, SealEpoch
 from blockstore.rpc import replica_pb2 as pb
 from blockstore.rpc import replica_pb2_grpc
-from blockstore.units import BLOCK_SIZE
+from blockstore.units import BLOCK_SIZE, Epoch
 
 _log = structlog.get_logger(__name__)
 _REPLICATE: Final = "/cairn.v1.Replica/Replicate"
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 1.0
+#: To connect: a node that has moved is looked up again after this.
+_REACH_S: Final = 1.0
 #: Ranges that one message asks for.
 _MAX_RANGES: Final = 256
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
@@ -76,17 +78,7 @@ class MemberLink:
         self._events = events
         self._directory = directory
         self._call_timeout_s = call_timeout_s
-        self._outgoing: deque[Append] = deque()
-        self._ranges: deque[ReadFrom] = deque()
-        self._seal: SealEpoch | None = None
-        self._wake_append = asyncio.Event()
-        self._wake_read = asyncio.Event()
-        self._asked: dict[int, int] = {}
-        """Blocks expected, by attempt."""
-        self._last_request = 0
-        self._silent_since: float | None = None
-        self._broken: asyncio.Future[None] | None = None
-        """While there is a connection; done when it is to end."""
+        self._session: _Session | None = None
 
     @property
     def replica(self) -> ReplicaId:
@@ -96,24 +88,18 @@ class MemberLink:
 
     def send(self, message: SealEpoch | Append) -> None:
         """In order with what was sent before; lost where there is no connection."""
-        if isinstance(message, SealEpoch):
-            self._seal = message
-        else:
-            self._outgoing.append(message)
-        self._wake_append.set()
+        if self._session is not None:
+            self._session.send(message)
 
     def read(self, effect: ReadFrom) -> None:
         """Ask for blocks; answered by read_arrived or read_failed, unless the connection breaks."""
-        self._ranges.append(effect)
-        self._wake_read.set()
+        if self._session is not None:
+            self._session.read(effect)
 
     def check(self) -> None:
         """Break a connection whose other side has not answered for call_timeout_s."""
-        since, broken = self._silent_since, self._broken
-        if since is None or broken is None or broken.done():
-            return
-        if asyncio.get_running_loop().time() - since > self._call_timeout_s:
-            broken.set_exception(QuorumUnavailable(f"it has not answered for {self._call_timeout_s} s"))
+        if self._session is not None:
+            self._session.check()
 
     # ---- connection
 
@@ -122,7 +108,7 @@ class MemberLink:
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                await self._session()
+                await self._connect()
             except CairnError as error:
                 was_open = not self.why
                 self._note(str(error))
@@ -130,101 +116,149 @@ class MemberLink:
             await asyncio.sleep(pause_s)
             await self._directory.refresh()
 
-    async def _session(self) -> None:
-        """One connection, until it breaks: it ends by raising."""
+    async def _connect(self) -> None:
+        """One session, until it breaks: it ends by raising."""
         peer = self._directory.peer(self.replica)
         if not peer.address:
             raise QuorumUnavailable("control does not know where its node is")
         channel = open_channel(peer.address)
         try:
             await self._reach(channel, peer.address)
-            self._forget()
+            session = self._session = _Session(self.address, channel, self._events, self._call_timeout_s)
             self._events.connected(self.replica)
             try:
-                await self._talk(channel, peer.address)
+                with cairn_errors(f"node at {peer.address}"):
+                    await session.seal(self._directory)
+                    _log.info("member connected", replica=self.replica, address=peer.address)
+                    self.why = ""
+                    await session.run(self._directory)
             finally:
+                self._session = None
                 self._events.disconnected(self.replica)
         finally:
             await channel.close(None)
 
     async def _reach(self, channel: grpc.aio.Channel, address: str) -> None:
         try:
-            await asyncio.wait_for(channel.channel_ready(), self._call_timeout_s)
+            await asyncio.wait_for(channel.channel_ready(), min(self._call_timeout_s, _REACH_S))
         except TimeoutError:
             raise QuorumUnavailable(f"node at {address} cannot be reached") from None
 
-    async def _talk(self, channel: grpc.aio.Channel, address: str) -> None:
-        with cairn_errors(f"node at {address}"):
-            seal = await self._sealed(channel)
-            self.why = ""
-            _log.info("member connected", replica=self.replica, address=address)
-            target = make_target(self.address, seal.epoch, seal.configuration)
-            replicate = channel.stream_stream(
-                _REPLICATE, request_serializer=None, response_deserializer=pb.ReplicateResponse.FromString
-            )(self._appends(encode_target(self.address, seal.epoch, seal.configuration)))
-            read = replica_pb2_grpc.ReplicaStub(channel).Read(self._read_requests(target))
-            await self._pump(seal, replicate, read)
+    def _note(self, why: str) -> None:
+        if why != self.why:
+            _log.warning("member is away", replica=self.replica, why=why)
+        self.why = why
 
-    async def _sealed(self, channel: grpc.aio.Channel) -> SealEpoch:
-        while self._seal is None:
-            self._wake_append.clear()
-            await self._wake_append.wait()
-        seal = self._seal
-        request = encode_seal(self.address, seal, self._directory.peers(), self._directory.known(self.replica))
-        stub = replica_pb2_grpc.ReplicaStub(channel)
+
+class _Session:
+    """One connection to a member: what is sent on it, and what is expected back."""
+
+    def __init__(
+        self, address: ReplicaAddress, channel: grpc.aio.Channel, events: LinkEvents, call_timeout_s: float
+    ) -> None:
+        self._address = address
+        self._channel = channel
+        self._events = events
+        self._call_timeout_s = call_timeout_s
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._seal: asyncio.Future[SealEpoch] = loop.create_future()
+        self._outgoing: deque[Append] = deque()
+        self._ranges: deque[ReadFrom] = deque()
+        self._wake_append = asyncio.Event()
+        self._wake_read = asyncio.Event()
+        self._asked: dict[int, int] = {}
+        """Blocks expected, by attempt."""
+        self._last_request = 0
+        self._silent_since: float | None = None
+        self._broken: asyncio.Future[None] = loop.create_future()
+
+    def send(self, message: SealEpoch | Append) -> None:
+        if isinstance(message, SealEpoch):
+            self._seal.set_result(message)
+        else:
+            self._outgoing.append(message)
+            self._wake_append.set()
+
+    def read(self, effect: ReadFrom) -> None:
+        self._ranges.append(effect)
+        self._wake_read.set()
+
+    def check(self) -> None:
+        late = self._silent_since is not None and self._loop.time() - self._silent_since > self._call_timeout_s
+        if late and not self._broken.done():
+            self._broken.set_exception(QuorumUnavailable(f"it has not answered for {self._call_timeout_s} s"))
+
+    async def seal(self, directory: Directory) -> None:
+        """Seal the member's log, and tell the answer."""
+        seal = await self._seal
+        request = encode_seal(self._address, seal, directory.peers(), directory.known(self._address.replica))
+        stub = replica_pb2_grpc.ReplicaStub(self._channel)
         response: pb.SealEpochResponse = await stub.SealEpoch(request, timeout=self._call_timeout_s)
-        self._events.answered(self.replica, decode_seal_answer(response, seal))
-        return seal
+        self._events.answered(self._address.replica, decode_seal_answer(response, seal))
 
-    async def _pump(self, seal: SealEpoch, replicate: Any, read: Any) -> None:
-        """Take in answers and results until one of the streams ends."""
-        answers = asyncio.create_task(self._take_answers(seal, replicate))
-        results = asyncio.create_task(self._take_results(read))
-        self._broken = asyncio.get_running_loop().create_future()
+    async def run(self, directory: Directory) -> None:
+        """Carry records and reads until one of the streams ends: raises."""
+        seal = await self._seal
+        open_replicate: Any = self._channel.stream_stream(
+            _REPLICATE, request_serializer=None, response_deserializer=pb.ReplicateResponse.FromString
+        )
+        open_read: Any = replica_pb2_grpc.ReplicaStub(self._channel).Read
+        replicate, read = open_replicate(), open_read()
+        target = make_target(self._address, seal.epoch, seal.configuration)
+        tasks = [
+            asyncio.create_task(work)
+            for work in (
+                self._send_appends(replicate, encode_target(self._address, seal.epoch, seal.configuration), directory),
+                self._take_answers(replicate, seal.epoch),
+                self._send_reads(read, target),
+                self._take_results(read),
+            )
+        ]
         try:
-            done, _ = await asyncio.wait((answers, results, self._broken), return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait((*tasks, self._broken), return_when=asyncio.FIRST_COMPLETED)
             for ended in done:
                 ended.result()
             raise QuorumUnavailable("the node ended the stream")
         finally:
-            self._broken = None
-            for task in (answers, results):
+            self._broken.cancel()
+            for task in tasks:
                 task.cancel()
             replicate.cancel()
             read.cancel()
-            await asyncio.gather(answers, results, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     # ---- records
 
-    async def _appends(self, target: bytes) -> AsyncIterator[bytes]:
+    async def _send_appends(self, replicate: Any, target: bytes, directory: Directory) -> None:
         while True:
             while self._outgoing:
                 message = self._outgoing.popleft()
                 self._last_request = message.request
                 if self._silent_since is None:
-                    self._silent_since = asyncio.get_running_loop().time()
-                yield encode_append(target, message, self._directory.peer)
+                    self._silent_since = self._loop.time()
+                await replicate.write(encode_append(target, message, directory.peer))
             self._wake_append.clear()
             await self._wake_append.wait()
 
-    async def _take_answers(self, seal: SealEpoch, replicate: AsyncIterator[pb.ReplicateResponse]) -> None:
+    async def _take_answers(self, replicate: AsyncIterator[pb.ReplicateResponse], epoch: Epoch) -> None:
         async for response in replicate:
-            now = asyncio.get_running_loop().time()
-            self._silent_since = None if response.request >= self._last_request else now
-            self._events.answered(self.replica, decode_append_answer(response, seal.epoch))
+            self._silent_since = None if response.request >= self._last_request else self._loop.time()
+            self._events.answered(self._address.replica, decode_append_answer(response, epoch))
 
     # ---- reads
 
-    async def _read_requests(self, target: pb.Target) -> AsyncIterator[pb.ReadRequest]:
+    async def _send_reads(self, read: Any, target: pb.Target) -> None:
         while True:
             while self._ranges:
                 asked = [self._ranges.popleft() for _ in range(min(len(self._ranges), _MAX_RANGES))]
                 self._asked.update((each.attempt, each.count) for each in asked)
-                yield pb.ReadRequest(
+                request = pb.ReadRequest(
                     target=target,
                     commit=from_position(max(each.commit for each in asked)),
                     ranges=[pb.ReadRange(request=each.attempt, start=each.start, count=each.count) for each in asked],
                 )
+                await read.write(request)
             self._wake_read.clear()
             await self._wake_read.wait()
 
@@ -242,22 +276,7 @@ class MemberLink:
             return
         data = result.data
         if len(data) != count * BLOCK_SIZE or xxhash.xxh3_64_intdigest(data, result.request) != result.checksum:
-            self._events.read_failed(result.request, Corrupt(f"what {self.replica} sent fails its checksum"))
+            error = Corrupt(f"what {self._address.replica} sent fails its checksum")
+            self._events.read_failed(result.request, error)
             return
         self._events.read_arrived(result.request, data)
-
-    # ---- state
-
-    def _forget(self) -> None:
-        """Nothing of an earlier session is sent in this one."""
-        self._outgoing.clear()
-        self._ranges.clear()
-        self._asked.clear()
-        self._seal = None
-        self._silent_since = None
-        self._last_request = 0
-
-    def _note(self, why: str) -> None:
-        if why != self.why:
-            _log.warning("member is away", replica=self.replica, why=why)
-        self.why = why
