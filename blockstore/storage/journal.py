@@ -94,6 +94,7 @@ class Journal:
         self._file_bytes = file_bytes
         self._forgotten: set[ReplicaId] = set()
         self._failure: str | None = None
+        self._reserved = 0
         self._lock = threading.Lock()
 
     @classmethod
@@ -109,7 +110,7 @@ class Journal:
         """Read the log back and make it durable, before anything is answered.
 
         max_bytes: what the files may take together (at least MIN_FILES files; a start may add one above
-        that). marks: of each replica here, the number of the last entry that its synced tables reflect;
+        that, and so may a submission that is larger). marks: of each replica here, the number of the last entry that its synced tables reflect;
         entries of others are dropped. Raises JournalFull where the disk has no room for the file that
         a start may need, JournalFailed where it cannot be written or read, Corrupt where files
         contradict one another.
@@ -247,15 +248,21 @@ class Journal:
             yield draft
 
     def _make_room(self, drafts: Sequence[Draft]) -> None:
-        """Have as many free files as these groups will begin. Raises JournalFull, JournalFailed."""
+        """Have as many free files as these groups will begin. Raises JournalFull, JournalFailed.
+
+        The limit on files yields where no checkpoint could free one: a submission larger than the
+        whole journal must not wait for ever.
+        """
         state = self._state
         offset, size, needed = state.offset, state.active.size_bytes, 0
         for draft in drafts:
             if offset + draft.size_bytes > size:
                 offset, size, needed = FIRST_OFFSET, self._file_bytes, needed + 1
             offset += draft.size_bytes
+        with self._lock:
+            self._reserved = needed
         while len(state.free) < needed:
-            if len(state.all_files) >= self._max_files:
+            if len(state.all_files) >= self._max_files and len(state.files) > 1:
                 raise JournalFull(
                     f"the journal's {self._max_files} files are full: a checkpoint of {len(self.laggards())} "
                     "replicas frees the oldest"
@@ -297,6 +304,7 @@ class Journal:
         state = self._state
         with self._lock:
             file = state.free.popleft()
+            self._reserved -= 1
             if file.place is not None:
                 state.index.drop_place(file.place)
             assert file.path is not None
@@ -326,7 +334,7 @@ class Journal:
             elif file.path is not None:
                 self._remove(file)
         freed = len(state.free) > before
-        while len(state.all_files) > self._max_files and len(state.free) > 1:
+        while len(state.all_files) > self._max_files and len(state.free) > self._reserved:
             self._remove(state.free.popleft())
         return freed
 

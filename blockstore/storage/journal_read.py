@@ -105,16 +105,15 @@ def groups_between(fd: int, salt: int, end: int, start: int = FIRST_OFFSET) -> I
 
 
 def read_run(run: Run, replica: ReplicaId) -> Iterator[Record]:
-    """The records of a run, in order, until a group of it can no longer be read.
+    """The records of a run, in order; a group that can no longer be read is passed over.
 
     Raises FileNotFoundError where the file is gone.
     """
     with open(run.place.path, "rb", buffering=0) as file:
         for group in groups_between(file.fileno(), run.place.salt, run.end, run.start):
             body = read_body(file.fileno(), group, run.place.salt)
-            if body is None:
-                return
-            yield from _records(group.header, body, replica, run)
+            if body is not None:
+                yield from _records(group.header, body, replica, run)
 
 
 def joined(records: Iterable[Record], after: int, limit_bytes: int) -> list[Record]:
