@@ -10,9 +10,11 @@ import argparse
 import asyncio
 import mmap
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
+import structlog
 import uvloop
 
 from blockstore.units import BLOCK_SIZE, parse_size
@@ -91,6 +93,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.tcp and not arguments.unix:
         parser.error("give --tcp, --unix or both")
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     uvloop.run(serve(arguments))
 
 

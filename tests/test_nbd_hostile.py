@@ -1,0 +1,264 @@
+"""Hostile clients: whatever they do, they harm themselves alone, and what they take comes back."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import uvloop
+
+from blockstore.units import BLOCK_SIZE, MIB
+from nbd_server import wire
+from nbd_server.wire import Command, Option
+from tests.nbd_client import NbdClient
+from tests.nbd_serving import Raw, Served, serving, settled, until
+
+RunLoop = Callable[[Any], Any]
+OPEN_FILES = "/proc/self/fd"
+
+
+@pytest.fixture(params=["uvloop", "asyncio"])
+def run(request: pytest.FixtureRequest) -> RunLoop:
+    return uvloop.run if request.param == "uvloop" else asyncio.run
+
+
+async def check_unharmed(client: NbdClient) -> None:
+    """A client with manners is served as ever."""
+    await client.write(5 * BLOCK_SIZE + 7, b"unharmed")
+    assert await client.read(5 * BLOCK_SIZE + 7, 8) == b"unharmed"
+
+
+async def dropped(served: Served, raw: Raw, besides: int) -> None:
+    """The server ends that connection, and has nothing left of it; `besides`: the connections that stay."""
+    await raw.ended()
+    await until(lambda: served.server.connection_count == besides)
+    await until(lambda: served.server.in_flight_bytes == 0)
+
+
+# In the handshake.
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"\0\0", b"\0\0\0\3IHAVEO", b"\0\0\0\3" + wire.serialize_option(7, b"x" * 99)[:-1]]
+)
+def test_a_handshake_that_takes_too_long_is_dropped(run: RunLoop, sent: bytes) -> None:
+    async def main() -> None:
+        async with serving(handshake_s=0.3) as served:
+            client, slow = await served.client(), await served.raw(None)
+            slow.send(sent)
+            await dropped(served, slow, besides=1)
+            await check_unharmed(client)
+            await client.close()
+
+    run(main())
+
+
+def test_a_client_that_only_lists_is_held_back_and_dropped(run: RunLoop) -> None:
+    """It never reads: what the server holds for it stays small, though it asked for 100 MiB."""
+
+    async def main() -> None:
+        async with serving(handshake_s=0.5, unsent_bytes=64 << 10) as served:
+            for number in range(500):
+                served.add_export(f"export-{number:05}" + "x" * 200)
+            client, lister = await served.client(), await served.raw(None)
+            lister.send(wire.HANDSHAKE_FLAGS.to_bytes(4, "big") + wire.serialize_option(Option.LIST) * 1000)
+            await until(lambda: served.server.connection_count == 1)
+            await check_unharmed(client)
+            await client.close()
+            lister.writer.close()
+
+    run(main())
+
+
+def test_a_thousand_connections(run: RunLoop) -> None:
+    """Those that never speak give way to those that do; nothing is left open."""
+
+    async def main() -> None:
+        async with serving(connections=40) as served:
+            client = await served.client()
+            before = len(os.listdir(OPEN_FILES))
+            silent = [await served.raw(None) for _ in range(1000)]
+            assert served.server.connection_count <= 41
+            newcomer = await served.client("other")
+            await check_unharmed(client)
+            await check_unharmed(newcomer)
+            for raw in silent:
+                raw.writer.close()
+            await newcomer.close()
+            await until(lambda: served.server.connection_count == 1)
+            await until(lambda: len(os.listdir(OPEN_FILES)) <= before)
+            await client.close()
+
+    run(main())
+
+
+def test_clients_at_work_keep_newcomers_out_beyond_the_limit(run: RunLoop) -> None:
+    async def main() -> None:
+        async with serving(connections=3) as served:
+            clients = [await served.client() for _ in range(3)]
+            late = Raw(*await asyncio.open_connection("127.0.0.1", served.port))
+            await late.ended()
+            for client in clients:
+                await check_unharmed(client)
+            await clients.pop().close()
+            await until(lambda: served.server.connection_count == 2)
+            clients.append(await served.client())
+            for client in clients:
+                await client.close()
+
+    run(main())
+
+
+# In the transmission phase.
+
+
+def test_one_that_breaks_the_protocol_is_dropped(run: RunLoop) -> None:
+    async def main() -> None:
+        async with serving() as served:
+            client = await served.client()
+            for sent in (
+                b"GET / HTTP/1.0\r\n\r\n" + bytes(28),
+                wire.serialize_request(Command.WRITE, 0, 1, 0, 1 << 31),
+            ):
+                broken = await served.raw()
+                broken.send(sent)
+                await dropped(served, broken, besides=1)
+            await check_unharmed(client)
+            await client.close()
+
+    run(main())
+
+
+def test_one_that_never_reads_its_replies_is_held_back_and_dropped(run: RunLoop) -> None:
+    async def main() -> None:
+        async with serving(in_flight_bytes=4 * MIB, stalled_s=0.4) as served:
+            client, greedy = await served.client(), await served.raw()
+            for cookie in range(2000):
+                greedy.request(Command.READ, 0, MIB, cookie)
+            held = await settled(lambda: served.server.in_flight_bytes)
+            assert 0 < held <= 5 * MIB
+            await check_unharmed(client)
+            await until(lambda: served.server.connection_count == 1)
+            assert served.server.in_flight_bytes == 0
+            await client.close()
+            greedy.writer.close()
+
+    run(main())
+
+
+def test_one_that_stops_within_a_payload_is_dropped(run: RunLoop) -> None:
+    async def main() -> None:
+        async with serving(stalled_s=0.3) as served:
+            client, stuck = await served.client(), await served.raw()
+            stuck.send(wire.serialize_request(Command.WRITE, 0, 1, 0, 8 * MIB) + bytes(3 * MIB))
+            await until(lambda: served.server.in_flight_bytes == 8 * MIB)
+            await dropped(served, stuck, besides=1)
+            assert served.volume.writes == 0
+            await check_unharmed(client)
+            await client.close()
+
+    run(main())
+
+
+def test_clients_that_hoard_all_memory_stop_nobody_for_long(run: RunLoop) -> None:
+    """Eight hold the whole total in payloads that they never finish; a large request waits until they are dropped."""
+
+    async def main() -> None:
+        async with serving(total_bytes=32 * MIB, stalled_s=0.4) as served:
+            hoarders = [await served.raw() for _ in range(8)]
+            for raw in hoarders:
+                raw.send(wire.serialize_request(Command.WRITE, 0, 1, 0, 4 * MIB) + bytes(MIB))
+            await until(lambda: served.server.in_flight_bytes == 32 * MIB)
+            client = await served.client()
+            await check_unharmed(client)
+            await client.write(0, bytes(8 * MIB))
+            for raw in hoarders:
+                await raw.ended()
+            await client.close()
+
+    run(main())
+
+
+def test_one_that_waits_for_memory_and_then_reads_no_more_lets_the_others_pass(run: RunLoop) -> None:
+    async def main() -> None:
+        async with serving(total_bytes=32 * MIB, stalled_s=5.0) as served:
+            served.volume.holding = True
+            first, client, greedy = await served.client(), await served.client(), await served.raw()
+            large = asyncio.ensure_future(first.read(0, 28 * MIB))
+            await until(lambda: len(served.volume.held) == 1)
+            for cookie in range(4):
+                greedy.request(Command.READ, 0, 3 * MIB, cookie)
+            await until(lambda: len(served.volume.held) == 2)
+            request = asyncio.ensure_future(client.read(0, 2 * MIB))
+            await settled(lambda: len(served.volume.held))
+            served.volume.release(1)  # which it leaves unread: it stands first in line, and can not go on
+            served.volume.release(0)
+            served.volume.release_all()
+            assert len(await large) == 28 * MIB
+            assert len(await request) == 2 * MIB
+            await first.close()
+            await client.close()
+            greedy.reset()
+
+    run(main())
+
+
+def test_one_that_is_idle_or_slow_through_no_fault_of_its_own_stays(run: RunLoop) -> None:
+    """Idle between requests, and waiting for a volume that takes its time, with a payload half received behind it."""
+
+    async def main() -> None:
+        async with serving(stalled_s=0.1, in_flight_requests=1) as served:
+            idle, waiting = await served.client(), await served.raw()
+            served.volume.holding = True
+            waiting.request(Command.READ, 0, 512, 1)
+            waiting.send(wire.serialize_request(Command.WRITE, 0, 2, 0, MIB) + bytes(MIB // 2))
+            await until(lambda: len(served.volume.held) == 1)
+            await asyncio.sleep(0.5)
+            served.volume.release_all()
+            waiting.send(bytes(MIB // 2))
+            assert await waiting.reply(512) == (0, 1)
+            assert await waiting.reply() == (0, 2)
+            await check_unharmed(idle)
+            await idle.close()
+            waiting.writer.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("sent", [10, 28, 28 + 5000, 28 + MIB - 1])
+def test_one_that_disconnects_within_a_write_has_written_nothing(run: RunLoop, sent: int) -> None:
+    async def main() -> None:
+        async with serving() as served:
+            client, gone = await served.client(), await served.raw()
+            gone.send((wire.serialize_request(Command.WRITE, 0, 1, 0, MIB) + b"x" * MIB)[:sent])
+            await gone.writer.drain()
+            gone.reset()
+            await until(lambda: served.server.connection_count == 1)
+            assert served.server.in_flight_bytes == 0
+            assert served.volume.writes == 0
+            assert await client.read(0, MIB) == bytes(MIB)
+            await client.close()
+
+    run(main())
+
+
+def test_many_that_come_and_go_in_the_middle_of_everything_leave_nothing(run: RunLoop) -> None:
+    async def main() -> None:
+        async with serving() as served:
+            client = await served.client()
+            before = len(os.listdir(OPEN_FILES))
+            for count in range(200):
+                gone = await served.raw()
+                gone.request(Command.READ, 0, MIB, 1)
+                gone.send(
+                    wire.serialize_request(Command.WRITE, 0, 2, MIB * count % (60 * MIB), 4 * BLOCK_SIZE) + b"y" * count
+                )
+                gone.reset()
+            await until(lambda: served.server.connection_count == 1)
+            await until(lambda: len(os.listdir(OPEN_FILES)) <= before)
+            assert served.server.in_flight_bytes == 0
+            await check_unharmed(client)
+            await client.close()
+
+    run(main())
