@@ -28,6 +28,8 @@ _SHARED: Final = [
     ("grpc.keepalive_time_ms", 2_000),
     ("grpc.keepalive_timeout_ms", 2_000),
     ("grpc.http2.max_pings_without_data", 0),
+    # Both sides: a server without it takes pings of an idle connection for an attack, and ends it.
+    ("grpc.keepalive_permit_without_calls", 1),
 ]
 _SERVER: Final = [
     *_SHARED,
@@ -37,7 +39,6 @@ _SERVER: Final = [
 ]
 _CLIENT: Final = [
     *_SHARED,
-    ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
