@@ -19,7 +19,7 @@ from blockstore.cli.attaching import attach_and_wait, until_state
 from blockstore.cli.client import ControlClient, run_with_control
 from blockstore.cli.daemons import CAIRN
 from blockstore.cli.demo_load import Load
-from blockstore.cli.demo_outage import VICTIM, kill_node, until_caught_up, until_started_again
+from blockstore.cli.demo_outage import IN_FLIGHT, VICTIM, kill_node, until_caught_up, until_started_again
 from blockstore.cli.options import STATE_VARIABLE, Output, OutputOption, size_bytes
 from blockstore.cli.screen import Steps, say
 from blockstore.cli.state_directory import StateDirectory
@@ -122,7 +122,8 @@ async def _outage(client: ControlClient, directory: StateDirectory, volume_id: s
     pid = await until_started_again(directory, old, WAIT_S)
     meanwhile = load.written_bytes - before
     steps(VICTIM, f"started again by the supervisor (pid {pid}); {format_size(meanwhile)} were written without it")
-    await until_caught_up(client, volume_id, WAIT_S, lambda text: steps("status", text))
+    await until_caught_up(client, volume_id, WAIT_S, lambda text: steps("status", text), in_flight=IN_FLIGHT)
+    steps(VICTIM, "has caught up while writing went on")
 
 
 async def _verify(volume: pb.Volume, load: Load, steps: Steps) -> None:

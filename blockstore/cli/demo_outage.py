@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -11,6 +12,9 @@ from blockstore.errors import NotFound, QuorumUnavailable
 from blockstore.rpc import control_pb2 as pb
 
 VICTIM: Final = "node-2"
+IN_FLIGHT: Final = 8
+"""Records that a replica may lack for a moment while writing goes on."""
+TELL_S: Final = 2.0
 
 
 def kill_node(directory: StateDirectory) -> int:
@@ -34,30 +38,30 @@ async def until_started_again(directory: StateDirectory, old_pid: int, limit_s: 
     )
 
 
-async def until_caught_up(client: ControlClient, volume_id: str, limit_s: float, say: Callable[[str], None]) -> None:
-    """Wait until all replicas of the volume are up and lack nothing; `say` is told whenever that changes.
+async def until_caught_up(
+    client: ControlClient, volume_id: str, limit_s: float, say: Callable[[str], None], *, in_flight: int = 0
+) -> None:
+    """Wait until all replicas of the volume are up and lack no more than `in_flight` records each.
 
-    Raises QuorumUnavailable after `limit_s` seconds.
+    say: told now and then what is still missing. Raises QuorumUnavailable after `limit_s` seconds.
     """
-    last = ""
+    missing = "nothing is known yet"
+    told_at = float("-inf")
 
     async def caught_up() -> bool | None:
-        nonlocal last
+        nonlocal missing, told_at
         health = await client.health(volume_id)
-        if health is None or health.serving != "serving":
-            return None
-        behind = [each for each in health.replicas if each.state != "up" or each.lag_records]
-        now = "; ".join(_describe(each) for each in behind)
-        if now and now != last:
-            say(now)
-        last = now
-        return not behind or None
+        replicas = health.replicas if health is not None and health.serving == "serving" else ()
+        behind = [each for each in replicas if each.state != "up" or each.lag_records > in_flight]
+        missing = "; ".join(_describe(each) for each in behind) or "not served"
+        if behind and time.monotonic() > told_at + TELL_S:
+            told_at = time.monotonic()
+            say(missing)
+        return True if replicas and not behind else None
 
-    await wait_until(
-        caught_up, limit_s, lambda: QuorumUnavailable(f"not caught up after {limit_s:.0f} s: {last or 'not served'}")
-    )
+    await wait_until(caught_up, limit_s, lambda: QuorumUnavailable(f"not caught up after {limit_s:.0f} s: {missing}"))
 
 
 def _describe(replica: pb.ReplicaHealth) -> str:
     copied = f", {replica.extents_done} of {replica.extents_total} extents copied" if replica.extents_total else ""
-    return f"replica in {replica.zone}: {replica.state}, lacks {replica.lag_records:,} records{copied}"
+    return f"replica in {replica.zone} is {replica.state}, lacks {replica.lag_records:,} records{copied}"
