@@ -18,7 +18,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from blockstore.domain import ORIGIN, Position, ReplicaId
-from blockstore.errors import Corrupt, Fenced, QuorumUnavailable
+from blockstore.errors import Conflict, Corrupt, Fenced, QuorumUnavailable
 from blockstore.log import (
     UNKNOWN_FLOOR,
     Filling,
@@ -88,7 +88,7 @@ class Follower:
         self._matched = image.applied
         #: What a leader of this epoch has said to be committed; honoured up to what matches.
         self._told_commit = image.applied
-        #: Sealed since this object was made: appends of streams from before its restart are ignored.
+        #: Sealed since this object was made: appends of streams from before its restart are refused.
         self._sealed = False
         self._pending: deque[_Pending] = deque()
         self._number = self._durable_number = 0
@@ -219,11 +219,15 @@ class Follower:
     # ---- rule 2: records
 
     def append(self, origin: Hashable, message: Append) -> list[FollowerEffect]:
-        """Records, or a heartbeat: acked when what they bring is durable."""
+        """Records, or a heartbeat: acked when what they bring is durable.
+
+        Raises Conflict where this epoch was not sealed since this replica started: the stream has to
+        end, so that the leader seals again and hears what is here.
+        """
         if self._fences(message.epoch, message.configuration):
             return [Answer(origin, FencedBy(self.epoch, self.configuration))]
         if not self._sealed or (message.epoch, message.configuration) != (self.epoch, self.configuration):
-            return []  # of a stream from before a restart: its leader has to seal again
+            raise Conflict(f"{self.replica}: epoch {message.epoch} was not sealed since it started; seal it again")
         self._stream = (origin, message.request)
         effects: list[FollowerEffect] = []
         entries, follows = self._take(message.records)

@@ -12,7 +12,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from blockstore.domain import Position, ReplicaId
-from blockstore.errors import CairnError
+from blockstore.errors import CairnError, Conflict
 from blockstore.log import LogEntry, LogImage, RecordEntry
 from blockstore.record import Record
 from blockstore.replication.follower import Follower
@@ -163,7 +163,12 @@ class Node(Process):
         self.carry_out(self.follower.seal(call, message))
 
     def append(self, stream: Stream, message: Append) -> None:
-        self.carry_out(self.follower.append(stream, message))
+        try:
+            effects = self.follower.append(stream, message)
+        except Conflict:
+            stream.break_off()
+        else:
+            self.carry_out(effects)
 
     def read(self, call: Call, request: ReadRequest) -> None:
         try:
