@@ -40,7 +40,8 @@ _SERVER: Final = [
 _CLIENT: Final = [
     *_SHARED,
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # The least time that an attempt to connect is given; a busy host takes more than 100 ms at times.
+    ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),

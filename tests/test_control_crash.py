@@ -114,3 +114,44 @@ async def check_end(cluster: Cluster, control: Control, work: Work) -> None:
     else:
         assert volume.state == control_pb2.VOLUME_STATE_AVAILABLE
         assert serving == {}
+
+
+def test_control_and_front_end_both_restarted_while_attaching(tmp_path: Path) -> None:
+    """The epoch that the old process was given is never used by the new one."""
+
+    async def scenario() -> None:
+        async with cluster_at(tmp_path) as cluster:
+            async with cluster.control() as control:
+                volume = await control.create(GIB, name="v")
+                front_end = cluster.front_ends[0]
+                front_end.may_open.clear()
+                attaching = asyncio.ensure_future(control.attach("v"))
+                await front_end.opening.wait()
+            with suppress(CairnError, asyncio.CancelledError):
+                await attaching
+            cluster.front_ends[0] = await front_end.restart()
+            async with cluster.control() as control:
+                await until(lambda: at_rest(control, cluster), "it is attached")
+                assert (await control.get("v")).epoch == 2
+                assert cluster.front_ends[0].volumes[volume.id].epoch == 2
+
+    asyncio.run(scenario())
+
+
+def test_control_restarted_while_a_front_end_opens_joins_the_attempt(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with cluster_at(tmp_path) as cluster:
+            front_end = cluster.front_ends[0]
+            async with cluster.control() as control:
+                volume = await control.create(GIB, name="v")
+                front_end.may_open.clear()
+                attaching = asyncio.ensure_future(control.attach("v"))
+                await front_end.opening.wait()
+            with suppress(CairnError, asyncio.CancelledError):
+                await attaching
+            front_end.may_open.set()
+            async with cluster.control() as control:
+                await until(lambda: at_rest(control, cluster), "it is attached")
+                assert (await control.get("v")).epoch == front_end.volumes[volume.id].epoch == 1
+
+    asyncio.run(scenario())

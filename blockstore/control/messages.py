@@ -80,7 +80,7 @@ class Messages:
             id=node.id,
             address=node.address,
             zone=node.zone,
-            capacity_bytes=node.capacity_bytes,
+            capacity_bytes=word.capacity_bytes if word else node.capacity_bytes,
             used_bytes=word.used_bytes if word else 0,
             full=word.full if word else False,
             up=self._presence.is_up(node.id),

@@ -35,6 +35,7 @@ from blockstore.errors import (
     Corrupt,
     Fenced,
     InvalidRequest,
+    NoSpace,
     NotFound,
     QuorumUnavailable,
 )
@@ -49,7 +50,7 @@ _HOPELESS: Final = (AlreadyExists, Conflict, Corrupt, InvalidRequest)
 #: what the step found does not count any more, and the next step carries on from what holds now.
 _MOVED_ON: Final = (Fenced, Conflict, NotFound)
 
-_Step = tuple[VolumeId, Phase, Epoch]
+_Step = tuple[str, Phase, Epoch]
 
 
 class Reconciler:
@@ -72,30 +73,39 @@ class Reconciler:
         self._peers = peers
         self._interval_s = interval_s
         self._running: dict[_Step, asyncio.Task[None]] = {}
+        self._told: dict[str, str] = {}
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
         """A pass at each change of a volume, and one each interval; until cancelled, or the metastore fails."""
+        watching = asyncio.ensure_future(self._watch())
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._watch())
-                while True:
-                    self._changed.clear()
-                    await self.reconcile()
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(self._changed.wait(), self._interval_s)
+            while not watching.done():
+                self._changed.clear()
+                await self._reconcile_or_wait()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), self._interval_s)
+            watching.result()
         finally:
-            for task in self._running.values():
+            under_way = (watching, *self._running.values())
+            for task in under_way:
                 task.cancel()
-            await asyncio.gather(*self._running.values(), return_exceptions=True)
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def _reconcile_or_wait(self) -> None:
+        """A pass. A full disk is no reason to end: what could not be kept is kept in a later one."""
+        try:
+            await self.reconcile()
+        except NoSpace as error:
+            self._tell("metastore", error)
 
     async def reconcile(self) -> None:
         """One pass: start what is to be done and not under way, and keep what was learned."""
-        volumes = await self._catalog.volumes()
+        volumes, tombstones = await self._catalog.volumes(), await self._catalog.tombstones()
         for volume in volumes:
             if self._can_go_on(volume):
                 self._start(volume)
-        for tombstone in await self._catalog.tombstones():
+        for tombstone in tombstones:
             if self._presence.is_up(tombstone.node):
                 self._start_burial(tombstone)
         await self._floors.save()
@@ -162,10 +172,18 @@ class Reconciler:
         if task.cancelled():
             return
         error = task.exception()
-        if isinstance(error, CairnError):
-            _log.warning("not done yet", volume=key[0], phase=key[1].value, error=str(error))
-        elif error is not None:
-            _log.error("a step failed in a way that nobody foresaw", volume=key[0], phase=key[1].value, exc_info=error)
+        if error is None:
+            self._told.pop(key[0], None)
+        elif isinstance(error, CairnError):
+            self._tell(key[0], error)
+        else:
+            _log.error("a step failed in a way that nobody foresaw", subject=key[0], phase=key[1].value, exc_info=error)
+
+    def _tell(self, subject: str, error: CairnError) -> None:
+        """Log what stands in the way, once, and not again each second."""
+        if self._told.get(subject) != str(error):
+            _log.warning("not done yet; trying on", subject=subject, error=str(error))
+            self._told[subject] = str(error)
 
     def _steps(self) -> dict[Phase, Callable[[Volume], Awaitable[None]]]:
         return {
@@ -216,6 +234,7 @@ class Reconciler:
                 raise error
         await self._catalog.remove_volume(volume, [each for each in left if each.node in nodes])
         self._floors.forget(volume.id)
+        self._told.pop(volume.id, None)
         _log.info("volume deleted", volume=volume.id, replicas_left=len(left))
 
     async def _open(self, volume: Volume) -> None:
@@ -261,7 +280,7 @@ class Reconciler:
             await self._catalog.remove_tombstone(tombstone)
             _log.info("a replica left over is deleted", node=tombstone.node, replica=tombstone.replica)
 
-        self._start_once((VolumeId(f"{tombstone.volume}/{tombstone.replica}"), Phase.DELETING, Epoch(0)), bury)
+        self._start_once((tombstone.replica, Phase.DELETING, Epoch(0)), bury)
 
     # ---- what the steps rest on
 

@@ -129,7 +129,10 @@ class ControlService(control_pb2_grpc.ControlServicer):
             ),
         )
         await self._reconciler.settle(volume)
-        return await self._message(await self._catalog.volume(volume.id))
+        now = await self._catalog.volume(volume.id)
+        if now.attachment is None or now.attachment.front_end != front_end.id:
+            raise Conflict(f"volume {volume.id} was attached to {front_end.id} and taken away meanwhile")
+        return await self._message(now)
 
     async def DetachVolume(self, request: control_pb2.DetachVolumeRequest, context: _Context) -> control_pb2.Volume:
         found = await self._catalog.volume(request.volume)

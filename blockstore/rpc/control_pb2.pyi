@@ -302,7 +302,7 @@ class Volume(_message.Message):
     size_bytes: _builtins.int
     state: Global___VolumeState.ValueType
     reason: _builtins.str
-    """Why it is in `error`, or what a `creating` one waits for."""
+    """Why it is in `error`, what a `creating` one waits for, or why the last attach of an `available` one failed."""
     created_at_ms: _builtins.int
     epoch: _builtins.int
     @_builtins.property
