@@ -6,13 +6,10 @@ says could be relied on. The address that it listens at, with the port that it g
 """
 
 import asyncio
-import os
-import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -26,6 +23,7 @@ from blockstore.control.presence import Presence
 from blockstore.control.reconcile import Reconciler
 from blockstore.control.registrar import Registrar, now_ms
 from blockstore.control.service import ControlService
+from blockstore.daemon import stop_signals, write_address
 from blockstore.grpc_endpoint import Endpoint
 from blockstore.rpc import control_pb2, control_pb2_grpc
 
@@ -39,22 +37,14 @@ GRACE_S: Final = 1.0
 
 async def run(settings: ControlSettings) -> None:
     """Serve until SIGTERM or SIGINT. Raises CairnError where it cannot start, or cannot go on."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    try:
-        async with serving(settings) as (address, reconciling):
-            _log.info("control listens", address=address, state=str(settings.state))
-            stopping = asyncio.ensure_future(stop.wait())
-            await asyncio.wait([stopping, reconciling], return_when=asyncio.FIRST_COMPLETED)
-            stopping.cancel()
-            _log.info("control stops", address=address)
-            if reconciling.done():
-                reconciling.result()
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+    stopped = stop_signals()
+    async with serving(settings) as (address, reconciling):
+        _log.info("control listens", address=address, state=str(settings.state))
+        ends: list[asyncio.Future[Any]] = [stopped, reconciling]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        _log.info("control stops", address=address)
+        if reconciling.done():
+            reconciling.result()
 
 
 @asynccontextmanager
@@ -69,7 +59,7 @@ async def serving(settings: ControlSettings) -> AsyncIterator[tuple[str, asyncio
         await endpoint.start()
         reconciling = asyncio.ensure_future(reconciler.run())
         try:
-            _write_atomically(address_file, endpoint.address + "\n")
+            write_address(address_file, endpoint.address)
             yield endpoint.address, reconciling
         finally:
             address_file.unlink(missing_ok=True)
@@ -95,10 +85,3 @@ async def assemble(settings: ControlSettings, store: Metastore, peers: Peers) ->
     control_pb2_grpc.add_ControlServicer_to_server(service, endpoint.server)
     endpoint.add_names([control_pb2.DESCRIPTOR.services_by_name["Control"].full_name])
     return endpoint, reconciler, floors
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """A reader finds all of it or nothing. Not synced: it is of no use after a crash."""
-    scratch = path.with_suffix(".new")
-    scratch.write_text(text)
-    os.replace(scratch, path)
