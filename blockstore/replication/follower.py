@@ -244,9 +244,9 @@ class Follower:
 
     def _learn(self, message: Append) -> None:
         """Where the leader's log ends and what it has committed; both may show that this log matches."""
-        for position in (message.end, message.commit):
-            if self._run.holds(position):
-                self._match(position)
+        if self._matched != self._run.end:
+            self._match_below(message.end)
+            self._match_below(message.commit)
         self._told_commit = max(self._told_commit, message.commit)
         if self._floor_bound is None and self.filling and message.end.epoch == self.epoch:
             self._floor_bound = message.end
@@ -254,6 +254,12 @@ class Follower:
     def _match(self, position: Position) -> None:
         if position.sequence > self._matched.sequence:
             self._matched = position
+
+    def _match_below(self, position: Position) -> None:
+        """The leader's log holds `position`, and so all records of its epoch below: one leader wrote them."""
+        held = self._run.last_of(position.epoch, position.sequence)
+        if held is not None:
+            self._match(held)
 
     def _take(self, records: Seq[Record]) -> tuple[list[LogEntry], bool]:
         """Entries for those records that are new here; False where the predecessor is missing."""
@@ -397,8 +403,8 @@ class Follower:
             self._delta.peers = peers
         if self._fetch is not None or catch_up.target.sequence <= self._run.start.sequence:
             return []
+        self._match_below(catch_up.target)
         if self._run.holds(catch_up.target):
-            self._match(catch_up.target)
             return []
         self._fetch = LogFetch(catch_up, list(peers))
         return self._ask_next_peer()
@@ -412,18 +418,7 @@ class Follower:
         self._attempt += 1
         fetch.attempt = self._attempt
         target = fetch.catch_up.target
-        return [FetchLog(fetch.attempt, fetch.peers.pop(0), self._common_with(target), target)]
-
-    def _common_with(self, target: Position) -> Position:
-        """The highest position here that a log which holds `target` is known to hold as well.
-
-        One leader wrote all records of an epoch: of two positions of one epoch, the log of the higher
-        holds the lower.
-        """
-        end = self._run.end
-        if end.epoch == target.epoch and end.sequence <= target.sequence:
-            return end
-        return self._matched
+        return [FetchLog(fetch.attempt, fetch.peers.pop(0), self._matched, target)]
 
     def log_fetched(self, attempt: int, records: tuple[Record, ...]) -> list[FollowerEffect]:
         """Records that the peer holds below the target, behind those it sent before."""
@@ -467,21 +462,17 @@ class Follower:
     def _fill_from(self, catch_up: CatchUp) -> list[FollowerEffect]:
         """No peer holds the gap: the log starts anew at the base, and the tables are copied.
 
-        Only once this epoch's leader has committed: then all that is given up is on a quorum without
-        this replica.
+        Nothing is given up that others lack: the base is committed and not in this log, so a quorum
+        without this replica held it, and all before it.
         """
         base = catch_up.base
-        if self._told_commit.epoch != self.epoch or base > self._told_commit or base.sequence <= self.commit.sequence:
+        if base > self._told_commit or base.sequence <= self.commit.sequence:
             return []
         if self._run.holds(base):
             self._match(base)
             return self._advance_commit()
-        if self._needs_delta:
-            assert self.filling is not None
-            since, floor = self.filling.since, self.filling.floor
-        else:
-            since = self._applied.sequence
-            floor = self.filling.floor if self.filling else max(self._run.end, self._acked)
+        floor = self.filling.floor if self.filling else max(self._run.end, self._acked)
+        since = self.filling.since if self.filling and self._needs_delta else self._applied.sequence
         self._run = RecordRun(base)
         self._durable = base.sequence
         self.commit = self._applied = self._matched = base
@@ -590,7 +581,8 @@ class Follower:
     def _past_copies(self) -> bool:
         """A record behind the base is here, too: it says which generation is current."""
         assert self.filling is not None
-        return self.commit.sequence >= self._copied.sequence and self._run.end.sequence > self.filling.base.sequence
+        behind_base = self._durable_match.sequence > self.filling.base.sequence
+        return behind_base and self.commit.sequence >= self._copied.sequence
 
     def _floor_reached(self) -> bool:
         """Whether the log is durable, and the leader's, at or above all that was ever acked.

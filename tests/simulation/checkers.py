@@ -11,7 +11,7 @@ which everything else is judged:
 - at the end every replica shows what the log says, now and in each sealed generation.
 """
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,7 @@ class Checker:
         self._quorum = len(self._members) // 2 + 1
         self._records: dict[Position, Record] = {}
         self._record_of: dict[int, Record] = {}
-        self._unplaced: dict[tuple[Epoch, OperationKind, int, int], deque[int]] = defaultdict(deque)
+        self._without_data: dict[int, Ticket] = {}
         self._held: dict[Position, int] = defaultdict(int)
         self._disks: dict[ReplicaId, DiskState] = {}
         self._answered_epoch: dict[ReplicaId, Epoch] = {}
@@ -171,8 +171,7 @@ class Checker:
     def submitted_request(self, front_end: "FrontEnd", ticket: Ticket) -> None:
         operation = ticket.operation
         if operation is not None and operation.kind in (OperationKind.ZERO, OperationKind.TRIM):
-            key = front_end.epoch, operation.kind, int(operation.start), operation.count
-            self._unplaced[key].append(ticket.number)
+            self._without_data[id(operation)] = ticket
 
     def completed(self, front_end: "FrontEnd", ticket: Ticket) -> None:
         record = self._record_of.get(ticket.number)
@@ -240,19 +239,18 @@ class Checker:
             return
         self._records[record.position] = record
         for operation in record.operations:
-            number = self._ticket_of(record.position.epoch, operation)
+            number = self._ticket_of(operation)
             if number is not None:
                 twice = number in self._record_of
                 self.expect(not twice, f"request {number} is in two records, one of them {record.position}")
                 self._record_of[number] = record
 
-    def _ticket_of(self, epoch: Epoch, operation: Operation) -> int | None:
+    def _ticket_of(self, operation: Operation) -> int | None:
         match operation.kind:
             case OperationKind.WRITE:
                 return int.from_bytes(operation.data[:8], "little")
             case OperationKind.ZERO | OperationKind.TRIM:
-                unplaced = self._unplaced[epoch, operation.kind, int(operation.start), operation.count]
-                return unplaced.popleft() if unplaced else None
+                return self._without_data[id(operation)].number
             case OperationKind.SEAL | OperationKind.PIN | OperationKind.UNPIN:
                 return int.from_bytes(operation.argument, "little")
             case _:

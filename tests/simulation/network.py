@@ -184,6 +184,12 @@ class Stream:
             self._arrives_until = self._network.scheduler.now + grace
             self._client.after(random.random() * 0.05, self._end)
 
+    def refuse(self) -> None:
+        """The server ends it."""
+        if self.open and not self._dooms:
+            self._dooms = True
+            self._client.after(self._network.delay(self._server.name, self._client.name), self._end)
+
     def close(self) -> None:
         """The client gives it up; what is under way may arrive yet."""
         self.open = False
@@ -199,9 +205,7 @@ class Stream:
         if self._network.scheduler.now > self._arrives_until:
             return
         if not self._server.alive or self._server.life != self._lives[1]:
-            if self.open and not self._dooms:
-                self._dooms = True
-                self._client.after(self._network.delay(self._server.name, self._client.name), self._end)
+            self.refuse()
             return
         if self._server.scheduler.now < self._server.paused_until:
             self._server.after(0.0, lambda: self._handle(self, message))

@@ -166,7 +166,7 @@ class Node(Process):
         try:
             effects = self.follower.append(stream, message)
         except Conflict:
-            stream.break_off()
+            stream.refuse()
         else:
             self.carry_out(effects)
 
