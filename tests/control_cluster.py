@@ -201,11 +201,15 @@ class Beating:
         await self.endpoint.start()
         self._beats = asyncio.ensure_future(self._beat())
 
-    async def stop(self) -> None:
-        """Gone, without a word."""
+    async def fall_silent(self) -> None:
+        """Beat no more; it serves on."""
         if self._beats:
             self._beats.cancel()
             await asyncio.gather(self._beats, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """Gone, without a word."""
+        await self.fall_silent()
         await self.endpoint.stop(0)
 
     async def _beat(self) -> None:

@@ -117,6 +117,24 @@ def test_a_detached_volume_shows_who_lags(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
+def test_words_of_different_times_are_no_lag(tmp_path: Path) -> None:
+    """One node has told of the records that were just written, the other two have not beaten since."""
+
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        await control.create()
+        for node in cluster.nodes:
+            await node.fall_silent()
+        one = cluster.nodes[0]
+        (held,) = one.replicas.values()
+        held.end.CopyFrom(Position(epoch=1, sequence=40))
+        await one.report(control.stub)
+        status = await control.status()
+        assert max(replica.end.sequence for replica in status.volumes[0].replicas) == 40
+        assert states(status) == ["up"] * 3
+
+    run(tmp_path, scenario)
+
+
 def test_what_the_front_end_says_of_a_replica_counts(tmp_path: Path) -> None:
     async def scenario(cluster: Cluster, control: Control) -> None:
         volume = await control.create(name="v")

@@ -17,9 +17,13 @@ from blockstore.rpc.replica_pb2 import ReplicaStatus
 
 @dataclass(frozen=True, slots=True)
 class NodeWord:
-    """A node's last heartbeat. replicas: None until it reported them for the first time."""
+    """A node's heartbeat. replicas: None until it reported them for the first time.
+
+    heard_at: by control's own clock; tells which of two words is the later one.
+    """
 
     at_ms: int
+    heard_at: float
     capacity_bytes: int = 0
     used_bytes: int = 0
     full: bool = False
@@ -46,6 +50,7 @@ class Presence:
         self._wall_ms = wall_ms
         self._heard: dict[str, float] = {}
         self._nodes: dict[NodeId, NodeWord] = {}
+        self._earlier: dict[NodeId, NodeWord] = {}
         self._front_ends: dict[FrontEndId, FrontEndWord] = {}
         self._created: dict[ReplicaId, float] = {}
         self._beat = asyncio.Event()
@@ -53,7 +58,8 @@ class Presence:
 
     def node_registered(self, node: NodeId, capacity_bytes: int) -> None:
         """It may be called from now on; what it holds it says with its next heartbeat."""
-        self._nodes[node] = NodeWord(self._wall_ms(), capacity_bytes)
+        self._nodes[node] = NodeWord(self._wall_ms(), self._clock(), capacity_bytes)
+        self._earlier.pop(node, None)
         self._hear(node)
 
     def node_reported(
@@ -67,7 +73,9 @@ class Presence:
         """A heartbeat with all that it holds."""
         for replica in replicas:
             self._created.pop(replica, None)
-        self._nodes[node] = NodeWord(self._wall_ms(), capacity_bytes, used_bytes, full, replicas)
+        if node in self._nodes:
+            self._earlier[node] = self._nodes[node]
+        self._nodes[node] = NodeWord(self._wall_ms(), self._clock(), capacity_bytes, used_bytes, full, replicas)
         self._hear(node)
 
     def replica_created(self, replica: ReplicaId) -> None:
@@ -82,6 +90,7 @@ class Presence:
     def node_removed(self, node: NodeId) -> None:
         """The catalog has it no more."""
         self._nodes.pop(node, None)
+        self._earlier.pop(node, None)
         self._heard.pop(node, None)
 
     def front_end_registered(self, front_end: FrontEndId) -> None:
@@ -102,6 +111,11 @@ class Presence:
     def node(self, node: NodeId) -> NodeWord | None:
         """Its last word, None where it was not heard since control started."""
         return self._nodes.get(node)
+
+    def node_before(self, node: NodeId, heard_at: float) -> NodeWord | None:
+        """Its last word that is older than that time, of the two last ones."""
+        words = (self._nodes.get(node), self._earlier.get(node))
+        return next((word for word in words if word and word.heard_at < heard_at), None)
 
     def front_end(self, front_end: FrontEndId) -> FrontEndWord | None:
         """Its last word, None where it was not heard since control started."""

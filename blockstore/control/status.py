@@ -136,18 +136,23 @@ class Observer:
         return word.replicas.get(member.replica) if word and word.replicas else None
 
     def _lag(self, volume: Volume, member: Member) -> int:
-        """Records by which its log ends before the longest one that a node reported."""
-        ends = {
-            each.replica: (own.end.epoch, own.end.sequence)
+        """Records by which a detached volume's replica ends before another one did when that was heard before.
+
+        Words of different times are no measure while records are written: then only the front-end's counts.
+        """
+        word, own = self._presence.node(member.node), self._own_word(member)
+        if volume.attachment or word is None or own is None:
+            return 0
+        others = (
+            earlier.replicas.get(each.replica)
             for segment in volume.segments
             for each in segment.configuration.members
-            if (own := self._own_word(each))
-        }
-        longest = max(ends.values(), default=(0, 0))
-        own_end = ends.get(member.replica)
-        if own_end is None or own_end == longest:
-            return 0
-        return max(1, longest[1] - own_end[1])  # At one sequence in an older epoch its last record differs.
+            if (earlier := self._presence.node_before(each.node, word.heard_at)) and earlier.replicas
+        )
+        own_end = (own.end.epoch, own.end.sequence)
+        longest = max(((each.end.epoch, each.end.sequence) for each in others if each), default=own_end)
+        # At one sequence in an older epoch its last record differs.
+        return max(1, longest[1] - own_end[1]) if longest > own_end else 0
 
     # ---- problems
 
