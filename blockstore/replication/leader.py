@@ -295,9 +295,9 @@ class Leader:
         return Send(member.replica, message)
 
     def _catch_up(self, member: Member) -> CatchUp:
-        """Reach the start of what is retained here; the base is committed, and a record behind it is held."""
+        """Reach the start of what is retained here, or start anew at a committed base that a record follows."""
         target = self._run.start
-        base = self._run.position_at(self._commit.sequence - 1) or target
+        base = self._run.position_at(self._commit.sequence - 1) or self._commit
         sources = [
             other
             for other in self._members.values()

@@ -5,6 +5,7 @@ still need. Invariant: each record's `previous` is the position before it, so th
 hold the same position hold the same records up to it (Raft's log matching, section 5.3).
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable
 
 from blockstore.domain import Position
@@ -52,6 +53,15 @@ class RecordRun:
 
     def holds(self, position: Position) -> bool:
         return self.position_at(position.sequence) == position
+
+    def last_of(self, epoch: int, up_to: int) -> Position | None:
+        """The highest position of that epoch with a sequence of at most `up_to`; epochs never fall along a log."""
+        records, first = self._records, self.start.sequence + 1
+        index = min(bisect_right(records, epoch, key=lambda record: record.position.epoch), up_to - first + 1)
+        if index < 0:
+            return None
+        position = records[index - 1].position if index else self.start
+        return position if position.epoch == epoch else None
 
     def between(self, after: int, up_to: int) -> tuple[Record, ...]:
         """The records with sequences in (after, up_to]; both are inside the run."""
