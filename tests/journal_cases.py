@@ -1,8 +1,9 @@
 """What the journal's tests share: entries that look like a replica's, and a disk that can lose power.
 
-A PowerDisk does the real calls and keeps, beside them, what a power cut would leave: writes count
+A PowerDisk does the real writes and keeps, beside them, what a power cut would leave: writes count
 once their file is synced, a new file once its directory is. What was written and not synced may
-be on the disk or not, page by page, in any order.
+be on the disk or not, sector by sector, in any order. The power is not really cut, so it leaves out the
+real syncs, which keeps thousands of cuts quick.
 """
 
 import os
@@ -96,8 +97,21 @@ class Written:
     content: bytes
 
 
-class PowerDisk(Disk):
-    """The real calls on one directory, and what a power cut after any of them would leave.
+class CachedDisk(Disk):
+    """The real writes; a test reads them back from the page cache, so nothing waits for the disk."""
+
+    def sync(self, fd: int) -> None:
+        """Nothing to wait for."""
+
+    def sync_directory(self, directory: Path) -> None:
+        """Nothing to wait for."""
+
+    def allocate(self, fd: int, size_bytes: int) -> None:
+        os.ftruncate(fd, size_bytes)
+
+
+class PowerDisk(CachedDisk):
+    """The real writes on one directory, and what a power cut after any of them would leave.
 
     durable: the files' content that is surely there. loose: writes that may or may not be, in order.
     unnamed: files whose directory entry may be missing. limit: the number of calls after which the
@@ -119,7 +133,6 @@ class PowerDisk(Disk):
 
     def sync(self, fd: int) -> None:
         self._count()
-        super().sync(fd)
         self._settle(_name(fd))
 
     def allocate(self, fd: int, size_bytes: int) -> None:
@@ -127,7 +140,7 @@ class PowerDisk(Disk):
         self.durable[name] = bytearray()
         self.unnamed.add(name)
         self._count()
-        os.ftruncate(fd, size_bytes)
+        super().allocate(fd, size_bytes)
         self.durable[name] = bytearray(size_bytes)
 
     def sync_directory(self, directory: Path) -> None:

@@ -83,7 +83,6 @@ class Journal:
         marks: Mapping[ReplicaId, int],
         *,
         max_files: int,
-        file_bytes: int,
     ) -> None:
         """Use Journal.open."""
         self._directory = directory
@@ -91,10 +90,10 @@ class Journal:
         self._state = state
         self._marks = dict(marks)
         self._max_files = max_files
-        self._file_bytes = file_bytes
         self._forgotten: set[ReplicaId] = set()
         self._failure: str | None = None
         self._reserved = 0
+        """Free files that the append under way will begin."""
         self._lock = threading.Lock()
 
     @classmethod
@@ -110,10 +109,10 @@ class Journal:
         """Read the log back and make it durable, before anything is answered.
 
         max_bytes: what the files may take together (at least MIN_FILES files; a start may add one above
-        that, and so may a submission that is larger). marks: of each replica here, the number of the last entry that its synced tables reflect;
-        entries of others are dropped. Raises JournalFull where the disk has no room for the file that
-        a start may need, JournalFailed where it cannot be written or read, Corrupt where files
-        contradict one another.
+        that, and so may a submission that is larger). marks: of each replica here, the number of the last
+        entry that its synced tables reflect; entries of others are dropped. Raises JournalFull where the
+        disk has no room for the file that a start may need, JournalFailed where it cannot be written or
+        read, Corrupt where files contradict one another.
         """
         if file_bytes % PAGE or file_bytes < FIRST_OFFSET + PAGE:
             raise InvalidRequest(
@@ -127,7 +126,9 @@ class Journal:
         except OSError as error:
             raise JournalFailed(f"cannot start the journal in {directory}: {error}") from error
         max_files = max(MIN_FILES, max_bytes // file_bytes)
-        return cls(directory, disk, state, marks, max_files=max_files, file_bytes=file_bytes), recovered
+        journal = cls(directory, disk, state, marks, max_files=max_files)
+        journal._remove(journal._take_excess())
+        return journal, recovered
 
     def append(self, entries: Sequence[JournalEntry]) -> int:
         """Make the entries durable, in order; blocks. Returns the number of the last one.
@@ -213,7 +214,7 @@ class Journal:
         """What can be appended before a checkpoint is needed, if the disk has room for new files."""
         with self._lock:
             state = self._state
-            new = max(0, self._max_files - len(state.all_files)) * self._file_bytes
+            new = max(0, self._max_files - len(state.all_files)) * self._state.file_bytes
             return state.active.size_bytes - state.offset + sum(file.size_bytes for file in state.free) + new
 
     def close(self) -> None:
@@ -230,7 +231,7 @@ class Journal:
 
     def _drafts(self, entries: Sequence[JournalEntry]) -> Iterator[Draft]:
         """The entries as groups, none larger than a group and a file allow."""
-        limit = min(MAX_GROUP_BYTES, self._file_bytes - FIRST_OFFSET)
+        limit = min(MAX_GROUP_BYTES, self._state.file_bytes - FIRST_OFFSET)
         before = dict(self._state.last_numbers)
         draft = Draft(self._state.next_group, self._state.next_entry, self._state.items)
         for together in _inseparable(entries):
@@ -257,7 +258,7 @@ class Journal:
         offset, size, needed = state.offset, state.active.size_bytes, 0
         for draft in drafts:
             if offset + draft.size_bytes > size:
-                offset, size, needed = FIRST_OFFSET, self._file_bytes, needed + 1
+                offset, size, needed = FIRST_OFFSET, self._state.file_bytes, needed + 1
             offset += draft.size_bytes
         with self._lock:
             self._reserved = needed
@@ -268,10 +269,10 @@ class Journal:
                     "replicas frees the oldest"
                 )
             path = file_path(self._directory, state.next_slot)
-            create_file(self._disk, path, self._file_bytes)
+            create_file(self._disk, path, self._state.file_bytes)
             with self._lock:
                 state.next_slot += 1
-                state.free.appendleft(JournalFile(path, self._file_bytes, None))
+                state.free.appendleft(JournalFile(path, self._state.file_bytes, None))
 
     def _write(self, draft: Draft) -> None:
         state = self._state
@@ -303,6 +304,7 @@ class Journal:
         """Begin a free file; its header is durable before a group is written behind it."""
         state = self._state
         with self._lock:
+            excess = self._take_excess()
             file = state.free.popleft()
             self._reserved -= 1
             if file.place is not None:
@@ -322,27 +324,34 @@ class Journal:
             state.files.append(file)
             state.offset = FIRST_OFFSET
             self._free_files()
+        self._remove(excess)
 
     def _free_files(self) -> bool:
-        """Release what nobody needs any more, oldest first; remove what is above the limit or of another size."""
+        """Release what nobody needs any more, oldest first."""
         state = self._state
         before = len(state.free)
         while state.files[0] is not state.active and released(state.files[0], self._marks):
-            file = state.files.pop(0)
-            if file.size_bytes == self._file_bytes:
-                state.free.append(file)
-            elif file.path is not None:
-                self._remove(file)
-        freed = len(state.free) > before
-        while len(state.all_files) > self._max_files and len(state.free) > self._reserved:
-            self._remove(state.free.popleft())
-        return freed
+            state.discard([state.files.pop(0)])
+        return len(state.free) > before
 
-    def _remove(self, file: JournalFile) -> None:
-        assert file.path is not None
-        file.path.unlink()
-        if file.place is not None:
-            self._state.index.drop_place(file.place)
+    def _take_excess(self) -> list[JournalFile]:
+        """The files above the limit or of another size; they go once a header that comes later is durable.
+
+        Until then the newest header may name them as needed, and a start would miss them.
+        """
+        state = self._state
+        excess, state.surplus = state.surplus, []
+        while len(state.all_files) > self._max_files and len(state.free) > self._reserved:
+            excess.append(state.free.popleft())
+        return excess
+
+    def _remove(self, files: Sequence[JournalFile]) -> None:
+        for file in files:
+            assert file.path is not None
+            file.path.unlink()
+            if file.place is not None:
+                with self._lock:
+                    self._state.index.drop_place(file.place)
 
 
 def _inseparable(entries: Sequence[JournalEntry]) -> Iterator[list[Encoded]]:

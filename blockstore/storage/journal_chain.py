@@ -90,18 +90,18 @@ def slot_of(path: Path) -> int | None:
 
 def read_chain(directory: Path) -> Chain:
     """What the headers in a directory say. Raises Corrupt where they contradict one another, OSError."""
-    files, unreadable, half_bad = [], [], []
+    files: list[JournalFile] = []
+    unreadable: list[JournalFile] = []
+    half_bad: list[JournalFile] = []
     for path in sorted(path for path in directory.iterdir() if slot_of(path) is not None):
         file, header = _read_file(path)
         files.append(file)
-        if file.header is None and not header.blank:
-            unreadable.append(file)
-        if file.header is not None and None in header.copies:
-            half_bad.append(file)
+        if header.bad:
+            (half_bad if file.header else unreadable).append(file)
     newest = max((file.header for file in files if file.header), key=lambda header: header.incarnation, default=None)
     if newest is None:
         return Chain([], files, unreadable, half_bad, 0, 0, False)
-    log, lost = _walk_back(_by_incarnation(files), newest.oldest)
+    log, lost = _walk_back(_by_incarnation(files), newest)
     others = [file for file in files if file not in log]
     return Chain(log, others, unreadable, half_bad, newest.incarnation, newest.oldest, lost)
 
@@ -126,12 +126,12 @@ def _by_incarnation(files: Iterable[JournalFile]) -> dict[int, JournalFile]:
     return found
 
 
-def _walk_back(files: dict[int, JournalFile], oldest: int) -> tuple[list[JournalFile], bool]:
+def _walk_back(files: dict[int, JournalFile], newest: FileHeader) -> tuple[list[JournalFile], bool]:
     """The log, oldest first, and whether it lacks a needed file before its first."""
     file = files.get(max(files, default=0))
     if file is None:
-        return [], oldest > 0
+        return [], newest.oldest < newest.incarnation
     log = [file]
     while (header := log[-1].header) and (before := files.get(header.previous)):
         log.append(before)
-    return log[::-1], log[-1].incarnation > oldest
+    return log[::-1], log[-1].incarnation > newest.oldest

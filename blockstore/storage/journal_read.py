@@ -47,10 +47,10 @@ class FoundGroup:
 
 @dataclass(frozen=True, slots=True)
 class HeaderCopies:
-    """Both copies of a file's header, None where one is bad; blank: neither was ever written."""
+    """Both copies of a file's header, None where there is none; bad: how many were written and are not whole."""
 
     copies: tuple[FileHeader | None, FileHeader | None]
-    blank: bool
+    bad: int
 
     @property
     def newest(self) -> FileHeader | None:
@@ -71,7 +71,9 @@ def read_at(fd: int, size: int, offset: int) -> bytes:
 def read_file_header(fd: int) -> HeaderCopies:
     """The header of an open file. Raises Corrupt for a format we do not know."""
     pages = read_at(fd, PAGE, 0), read_at(fd, PAGE, PAGE)
-    return HeaderCopies((decode_file_header(pages[0]), decode_file_header(pages[1])), not any(map(any, pages)))
+    copies = decode_file_header(pages[0]), decode_file_header(pages[1])
+    bad = [page for page, copy in zip(pages, copies, strict=True) if copy is None and page.strip(b"\0")]
+    return HeaderCopies(copies, len(bad))
 
 
 def read_group_header(fd: int, offset: int, salt: int) -> FoundGroup | None:

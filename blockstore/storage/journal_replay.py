@@ -64,7 +64,7 @@ class Replay:
         self.problems: list[tuple[JournalFile, str]] = []
         self.last_numbers: dict[ReplicaId, int] = {}
         self._chain = chain
-        self._marks = marks
+        self.marks = marks
         self._unknown: dict[ReplicaId, bool] = {}
         self._highest: dict[ReplicaId, Position] = {}
         self._sealed: dict[ReplicaId, SealEntry] = {}
@@ -96,7 +96,7 @@ class Replay:
 
     def lose_end(self, next_entry: int) -> LogEnd:
         """After run: the log went on, in a file that is gone, so nobody here is sound. Where it resumes."""
-        for replica in self._marks:
+        for replica in self.marks:
             self._damage(replica, None, 0, unknown=True)
         return LogEnd(self._next_group + 1, next_entry, None, (), False, self._end_offset)
 
@@ -139,7 +139,7 @@ class Replay:
             self._miss(file, header.number, header.first_entry, header.previous)
         for item in header.items:
             self._note(item)
-        needed = any(item.number > self._marks.get(item.replica, _BEYOND) for item in header.items)
+        needed = any(item.number > self.marks.get(item.replica, _BEYOND) for item in header.items)
         body = read_body(fd, group, file.place.salt) if needed or torn_allowed else None
         if torn_allowed and body is None:
             return
@@ -154,14 +154,14 @@ class Replay:
             return
         self._final.append(group)
         self.index.add(
-            tuple(item for item in header.items if item.replica in self._marks), file.place, group.offset, group.end
+            tuple(item for item in header.items if item.replica in self.marks), file.place, group.offset, group.end
         )
         if body is not None and needed:
             for entry in stored_entries(header, body):
                 self._take_entry(entry)
 
     def _take_entry(self, stored: StoredEntry) -> None:
-        if stored.number <= self._marks.get(stored.replica, _BEYOND):
+        if stored.number <= self.marks.get(stored.replica, _BEYOND):
             return
         entry: LogEntry | None = decode_entry(stored.kind, bytes(stored.payload))
         if stored.replica in self._unknown and entry is not None:
@@ -204,7 +204,7 @@ class Replay:
     def _keep(self, file: JournalFile, items: Items) -> None:
         """The file is needed until the tables of these replicas reflect what it holds of them."""
         for item in items:
-            if item.replica in self._marks:
+            if item.replica in self.marks:
                 file.last[item.replica] = max(item.number, file.last.get(item.replica, 0))
                 self.last_numbers[item.replica] = item.number
 
@@ -213,7 +213,7 @@ class Replay:
 
     def _lose(self, items: Items, file: JournalFile) -> None:
         for item in items:
-            if item.number > self._marks.get(item.replica, _BEYOND):
+            if item.number > self.marks.get(item.replica, _BEYOND):
                 self._damage(item.replica, file, item.number, unknown=False)
 
     def _settle(self, items: Items) -> None:
@@ -222,13 +222,13 @@ class Replay:
             for item in items:
                 if item.replica not in hole.settled:
                     hole.settled.add(item.replica)
-                    if item.before >= max(hole.first, 1) and item.before > self._marks.get(item.replica, _BEYOND):
+                    if item.before >= max(hole.first, 1) and item.before > self.marks.get(item.replica, _BEYOND):
                         self._damage(item.replica, hole.file, hole.last, unknown=True)
 
     def _close_holes(self) -> None:
         """Judge the replicas of which nothing stands behind a hole."""
         for hole in self._holes:
-            for replica, mark in self._marks.items():
+            for replica, mark in self.marks.items():
                 if replica not in hole.settled and mark < hole.last:
                     self._damage(replica, hole.file, hole.last, unknown=True)
 

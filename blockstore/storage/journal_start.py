@@ -14,7 +14,7 @@ file that does not exist is named as the one before, so that later starts know i
 
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -31,7 +31,6 @@ from blockstore.storage.journal_format import (
     checksum,
     encode_file_header,
     encode_group_header,
-    round_up,
 )
 from blockstore.storage.journal_index import Place, RecordIndex
 from blockstore.storage.journal_read import FoundGroup, read_body
@@ -55,12 +54,13 @@ class LogState:
     """The log as the running journal holds it.
 
     files: the log's files that are still needed, oldest first; the last is written to, through fd, from
-    `offset` on. free: files to reuse, in this order; those released last still serve peers. items: of the
-    last group, None where they are not known.
+    `offset` on. free: files of file_bytes to reuse, in this order; those released last still serve peers.
+    surplus: files to remove once a header says that they are not needed. items: of the last group, None
+    where they are not known.
     """
 
     files: list[JournalFile]
-    free: deque[JournalFile]
+    file_bytes: int
     index: RecordIndex
     last_numbers: dict[ReplicaId, int]
     next_group: int
@@ -70,6 +70,8 @@ class LogState:
     next_slot: int
     fd: int = -1
     offset: int = FIRST_OFFSET
+    free: deque[JournalFile] = field(default_factory=deque)
+    surplus: list[JournalFile] = field(default_factory=list)
 
     @property
     def active(self) -> JournalFile:
@@ -83,7 +85,15 @@ class LogState:
     @property
     def all_files(self) -> list[JournalFile]:
         """Every file there is, in use or free."""
-        return [file for file in (*self.files, *self.free) if file.path is not None]
+        return [file for file in (*self.files, *self.free, *self.surplus) if file.path is not None]
+
+    def discard(self, files: Iterable[JournalFile]) -> None:
+        """Nobody needs these any more."""
+        for file in files:
+            if file.size_bytes == self.file_bytes:
+                self.free.append(file)
+            elif file.path is not None:
+                self.surplus.append(file)
 
 
 @dataclass(frozen=True)
@@ -118,11 +128,11 @@ def start(directory: Path, disk: Disk, marks: Mapping[ReplicaId, int], file_byte
     if lost_end:
         end = replay.lose_end(max(end.next_entry, highest_mark + 1) + 1)
     plan = _plan(chain, end, lost_end, file_bytes // COPY_SHARE)
-    state = _state(chain, replay, end, plan, marks)
-    file = _pick_file(directory, disk, state, max(file_bytes, round_up(plan.size_bytes)), file_bytes)
+    state = _state(chain, replay, end, plan, file_bytes)
+    file = _pick_file(directory, disk, state, plan.size_bytes)
     _begin(state, disk, file, plan)
     disk.sync_directory(directory)
-    state.free.extend((*plan.replaced, *chain.unreadable))
+    state.discard((*plan.replaced, *chain.unreadable))
     return state, Recovered(replay.entries, replay.damaged, end.next_entry - 1)
 
 
@@ -170,25 +180,25 @@ def _bodies(file: JournalFile, groups: tuple[FoundGroup, ...]) -> tuple[bytes, .
     return tuple(body for body in bodies if body is not None) if None not in bodies else None
 
 
-def _state(chain: Chain, replay: Replay, end: LogEnd, plan: _Plan, marks: Mapping[ReplicaId, int]) -> LogState:
+def _state(chain: Chain, replay: Replay, end: LogEnd, plan: _Plan, file_bytes: int) -> LogState:
     """The log's files before the new one: those still needed, and those that may be reused."""
     needed = [file for file in chain.files if file not in plan.replaced]
-    free = deque(file for file in chain.others if file not in chain.unreadable)
-    while needed and released(needed[0], marks):
-        free.append(needed.pop(0))
-    missing = _missing_file(chain, replay, end, plan, marks)
+    unneeded = [file for file in chain.others if file not in chain.unreadable]
+    while needed and released(needed[0], replay.marks):
+        unneeded.append(needed.pop(0))
+    missing = _missing_file(chain, replay, end, plan)
     if missing is not None:
         needed.insert(0, missing)
     slots = [slot_of(file.path) or 0 for file in (*chain.files, *chain.others) if file.path]
-    return LogState(
-        needed, free, replay.index, replay.last_numbers, end.next_group, end.next_entry, end.items,
+    state = LogState(
+        needed, file_bytes, replay.index, replay.last_numbers, end.next_group, end.next_entry, end.items,
         chain.newest, max(slots, default=0) + 1,
     )  # fmt: skip
+    state.discard(unneeded)
+    return state
 
 
-def _missing_file(
-    chain: Chain, replay: Replay, end: LogEnd, plan: _Plan, marks: Mapping[ReplicaId, int]
-) -> JournalFile | None:
+def _missing_file(chain: Chain, replay: Replay, end: LogEnd, plan: _Plan) -> JournalFile | None:
     """What stands for a file that the log has lost, until everybody whom that damaged has a checkpoint behind it."""
     if not chain.files or plan.previous > chain.newest:
         incarnation, last = plan.previous, end.next_entry - 1
@@ -196,39 +206,29 @@ def _missing_file(
         incarnation, last = chain.files[0].header.previous, chain.files[0].header.first_entry - 1
     else:
         return None
-    concerned = {replica: last for replica in replay.damaged if marks[replica] < last}
+    concerned = {replica: last for replica in replay.damaged if replay.marks[replica] < last}
     header = FileHeader(FileKind.LOG, incarnation, 0, 0, 0, 0, 0, 0, 0, 0)
     return JournalFile(None, 0, header, concerned) if concerned else None
 
 
-def _pick_file(directory: Path, disk: Disk, state: LogState, needed_bytes: int, file_bytes: int) -> JournalFile:
+def _pick_file(directory: Path, disk: Disk, state: LogState, needed_bytes: int) -> JournalFile:
     """A file that is not part of the log, marked so durably; a new one where there is none, whatever the limit."""
-    _drop_odd_sizes(state, file_bytes)
-    if needed_bytes > file_bytes or not state.free:
+    if needed_bytes > state.file_bytes or not state.free:
+        size_bytes = max(needed_bytes, state.file_bytes)
         path = file_path(directory, state.next_slot)
-        create_file(disk, path, needed_bytes)
+        create_file(disk, path, size_bytes)
         state.next_slot += 1
-        return JournalFile(path, needed_bytes, None)
+        return JournalFile(path, size_bytes, None)
     file = state.free.popleft()
     assert file.path is not None
     state.newest += 1
-    oldest = state.oldest if state.files else state.newest + 1
+    oldest = state.oldest if state.files else state.newest
     fd = open_file(file.path)
     try:
         write_header(disk, fd, FileHeader(FileKind.SPARE, state.newest, 0, 0, 0, 0, 0, 0, 0, oldest))
     finally:
         os.close(fd)
     return file
-
-
-def _drop_odd_sizes(state: LogState, file_bytes: int) -> None:
-    """Free files of another size go: a crash broke off their allocation, or the setting has changed."""
-    for file in list(state.free):
-        if file.size_bytes != file_bytes and file.path is not None:
-            file.path.unlink()
-            state.free.remove(file)
-            if file.place is not None:
-                state.index.drop_place(file.place)
 
 
 def _begin(state: LogState, disk: Disk, file: JournalFile, plan: _Plan) -> None:
