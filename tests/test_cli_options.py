@@ -75,7 +75,17 @@ def test_overrides_by_daemon() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["node.reserve", "reserve=0", "disk.reserve=0", "node.nothing=1", "node.reserve=x", "control.placement=x"]
+    "text",
+    [
+        "node.data=/x",
+        "node.checkpoint=1",
+        "node.reserve",
+        "reserve=0",
+        "disk.reserve=0",
+        "node.nothing=1",
+        "node.reserve=x",
+        "control.placement=x",
+    ],
 )
 def test_an_override_that_makes_no_sense(text: str) -> None:
     with pytest.raises(InvalidRequest):

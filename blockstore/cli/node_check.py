@@ -29,7 +29,7 @@ def document(report: CheckReport) -> Document:
     return {
         "ok": not report.problems,
         "problems": [
-            {"where": each.where, "what": each.what, "what_to_do": each.what_to_do} for each in report.problems
+            {"where": str(each.where), "what": each.what, "what_to_do": each.what_to_do} for each in report.problems
         ],
         "replicas": [_replica(each) for each in report.replicas],
     }
@@ -44,9 +44,10 @@ def _replica(value: ReplicaSummary) -> Document:
         "epoch": value.epoch,
         "whole": value.whole,
         "blocks": value.blocks,
-        "generations": value.generations,
+        "generations": list(value.generations),
         "file_bytes": value.file_bytes,
         "digest": value.digest,
+        "digests": {str(generation): digest for generation, digest in value.digests.items()},
     }
 
 
@@ -61,7 +62,7 @@ def table(report: CheckReport) -> RenderableType:
                 "whole" if each.whole else "filling",
                 f"{each.applied.epoch}.{each.applied.sequence}",
                 f"{each.blocks:,}",
-                str(each.generations),
+                str(len(each.generations)),
                 format_size(each.file_bytes),
             )
             for each in report.replicas
@@ -70,6 +71,6 @@ def table(report: CheckReport) -> RenderableType:
     if not report.problems:
         return Group(replicas, Text(), tables.state("healthy"))
     problems = tables.grid(
-        ("WHERE", "PROBLEM", "WHAT TO DO"), [(each.where, each.what, each.what_to_do) for each in report.problems]
+        ("WHERE", "PROBLEM", "WHAT TO DO"), [(str(each.where), each.what, each.what_to_do) for each in report.problems]
     )
     return Group(replicas, Text(), problems)

@@ -33,6 +33,9 @@ STOP_TIMEOUT_S: Final = 90.0
 
 _DAEMONS: Final[dict[str, type[Any]]] = {"control": ControlSettings, "node": NodeSettings, "nbd": FrontEndSettings}
 
+_GIVEN: Final = {"state", "data", "zone", "control", "listen", "advertise", "nbd_listen", "nbd_socket"}
+"""Settings that differ from process to process."""
+
 
 def up(
     *,
@@ -106,7 +109,11 @@ def parse_overrides(texts: list[str]) -> Overrides:
         if daemon not in _DAEMONS or not dot or not equals:
             raise InvalidRequest(f"--set {text!r}: write it as DAEMON.SETTING=VALUE, with {', '.join(_DAEMONS)}")
         field, parsed = setting_from_text(_DAEMONS[daemon], name, value)
+        if field in _GIVEN:
+            raise InvalidRequest(f"--set {text!r}: `cairn up` itself says where its processes are and listen")
         overrides[daemon][field] = parsed
+    for daemon, kind in _DAEMONS.items():
+        kind(**overrides[daemon])  # checks the bounds
     return overrides
 
 
