@@ -179,8 +179,8 @@ class Cluster:
         (found,) = [each for each in self.status().volumes if each.volume.id == volume]
         return found
 
-    def wait_whole(self, volume: str, limit_s: float = WHOLE_LIMIT_S) -> None:
-        """Wait until the volume is served and every replica of it is up and has all.
+    def wait_whole(self, volume: str, limit_s: float = WHOLE_LIMIT_S, *, idle: bool = False) -> None:
+        """Wait until the volume is served and every replica of it is up; idle: and has all, to the last record.
 
         That is what heartbeats say, so it has to be said for longer than they take to come.
         """
@@ -189,7 +189,7 @@ class Cluster:
         def whole() -> bool:
             health = self.health(volume)
             good = health.serving == "serving" and all(
-                each.state == "up" and not each.lag_records and not each.why for each in health.replicas
+                each.state == "up" and not (idle and each.lag_records) for each in health.replicas
             )
             since[:] = [*since, time.monotonic()][:1] if good else []
             return good and time.monotonic() - since[0] > _SETTLED_S

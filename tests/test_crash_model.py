@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.crash.model import SECTOR_SIZE, ZERO, Model, Wrong, stamp
+from tests.crash.model import BLOCK_SECTORS, SECTOR_SIZE, ZERO, Model, Wrong, stamp
 
 FIRST, COUNT = 16, 8
 
@@ -52,3 +52,16 @@ def test_an_acknowledged_write_covers_open_ones(model: Model) -> None:
     for old in (ZERO, 1):
         with pytest.raises(Wrong):
             model.check(16, stamp(old, 16))
+
+
+def test_a_trim_empties_whole_blocks_and_may_leave_the_edges() -> None:
+    model = Model(0, 4 * BLOCK_SECTORS)
+    model.acknowledged(model.next_version(), 0, 4 * BLOCK_SECTORS)
+    model.trimmed(BLOCK_SECTORS - 1, 2 * BLOCK_SECTORS)
+    model.check(BLOCK_SECTORS - 1, stamp(1, BLOCK_SECTORS - 1))
+    model.check(2 * BLOCK_SECTORS, bytes((BLOCK_SECTORS - 1) * SECTOR_SIZE))
+    model.check(BLOCK_SECTORS, bytes(BLOCK_SECTORS * SECTOR_SIZE))
+    with pytest.raises(Wrong):
+        model.check(BLOCK_SECTORS, stamp(1, BLOCK_SECTORS))
+    model.trimmed(3 * BLOCK_SECTORS + 1, 2)
+    model.check(3 * BLOCK_SECTORS, model.content(1, 3 * BLOCK_SECTORS, BLOCK_SECTORS))

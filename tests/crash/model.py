@@ -16,7 +16,10 @@ import struct
 from dataclasses import dataclass, field
 from typing import Final
 
+from blockstore.units import BLOCK_SIZE
+
 SECTOR_SIZE: Final = 512
+BLOCK_SECTORS: Final = BLOCK_SIZE // SECTOR_SIZE
 _STAMP: Final = struct.Struct("<QQ")
 #: What was trimmed or zeroed, or never written.
 ZERO: Final = 0
@@ -60,6 +63,17 @@ class Model:
         for number in range(sector, sector + count):
             self._known[number - self.first] = version
             self._open.pop(number, None)
+
+    def trimmed(self, sector: int, count: int) -> None:
+        """The trim is done: whole blocks are zero, what is left at the edges is zero or stays as it was."""
+        end = sector + count
+        first, last = -(-sector // BLOCK_SECTORS) * BLOCK_SECTORS, end // BLOCK_SECTORS * BLOCK_SECTORS
+        if first >= last:
+            self.unknown(ZERO, sector, count)
+            return
+        self.unknown(ZERO, sector, first - sector)
+        self.acknowledged(ZERO, first, last - first)
+        self.unknown(ZERO, last, end - last)
 
     def unknown(self, version: int, sector: int, count: int) -> None:
         """The write may or may not have been done."""

@@ -1,7 +1,6 @@
 """What the replicas of a volume hold, read from their files after all processes have ended."""
 
 from blockstore.storage.check import check_node
-
 from tests.cluster import Cluster
 
 
@@ -10,7 +9,7 @@ def assert_replicas_agree(cluster: Cluster, volume: str) -> None:
 
     Every node's data must pass `cairn node check` as well. Raises AssertionError with the difference.
     """
-    cluster.wait_whole(volume)
+    cluster.wait_whole(volume, idle=True)
     cluster.detach(volume)
     cluster.stop()
     found = {}
@@ -19,7 +18,13 @@ def assert_replicas_agree(cluster: Cluster, volume: str) -> None:
         assert not report.problems, f"{node.name}: {report.problems}"
         for replica in report.replicas:
             if replica.address.volume == volume:
-                found[node.name] = (replica.whole, replica.applied, replica.generations, replica.digest)
+                found[node.name] = (
+                    replica.whole,
+                    replica.applied,
+                    replica.generations,
+                    replica.digest,
+                    replica.digests,
+                )
     assert len(found) == len(cluster.nodes), f"replicas of {volume} on {sorted(found)} only"
     assert len(set(map(str, found.values()))) == 1, f"replicas of {volume} differ: {found}"
     assert all(whole for whole, *_ in found.values()), f"replicas of {volume} are not whole: {found}"

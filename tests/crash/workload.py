@@ -140,7 +140,10 @@ class Workload:
         except (Disconnected, NbdError):
             model.unknown(version, sector, count)
             raise
-        model.acknowledged(version, sector, count)
+        if kind < _TRIMS:
+            model.trimmed(sector, count)
+        else:
+            model.acknowledged(version, sector, count)
 
     async def _verify(self, uri: str) -> None:
         client = await NbdClient.connect(uri)
