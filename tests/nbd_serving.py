@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from blockstore.units import MIB
+from blockstore.units import KIB, MIB
 from nbd_server import wire
 from nbd_server.device import Device
 from nbd_server.exports import Export, Exports
@@ -46,6 +46,11 @@ class HeldVolume(MemoryVolume):
         answered, done = self.held.pop(index)
         answered.set_result(done.result())
 
+    @property
+    def held_lengths(self) -> list[int]:
+        """Of the reads that are held."""
+        return [len(done.result() or b"") for _, done in self.held]
+
     def release_all(self) -> None:
         self.holding = False
         while self.held:
@@ -75,12 +80,26 @@ class Served:
     def add_export(self, name: str, *, read_only: bool = False) -> None:
         self.exports.add(Export(name, self._device, read_only=read_only))
 
+    @property
+    def unsent_bytes(self) -> int:
+        """Replies that wait in the server, of all connections."""
+        return sum(connection._transport.get_write_buffer_size() for connection in self.server._connections)
+
+    @property
+    def waiting_count(self) -> int:
+        """Connections that wait for memory which others have."""
+        return self.server._budget.waiting_count
+
     async def client(self, name: str = "disk") -> NbdClient:
         return await NbdClient.connect(f"nbd://127.0.0.1:{self.port}/{name}")
 
     async def raw(self, name: str | None = "disk") -> "Raw":
-        """A connection after its handshake; None: before it."""
-        raw = Raw(*await asyncio.open_connection("127.0.0.1", self.port))
+        """A connection after its handshake; None: before it. Its kernel holds little of what it does not read."""
+        connecting = socket.socket()
+        connecting.setblocking(False)
+        connecting.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * KIB)
+        await asyncio.get_running_loop().sock_connect(connecting, ("127.0.0.1", self.port))
+        raw = Raw(*await asyncio.open_connection(sock=connecting))
         await raw.reader.readexactly(18)
         if name is not None:
             hello = wire.HANDSHAKE_FLAGS.to_bytes(4, "big") + wire.serialize_option(Option.EXPORT_NAME, name.encode())

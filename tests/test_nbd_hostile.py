@@ -63,6 +63,8 @@ def test_a_client_that_only_lists_is_held_back_and_dropped(run: RunLoop) -> None
                 served.add_export(f"export-{number:05}" + "x" * 200)
             client, lister = await served.client(), await served.raw(None)
             lister.send(wire.HANDSHAKE_FLAGS.to_bytes(4, "big") + wire.serialize_option(Option.LIST) * 1000)
+            await until(lambda: served.unsent_bytes > 0)
+            assert await settled(lambda: served.unsent_bytes) < 400_000
             await until(lambda: served.server.connection_count == 1)
             await check_unharmed(client)
             await client.close()
@@ -180,25 +182,29 @@ def test_clients_that_hoard_all_memory_stop_nobody_for_long(run: RunLoop) -> Non
     run(main())
 
 
-def test_one_that_waits_for_memory_and_then_reads_no_more_lets_the_others_pass(run: RunLoop) -> None:
+@pytest.mark.parametrize("leaves", ["its replies unread", "altogether"])
+def test_one_that_waits_for_memory_and_then_can_not_go_on_lets_the_others_pass(run: RunLoop, leaves: str) -> None:
     async def main() -> None:
-        async with serving(total_bytes=32 * MIB, stalled_s=5.0) as served:
+        async with serving(total_bytes=48 * MIB) as served:
             served.volume.holding = True
-            first, client, greedy = await served.client(), await served.client(), await served.raw()
-            large = asyncio.ensure_future(first.read(0, 28 * MIB))
-            await until(lambda: len(served.volume.held) == 1)
-            for cookie in range(4):
-                greedy.request(Command.READ, 0, 3 * MIB, cookie)
-            await until(lambda: len(served.volume.held) == 2)
-            request = asyncio.ensure_future(client.read(0, 2 * MIB))
-            await settled(lambda: len(served.volume.held))
-            served.volume.release(1)  # which it leaves unread: it stands first in line, and can not go on
-            served.volume.release(0)
+            first, second, greedy = await served.client(), await served.client(), await served.raw()
+            large = asyncio.ensure_future(first.read(0, 32 * MIB))
+            await until(lambda: served.volume.held_lengths == [32 * MIB])
+            greedy.request(Command.READ, 0, 10 * MIB, 1)
+            greedy.request(Command.READ, 0, 8 * MIB, 2)
+            await until(lambda: served.waiting_count == 1)
+            request = asyncio.ensure_future(second.read(0, 2 * MIB))
+            await until(lambda: served.waiting_count == 2)
+            assert served.volume.held_lengths == [32 * MIB, 10 * MIB]
+            if leaves == "altogether":
+                greedy.reset()
+            else:
+                served.volume.release(1)
+            await until(lambda: 2 * MIB in served.volume.held_lengths)
             served.volume.release_all()
-            assert len(await large) == 28 * MIB
-            assert len(await request) == 2 * MIB
+            assert (len(await large), len(await request)) == (32 * MIB, 2 * MIB)
             await first.close()
-            await client.close()
+            await second.close()
             greedy.reset()
 
     run(main())
