@@ -97,6 +97,9 @@ def test_a_cluster_stops_and_goes_on_with_its_data(state: StateDirectory) -> Non
     assert state.supervisor() is None
     assert "stopping" in state.log("up").read_text()
     assert cairn("down", "-o", "json")["stopped"] is False
+    reports = [cairn("node", "check", state.data(f"node-{number}"), "-o", "json") for number in (1, 2, 3)]
+    assert [report["problems"] for report in reports] == [[], [], []]
+    assert len({report["replicas"][0]["digest"] for report in reports}) == 1
 
     again = up()
     assert {**again, "supervisor": 0} == {**first, "supervisor": 0}
@@ -193,6 +196,21 @@ def test_a_node_that_does_not_start_keeps_nobody_from_going_on(state: StateDirec
     assert "node-2 does not start" in done.stdout
     assert len(cairn("node", "list", "-o", "json")["nodes"]) == 2
     cairn("down")
+
+
+def test_a_check_of_a_node_that_runs_or_is_not_there(state: StateDirectory) -> None:
+    up("--control-port", "0", "--nbd-port", "0")
+    served(state)
+    data = state.data("node-1")
+    assert str(data) in cairn("node", "check", data, expect=5)
+    cairn("down")
+    assert str(state.path) in cairn("node", "check", state.path / "nothing", expect=4)
+    table = next(data.glob("replicas/*/*.mdb"))
+    table.write_bytes(table.read_bytes()[:-4096])
+    done = subprocess.run([*CAIRN, "node", "check", data, "-o", "json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 9
+    assert json.loads(done.stdout)["ok"] is False
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -46,25 +46,25 @@ def demo(
     """Show the main job on this machine: three nodes, a volume, a node killed and caught up, all verified."""
     steps = Steps(sys.stderr if output is Output.JSON else None)
     directory = StateDirectory(state or Path(tempfile.mkdtemp(prefix="cairn-demo-")))
-    cluster = _start(directory, steps)
+    cluster = _start(directory, steps, output)
     try:
         volume, load = run_with_control(cluster["control"], lambda client: _main_job(client, directory, size, steps))
     except BaseException:
-        _cairn("down", "--state", str(directory.path))
+        _stop(directory, output)
         say(f"the logs are in {directory.path / 'log'}")
         raise
     if stop:
-        _cairn("down", "--state", str(directory.path))
+        _stop(directory, output)
         steps("cairn", "stopped")
         if state is None:
             shutil.rmtree(directory.path)
     _conclude(directory, volume, load, steps, stopped=stop, output=output)
 
 
-def _start(directory: StateDirectory, steps: Steps) -> dict[str, Any]:
+def _start(directory: StateDirectory, steps: Steps, output: Output) -> dict[str, Any]:
     """Run `cairn up --detach`; what it says of the cluster. Raises CairnError where it did not start."""
     steps("cairn", f"starting a cluster in {directory.path}")
-    done = _cairn("up", "--detach", "--output", "json", "--state", str(directory.path))
+    done = _cairn("up", "--detach", "--output", "json", "--state", str(directory.path), output=output)
     if done.returncode:
         raise CairnError(
             f"the cluster did not start (exit code {done.returncode}): see above, and {directory.path}/log"
@@ -73,11 +73,15 @@ def _start(directory: StateDirectory, steps: Steps) -> dict[str, Any]:
     return cluster
 
 
-def _cairn(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run another command of this very installation; what it says on stderr is seen here."""
-    return subprocess.run(
-        [*CAIRN, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False
-    )
+def _stop(directory: StateDirectory, output: Output) -> None:
+    _cairn("down", "--state", str(directory.path), output=output)
+
+
+def _cairn(*arguments: str, output: Output) -> "subprocess.CompletedProcess[str]":
+    """Run another command of this very installation; the steps that it tells on stderr go where ours go."""
+    stderr = None if output is Output.JSON else sys.stdout
+    argv = [*CAIRN, *arguments]
+    return subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False)
 
 
 async def _main_job(
