@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable, Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blockstore.domain import ORIGIN, Position, ReplicaId
 from blockstore.errors import Conflict, Corrupt, Fenced, QuorumUnavailable
@@ -49,7 +49,7 @@ from blockstore.replication.messages import (
     SealEpoch,
 )
 from blockstore.replication.record_run import RecordRun, earlier, generation_after
-from blockstore.replication.replay import replay
+from blockstore.replication.replay import Replayed, replay, replay_entry
 from blockstore.units import Epoch, Generation
 
 
@@ -57,11 +57,13 @@ from blockstore.units import Epoch, Generation
 class _Pending:
     """What waits until the journal has confirmed `number`.
 
-    end: of the log with it. acks: the epoch whose leader waits for it. seal: to be answered to `origin`.
+    entries: of the Persist with that number. end: of the log with it. acks: the epoch whose leader waits
+    for it. seal: to be answered to `origin`.
     """
 
     number: int
     end: Position
+    entries: tuple[LogEntry, ...] = ()
     acks: Epoch | None = None
     seal: SealEpoch | None = None
     origin: Hashable = None
@@ -84,6 +86,9 @@ class Follower:
         self._acked = ORIGIN
         #: The current log is durable up to this sequence.
         self._durable: int = self._run.end.sequence
+        #: While a cut is not durable: the log as it is on disk, with the tail that the cut takes away.
+        self._on_disk: Replayed | None = None
+        self._cut_number = 0
         #: Up to here the log is the leader's, whether durable or not.
         self._matched = image.applied
         #: What a leader of this epoch has said to be committed; honoured up to what matches.
@@ -294,6 +299,9 @@ class Follower:
         if after.sequence < self.commit.sequence:
             raise Corrupt(f"{self.replica}: asked to cut its log at {tuple(after)}, below its commit {self.commit}")
         old_end = self._run.end
+        if self._on_disk is None and self._durable > after.sequence:
+            self._on_disk = replay(self._image(self._applied, self._applied_generation), ())
+        self._cut_number = self._number + 1
         self._run.truncate(after.sequence)
         self._durable = min(self._durable, after.sequence)
         if (self.filling is None or self._whole_number is not None) and new_end < old_end:
@@ -302,7 +310,7 @@ class Follower:
 
     def _persist(self, *entries: LogEntry, acks: Epoch | None = None) -> Persist:
         self._number += 1
-        self._pending.append(_Pending(self._number, self._run.end, acks))
+        self._pending.append(_Pending(self._number, self._run.end, entries, acks))
         if isinstance(entries[0], FillingEntry):
             self._filling_number = self._number
         return Persist(self._number, entries)
@@ -314,6 +322,9 @@ class Follower:
         self._durable_number = number
         while self._pending and self._pending[0].number <= number:
             pending = self._pending.popleft()
+            if self._on_disk is not None:
+                for entry in pending.entries:
+                    replay_entry(self._on_disk, entry)
             if self._run.holds(pending.end):
                 self._durable = max(self._durable, pending.end.sequence)
             if pending.number == self._whole_number:
@@ -322,6 +333,8 @@ class Follower:
             if pending.seal is not None:
                 effects.append(self._seal_answer(pending.origin, pending.seal))
             ack = ack or pending.acks == self.epoch
+        if number >= self._cut_number:
+            self._on_disk = None
         if ack and self._stream is not None:
             effects.append(self._ack())
         effects += self._go_on()
@@ -473,7 +486,7 @@ class Follower:
             return self._advance_commit()
         floor = self.filling.floor if self.filling else max(self._run.end, self._acked)
         since = self.filling.since if self.filling and self._needs_delta else self._applied.sequence
-        self._run = RecordRun(base)
+        self._run, self._on_disk = RecordRun(base), None
         self._durable = base.sequence
         self.commit = self._applied = self._matched = base
         entry = self._begin_filling(Filling(floor, base, since))
@@ -495,13 +508,20 @@ class Follower:
         Nothing has to be copied for that, but for what a filling under way was copying already.
         gap: the log ends before it should, so a filling under way begins anew where it ends.
         """
-        base = self._run.end
-        if self.filling is None:
-            return [self._persist(self._begin_filling(Filling(floor, base, base.sequence)))]
-        if floor <= self.filling.floor and not gap:
+        floor = max(floor, self.filling.floor) if self.filling is not None else floor
+        if self.filling is not None and floor == self.filling.floor and not gap:
             return []
-        since = self.filling.since if self._needs_delta else base.sequence
-        return [self._persist(self._begin_filling(Filling(max(floor, self.filling.floor), base, since)))]
+        if self.filling is not None and self._needs_delta:
+            return [self._persist(*self._begin_filling_again(self.filling, floor))]
+        base = self._run.end
+        return [self._persist(self._begin_filling(Filling(floor, base, base.sequence)))]
+
+    def _begin_filling_again(self, filling: Filling, floor: Position) -> tuple[LogEntry, ...]:
+        """The same copy with a higher floor. A record stays behind the base: it says which generation is current."""
+        last = self._run.last
+        if last is None or filling.base.sequence < self._run.start.sequence:
+            return (self._begin_filling(replace(filling, floor=floor)),)
+        return self._begin_filling(Filling(floor, last.previous, filling.since)), RecordEntry(last)
 
     def know_acked(self, position: Position) -> list[FollowerEffect]:
         """Rule 10: somebody knows that this replica acked up to `position`. Below it, it is an old copy."""
@@ -603,7 +623,10 @@ class Follower:
         return self._image(self.commit, self._generation)
 
     def _image(self, applied: Position, generation: Generation) -> LogImage:
-        records = self._run.between(applied.sequence, self._durable)
+        run, durable = self._run, self._durable
+        if self._on_disk is not None:
+            run, durable = self._on_disk.run, self._on_disk.run.end.sequence
+        records = run.between(applied.sequence, durable)
         return LogImage(applied, self.epoch, self.configuration, self.filling, records, generation, self._copied)
 
     def checkpointed(self, image: LogImage) -> list[FollowerEffect]:

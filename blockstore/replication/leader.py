@@ -19,7 +19,7 @@ from blockstore.domain import ORIGIN, Configuration, Position, ReplicaId
 from blockstore.errors import CairnError, Fenced, NoSpace, QuorumUnavailable
 from blockstore.record import MAX_OPERATIONS, Operation, OperationKind, Record, encode_record
 from blockstore.replication.in_flight import OverlapIndex, Write
-from blockstore.replication.member import Member
+from blockstore.replication.member import NEVER, Member
 from blockstore.replication.messages import (
     Append,
     AppendAnswer,
@@ -97,7 +97,7 @@ class Leader:
         self._overlaps = OverlapIndex()
         self._by_age: deque[Write] = deque()
         self._number = 0
-        self._lease_until = float("-inf")
+        self._lease_until = NEVER
 
     @property
     def commit(self) -> Position:
@@ -162,8 +162,12 @@ class Leader:
         return effects
 
     def _choose(self, now: float) -> list[LeaderEffect]:
-        """Take the log to go on with, if that can be said already, and open the epoch behind it."""
-        chosen = choose_log(self._quorum, self._answers, accept_loss=self._accept_loss)
+        """Take the log to go on with, if that can be said already, and open the epoch behind it.
+
+        Only answers of connections that stand count: a member that restarts may have lost its promise.
+        """
+        answers = {replica: answer for replica, answer in self._answers.items() if self._members[replica].sealed}
+        chosen = choose_log(self._quorum, answers, accept_loss=self._accept_loss)
         if not isinstance(chosen, ChosenLog):
             self._why = chosen.why
             return self._end(QuorumUnavailable(f"writes may be lost: {chosen.why}")) if chosen.lost else []
@@ -429,7 +433,8 @@ class Leader:
         return self._reads.failed(attempt, error, self._commit, now)
 
     def _renew_lease(self) -> None:
-        confirmed = self._quorum.level({m.replica: m.confirmed for m in self._members.values()})
+        """A filling member may have lost the promise that it gave a newer epoch: it confirms nothing."""
+        confirmed = self._quorum.level({m.replica: m.confirmed if m.whole else NEVER for m in self._members.values()})
         self._lease_until = confirmed + self.settings.lease_s
 
     def _hand_on_reads(self, now: float) -> list[LeaderEffect]:

@@ -43,19 +43,24 @@ def replay(image: LogImage, entries: Iterable[LogEntry]) -> Replayed:
     run = RecordRun(image.applied, image.records)
     state = Replayed(run, image.epoch, image.configuration, image.filling, run.end)
     for entry in entries:
-        match entry:
-            case RecordEntry(record):
-                _take(state, record)
-            case SealEntry(epoch, configuration):
-                state.epoch = max(state.epoch, epoch)
-                state.configuration = max(state.configuration, configuration)
-            case TruncateEntry(after):
-                _cut(state, after)
-            case FillingEntry(filling):
-                _fill(state, filling)
-            case WholeEntry():
-                state.filling = None
+        replay_entry(state, entry)
     return state
+
+
+def replay_entry(state: Replayed, entry: LogEntry) -> None:
+    """What `state` becomes by the next entry."""
+    match entry:
+        case RecordEntry(record):
+            _take(state, record)
+        case SealEntry(epoch, configuration):
+            state.epoch = max(state.epoch, epoch)
+            state.configuration = max(state.configuration, configuration)
+        case TruncateEntry(after):
+            _cut(state, after)
+        case FillingEntry(filling):
+            _fill(state, filling)
+        case WholeEntry():
+            state.filling = None
 
 
 def _take(state: Replayed, record: Record) -> None:
@@ -81,6 +86,7 @@ def _fill(state: Replayed, filling: Filling) -> None:
     state.filling = filling
     if filling.floor != UNKNOWN_FLOOR:
         state.highest = max(state.highest, filling.floor)
+    state.gap = False
     if filling.base.sequence < state.run.start.sequence:
         return
     if state.run.holds(filling.base):
@@ -89,5 +95,3 @@ def _fill(state: Replayed, filling: Filling) -> None:
         state.run = RecordRun(filling.base)
     else:
         state.gap = True  # it copies nothing, but rests on records that are lost
-        return
-    state.gap = False
