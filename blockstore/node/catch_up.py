@@ -105,10 +105,11 @@ class CatchUpClient:
 
     async def _responses(self, call: Any) -> AsyncIterator[Any]:
         """What a peer streams. Raises QuorumUnavailable where it falls silent, else what it says."""
+        responses = aiter(call)
         try:
             while True:
                 try:
-                    yield await asyncio.wait_for(anext(call), self._idle_timeout_s)
+                    yield await asyncio.wait_for(anext(responses), self._idle_timeout_s)
                 except StopAsyncIteration:
                     return
         except TimeoutError:
