@@ -1,16 +1,20 @@
 """The messages of blockstore.replication as those of replica.proto, and back.
 
-An Append is the hot path. Its records are bytes already, so its encoding is made by hand: what is
-small goes through protobuf, and the records follow as fields of their own, which a parser merges
-(protobuf, "Encoding: last one wins and concatenation"). A payload is thus copied once for each
-member, and not three times.
+Records and what reads bring are the hot path, and bytes already. So their messages are put together
+and taken apart by hand: what is small goes through protobuf, the payload is a field beside it, found
+and cut out as it lies (protobuf, "Encoding"; a parser of the whole message reads the same). Through
+protobuf each payload would be copied twice more on either side.
 """
 
-from collections.abc import Callable, Iterable
+import struct
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
+import xxhash
+from google.protobuf.message import DecodeError
+
 from blockstore.domain import Member, Position, ReplicaAddress, ReplicaId, SegmentNumber, VolumeId
-from blockstore.errors import Fenced, InvalidRequest
+from blockstore.errors import Corrupt, Fenced, InvalidRequest
 from blockstore.record import MAX_RECORD_SIZE, Record, decode_record
 from blockstore.replication.messages import Append, AppendAnswer, CatchUp, FencedBy, SealAnswer, SealEpoch
 from blockstore.rpc import replica_pb2 as pb
@@ -18,6 +22,9 @@ from blockstore.units import BLOCK_SIZE, MAX_BLOCKS, MAX_RECORD_PAYLOAD, Epoch, 
 
 #: Of one message: a full record, or many small ones.
 MAX_BATCH_BYTES: Final = MAX_RECORD_SIZE
+_VARINT, _FIXED64, _LENGTH = 0, 1, 2
+_RESULT: Final = struct.Struct("<QII")
+_PAYLOAD_TAG: Final = bytes([pb.ReadResponse.PAYLOAD_FIELD_NUMBER << 3 | 2])
 _RECORDS_TAG: Final = bytes([pb.ReplicateRequest.RECORDS_FIELD_NUMBER << 3 | 2])
 
 
@@ -83,10 +90,29 @@ def encode_target(address: ReplicaAddress, epoch: int, configuration: int) -> by
     return pb.ReplicateRequest(target=make_target(address, epoch, configuration)).SerializeToString()
 
 
-def decode_append(request: pb.ReplicateRequest) -> Append:
-    """Raises Corrupt where a record fails a checksum, InvalidRequest where the whole is too large."""
-    if sum(map(len, request.records)) > MAX_BATCH_BYTES:
+def decode_replicate(message: bytes) -> tuple[pb.ReplicateRequest, Append]:
+    """A serialized ReplicateRequest, without its records, and what it says.
+
+    Raises Corrupt where a record fails a checksum, InvalidRequest where it is no such message or
+    brings too much.
+    """
+    rest: list[bytes] = []
+    encoded: list[bytes] = []
+    for number, start, value, end in _fields(message):
+        if number == pb.ReplicateRequest.RECORDS_FIELD_NUMBER:
+            encoded.append(message[value:end])
+        else:
+            rest.append(message[start:end])
+    if sum(map(len, encoded)) > MAX_BATCH_BYTES:
         raise InvalidRequest(f"a batch of more than {MAX_BATCH_BYTES} bytes of records")
+    try:
+        request = pb.ReplicateRequest.FromString(b"".join(rest))
+    except DecodeError as error:
+        raise InvalidRequest(f"not a ReplicateRequest: {error}") from error
+    return request, _to_append(request, to_records(encoded))
+
+
+def _to_append(request: pb.ReplicateRequest, records: tuple[Record, ...]) -> Append:
     catch_up = None
     if request.HasField("catch_up"):
         catch_up = CatchUp(
@@ -100,9 +126,89 @@ def decode_append(request: pb.ReplicateRequest) -> Append:
         request.request,
         to_position(request.commit),
         to_position(request.end),
-        to_records(request.records),
+        records,
         catch_up,
     )
+
+
+# ---- reads
+
+
+def encode_read_response(results: bytes, payload: list[bytes], message: str) -> bytes:
+    """A serialized ReadResponse. results: as result_entry makes them; payload: theirs, in order."""
+    seed = xxhash.xxh3_64_intdigest(results)
+    digest = xxhash.xxh3_64(seed=seed)
+    for piece in payload:
+        digest.update(piece)
+    rest = pb.ReadResponse(results=results, checksum=digest.intdigest(), message=message).SerializeToString()
+    return b"".join((rest, _PAYLOAD_TAG, _varint(sum(map(len, payload))), *payload))
+
+
+def result_entry(request: int, blocks: int, status: int) -> bytes:
+    """One entry of ReadResponse.results."""
+    return _RESULT.pack(request, blocks, status)
+
+
+def decode_read_response(message: bytes) -> tuple[list[tuple[int, int, int]], memoryview, str]:
+    """Of a serialized ReadResponse: (request, blocks, status) of each result, the payload, what refusals say.
+
+    Raises InvalidRequest where it is no such message, Corrupt where the payload fails its checksum.
+    """
+    rest: list[bytes] = []
+    payload = memoryview(b"")
+    for number, start, value, end in _fields(message):
+        if number == pb.ReadResponse.PAYLOAD_FIELD_NUMBER:
+            payload = memoryview(message)[value:end]
+        else:
+            rest.append(message[start:end])
+    try:
+        response = pb.ReadResponse.FromString(b"".join(rest))
+        results = list(_RESULT.iter_unpack(response.results))
+    except (DecodeError, struct.error) as error:
+        raise InvalidRequest(f"not a ReadResponse: {error}") from error
+    if sum(blocks for _, blocks, _ in results) * BLOCK_SIZE != len(payload):
+        raise InvalidRequest(f"a ReadResponse whose results do not add up to its {len(payload)} bytes")
+    if xxhash.xxh3_64_intdigest(payload, xxhash.xxh3_64_intdigest(response.results)) != response.checksum:
+        raise Corrupt("what a node sent fails its checksum")
+    return results, payload, response.message
+
+
+# ---- protobuf's wire format
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Of each field of a message: its number, where it starts, where its value does, where it ends.
+
+    Raises InvalidRequest where the bytes are no message of fields that ours have.
+    """
+    at = 0
+    while at < len(message):
+        start = at
+        tag, at = _read_varint(message, at)
+        value = at
+        if tag & 7 == _LENGTH:
+            size, value = _read_varint(message, at)
+            at = value + size
+        elif tag & 7 == _VARINT:
+            _, at = _read_varint(message, at)
+        elif tag & 7 == _FIXED64:
+            at += 8
+        else:
+            raise InvalidRequest(f"a field of type {tag & 7} is none of this protocol's")
+        if at > len(message):
+            raise InvalidRequest("a message ends inside a field")
+        yield tag >> 3, start, value, at
+
+
+def _read_varint(message: bytes, at: int) -> tuple[int, int]:
+    number = shift = 0
+    for index in range(at, min(at + 10, len(message))):
+        byte = message[index]
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, index + 1
+        shift += 7
+    raise InvalidRequest("a message ends inside a number")
 
 
 def _varint(number: int) -> bytes:

@@ -23,9 +23,8 @@ from blockstore.domain import (
 from blockstore.grpc_endpoint import Endpoint
 from blockstore.node.hosted_replica import HostedReplica
 from blockstore.node.node import Node
-from blockstore.node.service import ReplicaService
+from blockstore.node.service import add_replica_service
 from blockstore.replication.leader import LeaderSettings
-from blockstore.rpc import replica_pb2_grpc
 from blockstore.units import MIB, Epoch
 from blockstore.volume.open_volume import OpenVolume, Ticket
 
@@ -51,7 +50,7 @@ class RunningNode:
         self.settings = settings
         self.node = Node(settings)
         self._endpoint = Endpoint(settings.listen)
-        replica_pb2_grpc.add_ReplicaServicer_to_server(ReplicaService(self.node, settings), self._endpoint.server)
+        add_replica_service(self.node, settings, self._endpoint)
         self.address = ""
 
     async def start(self) -> None:

@@ -10,8 +10,7 @@ from blockstore.daemon import stop_signals, write_address
 from blockstore.grpc_endpoint import Endpoint
 from blockstore.node.node import Node
 from blockstore.node.registration import Registration
-from blockstore.node.service import ReplicaService
-from blockstore.rpc import replica_pb2, replica_pb2_grpc
+from blockstore.node.service import add_replica_service
 
 _log = structlog.get_logger(__name__)
 _GRACE_S = 1.0
@@ -25,8 +24,7 @@ async def run(settings: NodeSettings) -> int:
     stopped = stop_signals()
     node = Node(settings)
     endpoint = Endpoint(settings.listen, settings.advertise)
-    replica_pb2_grpc.add_ReplicaServicer_to_server(ReplicaService(node, settings), endpoint.server)
-    endpoint.add_names([replica_pb2.DESCRIPTOR.services_by_name["Replica"].full_name])
+    add_replica_service(node, settings, endpoint)
     try:
         await endpoint.start()
         write_address(settings.data / "address", endpoint.address)

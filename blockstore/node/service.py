@@ -11,28 +11,30 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
-import xxhash
 
 from blockstore.config import NodeSettings
 from blockstore.errors import CairnError, Corrupt
+from blockstore.grpc_endpoint import Endpoint
 from blockstore.grpc_errors import status_of
 from blockstore.node.catch_up_server import serve_delta, serve_log
 from blockstore.node.hosted_replica import AnswerMessage, HostedReplica
 from blockstore.node.node import Node
 from blockstore.replica_codec import (
     check_range,
-    decode_append,
+    decode_replicate,
     decode_seal,
     encode_append_answer,
+    encode_read_response,
     encode_seal_answer,
     fenced_error,
+    result_entry,
     to_address,
     to_position,
 )
 from blockstore.replication.messages import AppendAnswer, FencedBy
+from blockstore.rpc import replica_pb2, replica_pb2_grpc
 from blockstore.rpc import replica_pb2 as pb
-from blockstore.rpc import replica_pb2_grpc
-from blockstore.units import MIB, BlockNumber, Epoch, Generation, Sequence
+from blockstore.units import BLOCK_SIZE, MIB, BlockNumber, Epoch, Generation, Sequence
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -42,6 +44,36 @@ else:
 #: Of one message of read results.
 _RESPONSE_BYTES: Final = 2 * MIB
 _MAX_REPAIRS: Final = 256
+
+
+def add_replica_service(node: Node, settings: NodeSettings, endpoint: Endpoint) -> None:
+    """Serve the node's replicas at `endpoint`, the two hot calls with messages as bytes."""
+    service = ReplicaService(node, settings)
+    name = replica_pb2.DESCRIPTOR.services_by_name["Replica"].full_name
+    by_hand = {
+        "Replicate": grpc.stream_stream_rpc_method_handler(
+            service.Replicate, None, pb.ReplicateResponse.SerializeToString
+        ),
+        "Read": grpc.stream_stream_rpc_method_handler(service.Read, pb.ReadRequest.FromString, None),
+    }
+    generated = _Generated()
+    replica_pb2_grpc.add_ReplicaServicer_to_server(service, generated)  # type: ignore[arg-type]
+    handlers = {**generated.handlers, **by_hand}
+    endpoint.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+    endpoint.add_names([name])
+
+
+class _Generated:
+    """Stands where a server does, and keeps what the generated code registers."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[str, Any] = {}
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """The same ones again, wrapped."""
+
+    def add_registered_method_handlers(self, name: str, handlers: dict[str, Any]) -> None:
+        self.handlers.update(handlers)
 
 
 class ReplicaService(replica_pb2_grpc.ReplicaServicer):
@@ -66,8 +98,8 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
         hosted.set_peers(request.peers)
         return encode_seal_answer(await hosted.seal(decode_seal(request)))
 
-    async def Replicate(
-        self, request_iterator: AsyncIterator[pb.ReplicateRequest], context: Context
+    async def Replicate(  # type: ignore[override]  # parsed by hand
+        self, request_iterator: AsyncIterator[bytes], context: Context
     ) -> AsyncIterator[pb.ReplicateResponse]:
         outbox = _Outbox()
         reader = asyncio.get_running_loop().create_task(self._take_in(request_iterator, outbox))
@@ -81,23 +113,20 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
         finally:
             reader.cancel()
 
-    async def Read(
+    async def Read(  # type: ignore[override]  # serialized by hand
         self, request_iterator: AsyncIterator[pb.ReadRequest], context: Context
-    ) -> AsyncIterator[pb.ReadResponse]:
+    ) -> AsyncIterator[bytes]:
         async for request in request_iterator:
-            hosted = self._node.find(to_address(request.target))
             sender = request.target
+            hosted = self._node.find(to_address(sender))
             refusal = hosted.refuse_read(Epoch(sender.epoch), sender.configuration, to_position(request.commit))
-            results: list[pb.ReadResult] = []
-            size = 0
+            results = _Results()
             for asked in request.ranges:
-                result = self._read(hosted, asked, refusal)
-                if size + len(result.data) > _RESPONSE_BYTES:
-                    yield pb.ReadResponse(results=results)
-                    results, size = [], 0
-                results.append(result)
-                size += len(result.data)
-            yield pb.ReadResponse(results=results)
+                if results.size_bytes >= _RESPONSE_BYTES:
+                    yield results.encode()
+                    results = _Results()
+                self._read(hosted, asked, refusal, results)
+            yield results.encode()
 
     async def FetchLog(self, request: pb.FetchLogRequest, context: Context) -> AsyncIterator[pb.FetchLogResponse]:
         hosted = self._serving_peer(request.target)
@@ -116,11 +145,11 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
         ]
         return pb.FetchBlocksResponse(blocks=[block or b"" for block in blocks])
 
-    async def _take_in(self, requests: AsyncIterator[pb.ReplicateRequest], outbox: "_Outbox") -> None:
+    async def _take_in(self, requests: AsyncIterator[bytes], outbox: "_Outbox") -> None:
         memory = self._node.memory
-        async for request in requests:
+        async for encoded in requests:
+            request, message = decode_replicate(encoded)
             hosted = self._node.find(to_address(request.target))
-            message = decode_append(request)
             if message.catch_up is not None:
                 hosted.set_peers(request.catch_up.peers)
             if not memory.has_room(hosted.replica):
@@ -129,19 +158,18 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
                 await memory.wait_for_room(hosted.replica)
             hosted.append(outbox, message)
 
-    def _read(self, hosted: HostedReplica, asked: pb.ReadRange, refusal: CairnError | None) -> pb.ReadResult:
+    def _read(
+        self, hosted: HostedReplica, asked: pb.ReadRange, refusal: CairnError | None, results: "_Results"
+    ) -> None:
         try:
             if refusal is not None:
                 raise refusal
             check_range(asked.start, asked.count)
-            data = hosted.store.read(BlockNumber(asked.start), asked.count)
+            results.add(asked.request, hosted.store.read(asked.start, asked.count))
         except CairnError as error:
             if isinstance(error, Corrupt):
                 self._node.repair(hosted, error)
-            number: int = status_of(error).value[0]
-            return pb.ReadResult(request=asked.request, status=number, message=str(error))
-        checksum = xxhash.xxh3_64_intdigest(data, asked.request)
-        return pb.ReadResult(request=asked.request, data=data, checksum=checksum)
+            results.refuse(asked.request, error)
 
     def _serving_peer(self, target: pb.Target) -> HostedReplica:
         """The replica that a peer asks; a peer that was fenced is told so."""
@@ -150,6 +178,29 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
         if (target.epoch, target.configuration) < (own.epoch, own.configuration):
             raise fenced_error(FencedBy(own.epoch, own.configuration))
         return hosted
+
+
+class _Results:
+    """What one message answers."""
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+        self._entries: list[bytes] = []
+        self._payload: list[bytes] = []
+        self._message = ""
+
+    def add(self, request: int, data: bytes) -> None:
+        self.size_bytes += len(data)
+        self._entries.append(result_entry(request, len(data) // BLOCK_SIZE, 0))
+        self._payload.append(data)
+
+    def refuse(self, request: int, error: CairnError) -> None:
+        number: int = status_of(error).value[0]
+        self._entries.append(result_entry(request, 0, number))
+        self._message = str(error)
+
+    def encode(self) -> bytes:
+        return encode_read_response(b"".join(self._entries), self._payload, self._message)
 
 
 class _Outbox:

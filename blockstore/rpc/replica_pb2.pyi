@@ -477,57 +477,39 @@ Global___ReadRange: _TypeAlias = ReadRange  # noqa: Y015
 
 @_typing.final
 class ReadResponse(_message.Message):
+    """Every range is answered once, in the order of the requests and their ranges."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     RESULTS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReadResult]: ...
-    def __init__(
-        self,
-        *,
-        results: _abc.Iterable[Global___ReadResult] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ReadResponse: _TypeAlias = ReadResponse  # noqa: Y015
-
-@_typing.final
-class ReadResult(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    REQUEST_FIELD_NUMBER: _builtins.int
-    DATA_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
-    STATUS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
-    request: _builtins.int
-    data: _builtins.bytes
-    """count * 4096 bytes where status is 0."""
+    results: _builtins.bytes
+    """16 bytes for each range, little-endian: its request (8), the blocks that the payload has for it
+    (4), and its status (4), a number of google.rpc.Code; one that is not 0 has no blocks.
+    """
+    payload: _builtins.bytes
+    """Of all results, one after the other."""
     checksum: _builtins.int
-    """xxh3-64 over data, seeded with the request's number."""
-    status: _builtins.int
-    """A number of google.rpc.Code."""
+    """xxh3-64 over the payload, seeded with the same over the results."""
     message: _builtins.str
+    """What the last of the refusals says; empty where there is none."""
     def __init__(
         self,
         *,
-        request: _builtins.int = ...,
-        data: _builtins.bytes = ...,
+        results: _builtins.bytes = ...,
+        payload: _builtins.bytes = ...,
         checksum: _builtins.int = ...,
-        status: _builtins.int = ...,
         message: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "data", b"data", "message", b"message", "request", b"request", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "message", b"message", "payload", b"payload", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ReadResult: _TypeAlias = ReadResult  # noqa: Y015
+Global___ReadResponse: _TypeAlias = ReadResponse  # noqa: Y015
 
 @_typing.final
 class FetchLogRequest(_message.Message):

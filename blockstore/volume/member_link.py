@@ -12,14 +12,14 @@ from typing import Any, Final, Protocol
 
 import grpc
 import structlog
-import xxhash
 
 from blockstore.domain import Position, ReplicaAddress, ReplicaId
-from blockstore.errors import CairnError, Corrupt, QuorumUnavailable
+from blockstore.errors import CairnError, InvalidRequest, QuorumUnavailable
 from blockstore.grpc_endpoint import open_channel
 from blockstore.grpc_errors import cairn_errors, from_status
 from blockstore.replica_codec import (
     decode_append_answer,
+    decode_read_response,
     decode_seal_answer,
     encode_append,
     encode_seal,
@@ -34,12 +34,15 @@ from blockstore.units import BLOCK_SIZE, Epoch
 
 _log = structlog.get_logger(__name__)
 _REPLICATE: Final = "/cairn.v1.Replica/Replicate"
+_READ: Final = "/cairn.v1.Replica/Read"
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 1.0
 #: To connect: a node that has moved is looked up again after this.
 _REACH_S: Final = 1.0
-#: Ranges that one message asks for.
-_MAX_RANGES: Final = 256
+#: Blocks that one message asks for, unless a single range has more.
+_MAX_BLOCKS: Final = 256
+#: Messages of reads that are not answered yet: few, so that those that wait share the next one.
+_READS_IN_FLIGHT: Final = 2
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -49,7 +52,7 @@ class LinkEvents(Protocol):
     def connected(self, replica: ReplicaId) -> None: ...
     def disconnected(self, replica: ReplicaId) -> None: ...
     def answered(self, replica: ReplicaId, message: SealAnswer | AppendAnswer | FencedBy) -> None: ...
-    def read_arrived(self, attempt: int, data: bytes) -> None: ...
+    def read_arrived(self, attempt: int, data: memoryview) -> None: ...
     def read_failed(self, attempt: int, error: CairnError) -> None: ...
 
 
@@ -169,6 +172,8 @@ class _Session:
         self._wake_read = asyncio.Event()
         self._asked: dict[int, int] = {}
         """Blocks expected, by attempt."""
+        self._unanswered: deque[int] = deque()
+        """Results that are missing, of each message of reads that was sent."""
         self._last_request = 0
         self._silent_since: float | None = None
         self._broken: asyncio.Future[None] = loop.create_future()
@@ -203,7 +208,9 @@ class _Session:
         open_replicate: Any = self._channel.stream_stream(
             _REPLICATE, request_serializer=None, response_deserializer=pb.ReplicateResponse.FromString
         )
-        open_read: Any = replica_pb2_grpc.ReplicaStub(self._channel).Read
+        open_read: Any = self._channel.stream_stream(
+            _READ, request_serializer=pb.ReadRequest.SerializeToString, response_deserializer=None
+        )
         replicate, read = open_replicate(), open_read()
         target = make_target(self._address, seal.epoch, seal.configuration)
         tasks = [
@@ -220,6 +227,8 @@ class _Session:
             for ended in done:
                 ended.result()
             raise QuorumUnavailable("the node ended the stream")
+        except asyncio.InvalidStateError as error:  # what gRPC raises for a write to a call that has ended
+            raise QuorumUnavailable(f"the stream to the node has ended: {error}") from error
         finally:
             self._broken.cancel()
             for task in tasks:
@@ -250,9 +259,10 @@ class _Session:
 
     async def _send_reads(self, read: Any, target: pb.Target) -> None:
         while True:
-            while self._ranges:
-                asked = [self._ranges.popleft() for _ in range(min(len(self._ranges), _MAX_RANGES))]
+            while self._ranges and len(self._unanswered) < _READS_IN_FLIGHT:
+                asked = self._next_ranges()
                 self._asked.update((each.attempt, each.count) for each in asked)
+                self._unanswered.append(len(asked))
                 request = pb.ReadRequest(
                     target=target,
                     commit=from_position(max(each.commit for each in asked)),
@@ -262,21 +272,40 @@ class _Session:
             self._wake_read.clear()
             await self._wake_read.wait()
 
-    async def _take_results(self, read: AsyncIterator[pb.ReadResponse]) -> None:
-        async for response in read:
-            for result in response.results:
-                count = self._asked.pop(result.request, None)
-                if count is not None:
-                    self._take_result(result, count)
+    def _next_ranges(self) -> list[ReadFrom]:
+        """What one message asks for; there is at least one."""
+        asked = [self._ranges.popleft()]
+        blocks = asked[0].count
+        while self._ranges and blocks + self._ranges[0].count <= _MAX_BLOCKS:
+            blocks += self._ranges[0].count
+            asked.append(self._ranges.popleft())
+        return asked
 
-    def _take_result(self, result: pb.ReadResult, count: int) -> None:
-        if result.status:
-            error = from_status(_CODES.get(result.status, grpc.StatusCode.INTERNAL), result.message)
-            self._events.read_failed(result.request, error)
-            return
-        data = result.data
-        if len(data) != count * BLOCK_SIZE or xxhash.xxh3_64_intdigest(data, result.request) != result.checksum:
-            error = Corrupt(f"what {self._address.replica} sent fails its checksum")
-            self._events.read_failed(result.request, error)
-            return
-        self._events.read_arrived(result.request, data)
+    async def _take_results(self, read: AsyncIterator[bytes]) -> None:
+        async for message in read:
+            results, payload, refusal = decode_read_response(message)
+            at = 0
+            for request, blocks, status in results:
+                end = at + blocks * BLOCK_SIZE
+                self._take_result(request, payload[at:end], status, refusal)
+                at = end
+
+    def _take_result(self, request: int, data: memoryview, status: int, refusal: str) -> None:
+        expected = self._asked.pop(request, None)
+        if expected is None or (not status and len(data) != expected * BLOCK_SIZE):
+            raise InvalidRequest(
+                f"the node answered read {request} with {len(data)} bytes, asked for {expected} blocks"
+            )
+        self._count_answer()
+        if status:
+            error = from_status(_CODES.get(status, grpc.StatusCode.INTERNAL), refusal)
+            self._events.read_failed(request, error)
+        else:
+            self._events.read_arrived(request, data)
+
+    def _count_answer(self) -> None:
+        """The oldest message has one result less to come; results come in the order of the messages."""
+        self._unanswered[0] -= 1
+        if not self._unanswered[0]:
+            self._unanswered.popleft()
+            self._wake_read.set()

@@ -85,7 +85,7 @@ class OpenVolume:
         self._loop = loop
         self._heartbeat_s = settings.heartbeat_s
         self._serving: asyncio.Future[None] = loop.create_future()
-        self._arrived: dict[int, bytes] = {}
+        self._arrived: dict[int, memoryview] = {}
         self._leader = Leader(
             ticket.epoch, ticket.configuration, settings, boot_time_s(), accept_loss=ticket.accept_loss
         )
@@ -209,7 +209,7 @@ class OpenVolume:
     def answered(self, replica: ReplicaId, message: SealAnswer | AppendAnswer | FencedBy) -> None:
         self._carry_out(self._leader.answered(replica, message, boot_time_s()))
 
-    def read_arrived(self, attempt: int, data: bytes) -> None:
+    def read_arrived(self, attempt: int, data: memoryview) -> None:
         self._arrived[attempt] = data
         self._carry_out(self._leader.read_arrived(attempt, boot_time_s()))
 
