@@ -115,7 +115,7 @@ def test_two_nodes_are_too_few(tmp_path: Path) -> None:
         with pytest.raises(QuorumUnavailable, match="there are 2"):
             await control.create()
 
-    run(tmp_path, scenario, nodes=2, lease_s=0.5)
+    run(tmp_path, scenario, nodes=2, lease_s=1.5)
 
 
 @pytest.mark.parametrize("placement", Placement)
@@ -125,7 +125,7 @@ def test_with_too_few_zones_it_refuses_or_warns(tmp_path: Path, placement: Place
             cluster.nodes = [MemoryNode.make(number, zone) for number, zone in ((1, "a"), (2, "a"), (3, "b"))]
             for node in cluster.nodes:
                 await node.start()
-            async with cluster.control(placement=placement, lease_s=0.5) as control:
+            async with cluster.control(placement=placement, lease_s=1.5) as control:
                 if placement is Placement.STRICT:
                     with pytest.raises(Conflict, match=r"2 zones \(a, b\)"):
                         await control.create()
@@ -429,7 +429,7 @@ def test_a_front_end_that_is_gone_is_detached_by_force_and_fenced_by_epoch(tmp_p
         assert (await control.detach("v", force=True)).state == AVAILABLE
         assert (await control.attach("v", front_end=other.id)).epoch == 2
 
-    run(tmp_path, scenario, front_ends=2, lease_s=1.0)
+    run(tmp_path, scenario, front_ends=2, lease_s=2.0)
 
 
 def test_detaching_goes_on_when_the_front_end_comes_back(tmp_path: Path) -> None:
@@ -509,7 +509,7 @@ def test_a_node_that_was_away_deletes_its_replica_when_it_comes_back(tmp_path: P
 
         await until(is_empty, "its replica is deleted")
 
-    run(tmp_path, scenario, lease_s=1.0)
+    run(tmp_path, scenario, lease_s=2.0)
 
 
 def test_deleting_goes_on_in_the_background_where_a_node_fails(tmp_path: Path) -> None:
@@ -560,7 +560,7 @@ def test_nodes_are_listed_and_removed_when_empty_and_down(tmp_path: Path) -> Non
         with pytest.raises(NotFound):
             await control.call("RemoveNode", request)
 
-    run(tmp_path, scenario, lease_s=1.0)
+    run(tmp_path, scenario, lease_s=2.0)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_one_node_down_is_degraded_and_two_are_unavailable(tmp_path: Path) -> No
         status = await problem(control, UNAVAILABLE, volume.id, "1 of 3 replicas")
         assert status.problems[0].severity == UNAVAILABLE  # The worst comes first.
 
-    run(tmp_path, scenario, lease_s=1.0)
+    run(tmp_path, scenario, lease_s=2.0)
 
 
 def test_a_node_without_replicas_is_missed_less(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_node_without_replicas_is_missed_less(tmp_path: Path) -> None:
         status = await problem(control, WARNING, cluster.nodes[0].id, "down")
         assert status.healthy
 
-    run(tmp_path, scenario, lease_s=1.0)
+    run(tmp_path, scenario, lease_s=2.0)
 
 
 def test_a_replica_that_its_node_no_longer_has_is_down(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_replica_that_its_node_no_longer_has_is_down(tmp_path: Path) -> None:
         status = await problem(control, DEGRADED, volume.id, "emptied")
         assert states(status) == ["down", "up", "up"]
 
-    run(tmp_path, scenario, lease_s=1.0)
+    run(tmp_path, scenario, lease_s=2.0)
 
 
 def test_a_detached_volume_shows_who_lags(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_volume_that_is_not_served_says_why(tmp_path: Path) -> None:
         await problem(control, UNAVAILABLE, volume.id, "is down")
         await problem(control, UNAVAILABLE, cluster.front_ends[0].id, "1 volumes attached")
 
-    run(tmp_path, scenario, lease_s=1.0)
+    run(tmp_path, scenario, lease_s=2.0)
 
 
 def test_full_disks_bad_blocks_and_strangers_are_told(tmp_path: Path) -> None:
