@@ -363,3 +363,14 @@ def test_what_everybody_knows_changes_nothing() -> None:
     assert replica.follower.know_acked(at(1, 6)) == []
     assert replica.sealed(3, known=at(1, 6)).whole
     assert replica.name == A
+
+
+def test_damage_during_a_copy_leaves_a_record_behind_the_base() -> None:
+    """An idle leader sends no other, and without one nobody knows which generation is current."""
+    replica = filling()
+    replica.appended(2, *run_of(2, 51, 51))
+    replica.crash(damage=UNKNOWN_FLOOR)
+    assert replica.follower.filling == Filling(UNKNOWN_FLOOR, at(2, 50), Sequence(4))
+    replica.sync()
+    replica.crash()
+    assert replica.follower.end == at(2, 51)

@@ -276,3 +276,13 @@ def test_the_highest_durable_end_is_told_to_control() -> None:
     assert replica.follower.acked == at(1, 3)
     replica.sync()
     assert replica.follower.acked == at(1, 4)
+
+
+def test_an_image_keeps_a_tail_whose_cut_is_not_durable() -> None:
+    """A checkpoint gives up the journal that holds the tail; the record that replaces it may never get there."""
+    replica = replica_with((1, 1, 5), commit=at(1, 3))
+    replica.sealed(2)
+    replica.append(2, *run_of(2, 4, 4, previous=at(1, 3)))
+    assert read_all_of(replica.follower.image().records) == [at(1, 4), at(1, 5)]
+    replica.sync()
+    assert read_all_of(replica.follower.image().records) == [at(2, 4)]

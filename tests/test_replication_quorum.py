@@ -1,7 +1,7 @@
 """Majorities, checked against counting on one's fingers."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockstore.domain import Configuration, Member, NodeId, ReplicaId
@@ -39,6 +39,7 @@ def test_no_members_is_no_configuration() -> None:
         Quorum(configuration([]))
 
 
+@settings(deadline=None)
 @given(
     st.sets(st.sampled_from(IDS), min_size=1),
     st.sets(st.sampled_from(IDS)),

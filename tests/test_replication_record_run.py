@@ -1,6 +1,6 @@
 """A run of records against a plain list."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockstore.domain import ORIGIN
@@ -61,6 +61,7 @@ def test_of_two_positions_of_one_log_the_sequence_decides() -> None:
     assert earlier(at(2, 6), at(1, 5)) == at(1, 5)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["append", "truncate", "forget"]), st.integers(0, 6)), max_size=30))
 def test_as_a_list_with_a_start(steps: list[tuple[str, int]]) -> None:
     run, plain, start, epoch = RecordRun(ORIGIN), [ORIGIN], 0, 1

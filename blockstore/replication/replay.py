@@ -76,9 +76,12 @@ def _take(state: Replayed, record: Record) -> None:
 
 
 def _cut(state: Replayed, after: int) -> None:
-    if state.run.start.sequence <= after <= state.run.end.sequence:
+    """What did not follow was of the tail, unless the log ends even below the cut."""
+    if after > state.run.end.sequence:
+        return
+    state.gap = False
+    if after >= state.run.start.sequence:
         state.run.truncate(after)
-        state.gap = False
 
 
 def _fill(state: Replayed, filling: Filling) -> None:
