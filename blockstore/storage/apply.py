@@ -164,6 +164,8 @@ class Applier:
                     self._meta.delete_pin(Generation(operation.start), holder)
                 case OperationKind.HYDRATED:
                     self._meta.delete(b"source")
+                    if filling:  # or a copy of meta would bring the source back
+                        self._meta.put(b"hydrated", b"")
 
 
 def put_present(tables: Tables, transaction: Writing, extent: int, bits: int) -> None:

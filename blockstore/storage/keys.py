@@ -86,6 +86,11 @@ def parse_index_value(number: int, generation: int, value: bytes | memoryview) -
     return None
 
 
+def raw_sequence(value: bytes | memoryview) -> Sequence:
+    """What an index entry says of its sequence, which is not vouched for where the entry is damaged."""
+    return Sequence(int.from_bytes(value[:8], "little"))
+
+
 def extent_key(generation: int, extent: int) -> bytes:
     """The key of a row of `extents`."""
     return EXTENT_KEY.pack(generation, extent)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from blockstore.domain import Position, ReplicaAddress, ReplicaId, SegmentNumber, VolumeId
-from blockstore.errors import Corrupt
+from blockstore.errors import Corrupt, NotFound
 from blockstore.log import LogImage, decode_filling, encode_filling
 from blockstore.record import HEADER_SIZE, Record, decode_record
 from blockstore.storage.keys import number_key, with_check, without_check
@@ -23,6 +23,7 @@ FORMAT: Final = b"cairn tables 1"
 _POSITION: Final = struct.Struct("<QQ")
 _NUMBER: Final = struct.Struct("<Q")
 _GENERATION: Final = struct.Struct(">I")
+_SEALED: Final = struct.Struct("<QB")
 _PIN: Final = struct.Struct("<QB")
 _TOMBSTONE: Final = struct.Struct("<QQIQ")
 _TOMBSTONE_NAME: Final = struct.Struct(">QQ")
@@ -34,11 +35,16 @@ MAX_PIN_ID: Final = 256
 
 
 class SealedGeneration(NamedTuple):
-    """A generation that a SEAL closed. argument: what the SEAL carried, a snapshot's id."""
+    """A generation that a SEAL closed.
+
+    argument: what the SEAL carried, a snapshot's id. merging: its versions are being deleted, so it
+    cannot be read any more.
+    """
 
     generation: Generation
     sequence: Sequence
     argument: bytes
+    merging: bool = False
 
 
 class Pin(NamedTuple):
@@ -186,16 +192,20 @@ class Meta:
         found = []
         for name, content in self._rows(_GENERATION_PREFIX):
             (generation,) = _GENERATION.unpack(name)
-            (sequence,) = _NUMBER.unpack_from(content)
-            found.append(SealedGeneration(Generation(generation), Sequence(sequence), content[_NUMBER.size :]))
+            sequence, merging = _SEALED.unpack_from(content)
+            argument = content[_SEALED.size :]
+            found.append(SealedGeneration(Generation(generation), Sequence(sequence), argument, bool(merging)))
         return found
 
     def put_sealed(self, sealed: SealedGeneration) -> None:
         name = _GENERATION_PREFIX + _GENERATION.pack(sealed.generation)
-        self.put(name, _NUMBER.pack(sealed.sequence) + sealed.argument)
+        self.put(name, _SEALED.pack(sealed.sequence, sealed.merging) + sealed.argument)
 
-    def is_sealed(self, generation: int) -> bool:
-        return self.get(_GENERATION_PREFIX + _GENERATION.pack(generation)) is not None
+    def check_readable(self, generation: int) -> None:
+        """Raises NotFound unless a generation is sealed in the tables and all that it shows is here."""
+        content = self.get(_GENERATION_PREFIX + _GENERATION.pack(generation))
+        if content is None or _SEALED.unpack_from(content)[1]:
+            raise NotFound(f"generation {generation} is not sealed in the tables, or was merged away")
 
     def delete_sealed(self, generation: Generation) -> None:
         self.delete(_GENERATION_PREFIX + _GENERATION.pack(generation))
@@ -240,6 +250,7 @@ class Meta:
         for pin in self.pins():
             if not pin.held:
                 self.delete_pin(pin.generation, pin.holder)
+        self.delete(b"hydrated")
 
     def _rows(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Name without the prefix, and content, of the rows that begin with it. Raises Corrupt."""

@@ -22,6 +22,7 @@ from blockstore.storage.keys import (
     decode_bits,
     number_key,
     parse_index_value,
+    raw_sequence,
     version_key,
 )
 from blockstore.storage.tables import Reading, Tables
@@ -118,7 +119,7 @@ class TableReader:
     def _load(self, number: int, generation: Generation, value: memoryview) -> Found | None:
         version = parse_index_value(number, generation, value)
         if version is None:
-            self.damaged.append(BlockVersion(BlockNumber(number), generation, None))
+            self.damaged.append(BlockVersion(BlockNumber(number), generation, raw_sequence(value)))
             return None
         if version.tail is None:
             return Found(number, generation, version.sequence, None)

@@ -9,21 +9,28 @@ keeps it beyond that. Tables are only ever changed by whole transactions (docs/s
 """
 
 import threading
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from blockstore.domain import Position, ReplicaAddress
-from blockstore.errors import NotFound, OutOfRange
+from blockstore.errors import Conflict, InvalidRequest, NotFound, OutOfRange
 from blockstore.log import LogImage
 from blockstore.record import Record, block_checksum
 from blockstore.storage.apply import Applier
+from blockstore.storage.compaction import compact, remove_leftovers
+from blockstore.storage.copies import decode_extent, decode_meta, encode_extent, encode_meta
+from blockstore.storage.delta import CopyWriter, check_stated, extents_above, read_extent, read_meta
+from blockstore.storage.digest import digest_of
+from blockstore.storage.keys import HEAD_SIZE, data_value, raw_sequence, version_key
 from blockstore.storage.memtable import Entry, Memtable, overlay
+from blockstore.storage.merge import merge
 from blockstore.storage.meta import Meta
 from blockstore.storage.reads import ZERO_BLOCK, BlockVersion, TableReader
 from blockstore.storage.tables import MakeRoom, Tables, Writing, sync_path
-from blockstore.units import BLOCK_SIZE, FILL_GENERATION, MAX_BLOCKS, BlockNumber, Generation, Sequence
+from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, FILL_GENERATION, MAX_BLOCKS, BlockNumber, Generation, Sequence
 
 FILE_NAME: Final = "tables.mdb"
 
@@ -49,6 +56,9 @@ class ReplicaStore:
         self._tables = tables
         self._memory = threading.Lock()
         self._checkpointing = threading.Lock()
+        self._upkeep = threading.Lock()
+        self._repaired: set[int] = set()
+        self._copies = 0
         self._active = Memtable()
         self._frozen = Memtable()
         with tables.reading() as transaction:
@@ -92,6 +102,7 @@ class ReplicaStore:
         path = directory / FILE_NAME
         if not path.exists():
             raise NotFound(f"{directory} holds no tables")
+        remove_leftovers(path)
         return cls(directory, Tables(path, create=False, make_room=make_room))
 
     # ---- committed records
@@ -147,7 +158,7 @@ class ReplicaStore:
         """
         check_range(start, count)
         with self._tables.reading() as transaction:
-            check_sealed(Meta(self._tables, transaction), generation)
+            Meta(self._tables, transaction).check_readable(generation)
             reader = TableReader(self._tables, transaction)
             content = b"".join(reader.read(start, start + count, generation))
             reader.raise_damage()
@@ -176,17 +187,30 @@ class ReplicaStore:
         to be tried again), Corrupt, StorageFailed (the process must stop).
         """
         with self._checkpointing:
-            frozen = self._freeze(image.applied.sequence)
-            # A copied meta may know a later generation than the replica's own log does.
-            image = replace(image, generation=max(image.generation, self.image.generation))
-            try:
-                self._tables.change(lambda transaction: self._apply(transaction, frozen, image, mark))
-            except BaseException:
-                self._thaw()
-                raise
-            self.image, self.mark = image, mark
-            with self._memory:
-                self._frozen = Memtable()
+            self._change(image, mark, lambda transaction: None)
+
+    def _change(self, image: LogImage, mark: int, then: Callable[[Writing], None]) -> None:
+        """One transaction: the records up to image.applied, then `then`, then the image."""
+        frozen = self._freeze(image.applied.sequence)
+        # A copied meta may know a later generation than the replica's own log does.
+        image = replace(image, generation=max(image.generation, self.image.generation))
+
+        def apply(transaction: Writing) -> None:
+            Applier(self._tables, transaction).apply(frozen, filling=image.filling is not None)
+            then(transaction)
+            meta = Meta(self._tables, transaction)
+            meta.put_image(image, mark)
+            if image.filling is None:
+                meta.forget_filling()
+
+        try:
+            self._tables.change(apply)
+        except BaseException:
+            self._thaw()
+            raise
+        self.image, self.mark = image, mark
+        with self._memory:
+            self._frozen = Memtable()
 
     def _freeze(self, up_to: int) -> Memtable:
         """Records up to a sequence go to the frozen memtable; later ones stay active."""
@@ -205,14 +229,116 @@ class ReplicaStore:
             self._active = Memtable([*self._frozen.records, *self._active.records])
             self._frozen = Memtable()
 
-    def _apply(self, transaction: Writing, frozen: Memtable, image: LogImage, mark: int) -> None:
-        Applier(self._tables, transaction).apply(frozen, filling=image.filling is not None)
-        meta = Meta(self._tables, transaction)
-        meta.put_image(image, mark)
+    # ---- copying
+
+    def delta_meta(self) -> bytes:
+        """What a copy starts with: generations, pins, source, as of the applied position."""
+        with self._tables.reading() as transaction:
+            return encode_meta(read_meta(self._tables, transaction))
+
+    def delta_extents(self, since: Sequence) -> list[int]:
+        """The extents whose highest sequence, in any generation, is above `since`. Blocking."""
+        return extents_above(self._tables, since)
+
+    def copy_extent(self, extent: int) -> list[bytes]:
+        """All that the tables hold of an extent, in parts of at most copies.MAX_PART bytes.
+
+        One transaction; the parts name the applied position that it was read at (copied_position).
+        Raises CorruptBlocks: what is damaged here is not copied.
+        """
+        with self._tables.reading() as transaction:
+            copy = read_extent(self._tables, transaction, extent)
+        return encode_extent(copy)
+
+    def write_copy(self, meta: bytes | None, extents: Seq[Seq[bytes]], stated: Position, image: LogImage) -> None:
+        """Lay copies under what this replica has, and apply what is committed up to image.applied.
+
+        stated: the position that the copies are of (none of them may be of a later one). image: with
+        filling, and copied at or above stated. One transaction; blocking. Afterwards `image` has the
+        peer's generation if that is later. Raises Corrupt, before anything has changed, where what
+        came is damaged; NoSpace, StorageFailed as checkpoint does.
+        """
+        copied_meta = None if meta is None else decode_meta(meta)
+        copied = [decode_extent(parts) for parts in extents]
+        check_stated(copied_meta, copied, stated.sequence)
         if image.filling is None:
-            meta.forget_filling()
+            raise Conflict(f"replica {self.address.replica} is whole: nothing may be copied over it")
+
+        def write(transaction: Writing) -> None:
+            writer = CopyWriter(self._tables, transaction)
+            if copied_meta is not None:
+                writer.write_meta(copied_meta)
+            for copy in copied:
+                writer.write_extent(copy)
+
+        with self._checkpointing:
+            if copied_meta is not None:
+                image = replace(image, generation=max(image.generation, copied_meta.generation))
+            self._copies += 1
+            self._change(image, self.mark, write)
+
+    # ---- repair
+
+    def block_version(self, number: int, generation: Generation, sequence: Sequence) -> bytes | None:
+        """A good copy of exactly that version, for a peer whose own is damaged; None without one."""
+        with self._tables.reading() as transaction:
+            found = TableReader(self._tables, transaction).load(number, generation)
+            if found is None or found.sequence != sequence:
+                return None
+            return found.block or ZERO_BLOCK
+
+    def repair(self, number: int, generation: Generation, sequence: Sequence, block: bytes) -> bool:
+        """Put a peer's copy of a damaged version in its place; False where it is not damaged (any more).
+
+        Only over an entry with that very number, generation and sequence. Blocking.
+        """
+        if len(block) != BLOCK_SIZE:
+            raise InvalidRequest(f"a block of {len(block)} bytes, expected {BLOCK_SIZE}")
+        key = version_key(number, generation)
+
+        def write(transaction: Writing) -> bool:
+            stored = transaction.get(key, db=self._tables.index)
+            if stored is None or raw_sequence(stored) != sequence:
+                return False
+            self._repaired.add(number // EXTENT_BLOCKS)
+            checksum = block_checksum(block, number, generation, sequence)
+            transaction.put(key, data_value(sequence, checksum, block), db=self._tables.index)
+            transaction.put(key, block[:HEAD_SIZE], db=self._tables.data)
+            return True
+
+        if self.block_version(number, generation, sequence) is not None:
+            return False
+        return self._tables.change(write)
+
+    def digest(self, generation: Generation | None = None) -> str:
+        """xxh3-128 over what a generation shows (None: the current one) in the applied state.
+
+        Block number and content, zeroes left out: equal where two replicas show the same, whatever
+        their tables look like. Raises NotFound, CorruptBlocks. Blocking, one transaction an extent.
+        """
+        return digest_of(self._tables, generation)
 
     # ---- upkeep
+
+    def merge(self) -> bool:
+        """Delete the versions that no pinned generation can see; whether there were any. Blocking.
+
+        Checkpoints come in between. A filling replica leaves it for later. Raises NoSpace, Corrupt.
+        """
+        with self._upkeep:
+            return merge(self._tables)
+
+    def compact(self) -> bool:
+        """Give the tables' free pages back to the file system; False where it was not to be done now.
+
+        Blocking; everything but merges goes on meanwhile. Raises NoSpace: it needs room for a second copy.
+        """
+        with self._upkeep:
+            copies = self._copies
+            self._repaired.clear()
+            if self.image.filling is not None:
+                return False
+            return compact(self._tables, lambda: self._repaired, lambda: self._copies != copies)
 
     def file_bytes(self) -> int:
         """What the tables take on disk."""
@@ -226,7 +352,7 @@ class ReplicaStore:
 
     def close(self) -> None:
         """Committed records that no checkpoint has applied are forgotten; the journal has them."""
-        with self._checkpointing:
+        with self._upkeep, self._checkpointing:
             self._tables.close()
 
 
@@ -234,9 +360,3 @@ def check_range(start: int, count: int) -> None:
     """Raises OutOfRange unless [start, start + count) are blocks that a segment can have."""
     if start < 0 or count < 1 or start + count > MAX_BLOCKS:
         raise OutOfRange(f"blocks {start} to {start + count} are outside 0 to {MAX_BLOCKS}")
-
-
-def check_sealed(meta: Meta, generation: int) -> None:
-    """Raises NotFound unless the generation can be read: sealed, applied here, and not merged away."""
-    if not meta.is_sealed(generation):
-        raise NotFound(f"generation {generation} is not sealed in the tables, or was merged away")

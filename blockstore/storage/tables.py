@@ -37,6 +37,8 @@ PAGE_SIZE: Final = 4096
 INITIAL_MAP_BYTES: Final = 64 * MIB
 #: The map doubles up to steps of this size: address space is plenty, yet many replicas share it.
 MAX_GROWTH_BYTES: Final = 64 * GIB
+#: What changes may add to a file while it is copied before they have to wait for the end of that.
+COPY_GROWTH_BYTES: Final = GIB
 #: With less than this free, a write that LMDB reports as cut short (it says EIO) was cut by the full disk.
 _FULL_DISK_BYTES: Final = MIB
 
@@ -138,15 +140,20 @@ class Tables:
             yield
 
     def copy_compacted(self, target: Path) -> None:
-        """A copy without free pages in the new file `target`, durable but for its name."""
+        """A copy without free pages in the new file `target`, durable but for its name.
+
+        Changes go on meanwhile. The map cannot grow as long, so it is made roomy before. Raises NoSpace.
+        """
         with self._changing:
-            self._gate.enter()
-            try:
-                self._environment.copy(str(target), compact=True)
-            except lmdb.Error as error:
-                raise NoSpace(f"no room to compact {self.path}: {error}") from error
-            finally:
-                self._gate.leave()
+            if self._environment.info()["map_size"] < self.file_bytes + COPY_GROWTH_BYTES:
+                self._grow(COPY_GROWTH_BYTES)
+        self._gate.enter()
+        try:
+            self._environment.copy(str(target), compact=True)
+        except lmdb.Error as error:
+            raise NoSpace(f"{self.path} cannot be compacted: {error}; free disk space there") from error
+        finally:
+            self._gate.leave()
         sync_path(target)
 
     def replace_by(self, source: Path) -> None:
@@ -176,16 +183,17 @@ class Tables:
             return max(0, self._environment.info()["last_pgno"] + 1 - used) * PAGE_SIZE
 
     def close(self) -> None:
+        """May be called again."""
         with self._changing, self._gate.closed():
             self._environment.close()
 
     def _handles(self) -> tuple["lmdb._Database", ...]:
         return (self.index, self.data, self.extents, self.present, self.tail, self.meta)
 
-    def _grow(self) -> None:
+    def _grow(self, at_least_bytes: int = 0) -> None:
         with self._gate.closed():
             size = self._environment.info()["map_size"]
-            self._environment.set_mapsize(size + min(size, MAX_GROWTH_BYTES))
+            self._environment.set_mapsize(size + min(max(size, at_least_bytes), MAX_GROWTH_BYTES))
 
     def _after_failure(self, error: lmdb.Error) -> None:
         """Returns where the change may be tried again."""

@@ -1,0 +1,294 @@
+"""`cairn node check`: a stopped node's data, walked offline against every invariant.
+
+First the bytes of each table file, by py-lmdb's verifier, which never hands them to LMDB: a file that
+fails there is not opened. Then what the tables say of each other: every index entry is good and has
+its data, every block passes its checksum, `present` has exactly the blocks with entries, the rows of
+`extents` cover every entry and name no later sequence, the tail is a chain behind the applied position,
+generations and pins make sense. At last the journal. Nothing is changed.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import lmdb.verify
+
+from blockstore.domain import Position, ReplicaAddress
+from blockstore.errors import CairnError
+from blockstore.log import LogImage
+from blockstore.record import block_checksum
+from blockstore.storage.delta import all_generations
+from blockstore.storage.digest import digest_of
+from blockstore.storage.journal_verify import verify_journal
+from blockstore.storage.keys import (
+    EXTENT_KEY,
+    HEAD_SIZE,
+    ExtentRow,
+    Version,
+    decode_bits,
+    extent_key,
+    parse_index_value,
+    parse_version_key,
+    version_key,
+)
+from blockstore.storage.meta import Meta, Pin, SealedGeneration
+from blockstore.storage.node_store import lock_data, replicas_in
+from blockstore.storage.replica_store import FILE_NAME
+from blockstore.storage.tables import Reading, Tables
+from blockstore.units import EXTENT_BLOCKS, MAX_BLOCKS, Epoch, Generation
+
+_REFILL: Final = "delete this replica and let the volume make another, or start the node: it repairs from its peers"
+#: Of one kind and file; the rest is counted.
+MAX_PROBLEMS: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """where: the file. what: what is wrong, with the values. what_to_do: in one sentence."""
+
+    where: Path
+    what: str
+    what_to_do: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSummary:
+    """A replica as its tables show it. blocks: versions with data. digest: of the current generation.
+
+    digests: of each pinned generation.
+    """
+
+    address: ReplicaAddress
+    applied: Position
+    epoch: Epoch
+    whole: bool
+    blocks: int
+    generations: tuple[Generation, ...]
+    file_bytes: int
+    digest: str
+    digests: dict[Generation, str]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What `check_node` found; sound where there are no problems."""
+
+    problems: list[Problem]
+    replicas: list[ReplicaSummary]
+
+
+def check_node(data: Path) -> CheckReport:
+    """Check all that is in a node's data directory. Raises Conflict while the node runs, NotFound."""
+    lock = lock_data(data)
+    try:
+        report = CheckReport([], [])
+        for replica in replicas_in(data):
+            found = check_replica(data / "replicas" / replica / FILE_NAME)
+            report.problems.extend(found.problems)
+            report.replicas.extend(found.replicas)
+        for problem in verify_journal(data / "journal"):
+            report.problems.append(Problem(problem.where, problem.what, "start the node: it knows who must fill"))
+        return report
+    finally:
+        os.close(lock)
+
+
+def check_replica(path: Path) -> CheckReport:
+    """Check the tables in one file, which no process has open."""
+    problems = [Problem(path, what, _REFILL) for what in _check_file(path)]
+    if problems:
+        return CheckReport(problems, [])
+    tables = Tables(path, create=False)
+    try:
+        return _check_tables(tables)
+    except CairnError as error:
+        return CheckReport([Problem(path, str(error), _REFILL)], [])
+    finally:
+        tables.close()
+
+
+def _check_file(path: Path) -> list[str]:
+    if not path.exists():
+        return ["the tables are missing"]
+    try:
+        found: list[str] = lmdb.verify.verify(str(path))  # type: ignore[no-untyped-call]
+        return found[:MAX_PROBLEMS]
+    except lmdb.verify.VerifyError as error:
+        return [str(error)]
+
+
+def _check_tables(tables: Tables) -> CheckReport:
+    with tables.reading() as transaction:
+        checker = _Checker(tables, transaction)
+        problems = list(checker.run())
+        problems = [
+            *problems[:MAX_PROBLEMS],
+            *[f"and {len(problems) - MAX_PROBLEMS} more"][: len(problems) > MAX_PROBLEMS],
+        ]
+        if problems:
+            return CheckReport([Problem(tables.path, what, _REFILL) for what in problems], [])
+        meta = Meta(tables, transaction)
+        image, address, pinned = meta.image(), meta.address(), sorted(meta.pinned())
+        blocks = transaction.stat(tables.data)["entries"]
+        readable = [s.generation for s in meta.sealed() if not s.merging]
+    return CheckReport(
+        [],
+        [
+            ReplicaSummary(
+                address, image.applied, image.epoch, image.filling is None, blocks, tuple(readable),
+                tables.file_bytes, digest_of(tables, None),
+                {generation: digest_of(tables, generation) for generation in pinned if generation in readable},
+            )
+        ],
+    )  # fmt: skip
+
+
+def _collect(found: Iterator[str]) -> list[str]:
+    """The first problems, and how many more there are; a walk that cannot go on ends with why."""
+    problems: list[str] = []
+    more = 0
+    try:
+        for problem in found:
+            more += len(problems) == MAX_PROBLEMS
+            problems += [problem] if len(problems) < MAX_PROBLEMS else []
+    except CairnError as error:
+        problems.append(str(error))
+    return problems + ([f"and {more} more"] if more else [])
+
+
+class _Checker:
+    """One walk over the tables; problems come as text, in the order of the tables."""
+
+    def __init__(self, tables: Tables, transaction: Reading) -> None:
+        self._tables = tables
+        self._transaction = transaction
+        self._meta = Meta(tables, transaction)
+
+    def run(self) -> Iterator[str]:
+        self._meta.check_format()
+        self._image = self._meta.image()
+        self._generations = all_generations(self._meta)
+        self._merging = {sealed.generation for sealed in self._meta.sealed() if sealed.merging}
+        self._whole = self._image.filling is None
+        #: No entry is later; while the replica fills, what was copied in an attempt that is void may be.
+        self._highest = self._image.applied.sequence if self._whole else (1 << 64) - 1
+        #: Blocks with entries by extent, and with data: what the other tables are held against.
+        self._entries: dict[int, int] = {}
+        self._with_data = 0
+        yield from self._check_meta()
+        yield from self._check_tail()
+        yield from self._check_index()
+        yield from self._check_data()
+        yield from self._check_present()
+        yield from self._check_extents()
+
+    def _check_meta(self) -> Iterator[str]:
+        self._meta.address()
+        image, sealed, pins = self._image, self._meta.sealed(), self._meta.pins()
+        if not self._whole:
+            return  # what it knows of generations is partly from before, until it is whole
+        yield from _check_generations(image, sealed, pins)
+        if self._meta.tombstones() or any(not pin.held for pin in pins):
+            yield "the replica is whole, yet keeps tombstones as if it filled"
+        if image.copied.sequence > image.applied.sequence:
+            yield f"the replica is whole, yet was copied at {tuple(image.copied)}, above {tuple(image.applied)}"
+
+    def _check_tail(self) -> Iterator[str]:
+        before = self._image.applied
+        for record in self._image.records:
+            if record.previous != before or record.sequence != before.sequence + 1:
+                yield f"the tail's record {tuple(record.position)} does not follow {tuple(before)}"
+            before = record.position
+
+    def _check_index(self) -> Iterator[str]:
+        bits = extent = 0
+        for key, value in self._transaction.cursor(self._tables.index):
+            number, generation = parse_version_key(key)
+            if number // EXTENT_BLOCKS != extent:
+                self._entries[extent] = self._entries.get(extent, 0) | bits
+                extent, bits = number // EXTENT_BLOCKS, 0
+            bits |= 1 << number % EXTENT_BLOCKS
+            version = parse_index_value(number, generation, value)
+            name = f"block {number} of generation {generation}"
+            if number >= MAX_BLOCKS:
+                yield f"{name} is beyond the largest volume"
+            elif version is None:
+                yield f"the index entry of {name} is damaged"
+            else:
+                yield from self._check_version(name, number, generation, version)
+        self._entries[extent] = self._entries.get(extent, 0) | bits
+
+    def _check_version(self, name: str, number: int, generation: Generation, version: Version) -> Iterator[str]:
+        if version.sequence > self._highest:
+            yield f"{name} has sequence {version.sequence}, above what is applied"
+        if self._whole:
+            yield from self._check_covered(name, number, generation, version)
+        head = self._transaction.get(version_key(number, generation), db=self._tables.data)
+        if version.tail is None:
+            if head is not None:
+                yield f"{name} is a zero entry, yet has data"
+            return
+        self._with_data += 1
+        if head is None:
+            yield f"{name} has no data"
+        elif len(head) != HEAD_SIZE or version.checksum != block_checksum(
+            bytes(head) + version.tail, number, generation, version.sequence
+        ):
+            yield f"{name} fails its checksum"
+
+    def _check_covered(self, name: str, number: int, generation: Generation, version: Version) -> Iterator[str]:
+        """By its own generation's row, or by those that took it over when that one was merged away."""
+        extent, rows = number // EXTENT_BLOCKS, []
+        for heir in [other for other in self._generations if other >= generation]:
+            key = extent_key(heir, extent)
+            value = self._transaction.get(key, db=self._tables.extents)
+            rows += [ExtentRow.decode(key, value)] if value is not None else []
+            if heir not in self._merging:
+                break
+        covering = [row for row in rows if row.bits >> number % EXTENT_BLOCKS & 1]
+        if not covering:
+            yield f"{name} is in no row of extents"
+        elif max(row.sequence for row in covering) < version.sequence:
+            yield f"{name} has sequence {version.sequence}, above that of its row of extents"
+
+    def _check_data(self) -> Iterator[str]:
+        stored = self._transaction.stat(self._tables.data)["entries"]
+        if stored != self._with_data:
+            yield f"data has {stored} rows, index has {self._with_data} entries with data"
+        for key, _ in self._transaction.cursor(self._tables.data) if stored != self._with_data else ():
+            if self._transaction.get(key, db=self._tables.index) is None:
+                yield "data has block {} of generation {}, which index has not".format(*parse_version_key(key))
+
+    def _check_present(self) -> Iterator[str]:
+        found = {int.from_bytes(k, "big"): decode_bits(k, v) for k, v in self._transaction.cursor(self._tables.present)}
+        for extent in sorted({*found, *self._entries}):
+            wanted, stored = self._entries.get(extent, 0), found.get(extent, 0)
+            if wanted != stored:
+                yield f"present of extent {extent} is {stored:#x}, its entries are {wanted:#x}"
+            elif not stored and extent in found:
+                yield f"present has an empty row for extent {extent}"
+
+    def _check_extents(self) -> Iterator[str]:
+        known = set(self._generations)
+        for key, value in self._transaction.cursor(self._tables.extents):
+            row = ExtentRow.decode(key, value)
+            generation, extent = EXTENT_KEY.unpack(key)
+            if (self._whole and generation not in known) or extent >= MAX_BLOCKS // EXTENT_BLOCKS or not row.bits:
+                yield f"the row of extents ({generation}, {extent}) is empty, or of what does not exist"
+            if row.sequence > self._highest:
+                yield f"the row of extents ({generation}, {extent}) has sequence {row.sequence}, above what is applied"
+
+
+def _check_generations(image: LogImage, sealed: list[SealedGeneration], pins: list[Pin]) -> Iterator[str]:
+    by_number = {generation.generation: generation for generation in sealed}
+    last = 0
+    for generation in sealed:
+        if generation.generation >= image.generation or (generation.sequence <= last and not generation.merging):
+            yield f"generation {generation.generation} was sealed by record {generation.sequence}, out of order"
+        last = generation.sequence if not generation.merging else last
+    for pin in pins:
+        found = by_number.get(pin.generation)
+        if pin.held and (found is None or found.merging):
+            yield f"generation {pin.generation} is pinned by {pin.holder!r}, yet merged away"

@@ -1,0 +1,277 @@
+"""Copying a replica's content to one that fills (docs/replication.md, catching up).
+
+The source gives what its tables hold, each extent in one transaction with the applied position that
+states it. The target lays that under what it has learnt since from its live stream: entry by entry,
+what is newer here than the stated position stays, else the copy wins, absence included. What was
+trimmed here after that position must not come back, so a filling replica keeps each trim as a
+tombstone, a range of blocks; a copy stated at or above the trim reflects it and overrules it.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from blockstore.errors import Corrupt
+from blockstore.storage.apply import put_present, put_sorted, raise_extent
+from blockstore.storage.copies import CopiedBlock, ExtentCopy, MetaCopy
+from blockstore.storage.keys import (
+    EXTENT_KEY,
+    HEAD_SIZE,
+    MAX_GENERATION,
+    ExtentRow,
+    Version,
+    bits_between,
+    blocks_of,
+    data_value,
+    extent_key,
+    parse_index_value,
+    parse_version_key,
+    raw_sequence,
+    version_key,
+    zero_value,
+)
+from blockstore.storage.meta import Meta, SealedGeneration
+from blockstore.storage.reads import BlockVersion, CorruptBlocks, TableReader
+from blockstore.storage.tables import Reading, Tables, Writing
+from blockstore.units import EXTENT_BLOCKS, FILL_GENERATION, BlockNumber, Generation, Sequence
+
+#: Rows of `extents` looked at in one transaction, so that none lasts long.
+_ROWS_A_CALL: Final = 50_000
+
+Key = tuple[int, Generation]
+"""A block number and a generation: what an entry of `index` is for."""
+
+
+# ---- the source
+
+
+def extents_above(tables: Tables, since: Sequence) -> list[int]:
+    """The extents whose highest sequence, in any generation, is above `since`; ascending. Raises Corrupt."""
+    found: set[int] = set()
+    start: bytes | None = b"\x00"
+    while start is not None:
+        with tables.reading() as transaction:
+            start = _scan_extents(tables, transaction, start, since, found)
+    return sorted(found)
+
+
+def _scan_extents(tables: Tables, transaction: Reading, start: bytes, since: Sequence, found: set[int]) -> bytes | None:
+    """Adds to `found`; returns the key to go on from, None at the end."""
+    cursor = transaction.cursor(tables.extents)
+    here = cursor.set_range(start)
+    for _ in range(_ROWS_A_CALL):
+        if not here:
+            return None
+        key, value = cursor.item()
+        if ExtentRow.decode(key, value).sequence > since:
+            found.add(EXTENT_KEY.unpack(key)[1])
+        here = cursor.next()
+    return bytes(cursor.key()) if here else None
+
+
+def read_meta(tables: Tables, transaction: Reading) -> MetaCopy:
+    """What a copy starts with."""
+    meta = Meta(tables, transaction)
+    return MetaCopy(meta.applied(), meta.generation(), meta.source, meta.sealed(), meta.pins())
+
+
+def read_extent(tables: Tables, transaction: Reading, extent: int) -> ExtentCopy:
+    """An extent in all generations, each block verified. Raises CorruptBlocks."""
+    meta = Meta(tables, transaction)
+    reader = TableReader(tables, transaction)
+    blocks = []
+    for (number, generation), version in read_entries(tables, transaction, extent).items():
+        found = reader.load(number, generation)
+        if found is not None:
+            blocks.append(CopiedBlock(number, generation, version.sequence, version.checksum, found.block))
+    reader.raise_damage()
+    rows = read_rows(tables, transaction, extent, all_generations(meta))
+    return ExtentCopy(extent, meta.applied(), rows, blocks)
+
+
+def read_entries(tables: Tables, transaction: Reading | Writing, extent: int) -> dict[Key, Version]:
+    """All index entries of an extent, in key order. Raises Corrupt, CorruptBlocks."""
+    entries: dict[Key, Version] = {}
+    cursor = transaction.cursor(tables.index)
+    here = cursor.set_range(version_key(extent * EXTENT_BLOCKS, MAX_GENERATION))
+    while here:
+        number, generation = parse_version_key(cursor.key())
+        if number >= (extent + 1) * EXTENT_BLOCKS:
+            break
+        version = parse_index_value(number, generation, cursor.value())
+        if version is None:
+            raise CorruptBlocks([BlockVersion(BlockNumber(number), generation, raw_sequence(cursor.value()))])
+        entries[number, generation] = version
+        here = cursor.next()
+    return entries
+
+
+def read_rows(
+    tables: Tables, transaction: Reading | Writing, extent: int, generations: Iterable[Generation]
+) -> dict[Generation, ExtentRow]:
+    """The rows of an extent in these generations. Raises Corrupt."""
+    rows = {}
+    for generation in generations:
+        key = extent_key(generation, extent)
+        value = transaction.get(key, db=tables.extents)
+        if value is not None:
+            rows[generation] = ExtentRow.decode(key, value)
+    return rows
+
+
+def all_generations(meta: Meta) -> list[Generation]:
+    """Every generation that can have rows in a whole replica, ascending; the first is that of fills."""
+    return [FILL_GENERATION, *[sealed.generation for sealed in meta.sealed()], meta.generation()]
+
+
+def stored_generations(tables: Tables, transaction: Reading | Writing) -> list[Generation]:
+    """Every generation that has rows, ascending; a seek for each."""
+    generations: list[Generation] = []
+    cursor = transaction.cursor(tables.extents)
+    here = cursor.first()
+    while here:
+        generation, _ = EXTENT_KEY.unpack(cursor.key())
+        generations.append(Generation(generation))
+        here = generation < MAX_GENERATION and cursor.set_range(extent_key(generation + 1, 0))
+    return generations
+
+
+# ---- the target
+
+
+class CopyWriter:
+    """Lays copies under what a filling replica has, within one transaction."""
+
+    def __init__(self, tables: Tables, transaction: Writing) -> None:
+        self._tables = tables
+        self._transaction = transaction
+        self._meta = Meta(tables, transaction)
+        self._tombstones = self._meta.tombstones()
+        self._generations = stored_generations(tables, transaction)
+        self._has_source = bool(self._meta.source)
+
+    def write_meta(self, copy: MetaCopy) -> None:
+        """Pins as the peer has them, unless a later record here says otherwise; generations of both.
+
+        A generation that either side has merged away already cannot be read here any more, and what
+        this replica still has of it is left for a merge.
+        """
+        stated = copy.position.sequence
+        newer = {(pin.generation, pin.holder) for pin in self._meta.pins() if pin.sequence > stated}
+        for pin in self._meta.pins():
+            if pin.sequence <= stated:
+                self._meta.delete_pin(pin.generation, pin.holder)
+        for pin in copy.pins:
+            if (pin.generation, pin.holder) not in newer:
+                self._meta.put_pin(pin)
+        pinned = self._meta.pinned()
+        known = {sealed.generation for sealed in self._meta.sealed()}
+        for sealed in copy.sealed:
+            if sealed.generation not in known:
+                self._meta.put_sealed(sealed._replace(merging=sealed.generation not in pinned))
+        known.update(sealed.generation for sealed in copy.sealed)
+        for generation in self._generations:
+            if FILL_GENERATION < generation < copy.generation and generation not in known:
+                self._meta.put_sealed(SealedGeneration(generation, stated, b"", merging=True))
+        if copy.source and self._meta.get(b"hydrated") is None:
+            self._meta.put(b"source", copy.source)
+            self._has_source = True
+
+    def write_extent(self, copy: ExtentCopy) -> None:
+        """Raises Corrupt where what is here is damaged."""
+        local = read_entries(self._tables, self._transaction, copy.extent)
+        rows = read_rows(self._tables, self._transaction, copy.extent, self._generations)
+        stated = copy.position.sequence
+        undone = self._undone(copy.extent, stated)
+        kept = {key: version.sequence for key, version in local.items() if version.sequence > stated}
+        copied = {(block.number, block.generation): block for block in copy.blocks}
+        arriving = {key: block for key, block in copied.items() if key not in kept and key not in undone}
+        zeroes = self._zeroes(undone, {*kept, *arriving})
+        after = {*kept, *arriving, *zeroes}
+
+        for key in local.keys() - after:
+            self._delete(*key)
+        self._put_blocks(local, arriving)
+        for (number, generation), sequence in zeroes.items():
+            self._put_zero(number, generation, sequence)
+        bits = sum(1 << index for index in {number % EXTENT_BLOCKS for number, _ in after})
+        put_present(self._tables, self._transaction, copy.extent, bits)
+        self._put_rows(copy, rows)
+        self._raise_undone(copy.extent, undone, {number for number, _ in {*local, *copied}})
+
+    def _undone(self, extent: int, stated: Sequence) -> dict[Key, Sequence]:
+        """The blocks that a trim here took away after the stated position, with the last such trim."""
+        undone: dict[Key, Sequence] = {}
+        for tombstone in self._tombstones:
+            if tombstone.sequence > stated:
+                bits = bits_between(tombstone.start, tombstone.end, extent)
+                for number in blocks_of(extent, bits):
+                    key = number, tombstone.generation
+                    undone[key] = max(tombstone.sequence, undone.get(key, Sequence(0)))
+        return undone
+
+    def _zeroes(self, undone: dict[Key, Sequence], present: set[Key]) -> dict[Key, Sequence]:
+        """Trims that need an entry, because something would show through."""
+        oldest: dict[int, Generation] = {}
+        for number, generation in present:
+            oldest[number] = min(generation, oldest.get(number, generation))
+        return {
+            (number, generation): sequence
+            for (number, generation), sequence in undone.items()
+            if (number, generation) not in present
+            and (self._has_source or oldest.get(number, MAX_GENERATION) < generation)
+        }
+
+    def _delete(self, number: int, generation: Generation) -> None:
+        key = version_key(number, generation)
+        self._transaction.delete(key, db=self._tables.index)
+        self._transaction.delete(key, db=self._tables.data)
+
+    def _put_blocks(self, local: dict[Key, Version], arriving: dict[Key, CopiedBlock]) -> None:
+        index: list[tuple[bytes, bytes]] = []
+        data: list[tuple[bytes, bytes | memoryview]] = []
+        for (number, generation), copied in arriving.items():
+            here = local.get((number, generation))
+            if here is not None and (here.sequence, here.checksum) == (copied.sequence, copied.checksum):
+                continue
+            if copied.block is None:
+                self._put_zero(number, generation, copied.sequence)
+                continue
+            key = version_key(number, generation)
+            index.append((key, data_value(copied.sequence, copied.checksum, copied.block)))
+            data.append((key, copied.block[:HEAD_SIZE]))
+        put_sorted(self._transaction.cursor(self._tables.index), sorted(index))
+        put_sorted(self._transaction.cursor(self._tables.data), sorted(data, key=lambda item: item[0]))
+
+    def _put_zero(self, number: int, generation: Generation, sequence: int) -> None:
+        key = version_key(number, generation)
+        self._transaction.put(key, zero_value(number, generation, sequence), db=self._tables.index)
+        self._transaction.delete(key, db=self._tables.data)
+
+    def _put_rows(self, copy: ExtentCopy, local: dict[Generation, ExtentRow]) -> None:
+        """The copy's rows, or-ed with those that changed here since."""
+        for generation, row in local.items():
+            if row.sequence <= copy.position.sequence and generation not in copy.rows:
+                self._transaction.delete(extent_key(generation, copy.extent), db=self._tables.extents)
+        for generation, row in copy.rows.items():
+            here = local.get(generation)
+            if here is not None and here.sequence > copy.position.sequence:
+                row = ExtentRow(max(row.sequence, here.sequence), row.bits | here.bits)  # noqa: PLW2901
+            if row != here:
+                key = extent_key(generation, copy.extent)
+                self._transaction.put(key, row.encode(key), db=self._tables.extents)
+
+    def _raise_undone(self, extent: int, undone: dict[Key, Sequence], existed: set[int]) -> None:
+        """A trim that took something away is a change of its extent, also where it came before the copy."""
+        for (number, generation), sequence in undone.items():
+            if number in existed or self._has_source:
+                change = ExtentRow(sequence, 1 << number % EXTENT_BLOCKS)
+                raise_extent(self._tables, self._transaction, extent_key(generation, extent), change)
+
+
+def check_stated(meta: MetaCopy | None, extents: list[ExtentCopy], stated: Sequence) -> None:
+    """Raises Corrupt where a copy was stated above the position it came with: too early would be believed."""
+    above = [copy.position for copy in extents if copy.position.sequence > stated]
+    if meta is not None and meta.position.sequence > stated:
+        above.append(meta.position)
+    if above:
+        raise Corrupt(f"a copy was stated at {tuple(max(above))}, above {stated} as which it came")
