@@ -1,4 +1,4 @@
-"""A volume in memory, and the real NBD server around it as a program: for interop tests and benches.
+"""Volumes in memory, and the real NBD server around them as a program: for interop tests and benches.
 
     python -m tests.memory_nbd --size 256M --export disk --tcp 127.0.0.1:0 --unix /tmp/disk.sock
 
@@ -61,11 +61,10 @@ class MemoryVolume:
 
 
 async def serve(arguments: argparse.Namespace) -> None:
-    """Serve one volume under all names asked for, until a signal ends it."""
-    volume = MemoryVolume(parse_size(arguments.size))
+    """Serve a volume for each name asked for, until a signal ends it."""
     exports = Exports()
-    device = Device(volume)
     for name in arguments.export or ["disk"]:
+        device = Device(MemoryVolume(parse_size(arguments.size)))
         exports.add(Export(name, device, description="in memory", read_only=arguments.read_only))
     server = NbdServer(exports)
     if arguments.tcp:
@@ -84,9 +83,9 @@ async def serve(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Parse the command line, and serve."""
-    parser = argparse.ArgumentParser(description="Serve a volume in memory over NBD.")
-    parser.add_argument("--size", default="256M", help="of the volume; default 256M")
-    parser.add_argument("--export", action="append", help="a name of the volume; may be repeated; default disk")
+    parser = argparse.ArgumentParser(description="Serve volumes in memory over NBD.")
+    parser.add_argument("--size", default="256M", help="of each volume; default 256M")
+    parser.add_argument("--export", action="append", help="a volume's name; may be repeated; default disk")
     parser.add_argument("--tcp", metavar="HOST:PORT", help="port 0: a free one")
     parser.add_argument("--unix", metavar="PATH", type=Path)
     parser.add_argument("--read-only", action="store_true")
