@@ -181,6 +181,20 @@ def test_full_means_that_nothing_was_written(tmp_path: Path) -> None:
     assert recovered.entries[A] == written
 
 
+def test_a_file_is_made_ahead_of_need(tmp_path: Path) -> None:
+    disk = FailingDisk("allocate", after=2, code=errno.ENOSPC)
+    journal, _ = reopen(tmp_path, {A: 0}, disk=disk)
+    assert journal.prepare() is True
+    assert journal.prepare() is False
+    log = ReplicaLog(A)
+    for _ in range(12):
+        journal.append([log.write(blocks=1)])
+    assert disk.calls == 2
+    with pytest.raises(JournalFull):
+        journal.prepare()
+    journal.close()
+
+
 def test_forgetting_a_replica_frees_what_only_it_held(tmp_path: Path) -> None:
     journal, _ = reopen(tmp_path, {A: 0, B: 0}, max_bytes=8 * FILE_BYTES)
     mine, other = ReplicaLog(A), ReplicaLog(B)

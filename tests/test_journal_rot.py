@@ -4,6 +4,7 @@ The one rot that cannot be told from a torn write is that of the last group. Eve
 proven by what comes behind.
 """
 
+import errno
 import os
 import random
 from dataclasses import dataclass, field
@@ -236,6 +237,25 @@ def test_a_needed_file_that_is_gone_damages_whoever_may_have_been_in_it(tmp_path
     journal, recovered = start(tmp_path / "journal", {A: lost, B: lost, C: 0})
     assert recovered.damaged == {}
     assert recovered.entries[B] == written.of(B, after=lost)
+    journal.close()
+
+
+def test_a_sector_that_the_disk_cannot_read_is_rot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = write(tmp_path / "journal", [[A], [B], [C], [A]])
+    path, bad, _, _ = written.groups()[1]
+    pread = os.pread
+
+    def failing(fd: int, size: int, offset: int) -> bytes:
+        """What a disk does: whatever touches the sector fails."""
+        if os.readlink(f"/proc/self/fd/{fd}") == str(path) and offset <= bad < offset + size:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", failing)
+    assert verify_journal(tmp_path / "journal")
+    journal, recovered = start(tmp_path / "journal", dict.fromkeys(ALL, 0))
+    assert recovered.damaged == {B: written.highest(B)}
+    assert recovered.entries[C] == written.of(C)
     journal.close()
 
 

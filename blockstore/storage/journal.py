@@ -95,6 +95,8 @@ class Journal:
         self._reserved = 0
         """Free files that the append under way will begin."""
         self._lock = threading.Lock()
+        self._allocation = threading.Lock()
+        """Held while a new file is made, and taken before _lock."""
 
     @classmethod
     def open(
@@ -147,6 +149,23 @@ class Journal:
             self._failure = str(error)
             raise JournalFailed(f"the journal in {self._directory} cannot be written: {error}") from error
         return self.last
+
+    def prepare(self) -> bool:
+        """Make the file that the next append to need one would have to make itself; blocks, in any thread.
+
+        Filling 64 MiB with zeroes takes a disk a fifth of a second. True where one was made; False where one
+        is free already or the limit allows none. Raises JournalFull where the disk has no room.
+        """
+        self._check()
+        with self._allocation:
+            if self._state.free or len(self._state.all_files) >= self._max_files:
+                return False
+            try:
+                self._add_file()
+            except JournalFailed as error:
+                self._failure = str(error)
+                raise
+        return True
 
     def release(self, replica: ReplicaId, mark: int) -> bool:
         """The replica's synced tables reflect all up to entry `mark`. True where a file became free."""
@@ -214,7 +233,7 @@ class Journal:
         """What can be appended before a checkpoint is needed, if the disk has room for new files."""
         with self._lock:
             state = self._state
-            new = max(0, self._max_files - len(state.all_files)) * self._state.file_bytes
+            new = max(0, self._max_files - len(state.all_files)) * state.file_bytes
             return state.active.size_bytes - state.offset + sum(file.size_bytes for file in state.free) + new
 
     def close(self) -> None:
@@ -235,17 +254,17 @@ class Journal:
         before = dict(self._state.last_numbers)
         draft = Draft(self._state.next_group, self._state.next_entry, self._state.items)
         for together in _inseparable(entries):
-            encoded = [(entry.replica, payload) for entry, (_, payload) in together]
-            too_many = len(draft) + len(together) > MAX_GROUP_ENTRIES
-            if len(draft) and (too_many or draft.size_with(encoded) > limit):
+            count, size = len(together), sum(len(payload) for _, (_, payload) in together)
+            too_many = len(draft.payloads) + count > MAX_GROUP_ENTRIES
+            if draft.payloads and (too_many or draft.size_with(size, count) > limit):
                 yield draft
                 before.update((item.replica, item.number) for item in draft.items)
                 draft = Draft(draft.number + 1, draft.first_entry + len(draft), draft.items)
-            if draft.size_with(encoded) > limit:
-                raise InvalidRequest(f"journal entries of {draft.size_with(encoded)} bytes do not fit {limit}")
+            if not draft.payloads and draft.size_with(size, count) > limit:
+                raise InvalidRequest(f"a journal group of {draft.size_with(size, count)} bytes: at most {limit} fit")
             for entry, payload in together:
                 draft.add(entry.replica, entry.entry, entry.position, payload, before.get(entry.replica, 0))
-        if len(draft):
+        if draft.payloads:
             yield draft
 
     def _make_room(self, drafts: Sequence[Draft]) -> None:
@@ -258,21 +277,29 @@ class Journal:
         offset, size, needed = state.offset, state.active.size_bytes, 0
         for draft in drafts:
             if offset + draft.size_bytes > size:
-                offset, size, needed = FIRST_OFFSET, self._state.file_bytes, needed + 1
+                offset, size, needed = FIRST_OFFSET, state.file_bytes, needed + 1
             offset += draft.size_bytes
         with self._lock:
             self._reserved = needed
         while len(state.free) < needed:
-            if len(state.all_files) >= self._max_files and len(state.files) > 1:
-                raise JournalFull(
-                    f"the journal's {self._max_files} files are full: a checkpoint of {len(self.laggards())} "
-                    "replicas frees the oldest"
-                )
-            path = file_path(self._directory, state.next_slot)
-            create_file(self._disk, path, self._state.file_bytes)
-            with self._lock:
-                state.next_slot += 1
-                state.free.appendleft(JournalFile(path, self._state.file_bytes, None))
+            with self._allocation:
+                if len(state.free) >= needed:
+                    return
+                if len(state.all_files) >= self._max_files and len(state.files) > 1:
+                    raise JournalFull(
+                        f"the journal's {self._max_files} files are full: a checkpoint of {len(self.laggards())} "
+                        "replicas frees the oldest"
+                    )
+                self._add_file()
+
+    def _add_file(self) -> None:
+        """A new free file; under the allocation lock."""
+        state = self._state
+        path = file_path(self._directory, state.next_slot)
+        create_file(self._disk, path, state.file_bytes)
+        with self._lock:
+            state.next_slot += 1
+            state.free.appendleft(JournalFile(path, state.file_bytes, None))
 
     def _write(self, draft: Draft) -> None:
         state = self._state

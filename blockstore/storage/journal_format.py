@@ -18,7 +18,7 @@ one log have consecutive numbers, and so have their entries.
 """
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -182,6 +182,44 @@ def decode_file_header(page: bytes) -> FileHeader | None:
     return FileHeader(FileKind(kind), *numbers)
 
 
+@dataclass(slots=True)
+class _Growing:
+    """An item while its group is gathered."""
+
+    replica: ReplicaId
+    position: Position
+    number: int
+    before: int
+    first: int = 0
+    last: int = 0
+    restarts: bool = False
+
+    def take(self, entry: LogEntry, position: Position, number: int) -> None:
+        """One more entry of its replica."""
+        self.number = number
+        self.position = max(self.position, position)
+        match entry:
+            case RecordEntry(record):
+                if not (self.first and self.first <= record.sequence <= self.last + 1):
+                    self.first = record.sequence
+                self.last = record.sequence
+            case TruncateEntry(after):
+                self._keep_up_to(after)
+            case FillingEntry(filling):
+                self._keep_up_to(0)
+                self.restarts = True
+                self.position = max(self.position, filling.floor)
+
+    def grown(self) -> GroupItem:
+        """The item as it is now."""
+        return GroupItem(self.replica, self.position, self.number, self.before, self.first, self.last, self.restarts)
+
+    def _keep_up_to(self, after: int) -> None:
+        self.last = min(self.last, after)
+        if self.last < self.first:
+            self.first = self.last = 0
+
+
 class Draft:
     """A group being gathered: all of it that does not depend on the file it will lie in.
 
@@ -196,7 +234,7 @@ class Draft:
         self.payloads: list[bytes] = []
         self._table: list[tuple[int, int]] = []
         self._replicas: dict[ReplicaId, int] = {}
-        self._items: list[GroupItem] = []
+        self._items: list[_Growing] = []
         self._body_size = 0
 
     def __len__(self) -> int:
@@ -204,18 +242,17 @@ class Draft:
 
     @property
     def items(self) -> Items:
-        return tuple(self._items)
+        return tuple(item.grown() for item in self._items)
 
     @property
     def size_bytes(self) -> int:
         """What the group will take of a file."""
         return round_up(header_size(len(self._items), len(self.previous or ())) + self._body_size)
 
-    def size_with(self, encoded: Sequence[tuple[ReplicaId, bytes]]) -> int:
-        """What size_bytes would be with these entries added, at most."""
-        more = sum(_ENTRY.size + len(payload) for _, payload in encoded)
-        replicas = len(self._items) + len({replica for replica, _ in encoded} - self._replicas.keys())
-        return round_up(header_size(replicas, len(self.previous or ())) + self._body_size + more)
+    def size_with(self, payload_size: int, entry_count: int) -> int:
+        """What size_bytes may be at most with that many entries more, of as many replicas."""
+        lists = header_size(len(self._items) + entry_count, len(self.previous or ()))
+        return round_up(lists + self._body_size + entry_count * _ENTRY.size + payload_size)
 
     def add(
         self, replica: ReplicaId, entry: LogEntry, position: Position, encoded: tuple[EntryKind, bytes], before: int
@@ -225,8 +262,8 @@ class Draft:
         number = self.first_entry + len(self.payloads)
         index = self._replicas.setdefault(replica, len(self._items))
         if index == len(self._items):
-            self._items.append(GroupItem(replica, position, number, before, 0, 0, False))
-        self._items[index] = _with_entry(self._items[index], entry, position, number)
+            self._items.append(_Growing(replica, position, number, before))
+        self._items[index].take(entry, position, number)
         self._table.append((index, kind))
         self.payloads.append(payload)
         self._body_size += _ENTRY.size + len(payload)
@@ -289,24 +326,6 @@ def stored_entries(header: GroupHeader, body: bytes | memoryview) -> Iterator[St
     for i, (index, kind, size) in enumerate(_ENTRY.iter_unpack(view[:at])):
         yield StoredEntry(header.first_entry + i, header.items[index].replica, kind, view[at : at + size])
         at += size
-
-
-def _with_entry(item: GroupItem, entry: LogEntry, position: Position, number: int) -> GroupItem:
-    """The item after one more entry of its replica."""
-    first, last, restarts = item.first, item.last, item.restarts
-    highest = max(item.position, position)
-    match entry:
-        case RecordEntry(record):
-            joins = first and first <= record.sequence <= last + 1
-            first, last = (first if joins else record.sequence), record.sequence
-        case TruncateEntry(after):
-            last = min(last, after)
-            first = first if first <= last else 0
-            last = last if first else 0
-        case FillingEntry(filling):
-            first, last, restarts = 0, 0, True
-            highest = max(highest, filling.floor)
-    return GroupItem(item.replica, highest, number, item.before, first, last, restarts)
 
 
 def _encode_item(item: GroupItem) -> bytes:
