@@ -16,7 +16,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 from blockstore.domain import ORIGIN, Configuration, Position, ReplicaId
-from blockstore.errors import CairnError, Fenced, NoSpace, QuorumUnavailable
+from blockstore.errors import CairnError, Corrupt, Fenced, NoSpace, QuorumUnavailable
 from blockstore.record import MAX_OPERATIONS, Operation, OperationKind, Record, encode_record
 from blockstore.replication.in_flight import OverlapIndex, Write
 from blockstore.replication.member import NEVER, Member
@@ -170,7 +170,7 @@ class Leader:
         chosen = choose_log(self._quorum, answers, accept_loss=self._accept_loss)
         if not isinstance(chosen, ChosenLog):
             self._why = chosen.why
-            return self._end(QuorumUnavailable(f"writes may be lost: {chosen.why}")) if chosen.lost else []
+            return self._end(Corrupt(f"acknowledged writes may be lost: {chosen.why}")) if chosen.lost else []
         self._chosen, self._chosen_at = chosen, now
         self._why = "the record that opens the epoch is not on a quorum yet"
         self._run = RecordRun(chosen.end)
