@@ -4,21 +4,31 @@ A mutation replaces a few attributes of the core's classes, and nothing of the s
 the rule lives in the tables (what of a copy wins), which the simulation has as a model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, Final
 from unittest import mock
 
-from blockstore.domain import Position
-from blockstore.log import LogEntry, RecordEntry, TruncateEntry
-from blockstore.record import Record
+from blockstore.domain import ORIGIN, Position, ReplicaId
+from blockstore.log import LogEntry, LogImage, RecordEntry, SealEntry, TruncateEntry
+from blockstore.record import Operation, Record
+from blockstore.replication import leader as leader_module
 from blockstore.replication.follower import Follower
-from blockstore.replication.messages import Answer, FollowerEffect, SealEpoch
+from blockstore.replication.in_flight import Write
+from blockstore.replication.leader import Leader
+from blockstore.replication.member import Member
+from blockstore.replication.messages import Answer, FollowerEffect, LeaderEffect, SealAnswer, SealEpoch, Serving
+from blockstore.replication.quorum import Quorum
+from blockstore.replication.reads import Reads
 from blockstore.replication.record_run import RecordRun, earlier
+from blockstore.replication.recovery import ChosenLog, Undecided, choose_log
 from tests.simulation.model_tables import Tables, Version
 
-Patch = tuple[type | Any, str, Any]
+Patch = tuple[Any, str, Any]
 """Of what, which attribute, and what stands there instead."""
+
+# ---- the follower
 
 
 def _unlinked_append(run: RecordRun, record: Record) -> None:
@@ -27,8 +37,9 @@ def _unlinked_append(run: RecordRun, record: Record) -> None:
 
 
 def _take_by_number(follower: Follower, records: tuple[Record, ...]) -> tuple[list[LogEntry], bool]:
+    """Only that no number is missing counts, and not what stands before."""
     run = follower._run
-    new = [r for r in records if r.sequence > run.start.sequence and not run.holds(r.position)]
+    new = [record for record in records if record.sequence > run.start.sequence and not run.holds(record.position)]
     if not new:
         return [], True
     if new[0].sequence > run.end.sequence + 1:
@@ -42,58 +53,183 @@ def _take_and_cut(follower: Follower, records: tuple[Record, ...]) -> tuple[list
     above = [record for record in records if record.sequence > follower.commit.sequence]
     if not above:
         return [], True
-    if run.position_at(above[0].sequence - 1) != above[0].previous:
+    before = above[0].previous
+    if run.position_at(before.sequence) != before:
         return [], False
     entries: list[LogEntry] = []
     if above[0].sequence <= run.end.sequence:
-        run.truncate(above[0].previous.sequence)
-        follower._durable = min(follower._durable, int(above[0].previous.sequence))
-        entries.append(TruncateEntry(above[0].previous.sequence))
+        run.truncate(before.sequence)
+        follower._durable = min(follower._durable, int(before.sequence))
+        entries.append(TruncateEntry(before.sequence))
     for record in above:
         run.append(record)
         entries.append(RecordEntry(record))
     return entries, True
 
 
+def _send_from_the_end(member: Member, sequence: int) -> None:
+    """As a leader might that leaves it to the replica to say what is missing."""
+    _STREAM_FROM(member, max(sequence, member.answer.end.sequence + 1) if member.answer else sequence)
+
+
+_STREAM_FROM: Final = Member.stream_from
+_SEAL: Final = Follower.seal
+
+
 def _seal_at_once(follower: Follower, origin: Any, message: SealEpoch) -> list[FollowerEffect]:
     """Answered before the seal, and what was accepted before it, is durable."""
-    if follower._fences(message.epoch, message.configuration):
-        return _SEAL(follower, origin, message)
     effects = [effect for effect in _SEAL(follower, origin, message) if not isinstance(effect, Answer)]
     return [*effects, follower._seal_answer(origin, message)]
 
 
-_SEAL: Final = Follower.seal
+_RESTORE: Final = Follower.restore.__func__  # type: ignore[attr-defined]
+
+
+def _restore_without_seals(
+    kind: type[Follower], replica: Any, image: LogImage, entries: Iterable[LogEntry], *, damage: Any = None
+) -> Any:
+    kept = [entry for entry in entries if not isinstance(entry, SealEntry)]
+    return _RESTORE(kind, replica, image, kept, damage=damage)
 
 
 def _acked_in_memory(follower: Follower) -> Position:
     return earlier(follower._matched, follower._run.end)
 
 
+_ADVANCE_COMMIT: Final = Follower._advance_commit
+
+
 def _commit_whatever_is_durable(follower: Follower) -> list[FollowerEffect]:
     follower._told_commit = max(follower._told_commit, follower._durable_match)
-    return _ADVANCE(follower)
+    return _ADVANCE_COMMIT(follower)
 
 
-_ADVANCE: Final = Follower._advance_commit
+_FOLLOWER_READ: Final = Follower.read
+
+
+def _read_while_filling(follower: Follower, epoch: Any, configuration: int, commit: Position) -> list[FollowerEffect]:
+    filling, follower.filling = follower.filling, None
+    try:
+        return _FOLLOWER_READ(follower, epoch, configuration, commit)
+    finally:
+        follower.filling = filling
+
+
+def _read_while_behind(follower: Follower, epoch: Any, configuration: int, commit: Position) -> list[FollowerEffect]:
+    return _FOLLOWER_READ(follower, epoch, configuration, earlier(commit, follower.commit))
+
+
+def _done_at_the_first_extent(follower: Follower, attempt: int, done: int, total: int) -> None:
+    if follower._delta.attempt == attempt and done:
+        follower._delta.running, follower._delta.complete = False, True
 
 
 def _trims_do_not_stay(local: Version, stated: int) -> bool:
     return local[0] > stated and local[1] != 0
 
 
+# ---- the leader
+
+
+def _trusting(function: Any) -> Any:
+    """The method of Leader or Reads, with every member taken for whole meanwhile."""
+
+    def call(self: Any, *arguments: Any) -> Any:
+        members = self._members.values() if isinstance(self, Leader) else self._members
+        filling = [member for member in members if not member.whole]
+        for member in filling:
+            member.whole = True
+        try:
+            return function(self, *arguments)
+        finally:
+            for member in filling:
+                member.whole = False
+
+    return call
+
+
+def _choose_any_log(quorum: Quorum, answers: Mapping[ReplicaId, SealAnswer], *, accept_loss: bool = False) -> Any:
+    return choose_log(quorum, {replica: replace(answer, whole=True) for replica, answer in answers.items()})
+
+
+def _choose_by_one(quorum: Quorum, answers: Mapping[ReplicaId, SealAnswer], *, accept_loss: bool = False) -> Any:
+    whole = [answer for answer in answers.values() if answer.whole]
+    if not whole:
+        return Undecided("no member that answered is whole")
+    best = max(whole, key=lambda answer: answer.end)
+    return ChosenLog(best.end, best.commit, best.generation)
+
+
+_ADVANCE: Final = Leader._advance
+_APPEND: Final = Leader._append_record
+
+
+def _append_no_epoch_start(leader: Leader, operations: Iterable[Operation], writes: list[Write]) -> None:
+    if writes:
+        _APPEND(leader, operations, writes)
+
+
+def _serve_without_epoch_start(leader: Leader, now: float) -> list[LeaderEffect]:
+    """As soon as the log that was chosen is on a quorum."""
+    if leader._serving or leader._chosen is None or leader._commit < leader._chosen.end:
+        return []
+    leader._serving = True
+    return [Serving(), *leader._send_queued(now), *leader._reads.retry(leader._commit, now)]
+
+
+def _count_older_records(leader: Leader, now: float) -> list[LeaderEffect]:
+    """Records of older epochs are committed by counting, and guests served, as if that were enough."""
+    chosen = leader._chosen
+    if chosen is not None and chosen.end >= leader._commit:
+        matched = {m.replica: m.matched.sequence if m.whole else 0 for m in leader._members.values()}
+        if leader._quorum.level(matched) >= chosen.end.sequence:
+            leader._commit = chosen.end
+            return leader._serve_if_due(now) + _ADVANCE(leader, now)
+    return _ADVANCE(leader, now)
+
+
+_SERVE: Final = Leader._serve_if_due
+
+
+def _serve_at_once(leader: Leader, now: float) -> list[LeaderEffect]:
+    if leader._heard_quorum_at is not None:
+        leader._heard_quorum_at = float("-inf")
+    return _SERVE(leader, now)
+
+
+_ARRIVED: Final = Reads.arrived
+
 MUTATIONS: Final[dict[str, tuple[Patch, ...]]] = {
     "skip_the_predecessor_check": (
         (Follower, "_take", _take_by_number),
         (RecordRun, "append", _unlinked_append),
+        (Member, "stream_from", _send_from_the_end),
     ),
     "cut_a_log_at_a_duplicate": ((Follower, "_take", _take_and_cut),),
     "ack_before_persisting": ((Follower, "_durable_match", property(_acked_in_memory)),),
     "answer_a_seal_before_it_is_durable": ((Follower, "seal", _seal_at_once),),
+    "forget_seals_at_a_restart": ((Follower, "restore", classmethod(_restore_without_seals)),),
     "apply_uncommitted_records": ((Follower, "_advance_commit", _commit_whatever_is_durable),),
     "forget_the_floor": ((Follower, "_floor_reached", lambda _: True),),
-    "whole_before_the_copies_are_passed": ((Follower, "_past_copies", lambda _: True),),
+    "whole_before_all_is_copied": ((Follower, "delta_progress", _done_at_the_first_extent),),
+    "take_a_copy_older_than_the_base": ((Follower, "_copy_at_least", ORIGIN),),
     "let_a_copy_win_over_a_live_trim": ((Tables, "stays", staticmethod(_trims_do_not_stay)),),
+    "read_from_a_replica_that_is_not_whole": (
+        (Follower, "read", _read_while_filling),
+        (Reads, "_choose", _trusting(Reads._choose)),
+    ),
+    "read_from_a_replica_that_is_behind": ((Follower, "read", _read_while_behind),),
+    "read_without_a_lease": ((Reads, "arrived", lambda reads, attempt, _: _ARRIVED(reads, attempt, True)),),
+    "serve_before_the_old_lease_is_over": ((Leader, "_serve_if_due", _serve_at_once),),
+    "count_a_filling_replicas_acks": ((Leader, "_advance", _trusting(Leader._advance)),),
+    "take_a_filling_replicas_log": ((leader_module, "choose_log", _choose_any_log),),
+    "attach_without_a_quorum": ((leader_module, "choose_log", _choose_by_one),),
+    "drop_the_epoch_start_record": (
+        (Leader, "_append_record", _append_no_epoch_start),
+        (Leader, "_advance", _count_older_records),
+        (Leader, "_serve_if_due", _serve_without_epoch_start),
+    ),
+    "count_records_of_older_epochs": ((Leader, "_advance", _count_older_records),),
 }
 
 

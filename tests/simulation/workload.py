@@ -29,14 +29,17 @@ _KINDS: Final = {
 
 @dataclass(slots=True)
 class Ticket:
-    """A request. operation: None for a read. began: the highest sequence that a completed request had shown."""
+    """A request. operation: None for a read. began: the highest sequence that a completed request had shown.
+
+    reads: it is one of a chain of reads, which goes on while writes wait.
+    """
 
     number: int
     start: int
     count: int
     operation: Operation | None
     began: int
-    floors: tuple[int, ...] = ()
+    reads: bool = False
 
 
 class Guest:
@@ -58,8 +61,8 @@ class Guest:
         """The front-end serves."""
         if not self._began:
             self._began = True
-            for _ in range(self._world.plan.depth):
-                self._later()
+            for slot in range(self._world.plan.depth):
+                self._later(reads=slot == 1)
 
     def gone(self) -> None:
         """Its front-end died: nothing of what is open is ever answered."""
@@ -91,15 +94,16 @@ class Guest:
             self._later()
 
     def _take(self, number: Hashable) -> Ticket:
-        self._later()
         ticket = self._open.pop(cast(int, number), None)
         self._world.checker.expect(ticket is not None, f"request {number} was answered twice, or never made")
-        return cast(Ticket, ticket)
+        assert ticket is not None
+        self._later(reads=ticket.reads)
+        return ticket
 
-    def _later(self) -> None:
-        self._front_end.after(self._world.random.random() * self._world.plan.think_s, self._next)
+    def _later(self, *, reads: bool = False) -> None:
+        self._front_end.after(self._world.random.random() * self._world.plan.think_s, lambda: self._next(reads))
 
-    def _next(self) -> None:
+    def _next(self, reads: bool) -> None:
         front_end, world = self._front_end, self._world
         if self.stopped or front_end.over is not None or not world.take_request():
             return
@@ -107,18 +111,18 @@ class Guest:
             self._waiting = True
             return
         random, plan = world.random, world.plan
-        kind = random.choices(plan.kinds, plan.weights)[0]
+        kind = "read" if reads else random.choices(plan.kinds, plan.weights)[0]
         count = 1 if random.random() < 0.6 else random.randrange(1, 4)
         if kind == "trim" and random.random() < 0.3:
             count = random.randrange(1, plan.blocks // 2)
         start = random.randrange(4) if random.random() < plan.hot else random.randrange(plan.blocks)
-        self._submit(kind, start, min(count, plan.blocks - start))
+        self._submit(kind, start, min(count, plan.blocks - start), reads=reads)
 
-    def _submit(self, kind: str, start: int, count: int) -> None:
+    def _submit(self, kind: str, start: int, count: int, *, reads: bool = False) -> None:
         front_end, world = self._front_end, self._world
         number = world.next_ticket()
         operation = None if kind == "read" else self._operation(kind, number, start, count)
-        ticket = Ticket(number, start, count, operation, world.checker.shown)
+        ticket = Ticket(number, start, count, operation, world.checker.shown, reads)
         self._open[number] = ticket
         world.checker.submitted_request(front_end, ticket)
         now = front_end.clock()

@@ -58,6 +58,7 @@ FAULTS: Final = {
     "crash_all_nodes": 0.25,
     "crash_front_end": 0.5,
     "attach_beside": 0.4,
+    "split": 0.4,
     "pause_front_end": 0.4,
     "pause_node": 0.4,
     "isolate_node": 0.5,
@@ -71,6 +72,12 @@ FAULTS: Final = {
     "checkpoint": 2.0,
 }
 
+#: Half of the seeds look for trouble of one kind: faults that belong together, each as often as said here.
+_SPLITS: Final = {"split": 0.8, "pause_front_end": 0.5, "checkpoint": 1.0}
+_FILLINGS: Final = {"crash_node": 0.8, "damage_node": 0.8, "crash_front_end": 0.4, "checkpoint": 3.0}
+_ATTACHMENTS: Final = {"attach_beside": 1.5, "crash_node": 1.5, "cut_one_way": 1.5, "break_stream": 1.0}
+_TROUBLES: Final = (_SPLITS, _FILLINGS, _ATTACHMENTS)
+
 
 def draw_plan(random: Random) -> Plan:
     """Each seed has a few kinds of faults and of requests, some of them often: so rare meetings happen."""
@@ -78,28 +85,31 @@ def draw_plan(random: Random) -> Plan:
     def some(probability: float, value: float) -> float:
         return value * random.random() if random.random() < probability else 0.0
 
-    chosen = [(kind, rate * (0.5 + random.random())) for kind, rate in FAULTS.items() if random.random() < 0.35]
+    trouble = random.choice(_TROUBLES) if random.random() < 0.5 else None
+    share = 0.1 if trouble else 0.35
+    faults = {kind: rate * (0.5 + random.random()) for kind, rate in FAULTS.items() if random.random() < share}
+    fills = trouble is _FILLINGS or random.random() < 0.2
     weights = {
-        "write": 6.0, "read": 4.0, "trim": some(0.6, 4), "zero": some(0.4, 2),
+        "write": 6.0, "read": 4.0, "trim": 4.0 if fills else some(0.6, 4), "zero": some(0.4, 2),
         "seal": some(0.4, 1), "pin": some(0.1, 0.5), "unpin": some(0.1, 0.5),
     }  # fmt: skip
-    retained = random.choice((2, 4, 8, 40))
+    retained = random.choice((2, 4) if fills else (2, 4, 8, 40))
     return Plan(
         members=5 if random.random() < 0.08 else 3,
         created_filling=random.random() < 0.12,
-        blocks=random.choice((8, 12, 16, 24)),
-        requests=random.choice((40, 70, 100)),
+        blocks=8 if fills else random.choice((8, 12, 16, 24)),
+        requests=random.choice((60, 100, 150)),
         depth=random.choice((1, 2, 4, 8)),
-        think_s=random.choice((0.002, 0.02, 0.1, 0.3)),
+        think_s=random.choice((0.02, 0.05) if fills else (0.002, 0.02, 0.1, 0.3)),
         hot=random.choice((0.0, 0.3, 0.8)),
         kinds=tuple(weights),
         weights=tuple(weights.values()),
         checkpoint_s=random.choice((0.1, 0.5, 2.0)),
         checkpoint_records=random.choice((1, 4, 16, 100)),
-        history_records=random.choice((0, 0, 4, 100)),
+        history_records=0 if fills else random.choice((0, 0, 4, 100)),
         clock_drift=random.choice((0.0, 0.1)),
         chaos_s=1.0 + random.random() * 4,
-        faults=tuple(chosen),
+        faults=tuple({**faults, **(trouble or {})}.items()),
         network=NetworkFaults(
             latency_s=random.choice((0.0003, 0.002, 0.01)), late=some(0.5, 0.2), late_s=random.choice((0.05, 0.5, 2.0)),
             lost=some(0.3, 0.1), repeated=some(0.4, 0.3),
@@ -315,6 +325,15 @@ class World:
 
     def _attach_beside(self) -> None:
         self.attach()
+
+    def _split(self) -> None:
+        """The old front-end reaches one node only, the new one all others: each could believe it is the only one."""
+        old, alone = self._newest(), self.random.choice(self.nodes)
+        others = [node.name for node in self.nodes if node is not alone]
+        self.network.isolate(old.name, others)
+        new = self.attach()
+        self.network.isolate(new.name, [alone.name])
+        self._later(4.0, self.network.cuts.clear)
 
     def _pause_front_end(self) -> None:
         living = [front_end for front_end in self.front_ends[-2:] if front_end.alive]
