@@ -10,7 +10,7 @@ once a reconcile pass: all that a crash loses is told again with the next heartb
 from blockstore.control.catalog import Catalog, tombstones_of
 from blockstore.control.records import Known, KnownPositions, Volume
 from blockstore.domain import ORIGIN, Position, ReplicaId, VolumeId
-from blockstore.errors import NotFound
+from blockstore.errors import CairnError, NotFound
 from blockstore.units import Epoch, Sequence
 
 
@@ -47,7 +47,7 @@ class Floors:
         self._unsaved.discard(volume)
 
     async def save(self) -> None:
-        """Write what was learned since the last time."""
+        """Write what was learned since the last time. Raises NoSpace: what is left is for the next time."""
         for volume in sorted(self._unsaved):
             self._unsaved.discard(volume)
             learned = self._known.get(volume, {})
@@ -57,3 +57,6 @@ class Floors:
                     self._unsaved.add(volume)
             except NotFound:
                 self.forget(volume)
+            except CairnError:
+                self._unsaved.add(volume)
+                raise
