@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 import uvloop
 
+from blockstore.daemon import keep_freed_memory
 from blockstore.units import BLOCK_SIZE, parse_size
 from nbd_server.device import Device
 from nbd_server.exports import Export, Exports
@@ -92,6 +93,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.tcp and not arguments.unix:
         parser.error("give --tcp, --unix or both")
+    keep_freed_memory()
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     uvloop.run(serve(arguments))
 

@@ -19,6 +19,7 @@ import structlog
 import typer
 import uvloop
 
+from blockstore.daemon import keep_freed_memory
 from blockstore.errors import CairnError, NotFound
 
 ENTRY_POINTS: Final = "cairn.daemons"
@@ -36,6 +37,7 @@ def run_daemon(name: str, settings: Any) -> None:
     """Run the daemon `name` to its end. Raises what it raises, and typer.Exit with the exit code that it returns."""
     die_with_parent(os.environ.get(PARENT_VARIABLE, ""))
     set_up_logging()
+    keep_freed_memory()
     daemon = find_daemon(name)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
