@@ -132,6 +132,26 @@ def test_an_attachment_whose_log_cannot_be_had_any_more_makes_room_for_another()
     assert isinstance(only(Over, group.pass_time(SETTINGS.retry_limit_s)).error, QuorumUnavailable)
 
 
+def test_an_attachment_that_waits_for_a_copy_goes_on_waiting() -> None:
+    group = Group()
+    group.seal(A, at(4, 9))
+    group.seal(B, at(4, 5), floor=at(4, 9))
+    assert none_of(Over, group.pass_time(SETTINGS.retry_limit_s * 2))
+
+
+def test_a_member_that_committed_what_was_given_up_takes_no_part_any_more() -> None:
+    """Its records 6 to 8 have the sequences of this epoch's, and would count as acks of them."""
+    group = Group(accept_loss=True)
+    group.seal(A, at(4, 5))
+    group.seal(B, at(4, 4), floor=at(4, 8))
+    group.ack(A)
+    group.seal(C, at(4, 8), commit=at(4, 8))
+    group.requests[C] = 1
+    group.ack(C, matched=at(4, 8))
+    assert group.leader.commit < at(5, 6)
+    assert not group.sent[C]
+
+
 # ---- rule 2
 
 

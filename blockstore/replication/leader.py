@@ -98,6 +98,7 @@ class Leader:
         self._by_age: deque[Write] = deque()
         self._number = 0
         self._lease_until = NEVER
+        self._short_of_space = False
 
     @property
     def commit(self) -> Position:
@@ -124,6 +125,7 @@ class Leader:
         if self._over is not None:
             return []
         self._members[replica].close()
+        self._note_space()
         return self._reads.member_lost(replica, self._commit, now)
 
     def answered(
@@ -148,6 +150,7 @@ class Leader:
             return []
         member.take_seal(answer)
         self._renew_lease()
+        self._note_space()
         self._answers[member.replica] = answer
         if self._heard_quorum_at is None and self._quorum.reached(self._answers):
             self._heard_quorum_at = now
@@ -186,6 +189,11 @@ class Leader:
     def _rejoin(self, member: Member, chosen: ChosenLog, now: float) -> list[LeaderEffect]:
         """Go on with a member from what its seal's answer says that it holds."""
         answer = self._answers[member.replica]
+        member.foreign = answer.commit.epoch != self.epoch and answer.commit > chosen.end
+        if member.foreign:
+            member.whole = False
+            member.fall_back()
+            return []
         certain = answer.end
         if not self._in_log(answer.end, chosen):
             certain = answer.commit if answer.whole else ORIGIN
@@ -209,7 +217,7 @@ class Leader:
         """Queue one operation; answered by Completed or Sealed once it is committed, or by Failed."""
         if self._over is not None:
             return [Failed((ticket,), self._over)]
-        if operation.kind in _NEEDS_ROOM and self._short_of_space():
+        if self._short_of_space and operation.kind in _NEEDS_ROOM:
             return [Failed((ticket,), NoSpace("fewer than a quorum of the volume's nodes have room; free some space"))]
         self._number += 1
         write = Write(self._number, ticket, operation, now)
@@ -220,11 +228,11 @@ class Leader:
         self.congested = self.congested or self._queued_bytes > self.settings.queue_bytes
         return self._send_queued(now)
 
-    def _short_of_space(self) -> bool:
-        """Some members say that they are full, and the others are no quorum."""
-        if not any(member.sealed and member.full for member in self._members.values()):
-            return False
-        return not self._quorum.reached([m.replica for m in self._members.values() if m.sealed and not m.full])
+    def _note_space(self) -> None:
+        """Short of it: some members say that they are full, and the others that are here are no quorum."""
+        here = [member for member in self._members.values() if member.sealed]
+        full = any(member.full for member in here)
+        self._short_of_space = full and not self._quorum.reached([m.replica for m in here if not m.full])
 
     def _send_queued(self, now: float) -> list[LeaderEffect]:
         """Make records of what waits, as long as fewer than the limit are in flight, and send them."""
@@ -311,11 +319,13 @@ class Leader:
         return CatchUp(target, base, tuple(source.replica for source in sources))
 
     def _acked(self, member: Member, answer: AppendAnswer, now: float) -> list[LeaderEffect]:
-        if answer.epoch != self.epoch or not member.sealed or self._chosen is None:
+        if answer.epoch != self.epoch or not member.sealed or member.foreign or self._chosen is None:
             return []
-        matched, was_whole = member.matched, member.whole
+        matched, was_whole, was_full = member.matched, member.whole, member.full
         lost_track = member.take(answer)
         self._renew_lease()
+        if member.full != was_full:
+            self._note_space()
         effects: list[LeaderEffect] = []
         if lost_track:
             member.fall_back()
@@ -448,7 +458,8 @@ class Leader:
             return []
         effects: list[LeaderEffect] = []
         for member in self._members.values():
-            if member.sealed and self._chosen is not None and now - member.sent_at >= self.settings.heartbeat_s:
+            idle = now - member.sent_at >= self.settings.heartbeat_s
+            if idle and member.sealed and not member.foreign and self._chosen is not None:
                 effects.append(self._heartbeat(member, now))
         effects += self._expire(now - self.settings.retry_limit_s, now)
         effects += self._serve_if_due(now)
@@ -496,10 +507,14 @@ class Leader:
         return effects
 
     def _give_up_attach(self, now: float) -> list[LeaderEffect]:
-        """A quorum is here, but the log that was chosen cannot be had any more: another epoch may choose another."""
+        """A quorum is here, but nobody in it has the log that was chosen: another epoch may choose another."""
         if self._serving or self._chosen is None or now - self._chosen_at < self.settings.retry_limit_s:
             return []
-        if not self._quorum.reached([m.replica for m in self._members.values() if m.sealed]):
+        here = [member for member in self._members.values() if member.sealed]
+        end = self._chosen.end.sequence
+        if not self._quorum.reached([m.replica for m in here]) or any(
+            m.matched.sequence >= end for m in here if m.whole
+        ):
             return []
         return self._end(QuorumUnavailable(f"the attachment made no progress ({self._why}); attach again"))
 

@@ -20,7 +20,11 @@ NEVER: Final = float("-inf")
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """matched, commit, whole, full: as last said. confirmed: when the newest answered request was sent."""
+    """matched, commit, whole, full: as last said. confirmed: when the newest answered request was sent.
+
+    foreign: it has committed what the chosen log lacks, after that loss was accepted: it takes no part any
+    more, and has to be made anew.
+    """
 
     replica: ReplicaId
     connected: bool = False
@@ -30,6 +34,7 @@ class Member:
     full: bool = False
     matched: Position = ORIGIN
     commit: Position = ORIGIN
+    foreign: bool = False
     catching_up: bool = False
     next: int = 1
     confirmed: float = NEVER
