@@ -21,7 +21,7 @@ from blockstore.cli.daemons import CAIRN
 from blockstore.cli.demo_load import Load
 from blockstore.cli.demo_outage import IN_FLIGHT, VICTIM, kill_node, until_caught_up, until_started_again
 from blockstore.cli.options import STATE_VARIABLE, Output, OutputOption, size_bytes
-from blockstore.cli.screen import Steps, say
+from blockstore.cli.screen import Steps, program, say
 from blockstore.cli.state_directory import StateDirectory
 from blockstore.errors import CairnError, Corrupt
 from blockstore.rpc import control_pb2 as pb
@@ -164,5 +164,5 @@ def _conclude(
     if stopped:
         return
     steps.line("\nThe cluster goes on running. Try:")
-    for line in (f"export {STATE_VARIABLE}={directory.path}", "cairn status", *commands, "cairn down"):
+    for line in (f"export {STATE_VARIABLE}={directory.path}", f"{program()} status", *commands, f"{program()} down"):
         steps.line(f"  {line}")

@@ -3,10 +3,13 @@
 With `--output json` stdout holds one document (with --watch one a line) and nothing else.
 """
 
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final, TextIO
 
 from rich.console import Console, RenderableType
@@ -38,6 +41,15 @@ def print_table(table: RenderableType) -> None:
     with target.capture() as capture:
         target.print(table)
     print("\n".join(line.rstrip() for line in capture.get().splitlines()), flush=True)
+
+
+def program() -> str:
+    """What to type for `cairn`: its name where the shell finds this installation by it, else its path."""
+    ours = Path(sys.executable).parent / "cairn"
+    found = shutil.which("cairn")
+    if found is not None and os.path.samefile(found, ours):
+        return "cairn"
+    return str(ours.relative_to(Path.cwd()) if ours.is_relative_to(Path.cwd()) else ours)
 
 
 def say(text: str) -> None:

@@ -23,7 +23,7 @@ from blockstore.cli.options import (
     setting_from_text,
 )
 from blockstore.cli.plan import Wishes, make_plan
-from blockstore.cli.screen import Steps, show
+from blockstore.cli.screen import Steps, program, show
 from blockstore.cli.state_directory import Plan, StateDirectory
 from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings
 from blockstore.errors import Conflict, InvalidRequest
@@ -168,15 +168,16 @@ def _announce(directory: StateDirectory, plan: Plan, steps: Steps, output: Outpu
     if output is Output.JSON:
         print(documents.text_of(_document(directory, plan)), flush=True)
         return
-    lines = ["cairn volume create --name db --size 10G", "cairn volume attach db", "cairn status"]
+    cairn = program()
+    lines = [f"{cairn} volume create --name db --size 10G", f"{cairn} volume attach db", f"{cairn} status"]
     if directory.path != default_state_directory().absolute():
         lines.insert(0, f"export {STATE_VARIABLE}={directory.path}")
     steps.line()
     steps.line("Try:" if detached else "Try, in another terminal:")
     for line in lines:
         steps.line(f"  {line}")
-    stop = "`cairn down`" if detached else "Ctrl-C"
-    steps.line(f"{stop} stops the cluster; `cairn up` goes on with its data. Logs: {directory.path / 'log'}")
+    stop = f"`{cairn} down`" if detached else "Ctrl-C"
+    steps.line(f"{stop} stops the cluster; `{cairn} up` goes on with its data. Logs: {directory.path / 'log'}")
 
 
 def _document(directory: StateDirectory, plan: Plan) -> documents.Document:

@@ -82,8 +82,9 @@ def delete(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Delete a volume that is not attached, and all that is on it."""
-    if not yes and sys.stdin.isatty():
-        typer.confirm(f"Delete {volume} and all that is on it?", abort=True, err=True)
+    if not yes and sys.stdin.isatty() and not typer.confirm(f"Delete {volume} and all that is on it?", err=True):
+        say("nothing was deleted")
+        raise typer.Exit(1)
     address = find_control(control, state)
     request = pb.DeleteVolumeRequest(volume=volume)
     done = run_with_control(address, lambda client: client.call(client.stub.DeleteVolume, request))
