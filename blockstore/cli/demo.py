@@ -89,8 +89,11 @@ async def _main_job(
 ) -> tuple[pb.Volume, Load]:
     """All from the empty cluster to the verified volume."""
     volume = await _create(client, size, steps)
-    load = Load(nbd_uri.parse_uri(volume.attachment.uris[0]), size)
-    steps("demo", f"writing {format_size(size)} of random bytes through NBD; each write is durable when it is answered")
+    load = Load(nbd_uri.parse_uri(volume.attachment.uris[0]), volume.size_bytes)
+    steps(
+        "demo",
+        f"writing {format_size(volume.size_bytes)} of random bytes through NBD; each write is durable when it is answered",
+    )
     load.start()
     try:
         await _outage(client, directory, volume.id, load, steps)
@@ -110,7 +113,7 @@ async def _create(client: ControlClient, size: int, steps: Steps) -> pb.Volume:
     volume = await client.call(client.stub.CreateVolume, request)
     volume = await until_state(client, volume, pb.VOLUME_STATE_AVAILABLE, WAIT_S)
     zones = ", ".join(sorted(each.zone for each in volume.segments[0].configuration.members))
-    steps("volume", f"created {volume.id}, {format_size(size)}, one replica in each of {zones}")
+    steps("volume", f"created {volume.id}, {format_size(volume.size_bytes)}, one replica in each of {zones}")
     request_attach = pb.AttachVolumeRequest(volume=volume.id)
     volume = await attach_and_wait(client, request_attach, WAIT_S, lambda _: None)
     steps("volume", f"attached, epoch {volume.epoch}: {volume.attachment.uris[0]}")

@@ -47,7 +47,7 @@ def program() -> str:
     """What to type for `cairn`: its name where the shell finds this installation by it, else its path."""
     ours = Path(sys.executable).parent / "cairn"
     found = shutil.which("cairn")
-    if found is not None and os.path.samefile(found, ours):
+    if not ours.exists() or (found is not None and os.path.samefile(found, ours)):
         return "cairn"
     return str(ours.relative_to(Path.cwd()) if ours.is_relative_to(Path.cwd()) else ours)
 
