@@ -126,6 +126,10 @@ class NodeSettings(_Checked):
     # 4,096 blocks sorted into one LMDB transaction cost 21 us each, and less would cost more.
     checkpoint_bytes: int = setting(16 * MIB, "Committed bytes that start a checkpoint.", size=True, minimum=MIB)
     checkpoint_s: float = setting(5.0, "Seconds after which committed records are checkpointed anyway.", minimum=0.05)
+    upkeep_s: float = setting(60.0, "Seconds between looks for versions to merge and files to compact.", minimum=0.05)
+    # LMDB writes to its free pages first; a copy of the file is worth it only where they stay.
+    slack: float = setting(0.2, "Share of a replica's file in free pages above which it is compacted.", minimum=0.01)
+    scrub_s: float = setting(7 * 86_400.0, "Seconds in which every stored block is read and verified.", minimum=1)
     # Room for checkpoints and deletions when the disk is full otherwise.
     reserve_bytes: int = setting(64 * MIB, "Ballast that is freed when the disk is full.", size=True, minimum=0)
 

@@ -9,7 +9,7 @@ disk: the writer reports it once and takes nothing more (design: never carry on 
 import asyncio
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from blockstore.storage.journal import JournalEntry, JournalFull
 
@@ -20,6 +20,9 @@ class AppendsGroups(Protocol):
     def append(self, entries: list[JournalEntry]) -> int:
         """Make the entries durable. Returns the number of the last one."""
 
+
+_LOOK_AGAIN_S: Final = 1.0
+"""A release is told of; room on a full disk is not, so the writer looks for it this often."""
 
 Durable = Callable[[int], None]
 """Called in the event loop's thread with the number of the last entry of its submission's group."""
@@ -101,7 +104,7 @@ class JournalWriter:
                 if self._closing:
                     return None
                 self._loop.call_soon_threadsafe(self._on_full)
-                self._room.wait()
+                self._room.wait(_LOOK_AGAIN_S)
 
 
 def _announce(callbacks: list[Durable], last: int) -> None:

@@ -24,6 +24,7 @@ from blockstore.node.hosted_replica import HostedReplica, Services
 from blockstore.node.journal_writer import JournalWriter
 from blockstore.node.memory import MemoryBudget
 from blockstore.node.repair import Repairer
+from blockstore.node.upkeep import Upkeep
 from blockstore.replica_codec import from_position, make_target
 from blockstore.replication.follower import Follower
 from blockstore.rpc import replica_pb2 as pb
@@ -35,6 +36,8 @@ from blockstore.units import GIB, Sequence
 _log = structlog.get_logger(__name__)
 #: Files of the journal together: what lies in them and not in the tables is bounded far below by memory.
 _JOURNAL_BYTES = GIB
+#: One for checkpoints, one for a compaction or a scrub, one for copies.
+_TABLE_THREADS = 3
 
 
 class Node:
@@ -68,13 +71,13 @@ class Node:
             self.journal,
             self._writer,
             self.memory,
-            ThreadPoolExecutor(2, thread_name_prefix="tables"),
+            ThreadPoolExecutor(_TABLE_THREADS, thread_name_prefix="tables"),
             self._catch_up,
             self._checkpointer.soon,
         )
-        self._tasks = [
-            self._loop.create_task(self._guard(run())) for run in (self._checkpointer.run, self._watch_space)
-        ]
+        upkeep = Upkeep(settings, self.replicas, self.repair)
+        work = (self._checkpointer.run, self._watch_space, upkeep.tidy, upkeep.scrub)
+        self._tasks = [self._loop.create_task(self._guard(run())) for run in work]
         self._writer.start()
         for store in stores.values():
             self._host(store, recovered)

@@ -39,8 +39,11 @@ class Repairer:
         if not isinstance(error, CorruptBlocks):
             _log.error("corruption that no block can mend", replica=hosted.replica, error=str(error))
             return
+        lost = [version for version in error.versions if version.sequence is None]
+        if lost:
+            _log.error("entries are lost: the replica has to be filled anew", replica=hosted.replica, error=str(error))
         bad = self._bad.setdefault(hosted.replica, set())
-        new = set(error.versions) - bad
+        new = set(error.versions) - set(lost) - bad
         bad |= new
         self.found[hosted.replica] += len(new)
         if new and hosted.replica not in self._running:

@@ -139,11 +139,13 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
 
     async def FetchBlocks(self, request: pb.FetchBlocksRequest, context: Context) -> pb.FetchBlocksResponse:
         hosted = self._serving_peer(request.target)
-        blocks = [
-            hosted.store.block_version(BlockNumber(each.number), Generation(each.generation), Sequence(each.sequence))
-            for each in request.blocks[:_MAX_REPAIRS]
-        ]
-        return pb.FetchBlocksResponse(blocks=[block or b"" for block in blocks])
+        asked = request.blocks[:_MAX_REPAIRS]
+        blocks = [_good_copy(hosted, version) for version in asked]
+        if not all(blocks) and hosted.store.unapplied_bytes:
+            # It may be committed here and not in the tables yet.
+            await hosted.checkpoint()
+            blocks = [_good_copy(hosted, version) for version in asked]
+        return pb.FetchBlocksResponse(blocks=blocks)
 
     async def _take_in(self, requests: AsyncIterator[bytes], outbox: "_Outbox") -> None:
         memory = self._node.memory
@@ -178,6 +180,12 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
         if (target.epoch, target.configuration) < (own.epoch, own.configuration):
             raise fenced_error(FencedBy(own.epoch, own.configuration))
         return hosted
+
+
+def _good_copy(hosted: HostedReplica, version: pb.BlockVersion) -> bytes:
+    """The tables' copy of exactly this version; empty where they have none that is good."""
+    number, generation = BlockNumber(version.number), Generation(version.generation)
+    return hosted.store.block_version(number, generation, Sequence(version.sequence)) or b""
 
 
 class _Results:
