@@ -184,6 +184,36 @@ def test_starts_cut_off_one_after_another(tmp_path: Path) -> None:
     assert len(before) > 300
 
 
+def test_a_start_cut_off_in_a_released_file_damages_nobody(tmp_path: Path) -> None:
+    """Half overwritten, the file looks rotten; B, idle since long before, could not prove that it lost nothing."""
+    log, idle, marks = ReplicaLog(A), ReplicaLog(B), {A: 0, B: 0}
+    journal, _ = start(tmp_path / "journal", marks)
+    journal.append([idle.write()])
+    for _ in range(16):
+        journal.append([log.write()])
+    journal.append([log.write(blocks=5)])
+    journal.close()
+    image = {path.name: path.read_bytes() for path in (tmp_path / "journal").iterdir()}
+    marks = {A: 14, B: 1}
+    chance = random.Random(23)
+    calls = 0
+    while True:
+        disk = PowerDisk(image, calls)
+        try:
+            journal, _ = start(lay_out(tmp_path / "cut", image), marks, disk)
+            journal.close()
+            break
+        except PowerCut:
+            calls += 1
+        for left in disk.images(chance, torn=4):
+            journal, recovered = start(lay_out(tmp_path / "after", left), marks)
+            assert recovered.damaged == {}
+            assert len(recovered.entries[A]) == 18 - marks[A]
+            journal.close()
+    assert calls > 5
+    assert len(list((tmp_path / "cut").iterdir())) == len(image), "the start was to reuse the released file"
+
+
 @pytest.mark.parametrize("cut", [1, 511, 512, 4095, 4096, 5000, 8191])
 def test_a_last_group_torn_at_any_place_is_as_if_never_written(tmp_path: Path, cut: int) -> None:
     log = ReplicaLog(A)

@@ -176,6 +176,36 @@ def test_a_file_with_damage_stays_until_a_checkpoint_is_past_it(tmp_path: Path) 
     journal.close()
 
 
+def test_a_file_stays_for_those_of_whom_nobody_knows_what_they_lost(tmp_path: Path) -> None:
+    written = write(tmp_path / "journal", [[B], [A], [A], [C], [C]])
+    for path, offset, _, _ in written.groups()[1:3]:
+        written.flip(path, offset)
+    marks = {A: 0, B: 1, C: 5}
+    journal, recovered = start(tmp_path / "journal", marks)
+    assert recovered.damaged == {A: UNKNOWN_FLOOR, B: UNKNOWN_FLOOR}
+    assert set(journal.laggards()) == {A, B}
+    journal.release(A, 3)
+    journal.release(B, 2)
+    assert journal.laggards() == (B,)
+    assert journal.release(B, 3) is True
+    journal.close()
+
+
+@pytest.mark.parametrize("place", [0, 300])
+def test_the_last_group_is_no_torn_one_where_a_start_has_written_it(tmp_path: Path, place: int) -> None:
+    """The header of that start's file, synced after it, says that it was there."""
+    written = write(tmp_path / "journal", [[B], [A]])
+    journal, _ = start(tmp_path / "journal", dict.fromkeys(ALL, 0))
+    journal.close()
+    path, offset, _, _ = written.groups()[-1]
+    written.flip(path, offset + place)
+    for _ in range(2):
+        journal, recovered = start(tmp_path / "journal", {A: 0, B: 2})
+        assert recovered.damaged == {A: UNKNOWN_FLOOR if place == 0 else written.highest(A)}
+        assert recovered.last == 2
+        journal.close()
+
+
 @pytest.mark.parametrize("copies", [(0,), (PAGE,), (0, PAGE)])
 def test_a_file_s_bad_header(tmp_path: Path, copies: tuple[int, ...]) -> None:
     """One copy is enough. Without both, what the file held is not known."""

@@ -356,10 +356,10 @@ class Journal:
     def _free_files(self) -> bool:
         """Release what nobody needs any more, oldest first."""
         state = self._state
-        before = len(state.free)
+        before = len(state.files)
         while state.files[0] is not state.active and released(state.files[0], self._marks):
             state.discard([state.files.pop(0)])
-        return len(state.free) > before
+        return len(state.files) < before
 
     def _take_excess(self) -> list[JournalFile]:
         """The files above the limit or of another size; they go once a header that comes later is durable.
