@@ -92,7 +92,7 @@ async def _main_job(
     load = Load(nbd_uri.parse_uri(volume.attachment.uris[0]), volume.size_bytes)
     steps(
         "demo",
-        f"writing {format_size(volume.size_bytes)} of random bytes through NBD; each write is durable when it is answered",
+        f"writing {format_size(volume.size_bytes)} of random bytes through NBD; a write is durable when answered",
     )
     load.start()
     try:

@@ -43,14 +43,19 @@ async def until_caught_up(
 ) -> None:
     """Wait until all replicas of the volume are up and lack no more than `in_flight` records each.
 
+    Only what was reported after this call counts: what control heard before may be out of date.
     say: told now and then what is still missing. Raises QuorumUnavailable after `limit_s` seconds.
     """
-    missing = "nothing is known yet"
+    called_ms = time.time() * 1000
+    missing = "nothing was heard since"
     told_at = float("-inf")
 
     async def caught_up() -> bool | None:
         nonlocal missing, told_at
-        health = await client.health(volume_id)
+        status = await client.status()
+        if any(each.last_heartbeat_ms <= called_ms for each in (*status.nodes, *status.front_ends)):
+            return None
+        health = next((each for each in status.volumes if each.volume.id == volume_id), None)
         replicas = health.replicas if health is not None and health.serving == "serving" else ()
         behind = [each for each in replicas if each.state != "up" or each.lag_records > in_flight]
         missing = "; ".join(_describe(each) for each in behind) or "not served"
