@@ -67,9 +67,16 @@ def _take_and_cut(follower: Follower, records: tuple[Record, ...]) -> tuple[list
     return entries, True
 
 
+_FOLLOWED: Final[dict[int, SealAnswer]] = {}
+
+
 def _send_from_the_end(member: Member, sequence: int) -> None:
-    """As a leader might that leaves it to the replica to say what is missing."""
-    _STREAM_FROM(member, max(sequence, member.answer.end.sequence + 1) if member.answer else sequence)
+    """As a leader might that leaves it to the replica to say that what it holds is not what precedes."""
+    answer = member.answer
+    if answer is not None and id(answer) not in _FOLLOWED:
+        _FOLLOWED[id(answer)] = answer
+        sequence = max(sequence, answer.end.sequence + 1)
+    _STREAM_FROM(member, sequence)
 
 
 _STREAM_FROM: Final = Member.stream_from

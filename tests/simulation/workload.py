@@ -25,6 +25,8 @@ _KINDS: Final = {
     "pin": OperationKind.PIN,
     "unpin": OperationKind.UNPIN,
 }
+#: Between the reads of a chain, at most.
+_READ_PAUSE_S: Final = 0.15
 
 
 @dataclass(slots=True)
@@ -51,6 +53,7 @@ class Guest:
         self._open: dict[int, Ticket] = {}
         self._began = False
         self._waiting = False
+        self._made = 0
         self.stopped = False
 
     @property
@@ -101,15 +104,19 @@ class Guest:
         return ticket
 
     def _later(self, *, reads: bool = False) -> None:
-        self._front_end.after(self._world.random.random() * self._world.plan.think_s, lambda: self._next(reads))
+        pause_s = max(_READ_PAUSE_S, self._world.plan.think_s) if reads else self._world.plan.think_s
+        self._front_end.after(self._world.random.random() * pause_s, lambda: self._next(reads))
 
     def _next(self, reads: bool) -> None:
         front_end, world = self._front_end, self._world
-        if self.stopped or front_end.over is not None or not world.take_request():
+        if self.stopped or front_end.over is not None or not world.chaos:
+            return
+        if not reads and not world.take_request(self._made):
             return
         if front_end.leader.congested:
             self._waiting = True
             return
+        self._made += not reads
         random, plan = world.random, world.plan
         kind = "read" if reads else random.choices(plan.kinds, plan.weights)[0]
         count = 1 if random.random() < 0.6 else random.randrange(1, 4)

@@ -58,6 +58,7 @@ FAULTS: Final = {
     "crash_all_nodes": 0.25,
     "crash_front_end": 0.5,
     "attach_beside": 0.4,
+    "attach_briefly": 0.3,
     "split": 0.4,
     "pause_front_end": 0.4,
     "pause_node": 0.4,
@@ -75,7 +76,7 @@ FAULTS: Final = {
 #: Half of the seeds look for trouble of one kind: faults that belong together, each as often as said here.
 _SPLITS: Final = {"split": 0.8, "pause_front_end": 0.5, "checkpoint": 1.0}
 _FILLINGS: Final = {"crash_node": 0.8, "damage_node": 0.8, "crash_front_end": 0.4, "checkpoint": 3.0}
-_ATTACHMENTS: Final = {"attach_beside": 1.5, "crash_node": 1.5, "cut_one_way": 1.5, "break_stream": 1.0}
+_ATTACHMENTS: Final = {"attach_briefly": 4.0, "crash_node": 0.5, "break_stream": 2.0}
 _TROUBLES: Final = (_SPLITS, _FILLINGS, _ATTACHMENTS)
 
 
@@ -100,7 +101,7 @@ def draw_plan(random: Random) -> Plan:
         blocks=8 if fills else random.choice((8, 12, 16, 24)),
         requests=random.choice((60, 100, 150)),
         depth=random.choice((1, 2, 4, 8)),
-        think_s=random.choice((0.02, 0.05) if fills else (0.002, 0.02, 0.1, 0.3)),
+        think_s=random.choice((0.02, 0.05) if fills or trouble else (0.002, 0.02, 0.1, 0.3)),
         hot=random.choice((0.0, 0.3, 0.8)),
         kinds=tuple(weights),
         weights=tuple(weights.values()),
@@ -108,7 +109,7 @@ def draw_plan(random: Random) -> Plan:
         checkpoint_records=random.choice((1, 4, 16, 100)),
         history_records=0 if fills else random.choice((0, 0, 4, 100)),
         clock_drift=random.choice((0.0, 0.1)),
-        chaos_s=1.0 + random.random() * 4,
+        chaos_s=4.0 if trouble is _SPLITS else 1.0 + random.random() * 4,
         faults=tuple({**faults, **(trouble or {})}.items()),
         network=NetworkFaults(
             latency_s=random.choice((0.0003, 0.002, 0.01)), late=some(0.5, 0.2), late_s=random.choice((0.05, 0.5, 2.0)),
@@ -166,10 +167,12 @@ class World:
         self._tickets += 1
         return self._tickets
 
-    def take_request(self) -> bool:
-        """Whether a guest may make one more."""
+    def take_request(self, made: int) -> bool:
+        """Whether a guest that has made so many may make one more."""
+        if made >= self.plan.requests // 2 or self._requests_left == 0:
+            return False
         self._requests_left -= 1
-        return self.chaos and self._requests_left >= 0
+        return True
 
     # ---- the run
 
@@ -326,14 +329,26 @@ class World:
     def _attach_beside(self) -> None:
         self.attach()
 
+    def _attach_briefly(self) -> None:
+        """A front-end that reaches all nodes but one, and often dies before it has come far."""
+        front_end = self.attach()
+        self.network.isolate(front_end.name, [self.random.choice(self.nodes).name])
+        if self.random.random() < 0.7:
+            front_end.after(self.random.random() * self.random.choice((0.02, 0.1, 0.4)), front_end.crash)
+            self._later(0.5, self._attach_again)
+        else:
+            self._later(1.0, self.network.cuts.clear)
+
     def _split(self) -> None:
         """The old front-end reaches one node only, the new one all others: each could believe it is the only one."""
         old, alone = self._newest(), self.random.choice(self.nodes)
+        if not old.serving:
+            return
         others = [node.name for node in self.nodes if node is not alone]
         self.network.isolate(old.name, others)
         new = self.attach()
         self.network.isolate(new.name, [alone.name])
-        self._later(4.0, self.network.cuts.clear)
+        self._later(6.0, self.network.cuts.clear)
 
     def _pause_front_end(self) -> None:
         living = [front_end for front_end in self.front_ends[-2:] if front_end.alive]
