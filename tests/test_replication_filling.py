@@ -8,13 +8,14 @@ from blockstore.replication.messages import (
     CatchUp,
     Checkpoint,
     Commit,
+    FencedBy,
     FetchDelta,
     FetchLog,
     FollowerEffect,
     Persist,
     ResetLog,
 )
-from blockstore.units import Sequence
+from blockstore.units import Epoch, Sequence
 from tests.replication_parts import A, B, C, Replica, answers, at, none_of, only, read_all_of, run_of
 
 PEERS = (B, C)
@@ -374,3 +375,14 @@ def test_damage_during_a_copy_leaves_a_record_behind_the_base() -> None:
     replica.sync()
     replica.crash()
     assert replica.follower.end == at(2, 51)
+
+
+def test_who_acked_in_an_epoch_had_sealed_it_even_if_that_was_lost() -> None:
+    """Else an older leader could make it whole, and have its acks count against the newer one."""
+    replica = behind()
+    replica.crash(damage=at(7, 3))
+    assert replica.follower.epoch == 7
+    replica.sync()
+    replica.crash()
+    assert answers(replica.seal(6)) == [FencedBy(Epoch(7), 1)]
+    assert replica.sealed(8).floor == at(7, 3)

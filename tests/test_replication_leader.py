@@ -1,7 +1,7 @@
 """The leader's rules 1, 2, 3, 5 and its part of 6, each by what its absence would lose."""
 
 from blockstore.domain import ORIGIN
-from blockstore.errors import Fenced, NoSpace, QuorumUnavailable
+from blockstore.errors import Fenced, InvalidRequest, NoSpace, QuorumUnavailable
 from blockstore.record import Operation, OperationKind
 from blockstore.replication.leader import LeaderSettings
 from blockstore.replication.messages import (
@@ -214,6 +214,12 @@ def test_a_record_holds_a_payload_of_at_most_its_limit() -> None:
         group.keep(group.leader.submit(start, write(start, count=2), group.now))
     group.all_ack()
     assert [len(record.operations) for record in group.sent[A][-1].records] == [2]
+
+
+def test_an_operation_that_fits_no_record_is_refused() -> None:
+    group = Group(LeaderSettings(max_record_bytes=BLOCK_SIZE)).serve()
+    failed = only(Failed, group.leader.submit("w", write(1, count=2), group.now))
+    assert isinstance(failed.error, InvalidRequest)
 
 
 def test_at_most_so_many_records_are_in_flight() -> None:

@@ -197,12 +197,16 @@ class Follower:
         return effects
 
     def _enter(self, message: SealEpoch) -> Persist:
-        if message.epoch != self.epoch:
+        self._promise(message.epoch, message.configuration)
+        return self._persist(SealEntry(message.epoch, message.configuration))
+
+    def _promise(self, epoch: Epoch, configuration: int) -> None:
+        """Nothing older is accepted from here on; what an older leader vouched for counts no more."""
+        if epoch != self.epoch:
             self._matched = self._told_commit = self.commit
             self._fetch = None
-        self.epoch, self.configuration = message.epoch, message.configuration
+        self.epoch, self.configuration = epoch, configuration
         self._stream, self._behind = None, False
-        return self._persist(SealEntry(message.epoch, message.configuration))
 
     def _fences(self, epoch: Epoch, configuration: int) -> bool:
         return epoch < self.epoch or configuration < self.configuration
@@ -511,10 +515,20 @@ class Follower:
         floor = max(floor, self.filling.floor) if self.filling is not None else floor
         if self.filling is not None and floor == self.filling.floor and not gap:
             return []
+        entries: tuple[LogEntry, ...]
         if self.filling is not None and self._needs_delta:
-            return [self._persist(*self._begin_filling_again(self.filling, floor))]
-        base = self._run.end
-        return [self._persist(self._begin_filling(Filling(floor, base, base.sequence)))]
+            entries = self._begin_filling_again(self.filling, floor)
+        else:
+            base = self._run.end
+            entries = (self._begin_filling(Filling(floor, base, base.sequence)),)
+        return [self._persist(*entries, *self._promise_of(floor))]
+
+    def _promise_of(self, floor: Position) -> tuple[LogEntry, ...]:
+        """Who acked in an epoch had sealed it, even if that was lost since."""
+        if floor == UNKNOWN_FLOOR or floor.epoch <= self.epoch:
+            return ()
+        self._promise(floor.epoch, self.configuration)
+        return (SealEntry(floor.epoch, self.configuration),)
 
     def _begin_filling_again(self, filling: Filling, floor: Position) -> tuple[LogEntry, ...]:
         """The same copy with a higher floor. A record stays behind the base: it says which generation is current."""

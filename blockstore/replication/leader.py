@@ -16,7 +16,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 from blockstore.domain import ORIGIN, Configuration, Position, ReplicaId
-from blockstore.errors import CairnError, Corrupt, Fenced, NoSpace, QuorumUnavailable
+from blockstore.errors import CairnError, Corrupt, Fenced, InvalidRequest, NoSpace, QuorumUnavailable
 from blockstore.record import MAX_OPERATIONS, Operation, OperationKind, Record, encode_record
 from blockstore.replication.in_flight import OverlapIndex, Write
 from blockstore.replication.member import NEVER, Member
@@ -217,6 +217,9 @@ class Leader:
         """Queue one operation; answered by Completed or Sealed once it is committed, or by Failed."""
         if self._over is not None:
             return [Failed((ticket,), self._over)]
+        if len(operation.data) > self.settings.max_record_bytes:
+            limit = self.settings.max_record_bytes
+            return [Failed((ticket,), InvalidRequest(f"{len(operation.data)} bytes in one operation, {limit} at most"))]
         if self._short_of_space and operation.kind in _NEEDS_ROOM:
             return [Failed((ticket,), NoSpace("fewer than a quorum of the volume's nodes have room; free some space"))]
         self._number += 1
@@ -498,9 +501,9 @@ class Leader:
         for write in dropped:
             for read in write.waiters:
                 assert isinstance(read, Read)
-                older = self._overlaps.newest_over(read.start, read.count)
-                if older is not None and older.number < write.number:
-                    older.waiters.append(read)
+                other = self._overlaps.newest_over(read.start, read.count)
+                if other is not None:
+                    other.waiters.append(read)
                 else:
                     effects += self._ask(read, now)
             write.waiters.clear()
