@@ -53,7 +53,9 @@ async def until_caught_up(
     async def caught_up() -> bool | None:
         nonlocal missing, told_at
         status = await client.status()
-        if any(each.last_heartbeat_ms <= called_ms for each in (*status.nodes, *status.front_ends)):
+        heard_ms = [node.last_heartbeat_ms for node in status.nodes]
+        heard_ms += [front_end.last_heartbeat_ms for front_end in status.front_ends]
+        if min(heard_ms) <= called_ms:
             return None
         health = next((each for each in status.volumes if each.volume.id == volume_id), None)
         replicas = health.replicas if health is not None and health.serving == "serving" else ()
