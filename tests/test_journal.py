@@ -292,6 +292,22 @@ def test_a_full_disk_is_told_before_anything_is_written_and_passes(tmp_path: Pat
     journal.close()
 
 
+def test_a_start_on_a_full_disk_asks_for_room(tmp_path: Path) -> None:
+    disk = FailingDisk("allocate", after=0, code=errno.ENOSPC)
+
+    def make_room() -> bool:
+        disk.after = disk.calls + 1
+        return True
+
+    with pytest.raises(JournalFull):
+        reopen(tmp_path, {A: 0}, disk=disk)
+    journal, _ = Journal.open(
+        tmp_path, max_bytes=LOTS, marks={A: 0}, file_bytes=FILE_BYTES, disk=disk, make_room=make_room
+    )
+    assert journal.append([ReplicaLog(A).write()]) == 1
+    journal.close()
+
+
 def test_the_kernel_refusing_room_for_a_file_is_a_full_journal(tmp_path: Path) -> None:
     """With a real limit: the file that could not be made whole is gone again."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

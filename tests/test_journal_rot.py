@@ -176,6 +176,26 @@ def test_a_file_with_damage_stays_until_a_checkpoint_is_past_it(tmp_path: Path) 
     journal.close()
 
 
+def test_a_floor_is_the_highest_position_seen_anywhere(tmp_path: Path) -> None:
+    """Behind a filling entry the log's end lies below what was acked before it, which only the floor remembers."""
+    log, other = ReplicaLog(A), ReplicaLog(B)
+    journal, _ = start(tmp_path / "journal", {A: 0, B: 0})
+    journal.append([log.write() for _ in range(9)])
+    acked, base = log.end, position(1, 4)
+    journal.append([JournalEntry(A, FillingEntry(Filling(acked, base, Sequence(2))), base)])
+    live = ReplicaLog(A, base=base)
+    for _ in range(3):
+        journal.append([live.write(), other.write()])
+    journal.close()
+    written = Written(tmp_path / "journal")
+    path, offset, header, _ = written.groups()[1]
+    written.flip(path, offset + header)
+    journal, recovered = start(tmp_path / "journal", {A: 9, B: 0})
+    assert live.end < acked
+    assert recovered.damaged == {A: acked}
+    journal.close()
+
+
 def test_a_file_stays_for_those_of_whom_nobody_knows_what_they_lost(tmp_path: Path) -> None:
     written = write(tmp_path / "journal", [[B], [A], [A], [C], [C]])
     for path, offset, _, _ in written.groups()[1:3]:

@@ -59,6 +59,7 @@ class Node:
             self.store.journal_directory,
             max_bytes=_JOURNAL_BYTES,
             marks={replica: store.mark for replica, store in stores.items()},
+            make_room=self.store.space.make_room,
         )
         self._checkpointer = Checkpointer(settings, self.journal, self.memory, self.replicas)
         self._writer = JournalWriter(

@@ -14,7 +14,7 @@ later call raises JournalFailed, and the process must stop. Source: docs/archite
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -107,14 +107,16 @@ class Journal:
         marks: Mapping[ReplicaId, int],
         file_bytes: int = FILE_BYTES,
         disk: Disk = _DISK,
+        make_room: Callable[[], bool] = lambda: False,
     ) -> tuple["Journal", Recovered]:
         """Read the log back and make it durable, before anything is answered.
 
         max_bytes: what the files may take together (at least MIN_FILES files; a start may add one above
         that, and so may a submission that is larger). marks: of each replica here, the number of the last
-        entry that its synced tables reflect; entries of others are dropped. Raises JournalFull where the
-        disk has no room for the file that a start may need, JournalFailed where it cannot be written or
-        read, Corrupt where files contradict one another.
+        entry that its synced tables reflect; entries of others are dropped. make_room: asked once where the
+        disk has no room for the file that a start may need; True if there may be some now. Raises
+        JournalFull where there is none, JournalFailed where it cannot be written or read, Corrupt where
+        files contradict one another.
         """
         if file_bytes % PAGE or file_bytes < FIRST_OFFSET + PAGE:
             raise InvalidRequest(
@@ -124,7 +126,12 @@ class Journal:
             if not directory.exists():
                 directory.mkdir()
                 disk.sync_directory(directory.parent)
-            state, recovered = start(directory, disk, marks, file_bytes)
+            try:
+                state, recovered = start(directory, disk, marks, file_bytes)
+            except JournalFull:
+                if not make_room():
+                    raise
+                state, recovered = start(directory, disk, marks, file_bytes)
         except OSError as error:
             raise JournalFailed(f"cannot start the journal in {directory}: {error}") from error
         max_files = max(MIN_FILES, max_bytes // file_bytes)
