@@ -77,6 +77,7 @@ class Connection(asyncio.BufferedProtocol):
         self.ended: asyncio.Future[None] = self._loop.create_future()
         """Done when the client is gone and nothing of it is in flight."""
         self._transport: asyncio.Transport
+        self._exports = exports
         self._handshake = Handshake(exports)
         self._buffer = memoryview(bytearray(_HANDSHAKE_BUFFER_BYTES))
         self._parser: RequestParser
@@ -139,6 +140,9 @@ class Connection(asyncio.BufferedProtocol):
         self._client_reads = True
         self._share.give_back(self._unread_bytes)
         self._unread_bytes = 0
+        self._loop.call_soon(self._go_on)  # asyncio's transport does not expect to be closed from in here
+
+    def _go_on(self) -> None:
         if self.phase is Phase.HANDSHAKE:
             self._negotiate(b"")
         else:
@@ -193,6 +197,9 @@ class Connection(asyncio.BufferedProtocol):
     def _begin_transmission(self) -> None:
         export = self._handshake.chosen
         assert export is not None
+        if self._exports.find(export.name) is not export:
+            self.abort()  # it was taken out while the client left the answer unread
+            return
         self.export = export
         self._move(Phase.TRANSMISSION)
         self._set_deadline(None)

@@ -10,9 +10,10 @@ which also ends the connections that have it.
 """
 
 import asyncio
+import errno
 import socket
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from nbd_server.budget import Budget
 from nbd_server.connection import Connection, Phase
@@ -32,30 +33,28 @@ class NbdServer:
         self._budget = Budget(limits or Limits())
         self._stall_timer: asyncio.TimerHandle | None = None
         self._listeners: list[asyncio.Server] = []
+        self._unix_paths: list[Path] = []
+        self._closing = False
         self._connections: dict[Connection, None] = {}
         """In the order in which they were opened."""
 
     async def listen_tcp(self, host: str, port: int) -> tuple[str, int]:
         """Listen at `host` and `port` (0: a free one); returns where. Raises OSError."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Connections inherit these from the socket that accepts them.
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for option, value in _KEEPALIVE:
-            listening.setsockopt(socket.IPPROTO_TCP, option, value)
-        address = (await asyncio.get_running_loop().getaddrinfo(host, port, family=family))[0][4]
-        listening.bind(address)
         loop = asyncio.get_running_loop()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        address = (await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM))[0][4]
+        listening = _bound_socket(family, address)
         self._listeners.append(await loop.create_server(self._accept, sock=listening, backlog=_BACKLOG))
         bound = listening.getsockname()
         return str(bound[0]), int(bound[1])
 
     async def listen_unix(self, path: Path) -> None:
         """Listen at a unix socket; one that a process before left there is replaced. Raises OSError."""
+        if await _somebody_listens(path):
+            raise OSError(errno.EADDRINUSE, f"another process listens at {path}")
         loop = asyncio.get_running_loop()
         self._listeners.append(await loop.create_unix_server(self._accept, str(path), backlog=_BACKLOG))
+        self._unix_paths.append(path)
 
     async def remove_export(self, name: str) -> Export:
         """Take an export out, and end its connections once what they have in flight is answered.
@@ -72,8 +71,11 @@ class NbdServer:
 
     async def close(self) -> None:
         """Stop listening, and end all connections once what they have in flight is answered."""
+        self._closing = True
         for listener in self._listeners:
             listener.close()
+        for path in self._unix_paths:  # at once: whoever starts next may put its own there
+            path.unlink(missing_ok=True)
         await self._drain(list(self._connections))
         if self._stall_timer is not None:
             self._stall_timer.cancel()
@@ -96,6 +98,9 @@ class NbdServer:
     def opened(self, connection: Connection) -> None:
         """A client has connected: beyond the limit somebody has to give way."""
         self._connections[connection] = None
+        if self._closing:
+            connection.abort()
+            return
         if self._stall_timer is None:
             self._look_for_stalls_later()
         if len(self._connections) > self._budget.limits.connections:
@@ -124,3 +129,29 @@ class NbdServer:
             connection.drain()
         if connections:
             await asyncio.wait([connection.ended for connection in connections])
+
+
+def _bound_socket(family: socket.AddressFamily, address: Any) -> socket.socket:
+    """A TCP socket at `address`, with what the connections that it accepts inherit from it. Raises OSError."""
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for option, value in _KEEPALIVE:
+            listening.setsockopt(socket.IPPROTO_TCP, option, value)
+        listening.bind(address)
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+async def _somebody_listens(path: Path) -> bool:
+    """Whether a process answers at that unix socket; false also where there is none."""
+    try:
+        _, writer = await asyncio.open_unix_connection(str(path))
+    except (FileNotFoundError, ConnectionRefusedError):
+        return False
+    writer.close()
+    return True

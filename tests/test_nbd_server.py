@@ -19,7 +19,8 @@ from blockstore.units import BLOCK_SIZE, KIB, MIB
 from nbd_server import wire
 from nbd_server.device import Device
 from nbd_server.exports import Export, Exports
-from nbd_server.wire import Command
+from nbd_server.server import NbdServer
+from nbd_server.wire import Command, Option
 from tests.memory_nbd import MemoryVolume
 from tests.nbd_client import Disconnected, NbdError
 from tests.nbd_serving import LIMIT_S, SIZE, serving, settled, until
@@ -104,8 +105,13 @@ def test_a_unix_socket_is_replaced_and_serves(run: RunLoop, tmp_path: Path) -> N
             reader, writer = await asyncio.open_unix_connection(str(path))
             assert await reader.readexactly(18) == wire.serialize_greeting()
             writer.close()
+            with pytest.raises(OSError, match="another process listens"):
+                await NbdServer(Exports()).listen_unix(path)
+            with pytest.raises(OSError, match="in use"):
+                await NbdServer(Exports()).listen_tcp("127.0.0.1", served.port)
 
     run(main())
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(
@@ -213,6 +219,24 @@ def test_an_export_that_is_removed_ends_its_connections_alone(run: RunLoop) -> N
             await other.close()
             with pytest.raises(NotFound):
                 await served.server.remove_export("disk")
+
+    run(main())
+
+
+def test_an_export_that_is_removed_before_its_client_has_read_the_answer_is_not_served(run: RunLoop) -> None:
+    """The list before the answer is longer than the server sends unread, so the client is still held back."""
+
+    async def main() -> None:
+        async with serving(unsent_bytes=1024) as served:
+            for number in range(3000):
+                served.add_export(f"export-{number:05}" + "x" * 3000)
+            raw = await served.raw(None)
+            choice = wire.serialize_option(Option.EXPORT_NAME, b"disk")
+            raw.send(wire.HANDSHAKE_FLAGS.to_bytes(4, "big") + wire.serialize_option(Option.LIST) + choice)
+            await until(lambda: served.unsent_bytes > 1024)
+            await served.server.remove_export("disk")
+            raw.request(Command.READ, 0, 512, 1)
+            assert wire.SIMPLE_REPLY_MAGIC.to_bytes(4, "big") not in await raw.ended()
 
     run(main())
 
