@@ -18,7 +18,14 @@ from blockstore.replication.follower import Follower
 from blockstore.replication.in_flight import Write
 from blockstore.replication.leader import Leader
 from blockstore.replication.member import Member
-from blockstore.replication.messages import Answer, FollowerEffect, LeaderEffect, SealAnswer, SealEpoch, Serving
+from blockstore.replication.messages import (
+    Answer,
+    FollowerEffect,
+    LeaderEffect,
+    SealAnswer,
+    SealEpoch,
+    Serving,
+)
 from blockstore.replication.quorum import Quorum
 from blockstore.replication.reads import Reads
 from blockstore.replication.record_run import RecordRun, earlier
@@ -67,19 +74,6 @@ def _take_and_cut(follower: Follower, records: tuple[Record, ...]) -> tuple[list
     return entries, True
 
 
-_FOLLOWED: Final[dict[int, SealAnswer]] = {}
-
-
-def _send_from_the_end(member: Member, sequence: int) -> None:
-    """As a leader might that leaves it to the replica to say that what it holds is not what precedes."""
-    answer = member.answer
-    if answer is not None and id(answer) not in _FOLLOWED:
-        _FOLLOWED[id(answer)] = answer
-        sequence = max(sequence, answer.end.sequence + 1)
-    _STREAM_FROM(member, sequence)
-
-
-_STREAM_FROM: Final = Member.stream_from
 _SEAL: Final = Follower.seal
 
 
@@ -171,6 +165,19 @@ _ADVANCE: Final = Leader._advance
 _APPEND: Final = Leader._append_record
 
 
+_REJOIN: Final = Leader._rejoin
+
+
+def _rejoin_by_number(leader: Leader, member: Member, chosen: ChosenLog, now: float) -> list[LeaderEffect]:
+    """As a leader might that leaves it to the replica to say that what it holds is not what precedes."""
+    effects = _REJOIN(leader, member, chosen, now)
+    start, answer = leader._run.start, leader._answers[member.replica]
+    if member.catching_up and answer.end.sequence >= start.sequence:
+        member.stream_from(start.sequence + 1)
+        return leader._stream(member, now) or effects
+    return effects
+
+
 def _append_no_epoch_start(leader: Leader, operations: Iterable[Operation], writes: list[Write]) -> None:
     if writes:
         _APPEND(leader, operations, writes)
@@ -210,7 +217,7 @@ MUTATIONS: Final[dict[str, tuple[Patch, ...]]] = {
     "skip_the_predecessor_check": (
         (Follower, "_take", _take_by_number),
         (RecordRun, "append", _unlinked_append),
-        (Member, "stream_from", _send_from_the_end),
+        (Leader, "_rejoin", _rejoin_by_number),
     ),
     "cut_a_log_at_a_duplicate": ((Follower, "_take", _take_and_cut),),
     "ack_before_persisting": ((Follower, "_durable_match", property(_acked_in_memory)),),
