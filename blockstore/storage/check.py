@@ -170,7 +170,7 @@ class _Checker:
         self._meta.check_format()
         self._image = self._meta.image()
         self._generations = all_generations(self._meta)
-        self._merging = {sealed.generation for sealed in self._meta.sealed() if sealed.merging}
+        self._pinned = self._meta.pinned()
         self._whole = self._image.filling is None
         #: No entry is later; while the replica fills, what was copied in an attempt that is void may be.
         self._highest = self._image.applied.sequence if self._whole else (1 << 64) - 1
@@ -245,7 +245,7 @@ class _Checker:
             key = extent_key(heir, extent)
             value = self._transaction.get(key, db=self._tables.extents)
             rows += [ExtentRow.decode(key, value)] if value is not None else []
-            if heir not in self._merging:
+            if heir in self._pinned:
                 break
         covering = [row for row in rows if row.bits >> number % EXTENT_BLOCKS & 1]
         if not covering:

@@ -152,8 +152,8 @@ class CopyWriter:
     def write_meta(self, copy: MetaCopy) -> None:
         """Pins as the peer has them, unless a later record here says otherwise; generations of both.
 
-        A generation that either side has merged away already cannot be read here any more, and what
-        this replica still has of it is left for a merge.
+        Either side may have merged away what nobody pins, the other not: so that cannot be read here
+        any more, and a merge removes what is left of it.
         """
         stated = copy.position.sequence
         newer = {(pin.generation, pin.holder) for pin in self._meta.pins() if pin.sequence > stated}
@@ -163,15 +163,13 @@ class CopyWriter:
         for pin in copy.pins:
             if (pin.generation, pin.holder) not in newer:
                 self._meta.put_pin(pin)
-        pinned = self._meta.pinned()
-        known = {sealed.generation for sealed in self._meta.sealed()}
-        for sealed in copy.sealed:
-            if sealed.generation not in known:
-                self._meta.put_sealed(sealed._replace(merging=sealed.generation not in pinned))
-        known.update(sealed.generation for sealed in copy.sealed)
+        known = {sealed.generation: sealed for sealed in [*copy.sealed, *self._meta.sealed()]}
         for generation in self._generations:
             if FILL_GENERATION < generation < copy.generation and generation not in known:
-                self._meta.put_sealed(SealedGeneration(generation, stated, b"", merging=True))
+                known[generation] = SealedGeneration(generation, stated, b"")
+        pinned = self._meta.pinned()
+        for generation, sealed in known.items():
+            self._meta.put_sealed(sealed._replace(merging=generation not in pinned))
         if copy.source and self._meta.get(b"hydrated") is None:
             self._meta.put(b"source", copy.source)
             self._has_source = True
