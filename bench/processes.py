@@ -7,14 +7,17 @@ import psutil
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """cpu_s: CPU time. rss_mib: resident memory at the end."""
+    """cpu_s: CPU time. private_mib: resident memory at the end, without pages of mapped files.
+
+    Those pages are the kernel's cache of LMDB's tables, which it takes back when others need the memory.
+    """
 
     cpu_s: float
-    rss_mib: float
+    private_mib: float
 
     def document(self, seconds: float) -> dict[str, float]:
         """cores: those that were busy over `seconds`, the time that the work took."""
-        return {"cores": round(self.cpu_s / seconds, 3), "rss_mib": round(self.rss_mib, 1)}
+        return {"cores": round(self.cpu_s / seconds, 3), "private_mib": round(self.private_mib, 1)}
 
 
 class Meter:
@@ -30,9 +33,14 @@ class Meter:
 
     def __exit__(self, *_: object) -> None:
         for name, process in self._processes.items():
-            self.usage[name] = Usage(_cpu_s(process) - self._before[name], process.memory_info().rss / (1 << 20))
+            self.usage[name] = Usage(_cpu_s(process) - self._before[name], _private_bytes(process) / (1 << 20))
 
 
 def _cpu_s(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system)
+
+
+def _private_bytes(process: psutil.Process) -> int:
+    memory = process.memory_info()
+    return int(memory.rss - memory.shared)

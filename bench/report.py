@@ -68,7 +68,9 @@ def _median(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     figures: dict[str, Any] = {name: statistics.median(each[name] for each in rounds) for name in _FIGURES}
     names = rounds[0]["processes"]
     figures["processes"] = {
-        name: {key: statistics.median(each["processes"][name][key] for each in rounds) for key in ("cores", "rss_mib")}
+        name: {
+            key: statistics.median(each["processes"][name][key] for each in rounds) for key in ("cores", "private_mib")
+        }
         for name in names
     }
     return figures
@@ -108,10 +110,10 @@ def _process_table(medians: dict[str, Any]) -> list[str]:
                 [
                     f"{target}: {name}",
                     *(f"{each['cores']:.2f}" for each in used),
-                    f"{max(e['rss_mib'] for e in used):,.0f}",
+                    f"{max(e['private_mib'] for e in used):,.0f}",
                 ]
             )
-    return _table(["cores used by", *workloads, "MiB at most"], rows)
+    return _table(["cores used by", *workloads, "private MiB at most"], rows)
 
 
 def _space_table(space: dict[str, Any]) -> list[str]:

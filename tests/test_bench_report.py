@@ -10,7 +10,7 @@ MACHINE = {"cores": 2, "memory_mib": 4096, "kernel": "6.1", "python": "3.11", "f
 
 def round_of(iops: float) -> dict[str, Any]:
     figures = {"iops": iops, "mib_s": iops / 256, "p50_us": 100.0, "p99_us": 2000.0, "client_cores": 0.5}
-    return {**figures, "processes": {"node-0": {"cores": iops / 1000, "rss_mib": 50.0}}}
+    return {**figures, "processes": {"node-0": {"cores": iops / 1000, "private_mib": 50.0}}}
 
 
 def outcome() -> Outcome:
