@@ -62,13 +62,13 @@ class Disk:
         """What a start replays behind the tables' image."""
         return [entry for group in self.groups if group.number > self.tables.mark for entry in group.entries]
 
-    def rot(self, index: int, *, listed: bool) -> None:
-        """The group of that index is unreadable; listed: the headers still say what was in it.
+    def rot(self, index: int, count: int, *, listed: bool) -> None:
+        """`count` groups from that index on are unreadable; listed: the headers still say what was in them.
 
         Behind it only promises count, as in blockstore/storage/journal_replay.py, up to an entry that
         begins a filling: that one remembers the floor.
         """
-        behind = self.groups[index + 1 :]
+        behind = self.groups[index + count :]
         del self.groups[index:]
         self.damage = self.highest if listed else UNKNOWN_FLOOR
         for group in behind:

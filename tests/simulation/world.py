@@ -344,11 +344,18 @@ class World:
         old, alone = self._newest(), self.random.choice(self.nodes)
         if not old.serving:
             return
-        others = [node.name for node in self.nodes if node is not alone]
-        self.network.isolate(old.name, others)
+        others = [node for node in self.nodes if node is not alone]
+        self.network.isolate(old.name, [node.name for node in others])
         new = self.attach()
         self.network.isolate(new.name, [alone.name])
+        if self.random.random() < 0.4:
+            self._later(3.0, lambda: self._win_over(old, self.random.choice(others)))
         self._later(6.0, self.network.cuts.clear)
+
+    def _win_over(self, old: FrontEnd, node: Node) -> None:
+        """A node that promised the new front-end not to listen to the old one forgets, and hears the old one."""
+        self._damage(node)
+        self.network.cuts -= {(old.name, node.name), (node.name, old.name)}
 
     def _pause_front_end(self) -> None:
         living = [front_end for front_end in self.front_ends[-2:] if front_end.alive]
@@ -406,16 +413,20 @@ class World:
         return all(self.checker.is_whole(other) for other in self.nodes if other is not node)
 
     def _damage_node(self) -> None:
-        """A crash after which the journal has lost something, and says so."""
-        node = self.random.choice(self.nodes)
+        self._damage(self.random.choice(self.nodes))
+
+    def _damage(self, node: Node) -> None:
+        """A crash after which the journal has lost something, often its end, and says so."""
         if not node.alive or not self._others_hold_everything(node):
             return
         node.crash()
-        disk = node.disk
-        if self.random.random() < 0.3 or not disk.groups:
+        disk, random = node.disk, self.random
+        if random.random() < 0.2 or not disk.groups:
             disk.suspect()
         else:
-            disk.rot(self.random.randrange(len(disk.groups)), listed=self.random.random() < 0.6)
+            count = random.choice((1, 1, 2, 3))
+            last = max(0, len(disk.groups) - count)
+            disk.rot(random.choice((last, random.randrange(last + 1))), count, listed=random.random() < 0.6)
         self.trace(node.name, "is damaged", disk.damage)
         self.checker.disk_changed(node, put_back=True)
         self._later(0.5, lambda: None if node.alive else node.start())
