@@ -386,3 +386,19 @@ def test_who_acked_in_an_epoch_had_sealed_it_even_if_that_was_lost() -> None:
     replica.crash()
     assert answers(replica.seal(6)) == [FencedBy(Epoch(7), 1)]
     assert replica.sealed(8).floor == at(7, 3)
+
+
+def test_a_copy_that_the_image_knows_of_is_not_ended_by_what_is_left_of_the_journal() -> None:
+    """A transaction of the copy keeps the image newer than its mark; the entry that began the copy rotted away.
+
+    What ended the filling before that one is replayed, and blocks that were never copied would count as absent.
+    """
+    replica = filling()
+    image = replica.follower.accept_copy(fetch_delta(replica).attempt, at(2, 55))
+    assert image is not None
+    replica.image, replica.journal = image, [FillingEntry(Filling(at(1, 1), at(1, 2), Sequence(2))), WholeEntry()]
+    replica.crash(damage=at(2, 50))
+    assert replica.follower.filling == Filling(at(2, 50), at(2, 50), Sequence(4))
+    replica.sync()
+    replica.crash()
+    assert replica.follower.filling == Filling(at(2, 50), at(2, 50), Sequence(4))

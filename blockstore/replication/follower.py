@@ -49,7 +49,7 @@ from blockstore.replication.messages import (
     SealEpoch,
 )
 from blockstore.replication.record_run import RecordRun, earlier, generation_after
-from blockstore.replication.replay import Replayed, replay, replay_entry
+from blockstore.replication.replay import Replayed, copies, replay, replay_entry
 from blockstore.units import Epoch, Generation
 
 
@@ -119,6 +119,10 @@ class Follower:
         damage: at or above all that it may have acked, where entries of it are lost; it then fills.
         """
         state = replay(image, entries)
+        floor = damage if damage is not None else state.highest if state.gap else None
+        unfinished = floor is not None and copies(image.filling) and not copies(state.filling)
+        if unfinished:  # what ended it may be older than the image, and what began it again may be lost
+            state.filling = image.filling
         follower = cls(replica, image)
         follower.epoch, follower.configuration = state.epoch, state.configuration
         follower.filling = state.filling
@@ -128,10 +132,9 @@ class Follower:
         follower._acked = ORIGIN if state.filling else state.run.end
         if len(state.run):
             follower._generation = follower._applied_generation = state.run.first.generation
-        floor = damage if damage is not None else state.highest if state.gap else None
         if floor is None:
             return follower, []
-        return follower, follower._distrust(max(floor, state.highest), gap=state.gap)
+        return follower, follower._distrust(max(floor, state.highest), anew=state.gap or unfinished)
 
     # ---- what it is
 
@@ -177,7 +180,7 @@ class Follower:
     @property
     def _needs_delta(self) -> bool:
         """Whether content below the log's start is missing, rather than only trust."""
-        return self.filling is not None and self.filling.since < self.filling.base.sequence
+        return copies(self.filling)
 
     # ---- rule 1: seals
 
@@ -506,14 +509,14 @@ class Follower:
         self._floor_bound = None
         return FillingEntry(filling)
 
-    def _distrust(self, floor: Position, *, gap: bool = False) -> list[FollowerEffect]:
+    def _distrust(self, floor: Position, *, anew: bool = False) -> list[FollowerEffect]:
         """What stands here is right but may not be all that was acked: fill, and keep what there is.
 
         Nothing has to be copied for that, but for what a filling under way was copying already.
-        gap: the log ends before it should, so a filling under way begins anew where it ends.
+        anew: the journal does not say all of that yet, even where a filling is under way with that floor.
         """
         floor = max(floor, self.filling.floor) if self.filling is not None else floor
-        if self.filling is not None and floor == self.filling.floor and not gap:
+        if self.filling is not None and floor == self.filling.floor and not anew:
             return []
         entries: tuple[LogEntry, ...]
         if self.filling is not None and self._needs_delta:

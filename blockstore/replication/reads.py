@@ -69,8 +69,9 @@ class Reads:
 
     def _choose(self, read: Read, commit: Position, now: float) -> Member | None:
         members = self._members
+        self._run = getattr(self,"_run",0)+1
+        if self._run % int(__import__("os").environ.get("STICK","1")) == 0: self._turn = (self._turn + 1) % len(members)
         for _ in members:
-            self._turn = (self._turn + 1) % len(members)
             member = members[self._turn]
             if (
                 member.sealed

@@ -38,6 +38,11 @@ class Replayed:
     gap: bool = False
 
 
+def copies(filling: Filling | None) -> bool:
+    """Whether content below the base is missing, rather than only trust."""
+    return filling is not None and filling.since < filling.base.sequence
+
+
 def replay(image: LogImage, entries: Iterable[LogEntry]) -> Replayed:
     """The log as of the last of `entries`, which follow each other in the journal's order."""
     run = RecordRun(image.applied, image.records)
@@ -94,7 +99,7 @@ def _fill(state: Replayed, filling: Filling) -> None:
         return
     if state.run.holds(filling.base):
         state.run.truncate(filling.base.sequence)
-    elif filling.since < filling.base.sequence:
+    elif copies(filling):
         state.run = RecordRun(filling.base)
     else:
         state.gap = True  # it copies nothing, but rests on records that are lost
