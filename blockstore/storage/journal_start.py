@@ -157,8 +157,7 @@ def _plan(chain: Chain, end: LogEnd, lost_end: bool, copy_limit: int) -> _Plan:
     assert header is not None
     size = sum(group.header.size_bytes for group in end.groups)
     small = end.whole and (size <= copy_limit or len(end.groups) == 1)
-    empty = not end.groups and end.next_group == header.first_group
-    moved = _bodies(newest, end.groups) if small or empty else None
+    moved = _bodies(newest, end.groups) if small else None
     if moved is not None:
         return _Plan(
             end.groups, header.first_group, header.first_entry, header.previous, header.previous_end, (newest,), moved
