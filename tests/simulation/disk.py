@@ -48,6 +48,8 @@ class Disk:
         for entry in entries:
             if isinstance(entry, RecordEntry):
                 self.highest = max(self.highest, entry.record.position)
+            elif isinstance(entry, SealEntry):
+                self.highest = max(self.highest, Position(entry.epoch, self.highest.sequence))
             elif isinstance(entry, FillingEntry):
                 self.damage = None
         self.last += len(entries)
