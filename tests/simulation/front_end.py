@@ -9,10 +9,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from blockstore.replication.leader import Leader
-
 from blockstore.domain import ReplicaId
 from blockstore.errors import CairnError, QuorumUnavailable
+from blockstore.replication.leader import Leader
 from blockstore.replication.messages import (
     Append,
     Completed,
