@@ -16,6 +16,8 @@ pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(240)]
 
 #: mkfs.xfs refuses less than 300 MiB.
 SIZE = 512 * MIB
+#: A quiet machine takes a fifth of it.
+LIMIT_S = 150
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def test_a_file_system_on_a_volume(file_system: str, kernel: Kernel, tmp_path: P
         uri = cluster.attach(volume)
         _, port = split_address(uri.removeprefix("nbd://").split("/")[0])
         script = guest.file_system_script(file_system)
-        result = guest.run(kernel, script, tmp_path / "guest", port=port, export=volume)
+        result = guest.run(kernel, script, tmp_path / "guest", port=port, export=volume, timeout_s=LIMIT_S)
         print(result)
         assert result.status == 0, str(result)
 
