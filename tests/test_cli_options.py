@@ -13,19 +13,30 @@ from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, P
 from blockstore.errors import InvalidRequest
 
 KINDS = [ControlSettings, NodeSettings, FrontEndSettings]
-OTHERS: dict[type[Any], Any] = {
-    ControlSettings: ControlSettings(
-        Path("/x"), "[::1]:1", Placement.WARN, lease_s=1.5, reconcile_s=2, call_timeout_s=3, open_timeout_s=4,
-        map_size_bytes=32 << 20,
-    ),
-    NodeSettings: NodeSettings(
-        Path("/y"), "rack 1", "127.0.0.1:1", "host:2", "host:3", 0.5, 2, max_unapplied_bytes=9 << 20,
-        checkpoint_bytes=(1 << 20) + 1, checkpoint_s=1, reserve_bytes=0,
-    ),
-    FrontEndSettings: FrontEndSettings(
-        Path("/z"), "127.0.0.1:3", Path("/s.sock"), "127.0.0.1:4", "host:1", "host:2", 0.5, 2, 3, 0.2, 9,
-    ),
-}  # fmt: skip
+ADDRESSES = {"listen", "advertise", "control", "nbd_listen"}
+
+
+def other(kind: type[Any]) -> Any:
+    """Settings of which none is the default."""
+    return kind(**{each.name: other_value(each) for each in dataclasses.fields(kind)})
+
+
+def other_value(each: "dataclasses.Field[Any]") -> Any:
+    """Another value than the default, of the same type."""
+    if each.name in ADDRESSES:
+        return "[::1]:4321"
+    match each.default:
+        case Placement():
+            return Placement.WARN
+        case Path() | None:
+            return Path("/some where/else")
+        case str():
+            return "another one"
+        case bool():
+            return not each.default
+        case int() | float():
+            return each.default * 2
+    raise AssertionError(f"{each.name}: a new type of setting")
 
 
 def parsed(kind: type[Any], arguments: list[str]) -> Any:
@@ -45,17 +56,15 @@ def test_no_option_gives_the_defaults(kind: type[Any], monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_setting_passes_through_the_command_line(kind: type[Any]) -> None:
-    other = OTHERS[kind]
-    unchanged = [each.name for each in dataclasses.fields(kind) if getattr(other, each.name) == each.default]
-    assert unchanged == []
-    assert parsed(kind, arguments_of(other)) == other
+    changed = other(kind)
+    assert [each.name for each in dataclasses.fields(kind) if getattr(changed, each.name) == each.default] == []
+    assert parsed(kind, arguments_of(changed)) == changed
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_setting_can_be_set_for_up(kind: type[Any]) -> None:
-    other = OTHERS[kind]
     for each in dataclasses.fields(kind):
-        value = getattr(other, each.name)
+        value = other_value(each)
         text = value.value if isinstance(value, Placement) else str(value)
         assert setting_from_text(kind, option_name(each.name), text) == (each.name, value)
         assert setting_from_text(kind, option_name(each.name)[2:].replace("-", "_"), text) == (each.name, value)
