@@ -7,9 +7,11 @@ the volume in memory and against a whole cluster alike. `PROGRAMS` is what they 
 
 import filecmp
 import json
+import os
+import shutil
 import subprocess
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
@@ -131,12 +133,19 @@ def libnbd_binding(uri: str) -> None:
 
 
 def make_file_system(image: Path, size_bytes: int = FILE_SYSTEM_BYTES) -> Path:
-    """A real ext4 file system in a file: what it holds is the standard library of this Python."""
+    """A real ext4 file system in a file, half full: sources of this Python's library, and incompressible bytes."""
     require_programs("mke2fs", "e2fsck")
+    content = image.with_suffix(".content")
+    library = Path(sysconfig.get_path("stdlib"))
+    for name in ("asyncio", "concurrent", "email", "encodings", "json", "unittest"):
+        shutil.copytree(library / name, content / name)
+    for number in range(size_bytes // 2 // MIB):
+        (content / f"noise-{number}").write_bytes(os.urandom(MIB - number))
     with image.open("wb") as file:
         file.truncate(size_bytes)
-    run("mke2fs", "-q", "-F", "-t", "ext4", "-d", sysconfig.get_path("stdlib") + "/asyncio", str(image))
+    run("mke2fs", "-q", "-F", "-t", "ext4", "-d", str(content), str(image))
     run("e2fsck", "-fn", str(image))
+    shutil.rmtree(content)
     return image
 
 
@@ -203,7 +212,7 @@ def _fio(uri: str, directory: Path, *arguments: str) -> None:
 
 
 #: By name, those that take a URI and a directory to work in: `for name, check in ALL.items()`.
-ALL: Final = {
+ALL: Final[Mapping[str, Callable[[str, Path], object]]] = {
     "nbdinfo": lambda uri, directory: nbdinfo(uri),
     "qemu-img info": lambda uri, directory: qemu_img_info(uri),
     "nbd-client -l": lambda uri, directory: list_exports(uri),
