@@ -1,0 +1,58 @@
+"""A store whose process is killed, and one whose disk is full: what was applied is whole, nothing else is there."""
+
+import signal
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from blockstore.storage.check import check_replica
+from blockstore.storage.replica_store import FILE_NAME, ReplicaStore
+from blockstore.units import Generation
+from tests.storage_crash import BLOCKS, story
+from tests.storage_model import Log, new_store
+
+ROOT = Path(__file__).parent.parent
+LIMIT_S = 60
+KILLS = 5
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_state(tmp_path: Path) -> None:
+    new_store(tmp_path).close()
+    seen = 0
+    for turn in range(KILLS):
+        child = subprocess.Popen(
+            [sys.executable, "-m", "tests.storage_crash", str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert child.stdout is not None
+            for _ in range(2 + 3 * turn):
+                seen = int(child.stdout.readline())
+        finally:
+            child.send_signal(signal.SIGKILL)
+            child.wait(LIMIT_S)
+        store, log = ReplicaStore.open(tmp_path), Log()
+        assert store.applied.sequence >= seen
+        assert store.mark == store.applied.sequence
+        for record in islice(story(log), store.applied.sequence):
+            assert record.sequence == log.sequence
+        assert store.read(0, BLOCKS) == log.content(0, BLOCKS)
+        for generation, pins in log.pins.items():
+            if pins:
+                assert store.read_generation(Generation(generation), 0, BLOCKS) == log.content(0, BLOCKS, generation)
+        store.close()
+        assert check_replica(tmp_path / FILE_NAME).problems == []
+
+
+def test_a_full_disk_refuses_checkpoints_and_loses_nothing(tmp_path: Path) -> None:
+    """In a mount namespace of its own, which an ordinary user may make where the kernel allows it."""
+    private = ["unshare", "--user", "--map-root-user", "--mount"]
+    if subprocess.run([*private, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this kernel lets nobody but root make a mount namespace")
+    done = subprocess.run(
+        [*private, sys.executable, "-m", "tests.storage_full", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False,
+    )  # fmt: skip
+    assert done.stdout == "all held\n", done.stderr
