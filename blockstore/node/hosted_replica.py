@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 
 from blockstore.domain import Position, ReplicaAddress, ReplicaId
 from blockstore.errors import CairnError
-from blockstore.log import LogEntry, RecordEntry
+from blockstore.log import LogEntry, RecordEntry, SealEntry
 from blockstore.node.journal_writer import JournalWriter
 from blockstore.node.memory import MemoryBudget
 from blockstore.replication.follower import Follower
@@ -88,7 +88,7 @@ class HostedReplica:
         self.closed = False
         self._services = services
         self._mark = store.mark
-        self._end = follower.end
+        self._end = Position(max(follower.end.epoch, follower.epoch), follower.end.sequence)
         self._tables = asyncio.Lock()
         self._deferred: deque[FollowerEffect] = deque()
 
@@ -171,7 +171,13 @@ class HostedReplica:
             yield
 
     async def in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._services.tables, function, *arguments)
+        """Run it in a thread that may touch the tables; cancelled, this still waits for the thread."""
+        running = asyncio.get_running_loop().run_in_executor(self._services.tables, function, *arguments)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait((running,))
+            raise
 
     async def close(self) -> None:
         """Waits for what is in a thread; the store is closed afterwards."""
@@ -214,9 +220,14 @@ class HostedReplica:
         )
 
     def _end_with(self, entry: LogEntry) -> Position:
-        """The end of the log, never falling: a truncate stands beside the record that replaces the tail."""
+        """At or above what may be acked with it, never falling: a truncate stands beside what replaces the tail.
+
+        A seal counts: whoever loses it must not be made whole by a leader that it shuts out.
+        """
         if isinstance(entry, RecordEntry):
             self._end = max(self._end, entry.record.position)
+        elif isinstance(entry, SealEntry):
+            self._end = max(self._end, Position(entry.epoch, self._end.sequence))
         return self._end
 
     def _persisted(self, number: int, last: int) -> None:

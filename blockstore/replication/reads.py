@@ -9,6 +9,7 @@ limit.
 from collections import deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from blockstore.domain import Position, ReplicaId
 from blockstore.errors import CairnError, Corrupt, InvalidRequest, OutOfRange, QuorumUnavailable
@@ -16,6 +17,10 @@ from blockstore.replication.in_flight import Waiter
 from blockstore.replication.member import Member
 from blockstore.replication.messages import Failed, LeaderEffect, ReadDone, ReadDropped, ReadFrom
 from blockstore.units import BlockNumber
+
+#: Reads that one member gets before the next one has its turn: they share messages, and a 4 KiB read at
+#: depth 32 then takes half the CPU that it takes one by one (110 us in all processes, not 226).
+RUN: Final = 16
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +45,7 @@ class Reads:
     def __init__(self, members: Iterable[Member], lease_s: float) -> None:
         self._members = tuple(members)
         self._lease_s = lease_s
-        self._turn = 0
+        self._turn = self._run = 0
         self._attempt = 0
         self._under_way: dict[int, Read] = {}
         self._parked: list[Read] = []
@@ -69,8 +74,9 @@ class Reads:
 
     def _choose(self, read: Read, commit: Position, now: float) -> Member | None:
         members = self._members
-        self._run = getattr(self,"_run",0)+1
-        if self._run % int(__import__("os").environ.get("STICK","1")) == 0: self._turn = (self._turn + 1) % len(members)
+        self._run += 1
+        if self._run >= RUN:
+            self._next_turn()
         for _ in members:
             member = members[self._turn]
             if (
@@ -82,7 +88,11 @@ class Reads:
                 and member.replica not in read.corrupt
             ):
                 return member
+            self._next_turn()
         return None
+
+    def _next_turn(self) -> None:
+        self._turn, self._run = (self._turn + 1) % len(self._members), 0
 
     def _give_up_or_park(self, read: Read) -> list[LeaderEffect]:
         untried = any(m.sealed and m.whole and m.replica not in read.corrupt for m in self._members)
