@@ -35,12 +35,13 @@ def make_document(plan: Plan, outcome: Outcome, machine: dict[str, Any]) -> dict
 
 
 def describe_machine(directory: Path) -> dict[str, Any]:
-    """What the figures depend on; the disk under `directory` is measured."""
+    """What the figures depend on: also what else ran as they began, and the disk under `directory`."""
     return {
         "cores": psutil.cpu_count(),
         "memory_mib": psutil.virtual_memory().total >> 20,
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "load_average": round(os.getloadavg()[0], 1),
         "fdatasync_4k_ms": round(_fdatasync_ms(directory), 3),
     }
 
@@ -50,7 +51,7 @@ def make_markdown(document: dict[str, Any]) -> str:
     machine, plan = document["machine"], document["plan"]
     lines = [
         f"{machine['cores']} cores, {machine['memory_mib']} MiB, Linux {machine['kernel']}, Python "
-        f"{machine['python']}; fdatasync of 4 KiB: {machine['fdatasync_4k_ms']} ms. Volumes of "
+        f"{machine['python']}, load {machine['load_average']}; fdatasync: {machine['fdatasync_4k_ms']} ms. Volumes of "
         f"{format_size(plan['size_bytes'])}; medians of {plan['rounds']} runs of {plan['seconds']:g} s, alternated.",
         "",
     ]

@@ -5,7 +5,14 @@ from typing import Any
 from bench.report import make_document, make_markdown
 from bench.runner import Outcome, Plan
 
-MACHINE = {"cores": 2, "memory_mib": 4096, "kernel": "6.1", "python": "3.11", "fdatasync_4k_ms": 0.3}
+MACHINE = {
+    "cores": 2,
+    "memory_mib": 4096,
+    "kernel": "6.1",
+    "python": "3.11",
+    "load_average": 0.1,
+    "fdatasync_4k_ms": 0.3,
+}
 
 
 def round_of(iops: float) -> dict[str, Any]:
