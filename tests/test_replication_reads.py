@@ -106,7 +106,7 @@ def test_only_a_member_that_has_all_that_is_committed_is_asked() -> None:
     group.keep(group.leader.submit("w", write(9), group.now))
     group.ack(A)
     group.ack(B)
-    for block in range(6):
+    for block in range(2 * RUN):
         read(group, block)
     assert {r.replica for r in reads(group.effects)} == {A, B}
 
