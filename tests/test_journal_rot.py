@@ -135,6 +135,21 @@ def test_two_bad_headers_damage_whoever_may_have_been_in_the_first(tmp_path: Pat
     journal.close()
 
 
+def test_groups_of_one_submission_name_each_other(tmp_path: Path) -> None:
+    log = ReplicaLog(A)
+    journal, _ = start(tmp_path / "journal", {A: 0})
+    journal.append([log.write(blocks=5) for _ in range(10)])
+    journal.close()
+    written = Written(tmp_path / "journal")
+    groups = written.groups()
+    assert len(groups) == 5
+    for path, offset, _, _ in groups[1:3]:
+        written.flip(path, offset)
+    journal, recovered = start(tmp_path / "journal", {A: 0})
+    assert recovered.damaged == {A: UNKNOWN_FLOOR}
+    journal.close()
+
+
 def test_damage_is_found_again_until_a_filling_entry_remembers_it(tmp_path: Path) -> None:
     written = write(tmp_path / "journal", [[A], [A, B], [C], [A], [C], [C]])
     path, offset, header, _ = written.groups()[1]
