@@ -143,7 +143,7 @@ def status(value: pb.StatusResponse) -> RenderableType:
     """Health first, with what is wrong and why; then volumes with their replicas, nodes and front-ends."""
     parts: list[RenderableType] = [_health(value)]
     for title, part in (
-        ("VOLUMES", _volume_health(value) if value.volumes else None),
+        ("VOLUMES", volume_health(value.volumes) if value.volumes else None),
         ("NODES", nodes(list(value.nodes))),
         ("FRONT-ENDS", _front_ends(value) if value.front_ends else Text("no front-end; start one: cairn nbd run")),
     ):
@@ -163,10 +163,11 @@ def _health(value: pb.StatusResponse) -> RenderableType:
     return Group(head, Text(), problems)
 
 
-def _volume_health(value: pb.StatusResponse) -> RenderableType:
+def volume_health(values: Sequence[pb.VolumeHealth]) -> RenderableType:
+    """Each volume with its replicas."""
     return grid(
         ("VOLUME", "STATE", "NODE", "ZONE", "REPLICA", "LAG>", "ON DISK>", "WHY"),
-        [row for each in value.volumes for row in _replica_rows(each)],
+        [row for each in values for row in _replica_rows(each)],
     )
 
 

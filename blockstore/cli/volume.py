@@ -174,7 +174,7 @@ def recover(
     health = run_with_control(address, lambda client: recovery_needed(client, volume))
     if not accept_loss:
         if output is Output.TABLE:
-            print_table(tables.status(pb.StatusResponse(volumes=[health])))
+            print_table(tables.volume_health([health]))
         raise Conflict(
             f"{volume}: {health.volume.reason or 'writes that were acknowledged may be missing'}; if nodes are down, "
             "start them first; `cairn volume recover --accept-loss` goes on with what is left, for good"
