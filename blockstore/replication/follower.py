@@ -107,8 +107,6 @@ class Follower:
         self._fetch: LogFetch | None = None
         self._delta = DeltaCopy()
         self._checkpoint_asked = False
-        #: What a leader's log ended at after this replica began to fill: an unknown floor lies below.
-        self._floor_bound: Position | None = None
 
     @classmethod
     def restore(
@@ -249,6 +247,8 @@ class Follower:
                 self._match(message.records[-1].position)
         self._learn(message)
         effects.append(self._persist(*entries, acks=self.epoch) if entries else self._ack())
+        if self.filling and self.filling.floor == UNKNOWN_FLOOR and message.end.epoch == self.epoch:
+            effects.append(self._persist(*self._fill_above(message.end), acks=self.epoch))
         if message.catch_up is not None:
             effects += self._catch_up_by(message.catch_up)
         effects += self._go_on()
@@ -260,8 +260,6 @@ class Follower:
             self._match_below(message.end)
             self._match_below(message.commit)
         self._told_commit = max(self._told_commit, message.commit)
-        if self._floor_bound is None and self.filling and message.end.epoch == self.epoch:
-            self._floor_bound = message.end
 
     def _match(self, position: Position) -> None:
         if position.sequence > self._matched.sequence:
@@ -506,7 +504,6 @@ class Follower:
         self._fetch = None
         self._checkpoint_asked = False
         self._whole_number = None
-        self._floor_bound = None
         return FillingEntry(filling)
 
     def _distrust(self, floor: Position, *, anew: bool = False) -> list[FollowerEffect]:
@@ -518,13 +515,19 @@ class Follower:
         floor = max(floor, self.filling.floor) if self.filling is not None else floor
         if self.filling is not None and floor == self.filling.floor and not anew:
             return []
-        entries: tuple[LogEntry, ...]
+        return [self._persist(*self._fill_above(floor), *self._promise_of(floor))]
+
+    def _fill_above(self, floor: Position) -> tuple[LogEntry, ...]:
+        """Fill from here on, with that floor.
+
+        An unknown one becomes known as where the log ends of the leader that takes this replica in: it
+        made sure that no newer epoch had chosen a log with an answer that was lost here, so what was acked
+        before is of an older epoch, or in that very log.
+        """
         if self.filling is not None and self._needs_delta:
-            entries = self._begin_filling_again(self.filling, floor)
-        else:
-            base = self._run.end
-            entries = (self._begin_filling(Filling(floor, base, base.sequence)),)
-        return [self._persist(*entries, *self._promise_of(floor))]
+            return self._begin_filling_again(self.filling, floor)
+        base = self._run.end
+        return (self._begin_filling(Filling(floor, base, base.sequence)),)
 
     def _promise_of(self, floor: Position) -> tuple[LogEntry, ...]:
         """Who acked in an epoch had sealed it, even if that was lost since."""
@@ -622,16 +625,9 @@ class Follower:
         return behind_base and self.commit.sequence >= self._copied.sequence
 
     def _floor_reached(self) -> bool:
-        """Whether the log is durable, and the leader's, at or above all that was ever acked.
-
-        An unknown floor is below where a leader's log ended that had sealed this replica since it
-        began to fill: what it acked before is of an older epoch, or in that very log.
-        """
+        """Whether the log is durable, and the leader's, at or above all that was ever acked."""
         assert self.filling is not None
-        floor: Position | None = self.filling.floor
-        if floor == UNKNOWN_FLOOR:
-            floor = self._floor_bound
-        return floor is not None and self._durable_match >= floor
+        return self._durable_match >= self.filling.floor
 
     # ---- checkpoints, and peers
 

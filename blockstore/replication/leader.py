@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from blockstore.domain import ORIGIN, Configuration, Position, ReplicaId
 from blockstore.errors import CairnError, Corrupt, Fenced, InvalidRequest, NoSpace, QuorumUnavailable
+from blockstore.log import UNKNOWN_FLOOR
 from blockstore.record import MAX_OPERATIONS, Operation, OperationKind, Record, encode_record
 from blockstore.replication.in_flight import OverlapIndex, Write
 from blockstore.replication.member import NEVER, Member
@@ -97,7 +98,8 @@ class Leader:
         self._overlaps = OverlapIndex()
         self._by_age: deque[Write] = deque()
         self._number = 0
-        self._lease_until = NEVER
+        #: A quorum of whole members has confirmed this epoch to requests that were sent then or later.
+        self._confirmed = self._lease_until = NEVER
         self._short_of_space = False
 
     @property
@@ -155,7 +157,9 @@ class Leader:
         if self._heard_quorum_at is None and self._quorum.reached(self._answers):
             self._heard_quorum_at = now
         effects: list[LeaderEffect] = []
-        if self._chosen is not None:
+        if self._chosen is not None and answer.floor == UNKNOWN_FLOOR:
+            member.doubt(now)
+        elif self._chosen is not None:
             effects += self._rejoin(member, self._chosen, now)
         else:
             effects += self._choose(now)
@@ -184,6 +188,19 @@ class Leader:
         for member in self._members.values():
             if member.sealed:
                 effects += self._rejoin(member, chosen, now)
+        return effects
+
+    def _take_in(self, now: float) -> list[LeaderEffect]:
+        """Go on with members that may have lost a promise, once a quorum without them knows of no newer epoch.
+
+        Such an epoch cannot have rested on that promise then, and none that comes later does.
+        """
+        assert self._chosen is not None
+        effects: list[LeaderEffect] = []
+        for member in self._members.values():
+            if member.doubted_at is not None and self._confirmed > member.doubted_at:
+                member.trust()
+                effects += self._rejoin(member, self._chosen, now)
         return effects
 
     def _rejoin(self, member: Member, chosen: ChosenLog, now: float) -> list[LeaderEffect]:
@@ -329,7 +346,7 @@ class Leader:
         self._renew_lease()
         if member.full != was_full:
             self._note_space()
-        effects: list[LeaderEffect] = []
+        effects = self._take_in(now)
         if lost_track:
             member.fall_back()
         if member.catching_up:
@@ -447,8 +464,9 @@ class Leader:
 
     def _renew_lease(self) -> None:
         """A filling member may have lost the promise that it gave a newer epoch: it confirms nothing."""
-        confirmed = self._quorum.level({m.replica: m.confirmed if m.whole else NEVER for m in self._members.values()})
-        self._lease_until = confirmed + self.settings.lease_s
+        confirmed = {m.replica: m.confirmed if m.whole else NEVER for m in self._members.values()}
+        self._confirmed = self._quorum.level(confirmed)
+        self._lease_until = self._confirmed + self.settings.lease_s
 
     def _hand_on_reads(self, now: float) -> list[LeaderEffect]:
         return self._reads.lease_held() if now < self._lease_until else []

@@ -29,6 +29,7 @@ class Member:
     replica: ReplicaId
     connected: bool = False
     sealed: bool = False
+    doubted_at: float | None = None
     answer: SealAnswer | None = None
     whole: bool = False
     full: bool = False
@@ -57,6 +58,7 @@ class Member:
     def close(self) -> None:
         """Whatever is under way to it may be lost."""
         self.connected = self.sealed = self.catching_up = False
+        self.doubted_at = None
         self._outstanding.clear()
         self._clear_window()
 
@@ -66,6 +68,14 @@ class Member:
         self.answer = answer
         self.whole, self.full, self.commit = answer.whole, answer.full, answer.commit
         self.confirmed = max(self.confirmed, self._seal_sent_at)
+
+    def doubt(self, now: float) -> None:
+        """It may have lost what it promised a newer epoch: nothing is sent until that is ruled out."""
+        self.sealed, self.doubted_at = False, now
+
+    def trust(self) -> None:
+        """Its seal counts after all."""
+        self.sealed, self.doubted_at = True, None
 
     def take(self, answer: AppendAnswer) -> bool:
         """What an Append's answer says; True where it has to catch up anew from `matched`."""

@@ -47,7 +47,6 @@ class FrontEnd(Process):
         super().__init__(world.scheduler, f"front-end-{epoch}")
         self.world = world
         self.epoch = epoch
-        self.attached_at = world.scheduler.now
         self.serving = False
         self.over: CairnError | None = None
         random = world.random

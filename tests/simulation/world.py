@@ -24,8 +24,6 @@ from tests.simulation.scheduler import Scheduler
 
 #: Virtual seconds within which a healed cluster must have converged.
 CONVERGENCE_S: Final = 30.0
-#: After which a replica that must be taken in by another attachment gets one.
-_REPAIR_S: Final = 5.0
 _ENOUGH_EVENTS: Final = 60_000
 
 
@@ -267,10 +265,6 @@ class World:
             self.attach()
             return False
         followers = [node.follower for node in self.nodes]
-        unknown = any(follower.filling and follower.filling.floor == UNKNOWN_FLOOR for follower in followers)
-        if unknown and newest.serving and self.scheduler.now > newest.attached_at + _REPAIR_S:
-            self.attach()  # only an attachment that knew of it may take in a replica that lost its promises
-            return False
         end = newest.leader.commit
         whole = all(follower.whole and follower.end == end and follower.commit == end for follower in followers)
         return newest.serving and newest.guest.idle and whole
