@@ -9,6 +9,7 @@ import pytest
 
 from blockstore.cli.daemons import CAIRN
 from blockstore.cli.main import run
+from blockstore.errors import QuorumUnavailable
 from blockstore.rpc import control_pb2 as pb
 from tests.cli_control import (
     VOLUME,
@@ -113,11 +114,14 @@ def test_watching_prints_a_document_a_line_until_interrupted(control: CannedCont
     try:
         assert process.stdout is not None
         assert process.stderr is not None
-        for _ in range(2):
-            assert json.loads(process.stdout.readline())["healthy"] is True
+        assert json.loads(process.stdout.readline())["healthy"] is True
+        control.error = QuorumUnavailable("control is busy")
+        assert process.stderr.readline() == "cairn: control at " + f"{control.address}: control is busy\n"
+        control.error = None
+        assert json.loads(process.stdout.readline())["healthy"] is True
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
-        assert process.stderr.read() == ""
+        assert "Traceback" not in process.stderr.read()
     finally:
         process.kill()
         process.wait()
