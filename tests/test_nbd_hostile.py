@@ -45,10 +45,13 @@ def test_a_handshake_that_takes_too_long_is_dropped(run: RunLoop) -> None:
     async def main() -> None:
         async with serving(handshake_s=1.5) as served:
             client = await served.client()
-            for sent in (b"", b"\0\0", b"\0\0\0\3IHAVEO", b"\0\0\0\3" + wire.serialize_option(7, b"x" * 99)[:-1]):
-                (await served.raw(None)).send(sent)
+            begun = b"\0\0\0\3" + wire.serialize_option(7, b"x" * 99)
+            slow = [await served.raw(None) for _ in range(4)]
+            for raw, sent in zip(slow, (b"", begun[:2], begun[:10], begun[:-1]), strict=True):
+                raw.send(sent)
             assert served.server.connection_count == 5
-            await until(lambda: served.server.connection_count == 1)
+            for raw in slow:
+                await raw.ended()
             await check_unharmed(client)
             await client.close()
 
