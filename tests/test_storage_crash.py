@@ -1,5 +1,7 @@
 """A store whose process is killed, and one whose disk is full: what was applied is whole, nothing else is there."""
 
+import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,9 +12,10 @@ import pytest
 
 from blockstore.storage.check import check_replica
 from blockstore.storage.replica_store import FILE_NAME, ReplicaStore
-from blockstore.units import Generation
+from blockstore.storage.tables import StorageFailed
+from blockstore.units import BLOCK_SIZE, Generation
 from tests.storage_crash import BLOCKS, story
-from tests.storage_model import Log, new_store
+from tests.storage_model import Log, apply, block, new_store, write
 
 ROOT = Path(__file__).parent.parent
 LIMIT_S = 60
@@ -44,6 +47,26 @@ def test_a_kill_at_any_moment_leaves_a_whole_state(tmp_path: Path) -> None:
                 assert store.read_generation(Generation(generation), 0, BLOCKS) == log.content(0, BLOCKS, generation)
         store.close()
         assert check_replica(tmp_path / FILE_NAME).problems == []
+
+
+def test_after_a_failed_write_nothing_is_changed_any_more(tmp_path: Path) -> None:
+    store, log = new_store(tmp_path), Log()
+    apply(store, log, [log.record(write(0, block(1)))])
+    store.commit([log.record(write(0, *[block(i) for i in range(200)]))])
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (os.stat(tmp_path / FILE_NAME).st_size, limit[1]))
+    try:
+        with pytest.raises(StorageFailed):
+            store.checkpoint(log.image(), 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    with pytest.raises(StorageFailed):
+        store.checkpoint(log.image(), 0)
+    assert store.read(0, 200) == log.content(0, 200)
+    store.close()
+    store = ReplicaStore.open(tmp_path)
+    assert store.applied.sequence == 1
+    assert store.read(0, 2) == block(1) + bytes(BLOCK_SIZE)
 
 
 def test_a_full_disk_refuses_checkpoints_and_loses_nothing(tmp_path: Path) -> None:

@@ -189,6 +189,10 @@ PLANTS: dict[str, tuple[Plant, str]] = {
     "row too new": (_row(2, 0, 99, ALL_BITS), "above what is applied"),
     "row of no generation": (_row(9, 0, 1, 1), "does not exist"),
     "row damaged": (lambda t, txn: txn.put(extent_key(2, 0), bytes(48), db=t.extents), "fails its checksum"),
+    "newest gone": (
+        lambda t, txn: [txn.delete(version_key(5, 2), db=table) for table in (t.index, t.data)],
+        "only older entries",
+    ),
     "entry too new": (
         lambda t, txn: txn.put(version_key(6, 2), zero_value(6, 2, 99), db=t.index),
         "above what is applied",

@@ -19,7 +19,7 @@ from blockstore.domain import Position, ReplicaAddress
 from blockstore.errors import CairnError
 from blockstore.log import LogImage
 from blockstore.record import block_checksum
-from blockstore.storage.delta import all_generations
+from blockstore.storage.delta import all_generations, read_entries
 from blockstore.storage.digest import digest_of
 from blockstore.storage.journal_verify import verify_journal
 from blockstore.storage.keys import (
@@ -27,6 +27,7 @@ from blockstore.storage.keys import (
     HEAD_SIZE,
     ExtentRow,
     Version,
+    blocks_of,
     decode_bits,
     extent_key,
     parse_index_value,
@@ -37,7 +38,7 @@ from blockstore.storage.meta import Meta, Pin, SealedGeneration
 from blockstore.storage.node_store import lock_data, replicas_in
 from blockstore.storage.replica_store import FILE_NAME
 from blockstore.storage.tables import Reading, Tables
-from blockstore.units import EXTENT_BLOCKS, MAX_BLOCKS, Epoch, Generation
+from blockstore.units import EXTENT_BLOCKS, FILL_GENERATION, MAX_BLOCKS, Epoch, Generation
 
 _REFILL: Final = "delete this replica and let the volume make another, or start the node: it repairs from its peers"
 #: Of one kind and file; the rest is counted.
@@ -272,6 +273,7 @@ class _Checker:
 
     def _check_extents(self) -> Iterator[str]:
         known = set(self._generations)
+        chained = len(known) > 2 and self._whole  # a fresh volume has its own generation and that of fills
         for key, value in self._transaction.cursor(self._tables.extents):
             row = ExtentRow.decode(key, value)
             generation, extent = EXTENT_KEY.unpack(key)
@@ -279,6 +281,18 @@ class _Checker:
                 yield f"the row of extents ({generation}, {extent}) is empty, or of what does not exist"
             if row.sequence > self._highest:
                 yield f"the row of extents ({generation}, {extent}) has sequence {row.sequence}, above what is applied"
+            if chained:
+                yield from self._check_unhidden(extent, Generation(generation), row)
+
+    def _check_unhidden(self, extent: int, generation: Generation, row: ExtentRow) -> Iterator[str]:
+        """A change over an older version leaves an entry, or the older one would show through."""
+        since = max((pinned for pinned in self._pinned if pinned < generation), default=FILL_GENERATION)
+        entries = read_entries(self._tables, self._transaction, extent)
+        here = {number for number, found in entries if since < found <= generation}
+        older = {number for number, found in entries if found <= since}
+        for number in blocks_of(extent, row.bits):
+            if number in older and number not in here and generation in (*self._pinned, self._image.generation):
+                yield f"block {number} changed in generation {generation}, yet has only older entries"
 
 
 def _check_generations(image: LogImage, sealed: list[SealedGeneration], pins: list[Pin]) -> Iterator[str]:

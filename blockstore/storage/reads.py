@@ -1,15 +1,16 @@
 """Reads blocks out of the tables: the newest version at or below a generation, verified.
 
-One seek finds a version, however long the chain of generations is. A run of blocks that have one
-version each is read by walking `index` and `data` side by side; the first sign of anything else falls
-back to a seek a block. Every byte that leaves here has passed the checksum of its version: what
-fails, and a block that is absent though `present` says it has an entry, is reported with all others
-of the call as CorruptBlocks, so that the caller can fetch those very versions from a peer.
+One seek finds a version, however long the chain of generations is. A run of blocks is found by walking
+`index`, or by a seek a block where there are many versions, and then read and verified as a whole;
+where anything is wrong with it, block by block, to say what. Every byte that leaves here has passed
+the checksum of its version: what fails, and a block that is absent though `present` says it has an
+entry, is reported with all others of the call as CorruptBlocks, so that the caller can fetch those
+very versions from a peer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from blockstore.errors import Corrupt
 from blockstore.record import block_checksum, block_checksums
@@ -22,6 +23,7 @@ from blockstore.storage.keys import (
     decode_bits,
     number_key,
     parse_index_value,
+    parse_version_key,
     raw_sequence,
     version_key,
 )
@@ -31,6 +33,11 @@ from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, BlockNumber, Generation,
 ZERO_BLOCK: Final = bytes(BLOCK_SIZE)
 #: Below this a seek a block is as fast as setting up two walks.
 _RUN: Final = 4
+#: Versions a block up to which walking over all of them is faster than a seek for each block.
+_WALKED_VERSIONS: Final = 3
+
+Row = tuple[memoryview, memoryview]
+"""Key and value, as LMDB shows them."""
 
 
 class BlockVersion(NamedTuple):
@@ -69,13 +76,14 @@ class TableReader:
         self._index = transaction.cursor(tables.index)
         self.damaged: list[BlockVersion] = []
 
-    def read(self, start: int, end: int, generation: int = MAX_GENERATION) -> list[bytes]:
+    def read(self, start: int, end: int, generation: int = MAX_GENERATION) -> list[bytes | memoryview]:
         """Content of the blocks [start, end), in pieces: ZERO_BLOCK or parts of blocks, which add up."""
         if end - start >= _RUN:
             run = self._read_run(start, end, generation)
             if run is not None:
                 return run
-        pieces, at = [], start
+        pieces: list[bytes | memoryview] = []
+        at = start
         for found in self.versions(start, end, generation):
             pieces += [ZERO_BLOCK] * (found.number - at)
             pieces.append(found.block if found.block is not None else ZERO_BLOCK)
@@ -130,28 +138,93 @@ class TableReader:
             return None
         return Found(number, generation, version.sequence, block)
 
-    def _read_run(self, start: int, end: int, generation: int) -> list[bytes] | None:
-        """All of [start, end) in one piece where each block has one version, a good one, with data."""
-        if not self._index.set_range(version_key(start, generation)):
+    def _read_run(self, start: int, end: int, generation: int) -> list[bytes | memoryview] | None:
+        """As read; None where anything is damaged, which `versions` then tells one by one."""
+        rows, alone = self._newest_rows(start, end, generation)
+        data = [row for row in rows if len(row[1]) == DATA_VALUE.size]
+        if len(data) < len(rows) and not _are_zeroes(row for row in rows if len(row[1]) != DATA_VALUE.size):
             return None
-        rows = list(islice(self._index.iternext(), end - start))
-        keys = b"".join([key for key, _ in rows])
-        values = b"".join([value for _, value in rows])
-        if len(keys) != (end - start) * VERSION_KEY.size or len(values) != (end - start) * DATA_VALUE.size:
-            return None
-        numbers, inverted = zip(*VERSION_KEY.iter_unpack(keys), strict=True)
-        sequences, checksums, flags, tails = zip(*DATA_VALUE.iter_unpack(values), strict=True)
-        plain = numbers == tuple(range(start, end)) and min(inverted) >= MAX_GENERATION - generation
-        heads = self._transaction.cursor(self._tables.data)
-        if not plain or set(flags) != {DATA_FLAG} or not heads.set_range(rows[0][0]):
-            return None
+        values = b"".join([value for _, value in data])
+        numbers, inverted = _columns(VERSION_KEY.iter_unpack(b"".join([key for key, _ in data])), 2)
+        sequences, checksums, flags, tails = _columns(DATA_VALUE.iter_unpack(values), 4)
         # A head that is missing or in the wrong place makes checksums fail, so its key need not be looked at.
-        halves = zip(heads.iternext(keys=False), tails, strict=False)
-        content = b"".join([half for pair in halves for half in pair])
-        if len(content) != (end - start) * BLOCK_SIZE:
+        heads = self._heads([key for key, _ in data], alone=alone)
+        content = b"".join([half for pair in zip(heads, tails, strict=False) for half in pair])
+        if len(content) != len(data) * BLOCK_SIZE or any(flag != DATA_FLAG for flag in flags):
             return None
         versions = zip(numbers, [MAX_GENERATION - value for value in inverted], sequences, strict=True)
-        return [content] if block_checksums(memoryview(content), versions) == list(checksums) else None
+        if block_checksums(memoryview(content), versions) != list(checksums):
+            return None
+        if len(data) == end - start:
+            return [content]
+        return self._with_zeroes(start, end, numbers, content, {VERSION_KEY.unpack(key)[0] for key, _ in rows})
+
+    def _newest_rows(self, start: int, end: int, generation: int) -> tuple[list[Row], bool]:
+        """The index rows that show, one a block; and whether there are no others between them.
+
+        Where the blocks have few versions each, all rows are walked; where they have many, a seek
+        for each block passes over the others.
+        """
+        walked, ended = self._walk(start, end, generation)
+        keys = b"".join([key for key, _ in walked])
+        if len(keys) != len(walked) * VERSION_KEY.size:
+            raise Corrupt("index has a key of a wrong size")
+        rows: list[Row] = []
+        last, newest = -1, MAX_GENERATION - generation
+        for seen, (number, inverted) in enumerate(VERSION_KEY.iter_unpack(keys)):
+            if number >= end:
+                return rows, seen == len(rows)
+            if number != last and inverted >= newest:
+                rows.append(walked[seen])
+                last = number
+        if ended:
+            return rows, len(walked) == len(rows)
+        return self._seek_rows(rows, last + 1, end, generation), False
+
+    def _walk(self, start: int, end: int, generation: int) -> tuple[list[Row], bool]:
+        """The index rows from a block on: past `end`, or to the table's end (then True), or as many as is sensible."""
+        if not self._index.set_range(version_key(start, generation)):
+            return [], True
+        rows = self._index.iternext()
+        count = end - start + 1
+        walked = list(islice(rows, count))
+        if len(walked) == count and bytes(walked[-1][0]) < number_key(end):
+            count *= _WALKED_VERSIONS
+            walked += islice(rows, count - len(walked))
+        return walked, len(walked) < count
+
+    def _seek_rows(self, rows: list[Row], at: int, end: int, generation: int) -> list[Row]:
+        """`rows`, and those from block `at` on that show."""
+        cursor = self._index
+        here = cursor.set_range(version_key(at, generation))
+        while here:
+            row = cursor.item()
+            number, inverted = VERSION_KEY.unpack(row[0])
+            if number >= end:
+                break
+            if inverted < MAX_GENERATION - generation:
+                here = cursor.set_range(version_key(number, generation))
+                continue
+            rows.append(row)
+            here = cursor.set_range(version_key(number + 1, generation))
+        return rows
+
+    def _heads(self, keys: list[memoryview], *, alone: bool) -> Iterable[memoryview]:
+        """The rows of `data` with these keys; one after the other where no others lie between."""
+        cursor = self._transaction.cursor(self._tables.data)
+        if not alone:
+            return [head for _, head in cursor.getmulti(keys)]
+        return islice(cursor.iternext(keys=False), len(keys)) if keys and cursor.set_range(keys[0]) else ()
+
+    def _with_zeroes(
+        self, start: int, end: int, numbers: tuple[int, ...], content: bytes, known: set[int]
+    ) -> list[bytes | memoryview]:
+        """The blocks `numbers`, whose content is given, and zeroes between them; known: blocks with a version."""
+        view = memoryview(content)
+        blocks = {number: view[i * BLOCK_SIZE : (i + 1) * BLOCK_SIZE] for i, number in enumerate(numbers)}
+        for first, last in _runs(number for number in range(start, end) if number not in known):
+            self._check_absent(first, last)
+        return [blocks.get(number, ZERO_BLOCK) for number in range(start, end)]
 
     def _check_absent(self, start: int, end: int) -> None:
         """Blocks that show no version must have no entry, or only newer ones."""
@@ -168,3 +241,25 @@ class TableReader:
     def _has_entry(self, number: int) -> bool:
         cursor = self._transaction.cursor(self._tables.index)
         return cursor.set_range(number_key(number)) and cursor.key()[:NUMBER_SIZE] == number_key(number)
+
+
+def _are_zeroes(rows: Iterable[Row]) -> bool:
+    return all(parse_index_value(*parse_version_key(key), value) is not None for key, value in rows)
+
+
+def _columns(rows: Iterable[tuple[Any, ...]], count: int) -> tuple[tuple[Any, ...], ...]:
+    """`count` columns out of rows of that many, also where there are no rows."""
+    return tuple(zip(*rows, strict=True)) or ((),) * count
+
+
+def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Ascending numbers as ranges without gaps."""
+    first = last = -1
+    for number in numbers:
+        if number != last:
+            if first >= 0:
+                yield first, last
+            first = number
+        last = number + 1
+    if first >= 0:
+        yield first, last
