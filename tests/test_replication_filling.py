@@ -321,13 +321,15 @@ def test_a_checkpoint_from_before_the_log_began_anew_changes_nothing() -> None:
 # ---- floors
 
 
-def test_an_unknown_floor_is_reached_at_the_end_of_a_leaders_log_that_sealed_it_since() -> None:
+def test_an_unknown_floor_lies_below_the_end_of_a_leader_that_took_it_in() -> None:
     """A new replica, or one that lost its journal, could never become whole otherwise."""
     replica = Replica(LogImage(filling=Filling(UNKNOWN_FLOOR, ORIGIN, Sequence(0))))
-    replica.sealed(2)
+    assert replica.sealed(2).floor == UNKNOWN_FLOOR
     replica.append(2, *run_of(2, 1, 2), end=at(2, 3))
     replica.sync()
     assert not replica.follower.whole
+    replica.crash()
+    assert replica.sealed(2).floor == at(2, 3)
     replica.appended(2, *run_of(2, 3, 3))
     assert replica.follower.whole
 
@@ -344,7 +346,7 @@ def test_damage_makes_a_replica_fill_and_keeps_what_it_has() -> None:
 def test_a_gap_that_nobody_told_of_is_damage_too() -> None:
     records: tuple[Record, ...] = run_of(1, 1, 5)
     replica = Replica(entries=[RecordEntry(record) for record in records if record.sequence != 3])
-    assert replica.follower.filling == Filling(at(1, 5), at(1, 2), Sequence(2))
+    assert replica.follower.filling == Filling(UNKNOWN_FLOOR, at(1, 2), Sequence(2))
 
 
 # ---- rule 10

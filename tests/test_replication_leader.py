@@ -2,6 +2,7 @@
 
 from blockstore.domain import ORIGIN
 from blockstore.errors import Fenced, InvalidRequest, NoSpace, QuorumUnavailable
+from blockstore.log import UNKNOWN_FLOOR
 from blockstore.record import Operation, OperationKind
 from blockstore.replication.leader import LeaderSettings
 from blockstore.replication.messages import (
@@ -150,6 +151,32 @@ def test_a_member_that_committed_what_was_given_up_takes_no_part_any_more() -> N
     group.ack(C, matched=at(4, 8))
     assert group.leader.commit < at(5, 6)
     assert not group.sent[C]
+
+
+def test_a_member_that_lost_its_promise_is_taken_in_once_nobody_knows_of_a_newer_epoch() -> None:
+    """It may have sealed a newer epoch, whose leader counts on it; made whole here, it would ack for both."""
+    group = Group()
+    for member in (A, B):
+        group.seal(member, at(4, 5))
+    group.forget()
+    group.seal(C, at(4, 5), floor=UNKNOWN_FLOOR)
+    group.ack(A)
+    group.ack(B)
+    assert not group.sent[C]
+    group.pass_time(SETTINGS.heartbeat_s)
+    group.ack(A)
+    assert not group.sent[C]
+    group.ack(B)
+    assert group.sent[C]
+
+
+def test_a_choice_that_counts_it_among_those_who_may_hide_anything_takes_it_in_at_once() -> None:
+    group = Group()
+    group.seal(C, at(4, 5), floor=UNKNOWN_FLOOR)
+    group.seal(A, at(4, 5))
+    assert not group.sent[A]
+    group.seal(B, at(4, 5))
+    assert group.sent[C]
 
 
 # ---- rule 2

@@ -117,7 +117,7 @@ class Follower:
         damage: at or above all that it may have acked, where entries of it are lost; it then fills.
         """
         state = replay(image, entries)
-        floor = damage if damage is not None else state.highest if state.gap else None
+        floor = damage if damage is not None else UNKNOWN_FLOOR if state.gap else None
         unfinished = floor is not None and copies(image.filling) and not copies(state.filling)
         if unfinished:  # what ended it may be older than the image, and what began it again may be lost
             state.filling = image.filling
