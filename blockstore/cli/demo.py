@@ -56,6 +56,7 @@ def demo(
     if stop:
         _stop(directory, output)
         steps("cairn", "stopped")
+        _check_nodes(directory, cluster, steps, output)
         if state is None:
             shutil.rmtree(directory.path)
     _conclude(directory, volume, load, steps, stopped=stop, output=output)
@@ -75,6 +76,20 @@ def _start(directory: StateDirectory, steps: Steps, output: Output) -> dict[str,
 
 def _stop(directory: StateDirectory, output: Output) -> None:
     _cairn("down", "--state", str(directory.path), output=output)
+
+
+def _check_nodes(directory: StateDirectory, cluster: dict[str, Any], steps: Steps, output: Output) -> None:
+    """Verify what the stopped nodes store, and that it is the same. Raises Corrupt."""
+    digests = set()
+    for node in cluster["nodes"]:
+        done = _cairn("node", "check", str(directory.data(node["name"])), "--output", "json", output=output)
+        if done.returncode:
+            raise Corrupt(f"the check of {node['name']} ended with exit code {done.returncode}: {done.stdout}")
+        replicas = json.loads(done.stdout)["replicas"]
+        digests |= {replica["digest"] for replica in replicas}
+        steps(node["name"], f"checked while stopped: all is sound; digest of its content: {replicas[0]['digest']}")
+    if len(digests) > 1:
+        raise Corrupt(f"the replicas in {directory.path} differ: please report it")
 
 
 def _cairn(*arguments: str, output: Output) -> "subprocess.CompletedProcess[str]":
