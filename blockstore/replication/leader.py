@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from blockstore.domain import ORIGIN, Configuration, Position, ReplicaId
 from blockstore.errors import CairnError, Corrupt, Fenced, InvalidRequest, NoSpace, QuorumUnavailable
 from blockstore.log import UNKNOWN_FLOOR
-from blockstore.record import MAX_OPERATIONS, Operation, OperationKind, Record, encode_record
-from blockstore.replication.in_flight import OverlapIndex, Write
+from blockstore.record import Operation, OperationKind, Record, encode_record
+from blockstore.replication.in_flight import Write
 from blockstore.replication.member import NEVER, Member
 from blockstore.replication.messages import (
     Append,
@@ -43,6 +43,7 @@ from blockstore.replication.record_run import RecordRun
 from blockstore.replication.recovery import ChosenLog, choose_log
 from blockstore.replication.settings import LeaderSettings
 from blockstore.replication.status import LeaderStatus, MemberStatus
+from blockstore.replication.write_queue import WriteQueue
 from blockstore.units import FIRST_GENERATION, BlockNumber, Epoch, Generation, Sequence
 
 __all__ = ["Leader", "LeaderSettings", "LeaderStatus", "MemberStatus"]
@@ -76,7 +77,6 @@ class Leader:
         self.epoch = epoch
         self.configuration = configuration
         self.settings = settings
-        self.congested = False
         self._accept_loss = accept_loss
         self._quorum = Quorum(configuration)
         self._members = {replica: Member(replica) for replica in self._quorum.replicas}
@@ -93,11 +93,7 @@ class Leader:
         self._commit: Position = ORIGIN
         self._generation: Generation = FIRST_GENERATION
         self._in_flight: deque[_InFlight] = deque()
-        self._queue: deque[Write] = deque()
-        self._queued_bytes = 0
-        self._overlaps = OverlapIndex()
-        self._by_age: deque[Write] = deque()
-        self._number = 0
+        self._writes = WriteQueue(settings.max_record_bytes, settings.queue_bytes)
         #: A quorum of whole members has confirmed this epoch to requests that were sent then or later.
         self._confirmed = self._lease_until = NEVER
         self._short_of_space = False
@@ -110,6 +106,11 @@ class Leader:
     @property
     def serving(self) -> bool:
         return self._serving
+
+    @property
+    def congested(self) -> bool:
+        """So much waits that no more should be submitted until Relieved."""
+        return self._writes.congested
 
     # ---- the members
 
@@ -239,13 +240,7 @@ class Leader:
             return [Failed((ticket,), InvalidRequest(f"{len(operation.data)} bytes in one operation, {limit} at most"))]
         if self._short_of_space and operation.kind in _NEEDS_ROOM:
             return [Failed((ticket,), NoSpace("fewer than a quorum of the volume's nodes have room; free some space"))]
-        self._number += 1
-        write = Write(self._number, ticket, operation, now)
-        self._overlaps.add(write)
-        self._queue.append(write)
-        self._by_age.append(write)
-        self._queued_bytes += write.size_bytes
-        self.congested = self.congested or self._queued_bytes > self.settings.queue_bytes
+        self._writes.add(ticket, operation, now)
         return self._send_queued(now)
 
     def _note_space(self) -> None:
@@ -256,38 +251,18 @@ class Leader:
 
     def _send_queued(self, now: float) -> list[LeaderEffect]:
         """Make records of what waits, as long as fewer than the limit are in flight, and send them."""
-        if not self._queue or not self._serving or len(self._in_flight) >= self.settings.max_records_in_flight:
+        if not self._writes or not self._serving or len(self._in_flight) >= self.settings.max_records_in_flight:
             return []
-        while self._queue and len(self._in_flight) < self.settings.max_records_in_flight:
-            batch = self._next_batch()
+        while self._writes and len(self._in_flight) < self.settings.max_records_in_flight:
+            batch = self._writes.next_batch()
             if batch:
                 self._append_record((write.operation for write in batch), batch)
         effects: list[LeaderEffect] = []
         for member in self._members.values():
             effects += self._stream(member, now)
-        if self.congested and self._queued_bytes <= self.settings.queue_bytes // 2:
-            self.congested = False
+        if self._writes.relieved():
             effects.append(Relieved())
         return effects
-
-    def _next_batch(self) -> list[Write]:
-        """The next writes in order that fit one record: none overlaps another, what is not on blocks comes last."""
-        batch: list[Write] = []
-        room, queue = self.settings.max_record_bytes, self._queue
-        while queue and len(batch) < MAX_OPERATIONS:
-            write = queue[0]
-            operation = write.operation
-            if batch and (write.after >= batch[0].number or len(operation.data) > room):
-                break
-            queue.popleft()
-            self._queued_bytes -= write.size_bytes
-            if write.done:
-                continue
-            batch.append(write)
-            room -= len(operation.data)
-            if not operation.on_blocks:
-                break
-        return batch
 
     def _append_record(self, operations: Iterable[Operation], writes: list[Write]) -> None:
         end = self._run.end
@@ -295,8 +270,6 @@ class Leader:
         record = encode_record(position, end, self._generation, self.configuration.number, operations)
         self._run.append(record)
         self._in_flight.append(_InFlight(position, self._generation, writes))
-        for write in writes:
-            write.in_log = True
         if record.operations[-1].kind is OperationKind.SEAL:
             self._generation = Generation(self._generation + 1)
 
@@ -385,8 +358,7 @@ class Leader:
         while self._in_flight and self._in_flight[0].position.sequence <= self._commit.sequence:
             record = self._in_flight.popleft()
             for write in record.writes:
-                write.done = True
-                self._overlaps.remove(write)
+                self._writes.committed(write)
                 if write.answered:
                     continue
                 write.answered = True
@@ -438,11 +410,14 @@ class Leader:
             return [Failed((ticket,), self._over)]
         read = Read(ticket, start, count, now)
         self._reads.add(read)
-        write = self._overlaps.newest_over(start, count)
-        if write is not None:
-            write.waiters.append(read)
-            return []
-        return self._ask(read, now)
+        return self._ask_when_clear(read, now)
+
+    def _ask_when_clear(self, read: Read, now: float) -> list[LeaderEffect]:
+        write = self._writes.newest_over(read.start, read.count)
+        if write is None:
+            return self._ask(read, now)
+        write.waiters.append(read)
+        return []
 
     def _ask(self, read: Read, now: float) -> list[LeaderEffect]:
         if not self._serving:
@@ -490,42 +465,18 @@ class Leader:
 
     def _expire(self, before: float, now: float) -> list[LeaderEffect]:
         """Fail what is older than the retry limit. A record stays in flight, and overlapping reads wait."""
-        tickets: list[Hashable] = []
-        dropped: list[Write] = []
-        while self._by_age and (self._by_age[0].done or self._by_age[0].since <= before):
-            write = self._by_age.popleft()
-            if write.done:
-                continue
-            write.answered = True
-            tickets.append(write.ticket)
-            if not write.in_log:
-                write.done = True
-                dropped.append(write)
+        tickets, dropped = self._writes.expire(before)
         effects: list[LeaderEffect] = []
         if tickets:
             error = QuorumUnavailable(
                 f"fewer than a quorum of the members acked within {self.settings.retry_limit_s} s"
             )
             effects.append(Failed(tuple(tickets), error))
-        if dropped:
-            effects += self._drop(dropped, now)
-        return effects + self._reads.expire(before)
-
-    def _drop(self, dropped: list[Write], now: float) -> list[LeaderEffect]:
-        """Writes that never became part of a record are out of the way; their overlaps are found anew."""
-        live = [write for record in self._in_flight for write in record.writes]
-        self._overlaps = OverlapIndex(live + [write for write in self._queue if not write.done])
-        effects: list[LeaderEffect] = []
         for write in dropped:
             for read in write.waiters:
                 assert isinstance(read, Read)
-                other = self._overlaps.newest_over(read.start, read.count)
-                if other is not None:
-                    other.waiters.append(read)
-                else:
-                    effects += self._ask(read, now)
-            write.waiters.clear()
-        return effects
+                effects += self._ask_when_clear(read, now)
+        return effects + self._reads.expire(before)
 
     def _give_up_attach(self, now: float) -> list[LeaderEffect]:
         """A quorum is here, but nobody in it has the log that was chosen: another epoch may choose another."""
@@ -542,11 +493,9 @@ class Leader:
     def _end(self, error: CairnError) -> list[LeaderEffect]:
         """Fail everything; nothing leaves this leader any more."""
         self._over, self._serving, self._why = error, False, str(error)
-        tickets = tuple(write.ticket for write in self._by_age if not write.answered)
+        tickets = self._writes.close()
         effects: list[LeaderEffect] = [Failed(tickets, error)] if tickets else []
         effects += self._reads.fail_all(error)
-        self._by_age.clear()
-        self._queue.clear()
         self._in_flight.clear()
         return [*effects, Over(error)]
 

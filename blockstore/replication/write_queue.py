@@ -1,0 +1,112 @@
+"""The guest's writes that are not committed yet: first they wait, then they are part of a record.
+
+Both in the order in which they came. A batch takes as many from the front as fit one record: none
+overlaps another of the batch, and what is not on blocks (a SEAL) comes last. Invariant: the overlap
+index holds exactly the writes that are not out of the way.
+"""
+
+from collections import deque
+from collections.abc import Hashable
+
+from blockstore.record import MAX_OPERATIONS, Operation
+from blockstore.replication.in_flight import OverlapIndex, Write
+from blockstore.units import BlockNumber
+
+
+class WriteQueue:
+    """record_bytes: the payload of one record. queue_bytes: what may wait before no more should be taken.
+
+    congested: more than that waits; it stays so until half of it is gone.
+    """
+
+    def __init__(self, record_bytes: int, queue_bytes: int) -> None:
+        self.congested = False
+        self._record_bytes = record_bytes
+        self._queue_bytes = queue_bytes
+        self._waiting: deque[Write] = deque()
+        self._waiting_bytes = 0
+        self._in_records: deque[Write] = deque()
+        self._by_age: deque[Write] = deque()
+        self._overlaps = OverlapIndex()
+        self._number = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, ticket: Hashable, operation: Operation, now: float) -> None:
+        """One more, behind all others."""
+        self._number += 1
+        write = Write(self._number, ticket, operation, now)
+        self._overlaps.add(write)
+        self._waiting.append(write)
+        self._by_age.append(write)
+        self._waiting_bytes += write.size_bytes
+        self.congested = self.congested or self._waiting_bytes > self._queue_bytes
+
+    def newest_over(self, start: BlockNumber, count: int) -> Write | None:
+        """The newest write over any of these blocks, waiting or in a record."""
+        return self._overlaps.newest_over(start, count)
+
+    def next_batch(self) -> list[Write]:
+        """The next writes that fit one record; they are part of it from here on. Empty where all were dropped."""
+        batch: list[Write] = []
+        room, waiting = self._record_bytes, self._waiting
+        while waiting and len(batch) < MAX_OPERATIONS:
+            write = waiting[0]
+            operation = write.operation
+            if batch and (write.after >= batch[0].number or len(operation.data) > room):
+                break
+            waiting.popleft()
+            self._waiting_bytes -= write.size_bytes
+            if write.done:
+                continue
+            write.in_log = True
+            batch.append(write)
+            room -= len(operation.data)
+            if not operation.on_blocks:
+                break
+        self._in_records += batch
+        return batch
+
+    def relieved(self) -> bool:
+        """True once when it is congested no more."""
+        if not self.congested or self._waiting_bytes > self._queue_bytes // 2:
+            return False
+        self.congested = False
+        return True
+
+    def committed(self, write: Write) -> None:
+        """The next write in records is out of the way."""
+        first = self._in_records.popleft()
+        assert first is write
+        write.done = True
+        self._overlaps.remove(write)
+
+    def expire(self, before: float) -> tuple[list[Hashable], list[Write]]:
+        """The tickets of what came before then and has no answer yet, and which of these writes are dropped.
+
+        A write in a record stays in flight; one that still waits is dropped.
+        """
+        tickets: list[Hashable] = []
+        dropped: list[Write] = []
+        while self._by_age and (self._by_age[0].done or self._by_age[0].since <= before):
+            write = self._by_age.popleft()
+            if write.done:
+                continue
+            write.answered = True
+            tickets.append(write.ticket)
+            if not write.in_log:
+                write.done = True
+                dropped.append(write)
+        if dropped:
+            left = [write for write in self._waiting if not write.done]
+            self._overlaps = OverlapIndex([*self._in_records, *left])
+        return tickets, dropped
+
+    def close(self) -> tuple[Hashable, ...]:
+        """The tickets that have no answer yet; nothing is left."""
+        tickets = tuple(write.ticket for write in self._by_age if not write.answered)
+        self._by_age.clear()
+        self._waiting.clear()
+        self._in_records.clear()
+        return tickets
