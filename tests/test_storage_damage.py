@@ -96,24 +96,39 @@ def test_a_flipped_bit_in_a_block_is_corrupt_until_a_peer_mends_it(tmp_path: Pat
 
 @pytest.mark.parametrize("offset", [0, 7, 8, 15, 16, 17, 32])
 def test_a_flipped_bit_in_an_index_entry_is_corrupt(tmp_path: Path, offset: int) -> None:
-    make(tmp_path)
+    log = make(tmp_path)
     key = version_key(NUMBER, SECOND)
     flip(tmp_path / FILE_NAME, key + Sequence(3).to_bytes(8, "little"), len(key) + offset)
     store = ReplicaStore.open(tmp_path)
     for start, count in ((5, 1), (4, 4)):
-        with pytest.raises(CorruptBlocks):
+        with pytest.raises(CorruptBlocks) as caught:
             store.read(start, count)
     assert store.read(4, 1) == block(4)
+    ((_, generation, sequence),) = caught.value.versions
+    assert generation == SECOND
+    assert sequence is not None
+    # A bit in the sequence leaves nothing to recognize the version by; all else is mended.
+    assert not store.repair(NUMBER, SECOND, sequence, block(51))
+    assert store.repair(NUMBER, SECOND, Sequence(3), block(50)) == (offset > 7)
+    if offset > 7:
+        assert store.read(0, 8) == log.content(0, 8)
     store.close()
-    assert problems(tmp_path)
+    assert bool(problems(tmp_path)) == (offset <= 7)
 
 
-def test_a_zero_entry_whose_flag_flips_is_corrupt(tmp_path: Path) -> None:
-    make(tmp_path)
+@pytest.mark.parametrize("offset", [8, 16])
+def test_a_damaged_zero_entry_is_corrupt_and_mended(tmp_path: Path, offset: int) -> None:
+    log = make(tmp_path)
     key = version_key(6, SECOND)
-    flip(tmp_path / FILE_NAME, key + Sequence(3).to_bytes(8, "little"), len(key) + 16)
+    flip(tmp_path / FILE_NAME, key + Sequence(3).to_bytes(8, "little"), len(key) + offset)
+    store = ReplicaStore.open(tmp_path)
     with pytest.raises(CorruptBlocks):
-        ReplicaStore.open(tmp_path).read(6, 1)
+        store.read(6, 1)
+    assert not store.repair(6, SECOND, Sequence(3), block(6))
+    assert store.repair(6, SECOND, Sequence(3), bytes(BLOCK_SIZE))
+    assert store.read(0, 8) == log.content(0, 8)
+    store.close()
+    assert problems(tmp_path) == []
 
 
 @pytest.mark.parametrize("byte", range(5, 12))

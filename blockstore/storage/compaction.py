@@ -31,10 +31,10 @@ _MAX_ROUNDS: Final = 8
 
 
 def compact(tables: Tables, repaired: Callable[[], Iterable[int]], is_void: Callable[[], bool]) -> bool:
-    """Replace the tables' file by a compacted one; False where a copy came between. Blocking.
+    """Replace the tables' file by a compacted one; False where it became void. Blocking.
 
     repaired: the extents that were repaired since the start. is_void: whether a copy from a peer was
-    written since the start. Raises NoSpace (nothing changed), StorageFailed.
+    written since the start, or the tables are to be closed. Raises NoSpace (nothing changed), StorageFailed.
     """
     target = tables.path.with_name(tables.path.name + SUFFIX)
     remove_leftovers(tables.path)
@@ -42,7 +42,8 @@ def compact(tables: Tables, repaired: Callable[[], Iterable[int]], is_void: Call
         tables.copy_compacted(target)
         fresh = Tables(target, create=False)
         try:
-            _catch_up(tables, fresh)
+            if not is_void():
+                _catch_up(tables, fresh)
             with tables.exclusive():
                 if is_void():
                     return False

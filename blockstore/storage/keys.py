@@ -91,6 +91,11 @@ def raw_sequence(value: bytes | memoryview) -> Sequence:
     return Sequence(int.from_bytes(value[:8], "little"))
 
 
+def raw_checksum(value: bytes | memoryview) -> int:
+    """What an index entry says of its block's checksum, as little vouched for."""
+    return int.from_bytes(value[8:16], "little")
+
+
 def extent_key(generation: int, extent: int) -> bytes:
     """The key of a row of `extents`."""
     return EXTENT_KEY.pack(generation, extent)

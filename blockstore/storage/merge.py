@@ -8,7 +8,7 @@ with nothing below it goes too, unless absence means something: while a source r
 replica does not merge: what it has is still to be compared with what is copied.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from blockstore.errors import Corrupt
@@ -42,10 +42,13 @@ class _Plan(NamedTuple):
         return next(other for other in self.visible if other > generation)
 
 
-def merge(tables: Tables) -> bool:
-    """Delete what nobody can see; whether anything was there to merge. Blocking. Raises NoSpace, Corrupt."""
+def merge(tables: Tables, is_over: Callable[[], bool] = lambda: False) -> bool:
+    """Delete what nobody can see; whether anything was there to merge. Blocking. Raises NoSpace, Corrupt.
+
+    is_over: asked between transactions whether to leave the rest for another time.
+    """
     merged = False
-    while tables.change(lambda transaction: _merge_some(tables, transaction)):
+    while not is_over() and tables.change(lambda transaction: _merge_some(tables, transaction)):
         merged = True
     return merged
 

@@ -24,11 +24,11 @@ from blockstore.storage.compaction import compact, remove_leftovers
 from blockstore.storage.copies import decode_extent, decode_meta, encode_extent, encode_meta
 from blockstore.storage.delta import CopyWriter, check_stated, extents_above, read_extent, read_meta
 from blockstore.storage.digest import digest_of
-from blockstore.storage.keys import HEAD_SIZE, data_value, raw_sequence, version_key
 from blockstore.storage.memtable import Entry, Memtable, overlay
 from blockstore.storage.merge import merge
 from blockstore.storage.meta import Meta
 from blockstore.storage.reads import ZERO_BLOCK, BlockVersion, TableReader
+from blockstore.storage.repair import mend
 from blockstore.storage.tables import MakeRoom, Tables, Writing, sync_path
 from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, FILL_GENERATION, MAX_BLOCKS, BlockNumber, Generation, Sequence
 
@@ -59,6 +59,7 @@ class ReplicaStore:
         self._upkeep = threading.Lock()
         self._repaired: set[int] = set()
         self._copies = 0
+        self._closing = False
         self._active = Memtable()
         self._frozen = Memtable()
         with tables.reading() as transaction:
@@ -290,21 +291,17 @@ class ReplicaStore:
     def repair(self, number: int, generation: Generation, sequence: Sequence, block: bytes) -> bool:
         """Put a peer's copy of a damaged version in its place; False where it is not damaged (any more).
 
-        Only over an entry with that very number, generation and sequence. Blocking.
+        Only over an entry with that very number, generation and sequence, and only a block that the
+        entry's checksum or its stored bytes agree with. Blocking.
         """
         if len(block) != BLOCK_SIZE:
             raise InvalidRequest(f"a block of {len(block)} bytes, expected {BLOCK_SIZE}")
-        key = version_key(number, generation)
 
         def write(transaction: Writing) -> bool:
-            stored = transaction.get(key, db=self._tables.index)
-            if stored is None or raw_sequence(stored) != sequence:
-                return False
-            self._repaired.add(number // EXTENT_BLOCKS)
-            checksum = block_checksum(block, number, generation, sequence)
-            transaction.put(key, data_value(sequence, checksum, block), db=self._tables.index)
-            transaction.put(key, block[:HEAD_SIZE], db=self._tables.data)
-            return True
+            mended = mend(self._tables, transaction, BlockVersion(BlockNumber(number), generation, sequence), block)
+            if mended:
+                self._repaired.add(number // EXTENT_BLOCKS)
+            return mended
 
         if self.block_version(number, generation, sequence) is not None:
             return False
@@ -326,7 +323,7 @@ class ReplicaStore:
         Checkpoints come in between. A filling replica leaves it for later. Raises NoSpace, Corrupt.
         """
         with self._upkeep:
-            return merge(self._tables)
+            return merge(self._tables, lambda: self._closing)
 
     def compact(self) -> bool:
         """Give the tables' free pages back to the file system; False where it was not to be done now.
@@ -338,7 +335,7 @@ class ReplicaStore:
             self._repaired.clear()
             if self.image.filling is not None:
                 return False
-            return compact(self._tables, lambda: self._repaired, lambda: self._copies != copies)
+            return compact(self._tables, lambda: self._repaired, lambda: self._closing or self._copies != copies)
 
     def file_bytes(self) -> int:
         """What the tables take on disk."""
@@ -352,6 +349,7 @@ class ReplicaStore:
 
     def close(self) -> None:
         """Committed records that no checkpoint has applied are forgotten; the journal has them."""
+        self._closing = True  # a merge stops at its next transaction, a compaction once its copy is made
         with self._upkeep, self._checkpointing:
             self._tables.close()
 

@@ -51,7 +51,7 @@ class SpaceGuard:
             if free < self._reserve_bytes:
                 self.full = True
             elif free >= _RELIEF * self._reserve_bytes:
-                self.full = not self._restore_ballast(free - pending_bytes)
+                self.full = not self._restore_ballast(free)
             return self.full
 
     def make_room(self) -> bool:

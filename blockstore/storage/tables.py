@@ -37,7 +37,7 @@ PAGE_SIZE: Final = 4096
 INITIAL_MAP_BYTES: Final = 64 * MIB
 #: The map doubles up to steps of this size: address space is plenty, yet many replicas share it.
 MAX_GROWTH_BYTES: Final = 64 * GIB
-#: What changes may add to a file while it is copied before they have to wait for the end of that.
+#: At least so much, or else its own size, may be added to a file while it is copied: more waits for the copy.
 COPY_GROWTH_BYTES: Final = GIB
 #: With less than this free, a write that LMDB reports as cut short (it says EIO) was cut by the full disk.
 _FULL_DISK_BYTES: Final = MIB
@@ -145,8 +145,9 @@ class Tables:
         Changes go on meanwhile. The map cannot grow as long, so it is made roomy before. Raises NoSpace.
         """
         with self._changing:
-            if self._environment.info()["map_size"] < self.file_bytes + COPY_GROWTH_BYTES:
-                self._grow(COPY_GROWTH_BYTES)
+            wanted = self.file_bytes + max(self.file_bytes, COPY_GROWTH_BYTES)
+            while self._environment.info()["map_size"] < wanted:
+                self._grow()
         self._gate.enter()
         try:
             self._environment.copy(str(target), compact=True)
@@ -190,10 +191,10 @@ class Tables:
     def _handles(self) -> tuple["lmdb._Database", ...]:
         return (self.index, self.data, self.extents, self.present, self.tail, self.meta)
 
-    def _grow(self, at_least_bytes: int = 0) -> None:
+    def _grow(self) -> None:
         with self._gate.closed():
             size = self._environment.info()["map_size"]
-            self._environment.set_mapsize(size + min(max(size, at_least_bytes), MAX_GROWTH_BYTES))
+            self._environment.set_mapsize(size + min(size, MAX_GROWTH_BYTES))
 
     def _after_failure(self, error: lmdb.Error) -> None:
         """Returns where the change may be tried again."""
