@@ -15,7 +15,7 @@ import structlog
 
 from blockstore.config import EXIT_DO_NOT_RESTART, NodeSettings
 from blockstore.domain import ORIGIN, NodeId, Position, ReplicaAddress, ReplicaId
-from blockstore.errors import AlreadyExists, CairnError, NotFound
+from blockstore.errors import AlreadyExists, CairnError, NoSpace, NotFound
 from blockstore.grpc_endpoint import open_channel
 from blockstore.log import UNKNOWN_FLOOR, Filling, LogImage
 from blockstore.node.catch_up import CatchUpClient
@@ -110,7 +110,7 @@ class Node:
                 raise AlreadyExists(f"replica {address.replica} belongs to {hosted.address.volume}")
             return False
         image = LogImage(filling=Filling(ORIGIN, ORIGIN, Sequence(0)) if filling else None)
-        store = self.store.create_replica(address, image)
+        store = self.store.create_replica(address, image, mark=self.journal.last)
         follower, effects = Follower.restore(address.replica, store.image, ())
         self._add(store, follower).carry_out(effects)
         _log.info("replica created", replica=address.replica, volume=address.volume, filling=filling)
@@ -227,7 +227,16 @@ class Node:
                 if hosted.follower.full != full:
                     _log.warning("space", replica=hosted.replica, full=full)
                 hosted.follower.full = full
+            if not full:
+                await self._prepare_journal()
             await asyncio.sleep(self._settings.heartbeat_s)
+
+    async def _prepare_journal(self) -> None:
+        """The journal's next file is made before a write has to wait for it."""
+        try:
+            await self._loop.run_in_executor(None, self.journal.prepare)
+        except NoSpace as error:
+            _log.warning("no room for the journal's next file", error=str(error))
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
         try:
