@@ -1,0 +1,318 @@
+"""How a replica gets what it lacks: from its peers' logs, else as copies of their tables.
+
+The middle of three layers (replica_log, this, follower). Invariants:
+- while filling, `floor` is at or above every position that was ever acked, and no ack counts;
+- nothing is copied before the entry that begins the filling is durable;
+- whole again only when all is copied, the tables are past every copy, and the floor is reached.
+Source: docs/replication.md, rules 6 and 10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import replace
+
+from blockstore.domain import Position, ReplicaId
+from blockstore.log import (
+    UNKNOWN_FLOOR,
+    Filling,
+    FillingEntry,
+    LogEntry,
+    LogImage,
+    RecordEntry,
+    SealEntry,
+    WholeEntry,
+)
+from blockstore.record import Record
+from blockstore.replication.catch_up import DeltaCopy, LogFetch
+from blockstore.replication.messages import (
+    Answer,
+    AppendAnswer,
+    CatchUp,
+    Checkpoint,
+    FetchDelta,
+    FetchLog,
+    FollowerEffect,
+    ResetLog,
+)
+from blockstore.replication.record_run import RecordRun
+from blockstore.replication.replica_log import ReplicaLog
+from blockstore.units import Epoch
+
+
+class FillingReplica(ReplicaLog):
+    """A log that catches up. full: short of space; goes out with every answer."""
+
+    def __init__(self, replica: ReplicaId, image: LogImage) -> None:
+        super().__init__(replica, image)
+        self.full = False
+        #: Whose Append came last, and its request.
+        self._stream: tuple[Hashable, int] | None = None
+        self._behind = False
+        self._attempt = 0
+        self._fetch: LogFetch | None = None
+        self._delta = DeltaCopy()
+        self._checkpoint_asked = False
+
+    def _promise(self, epoch: Epoch, configuration: int) -> None:
+        if epoch != self.epoch:
+            self._fetch = None
+        self._stream, self._behind = None, False
+        super()._promise(epoch, configuration)
+
+    def _ack(self) -> Answer:
+        """Cumulative: to the newest request of the stream, of all that is durable and matches."""
+        assert self._stream is not None
+        origin, request = self._stream
+        delta = self._delta
+        self._note_acked()
+        return Answer(
+            origin,
+            AppendAnswer(
+                self.epoch,
+                request,
+                self._durable_match,
+                self.commit,
+                self._durable_end,
+                self.whole,
+                self.full,
+                self._behind,
+                delta.extents_done,
+                delta.extents_total,
+            ),
+        )
+
+    def _go_on(self) -> list[FollowerEffect]:
+        """What has become possible: to commit, to copy, to become whole."""
+        effects: list[FollowerEffect] = self._advance_commit()
+        if self.filling is not None:
+            effects += self._copy_if_due()
+            effects += self._finish_filling()
+        return effects
+
+    # ---- from a peer's log
+
+    def _catch_up_by(self, catch_up: CatchUp) -> list[FollowerEffect]:
+        peers = [peer for peer in catch_up.peers if peer != self.replica]
+        if not self._delta.running:
+            self._delta.peers = peers
+        if self._fetch is not None or catch_up.target.sequence <= self._run.start.sequence:
+            return []
+        self._match_below(catch_up.target)
+        if self._run.holds(catch_up.target):
+            return []
+        self._fetch = LogFetch(catch_up, list(peers))
+        return self._ask_next_peer()
+
+    def _ask_next_peer(self) -> list[FollowerEffect]:
+        fetch = self._fetch
+        assert fetch is not None
+        if not fetch.peers:
+            self._fetch = None
+            return self._fill_from(fetch.catch_up) if fetch.refused else []
+        self._attempt += 1
+        fetch.attempt = self._attempt
+        target = fetch.catch_up.target
+        return [FetchLog(fetch.attempt, fetch.peers.pop(0), self._matched, target)]
+
+    def log_fetched(self, attempt: int, records: tuple[Record, ...]) -> list[FollowerEffect]:
+        """Records that the peer holds below the target, behind those it sent before."""
+        if self._fetch is None or self._fetch.attempt != attempt:
+            return []
+        entries, follows = self._take(records)
+        if not follows:
+            return self._ask_next_peer()
+        if records and self._run.holds(records[-1].position):
+            self._match(records[-1].position)
+        effects: list[FollowerEffect] = [self._persist(*entries, acks=self.epoch)] if entries else []
+        return effects + self._go_on()
+
+    def log_ended(self, attempt: int) -> list[FollowerEffect]:
+        """The peer has sent all up to the target."""
+        fetch = self._fetch
+        if fetch is None or fetch.attempt != attempt:
+            return []
+        target = fetch.catch_up.target
+        if not self._run.holds(target) and target.sequence > self._run.start.sequence:
+            return self._ask_next_peer()
+        self._fetch = None
+        if self._run.holds(target):
+            self._match(target)
+        effects: list[FollowerEffect] = [self._ack()] if self._stream is not None else []
+        return effects + self._go_on()
+
+    def log_not_held(self, attempt: int) -> list[FollowerEffect]:
+        """The peer no longer holds the gap. When none does, the tables are copied."""
+        if self._fetch is None or self._fetch.attempt != attempt:
+            return []
+        self._fetch.refused = True
+        return self._ask_next_peer()
+
+    def fetch_failed(self, attempt: int) -> list[FollowerEffect]:
+        """The peer did not answer, or not with what was asked for."""
+        if self._fetch is None or self._fetch.attempt != attempt:
+            return []
+        return self._ask_next_peer()
+
+    # ---- to begin filling
+
+    def _fill_from(self, catch_up: CatchUp) -> list[FollowerEffect]:
+        """No peer holds the gap: the log starts anew at the base, and the tables are copied.
+
+        Nothing is given up that others lack: the base is committed and not in this log, so a quorum
+        without this replica held it, and all before it.
+        """
+        base = catch_up.base
+        if base > self._told_commit or base.sequence <= self.commit.sequence:
+            return []
+        if self._run.holds(base):
+            self._match(base)
+            return self._advance_commit()
+        floor = self.filling.floor if self.filling else max(self._run.end, self._acked)
+        since = self.filling.since if self.filling and self._needs_delta else self._applied.sequence
+        self._run, self._on_disk = RecordRun(base), None
+        self._durable = base.sequence
+        self.commit = self._applied = self._matched = base
+        entry = self._begin_filling(Filling(floor, base, since))
+        self._behind = False
+        return [self._persist(entry, acks=self.epoch), ResetLog()]
+
+    def _begin_filling(self, filling: Filling) -> FillingEntry:
+        self._delta = DeltaCopy(self._delta.peers)
+        self._fetch = None
+        self._checkpoint_asked = False
+        return super()._begin_filling(filling)
+
+    def _distrust(self, floor: Position, *, anew: bool = False) -> list[FollowerEffect]:
+        """What stands here is right but may not be all that was acked: fill, and keep what there is.
+
+        Nothing has to be copied for that, but for what a filling under way was copying already.
+        anew: the journal does not say all of that yet, even where a filling is under way with that floor.
+        """
+        floor = max(floor, self.filling.floor) if self.filling is not None else floor
+        if self.filling is not None and floor == self.filling.floor and not anew:
+            return []
+        return [self._persist(*self._fill_above(floor), *self._promise_of(floor))]
+
+    def _fill_above(self, floor: Position) -> tuple[LogEntry, ...]:
+        """Fill from here on, with that floor.
+
+        An unknown one becomes known as where the log ends of the leader that takes this replica in: it
+        made sure that no newer epoch had chosen a log with an answer that was lost here, so what was acked
+        before is of an older epoch, or in that very log.
+        """
+        if self.filling is not None and self._needs_delta:
+            return self._begin_filling_again(self.filling, floor)
+        base = self._run.end
+        return (self._begin_filling(Filling(floor, base, base.sequence)),)
+
+    def _begin_filling_again(self, filling: Filling, floor: Position) -> tuple[LogEntry, ...]:
+        """The same copy with a higher floor. A record stays behind the base: it says which generation is current."""
+        last = self._run.last
+        if last is None or filling.base.sequence < self._run.start.sequence:
+            return (self._begin_filling(replace(filling, floor=floor)),)
+        return self._begin_filling(Filling(floor, last.previous, filling.since)), RecordEntry(last)
+
+    def _promise_of(self, floor: Position) -> tuple[LogEntry, ...]:
+        """Who acked in an epoch had sealed it, even if that was lost since."""
+        if floor == UNKNOWN_FLOOR or floor.epoch <= self.epoch:
+            return ()
+        self._promise(floor.epoch, self.configuration)
+        return (SealEntry(floor.epoch, self.configuration),)
+
+    def know_acked(self, position: Position) -> list[FollowerEffect]:
+        """Rule 10: somebody knows that this replica acked up to `position`. Below it, it is an old copy."""
+        if self.filling is not None or position <= self._run.end or position <= self._acked:
+            return []
+        return self._distrust(position)
+
+    # ---- copies of a peer's tables
+
+    def _copy_if_due(self) -> list[FollowerEffect]:
+        """Ask the next peer for its tables, once the `filling` entry is durable."""
+        delta = self._delta
+        if delta.running or delta.complete or not delta.peers or not self._needs_delta:
+            return []
+        if self._durable_number < self._filling_number:
+            return []
+        assert self.filling is not None
+        self._attempt += 1
+        peer = delta.peers.pop(0)
+        self._delta = DeltaCopy(delta.peers, self._attempt, running=True)
+        return [FetchDelta(self._attempt, peer, self.filling.since, self._copy_at_least)]
+
+    @property
+    def _copy_at_least(self) -> Position:
+        """No copy is older than one that is here already: tombstones below that may be gone."""
+        assert self.filling is not None
+        return max(self.filling.base, self._copied)
+
+    def accept_copy(self, attempt: int, applied: Position) -> LogImage | None:
+        """The image for a transaction that writes a copy stated at `applied`; None where the copy is void.
+
+        The image applies nothing: no checkpoint may end between this call and the transaction.
+        """
+        if not self._delta_is(attempt) or applied < self._copy_at_least:
+            return None
+        self._copied = max(self._copied, applied)
+        return self._image(self._applied, self._applied_generation)
+
+    def _delta_is(self, attempt: int) -> bool:
+        return self._delta.running and self._delta.attempt == attempt
+
+    def delta_progress(self, attempt: int, done: int, total: int) -> None:
+        """So many of the extents are copied; for status only."""
+        if self._delta_is(attempt):
+            self._delta.extents_done, self._delta.extents_total = done, total
+
+    def delta_done(self, attempt: int) -> list[FollowerEffect]:
+        """Every extent is copied, in synced transactions."""
+        if not self._delta_is(attempt):
+            return []
+        self._delta.running, self._delta.complete = False, True
+        return self._go_on()
+
+    def delta_failed(self, attempt: int) -> list[FollowerEffect]:
+        """The peer did not bring it to its end: the next one begins from scratch."""
+        if not self._delta_is(attempt):
+            return []
+        self._delta.running = False
+        return self._go_on()
+
+    # ---- to be whole again
+
+    def _finish_filling(self) -> list[FollowerEffect]:
+        """Whole again once all is copied, the tables are past every copy, and the floor is reached."""
+        if self._whole_number is not None or self._durable_number < self._filling_number:
+            return []
+        if self._needs_delta:
+            if not self._delta.complete or not self._past_copies():
+                return []
+            if self._applied.sequence < self._copied.sequence:
+                asked, self._checkpoint_asked = self._checkpoint_asked, True
+                return [] if asked else [Checkpoint()]
+        if not self._floor_reached():
+            return []
+        effect = self._persist(WholeEntry())
+        self._whole_number = effect.number
+        return [effect]
+
+    def _past_copies(self) -> bool:
+        """A record behind the base is here, too: it says which generation is current."""
+        assert self.filling is not None
+        behind_base = self._durable_match.sequence > self.filling.base.sequence
+        return behind_base and self.commit.sequence >= self._copied.sequence
+
+    def _floor_reached(self) -> bool:
+        """Whether the log is durable, and the leader's, at or above all that was ever acked."""
+        assert self.filling is not None
+        return self._durable_match >= self.filling.floor
+
+    def checkpointed(self, image: LogImage) -> list[FollowerEffect]:
+        """The tables hold this image, synced. One from before the log began anew is of no use here."""
+        if image.filling != self.filling or image.applied.sequence <= self._applied.sequence:
+            return []
+        self._run.forget(image.applied)
+        self._applied, self._applied_generation = image.applied, image.generation
+        self._checkpoint_asked = False
+        return self._go_on()
