@@ -468,6 +468,16 @@ def test_retained_records_are_let_go_once_every_member_has_them() -> None:
     assert group.leader._run.start == at(5, 5)
 
 
+def test_a_late_answer_may_know_of_more_that_is_committed() -> None:
+    """Its journal ends at its commit: a member that fills needs a base no lower than that."""
+    group = Group()
+    for member in (A, B):
+        group.seal(member, at(4, 9), commit=at(4, 3))
+    assert group.leader.commit == at(4, 3)
+    group.seal(C, at(4, 9), commit=at(4, 8))
+    assert group.leader.commit == at(4, 8)
+
+
 # ---- for people
 
 

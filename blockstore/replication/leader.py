@@ -212,6 +212,8 @@ class Leader:
             member.whole = False
             member.fall_back()
             return []
+        if self._commit < answer.commit <= chosen.end:
+            self._commit = answer.commit  # committed in an older epoch; only this member had heard of it
         certain = answer.end
         if not self._in_log(answer.end, chosen):
             certain = answer.commit if answer.whole else ORIGIN
