@@ -76,6 +76,10 @@ class Stack:
     def hosted(self, index: int) -> HostedReplica:
         return self._nodes[index].node.find_replica(self.replicas[index])
 
+    def failed(self, index: int) -> "asyncio.Future[int]":
+        """Done, with the exit code, when the node's process would end."""
+        return self._nodes[index].node.failed
+
     def repaired(self, index: int) -> int:
         """Bad blocks that were mended from peers since the node's start."""
         return sum(status.corrupt_blocks_repaired for status in self._nodes[index].node.replica_statuses())

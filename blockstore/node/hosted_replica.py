@@ -41,6 +41,7 @@ from blockstore.rpc import replica_pb2 as pb
 from blockstore.storage.journal import Journal, JournalEntry
 from blockstore.storage.reads import BlockVersion
 from blockstore.storage.replica_store import ReplicaStore
+from blockstore.storage.tables import StorageFailed
 from blockstore.units import Epoch
 
 AnswerMessage = SealAnswer | AppendAnswer | FencedBy
@@ -63,7 +64,7 @@ class Services:
     """What a node's replicas share.
 
     tables: the threads that touch LMDB for long. checkpoint_soon: called whenever a replica's
-    unapplied bytes have grown; urgent where something waits for the checkpoint.
+    unapplied bytes have grown; urgent where something waits for the checkpoint. fail: ends the node.
     """
 
     journal: Journal
@@ -72,6 +73,7 @@ class Services:
     tables: Executor
     catch_up: CatchesUp
     checkpoint_soon: Callable[["HostedReplica", bool], None]
+    fail: Callable[[BaseException], None]
 
 
 class HostedReplica:
@@ -177,6 +179,9 @@ class HostedReplica:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             await asyncio.wait((running,))
+            raise
+        except StorageFailed as error:
+            self._services.fail(error)
             raise
 
     async def close(self) -> None:

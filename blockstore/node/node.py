@@ -75,6 +75,7 @@ class Node:
             ThreadPoolExecutor(_TABLE_THREADS, thread_name_prefix="tables"),
             self._catch_up,
             self._checkpointer.soon,
+            self.fail,
         )
         upkeep = Upkeep(settings, self.replicas, self.repair)
         work = (self._checkpointer.run, self._watch_space, upkeep.tidy, upkeep.scrub)
