@@ -16,11 +16,10 @@ from tests.simulation.mutations import MUTATIONS, mutated
 from tests.simulation.run import Outcome, run_seed
 
 ROOT = Path(__file__).parent.parent
-#: Seeds that the suite runs; a quarter of them in the tests that look into the outcomes.
 SEEDS = 10_000
 FEW_SEEDS = 300
 #: No mutation may survive more seeds than this.
-MUTATION_SEEDS = 2_000
+MUTATION_SEEDS = 1_500
 
 #: What a few hundred seeds must have met, or the simulation does not test what it says.
 MUST_HAPPEN = {

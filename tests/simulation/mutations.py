@@ -243,7 +243,6 @@ MUTATIONS: Final[dict[str, tuple[Patch, ...]]] = {
         (Leader, "_advance", _count_older_records),
         (Leader, "_serve_if_due", _serve_without_epoch_start),
     ),
-    "count_records_of_older_epochs": ((Leader, "_advance", _count_older_records),),
 }
 
 
