@@ -524,4 +524,5 @@ class Leader:
             extents_done=member.extents_done,
             extents_total=member.extents_total,
             behind=member.catching_up,
+            left_out=member.left_out,
         )

@@ -49,6 +49,15 @@ class Member:
     _outstanding: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_MAX_OUTSTANDING))
     _window: deque[tuple[int, int]] = field(default_factory=deque)
 
+    @property
+    def left_out(self) -> str:
+        """Why it takes no part now, for people; empty where it does."""
+        if self.foreign:
+            return "it has committed what was given up with --accept-loss: delete it"
+        if self.doubted_at is not None:
+            return "it cannot say what it lost: it is taken in once a quorum without it has confirmed this epoch"
+        return ""
+
     def open(self, now: float) -> None:
         """The way to it is open; its seal is about to be sent."""
         self.close()

@@ -14,6 +14,7 @@ class MemberStatus:
     sealed: its seal was answered on this connection. lag_records, lag_bytes: behind the leader's log;
     lag_bytes is None where the leader does not hold all of that any more. extents_done, extents_total:
     of a copy under way, else 0. behind: it fetches from peers what the leader does not hold.
+    left_out: why it takes no part now; empty where it does.
     """
 
     replica: ReplicaId
@@ -28,6 +29,7 @@ class MemberStatus:
     extents_done: int
     extents_total: int
     behind: bool
+    left_out: str = ""
 
 
 @dataclass(frozen=True, slots=True)
