@@ -83,6 +83,35 @@ def test_a_sealed_generation_is_read_as_it_was(tmp_path: Path) -> None:
         store.read_generation(Generation(3), 0, 1)
 
 
+@pytest.mark.parametrize("width", [3, 8, 40])
+def test_long_chains_are_read_right_in_runs(tmp_path: Path, width: int) -> None:
+    """Few versions a block are walked over, many are passed over by seeks; zeroes and gaps lie between."""
+    store, log = new_store(tmp_path), Log()
+    for turn in range(60):
+        number = turn * 11 % 50
+        count = 1 if turn < 30 else width
+        operation = trim(number, 2) if turn % 7 == 6 else write(number, *[block(turn + i) for i in range(count)])
+        store.commit([log.record(operation), log.record(seal(b"snap"))])
+    for number in range(5):  # every generation's worth of versions for these
+        store.commit([log.record(write(number, block(number)))])
+    store.checkpoint(log.image(), 0)
+    for start, length in ((0, 100), (0, 4), (7, 13), (45, 60), (0, 3), (3, 2), (11, 1)):
+        assert store.read(start, length) == log.content(start, length)
+        for generation in range(1, 61):
+            found = store.read_generation(Generation(generation), start, length)
+            assert found == log.content(start, length, generation), generation
+
+
+def test_a_block_with_many_versions_is_found_by_seeks(tmp_path: Path) -> None:
+    store, log = new_store(tmp_path), Log()
+    for turn in range(40):
+        store.commit([log.record(write(2, *[block(turn + i) for i in range(6)])), log.record(seal(b"snap"))])
+    store.checkpoint(log.image(), 0)
+    for generation in range(1, 41):
+        assert store.read_generation(Generation(generation), 0, 12) == log.content(0, 12, generation)
+    assert store.read(0, 12) == log.content(0, 12)
+
+
 def test_a_trim_of_a_whole_fresh_volume_costs_nothing(tmp_path: Path) -> None:
     store, log = new_store(tmp_path), Log()
     apply(store, log, [log.record(trim(0, (1 << 32) - 1))])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from blockstore.domain import Position, ReplicaAddress
-from blockstore.errors import Conflict, InvalidRequest, NotFound, OutOfRange
+from blockstore.errors import Conflict, InvalidRequest, NoSpace, NotFound, OutOfRange
 from blockstore.log import LogImage
 from blockstore.record import Record, block_checksum
 from blockstore.storage.apply import Applier
@@ -60,6 +60,7 @@ class ReplicaStore:
         self._repaired: set[int] = set()
         self._copies = 0
         self._closing = False
+        self._short = False
         self._active = Memtable()
         self._frozen = Memtable()
         with tables.reading() as transaction:
@@ -206,9 +207,11 @@ class ReplicaStore:
 
         try:
             self._tables.change(apply)
-        except BaseException:
+        except BaseException as error:
+            self._short = isinstance(error, NoSpace)
             self._thaw()
             raise
+        self._short = False
         self.image, self.mark = image, mark
         with self._memory:
             self._frozen = Memtable()
@@ -340,6 +343,14 @@ class ReplicaStore:
     def file_bytes(self) -> int:
         """What the tables take on disk."""
         return self._tables.file_bytes
+
+    def has_room(self, reserve_bytes: int) -> bool:
+        """Whether writes may go on here although the disk is full: into the tables' own free pages.
+
+        They must take twice what is unapplied, because an overwritten page is free only after the next
+        checkpoint but one, and reserve_bytes beside. Not after a checkpoint that found no room.
+        """
+        return not self._short and self._tables.free_page_bytes() >= 2 * self.unapplied_bytes + reserve_bytes
 
     def usage(self) -> Usage:
         """What is in use of it."""

@@ -33,24 +33,23 @@ class SpaceGuard:
     ) -> None:
         self._directory = directory
         self._ballast = directory / "ballast"
-        self._reserve_bytes = reserve_bytes
+        self.reserve_bytes = reserve_bytes
         self._free_bytes = free_bytes
         self._lock = threading.Lock()
         self.full = False
         with self._lock:
             self._restore_ballast(_RELIEF * reserve_bytes)
 
-    def poll(self, pending_bytes: int = 0, free_page_bytes: int = 0) -> bool:
-        """Look at the disk; whether writes must be refused now.
+    def poll(self, pending_bytes: int = 0) -> bool:
+        """Look at the disk; whether writes must be refused, save by a replica that has room of its own.
 
-        pending_bytes: what checkpoints still have to write. free_page_bytes: pages inside the tables'
-        own files that they will write to first.
+        pending_bytes: what checkpoints still have to write.
         """
         with self._lock:
-            free = self._free_bytes(self._directory) + free_page_bytes - pending_bytes
-            if free < self._reserve_bytes:
+            free = self._free_bytes(self._directory) - pending_bytes
+            if free < self.reserve_bytes:
                 self.full = True
-            elif free >= _RELIEF * self._reserve_bytes:
+            elif free >= _RELIEF * self.reserve_bytes:
                 self.full = not self._restore_ballast(free)
             return self.full
 
@@ -62,22 +61,22 @@ class SpaceGuard:
                 self._ballast.unlink()
             except FileNotFoundError:
                 return False
-            return self._reserve_bytes > 0
+            return self.reserve_bytes > 0
 
     def _restore_ballast(self, free: int) -> bool:
         """Whether the ballast is whole, made anew if there is room for it."""
         size = self._ballast.stat().st_size if self._ballast.exists() else -1
-        if size == self._reserve_bytes:
+        if size == self.reserve_bytes:
             return True
-        if self._reserve_bytes and min(free, self._free_bytes(self._directory)) < _RELIEF * self._reserve_bytes:
+        if self.reserve_bytes and min(free, self._free_bytes(self._directory)) < _RELIEF * self.reserve_bytes:
             return False
         return self._write_ballast()
 
     def _write_ballast(self) -> bool:
         descriptor = os.open(self._ballast, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
         try:
-            if self._reserve_bytes:
-                os.posix_fallocate(descriptor, 0, self._reserve_bytes)
+            if self.reserve_bytes:
+                os.posix_fallocate(descriptor, 0, self.reserve_bytes)
             os.fsync(descriptor)
         except OSError as error:
             if error.errno != errno.ENOSPC:
