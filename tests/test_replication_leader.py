@@ -140,11 +140,22 @@ def test_an_attachment_that_waits_for_a_copy_goes_on_waiting() -> None:
     assert none_of(Over, group.pass_time(SETTINGS.retry_limit_s * 2))
 
 
+def test_a_loss_is_accepted_only_after_waiting_for_whoever_may_still_answer() -> None:
+    group = Group(accept_loss=True)
+    group.seal(A, at(4, 5))
+    group.seal(B, at(4, 4), floor=at(4, 8))
+    group.pass_time(SETTINGS.loss_wait_s / 2)
+    assert not group.sent[A]
+    group.pass_time(SETTINGS.loss_wait_s / 2)
+    assert records_sent(group, A) == [6]
+
+
 def test_a_member_that_committed_what_was_given_up_takes_no_part_any_more() -> None:
     """Its records 6 to 8 have the sequences of this epoch's, and would count as acks of them."""
     group = Group(accept_loss=True)
     group.seal(A, at(4, 5))
     group.seal(B, at(4, 4), floor=at(4, 8))
+    group.pass_time(SETTINGS.loss_wait_s)
     group.ack(A)
     group.seal(C, at(4, 8), commit=at(4, 8))
     group.requests[C] = 1

@@ -73,7 +73,10 @@ class Leader:
         *,
         accept_loss: bool = False,
     ) -> None:
-        """accept_loss: go on without what may have been acknowledged and cannot be found any more."""
+        """accept_loss: go on without what may have been acknowledged and cannot be found any more.
+
+        Only after every member answered, or had settings.loss_wait_s to.
+        """
         self.epoch = epoch
         self.configuration = configuration
         self.settings = settings
@@ -88,7 +91,7 @@ class Leader:
         self._answers: dict[ReplicaId, SealAnswer] = {}
         self._heard_quorum_at: float | None = None
         self._chosen: ChosenLog | None = None
-        self._chosen_at = now
+        self._began = self._chosen_at = now
         self._run = RecordRun(ORIGIN)
         self._commit: Position = ORIGIN
         self._generation: Generation = FIRST_GENERATION
@@ -175,7 +178,8 @@ class Leader:
         Only answers of connections that stand count: a member that restarts may have lost its promise.
         """
         answers = {replica: answer for replica, answer in self._answers.items() if self._members[replica].sealed}
-        chosen = choose_log(self._quorum, answers, accept_loss=self._accept_loss)
+        waited = len(answers) == len(self._members) or now - self._began >= self.settings.loss_wait_s
+        chosen = choose_log(self._quorum, answers, accept_loss=self._accept_loss and waited)
         if not isinstance(chosen, ChosenLog):
             self._why = chosen.why
             return self._end(Corrupt(f"acknowledged writes may be lost: {chosen.why}")) if chosen.lost else []
@@ -463,6 +467,8 @@ class Leader:
         effects += self._serve_if_due(now)
         if self._serving:
             effects += self._reads.retry(self._commit, now)
+        if self._chosen is None and self._accept_loss:
+            effects += self._choose(now)
         return effects + self._give_up_attach(now)
 
     def _expire(self, before: float, now: float) -> list[LeaderEffect]:

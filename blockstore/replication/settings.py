@@ -16,7 +16,8 @@ class LeaderSettings:
     max_records_in_flight: fewer and larger batches win (8,000 IOPS with 4, 15,000 with 2).
     max_record_bytes: of payload. retained_bytes: what a member that was away briefly is resent from
     memory. queue_bytes: of requests that wait; above it no more are taken. window_bytes: sent to one
-    member and not acked; a slow one must not fill the buffers of its connection.
+    member and not acked; a slow one must not fill the buffers of its connection. loss_wait_s: where a loss was
+    accepted, how long members that have not answered are waited for: one that is up answers well within.
     """
 
     lease_s: float = 1.0
@@ -28,3 +29,4 @@ class LeaderSettings:
     retained_bytes: int = 64 * MIB
     queue_bytes: int = 64 * MIB
     window_bytes: int = 4 * MIB
+    loss_wait_s: float = 5.0
