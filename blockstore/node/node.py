@@ -225,9 +225,10 @@ class Node:
         while True:
             full = await self._loop.run_in_executor(None, self.store.space.poll, self.memory.total_bytes)
             for hosted in self._hosted.values():
-                if hosted.follower.full != full:
-                    _log.warning("space", replica=hosted.replica, full=full)
-                hosted.follower.full = full
+                short = full and not hosted.store.has_room(self._settings.reserve_bytes)
+                if hosted.follower.full != short:
+                    _log.warning("space", replica=hosted.replica, full=short)
+                hosted.follower.full = short
             if not full:
                 await self._prepare_journal()
             await asyncio.sleep(self._settings.heartbeat_s)
