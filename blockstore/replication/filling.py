@@ -168,7 +168,7 @@ class FillingReplica(ReplicaLog):
         if self._run.holds(base):
             self._match(base)
             return self._advance_commit()
-        floor = self.filling.floor if self.filling else max(self._run.end, self._acked)
+        floor = self._floor if self.filling else max(self._run.end, self._acked)
         since = self.filling.since if self.filling and self._needs_delta else self._applied.sequence
         self._run, self._on_disk = RecordRun(base), None
         self._durable = base.sequence
@@ -176,6 +176,12 @@ class FillingReplica(ReplicaLog):
         entry = self._begin_filling(Filling(floor, base, since))
         self._behind = False
         return [self._persist(entry, acks=self.epoch), ResetLog()]
+
+    @property
+    def _floor(self) -> Position:
+        """That of the filling under way; the whole log, once the entry that ends the filling may be on disk."""
+        assert self.filling is not None
+        return self.filling.floor if self._whole_number is None else max(self.filling.floor, self._run.end)
 
     def _begin_filling(self, filling: Filling) -> FillingEntry:
         self._delta = DeltaCopy(self._delta.peers)
@@ -189,7 +195,7 @@ class FillingReplica(ReplicaLog):
         Nothing has to be copied for that, but for what a filling under way was copying already.
         anew: the journal does not say all of that yet, even where a filling is under way with that floor.
         """
-        floor = max(floor, self.filling.floor) if self.filling is not None else floor
+        floor = max(floor, self._floor) if self.filling is not None else floor
         if self.filling is not None and floor == self.filling.floor and not anew:
             return []
         return [self._persist(*self._fill_above(floor), *self._promise_of(floor))]

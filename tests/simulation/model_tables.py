@@ -96,21 +96,21 @@ class Tables:
         generation, sequence = int(record.generation), int(record.sequence)
         values = values_of(operation) if operation.kind is OperationKind.WRITE else [0] * operation.count
         for block, value in zip(range(operation.start, operation.end), values, strict=True):
-            if operation.kind is not OperationKind.TRIM:
+            if operation.kind is OperationKind.WRITE:
                 self.versions[block, generation] = (sequence, value)
-            elif not self._trim(block, generation, sequence, filling):
+            elif not self._zero(block, generation, sequence, filling):
                 continue
             row = generation, block // EXTENT_BLOCKS
             self.rows[row] = max(self.rows.get(row, 0), sequence)
 
-    def _trim(self, block: int, generation: int, sequence: int, filling: bool) -> bool:
-        """Whether the extent's row rises: not where nothing was ever written."""
-        older = any(b == block and g < generation for b, g in self.versions)
-        if filling or older:
+    def _zero(self, block: int, generation: int, sequence: int, filling: bool) -> bool:
+        """Whether the extent's row rises: not where the block has no entry."""
+        layers = [g for b, g in self.versions if b == block]
+        if filling or any(layer < generation for layer in layers):
             self.versions[block, generation] = (sequence, 0)
         else:
             self.versions.pop((block, generation), None)
-        return filling or any(extent == block // EXTENT_BLOCKS for _, extent in self.rows)
+        return filling or bool(layers)
 
     def _write_extent(self, copy: ExtentCopy, stated: int) -> None:
         blocks = range(copy.extent * EXTENT_BLOCKS, (copy.extent + 1) * EXTENT_BLOCKS)
