@@ -35,7 +35,7 @@ from blockstore.storage.tables import Reading, Tables, Writing
 from blockstore.units import EXTENT_BLOCKS, FILL_GENERATION, BlockNumber, Generation, Sequence
 
 #: Rows of `extents` looked at in one transaction, so that none lasts long.
-_ROWS_A_CALL: Final = 50_000
+_ROWS_A_CALL: Final = 5_000
 
 Key = tuple[int, Generation]
 """A block number and a generation: what an entry of `index` is for."""

@@ -106,6 +106,8 @@ class Tables:
                 readahead=False, meminit=False, max_spare_txns=4,
             )  # fmt: skip
             handles = [self._environment.open_db(name, create=create) for name in NAMES]
+            # A process that was killed may have left its last meta page in the page cache only.
+            self._environment.sync(True)
         except lmdb.DiskError as error:
             raise NoSpace(f"no room for the tables at {self.path}; free disk space there") from error
         except lmdb.Error as error:
