@@ -33,7 +33,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
             after = bytearray(big)
             for start in (0, 20):
                 after[start * BLOCK_SIZE : (start + 10) * BLOCK_SIZE] = bytes(10 * BLOCK_SIZE)
-            assert await volume.read(100, 3 * MIB // BLOCK_SIZE) == after
+            assert await volume.read(100, 3 * MIB // BLOCK_SIZE) == bytes(after)
             await volume.flush()
 
     in_loop(test)

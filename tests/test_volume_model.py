@@ -79,7 +79,7 @@ async def play(stack: Stack, script: list[tuple[object, ...]]) -> None:
     for index in away:
         await stack.start_node(index)
     await stack.until_all_whole(volume)
-    assert await volume.read(0, BLOCKS) == model.content
+    assert await volume.read(0, BLOCKS) == bytes(model.content)
     await volume.write(0, bytes(BLOCK_SIZE))  # carries the commit position of all before it to everyone
     model.put(0, bytes(BLOCK_SIZE))
     await volume.close()
@@ -103,14 +103,14 @@ async def change_or_read(volume: OpenVolume, model: Model, step: tuple[object, .
         case ("read", (int(start), int(count))):
             count = min(count, BLOCKS - start)
             shown = await volume.read(start, count)
-            assert shown == model.content[start * BLOCK_SIZE : (start + count) * BLOCK_SIZE]
+            assert shown == bytes(model.content[start * BLOCK_SIZE : (start + count) * BLOCK_SIZE])
 
 
 async def compare_replicas(stack: Stack, model: Model) -> None:
     """A new attachment brings every replica to one position; then their tables show the model."""
     volume = await stack.open(BLOCKS * BLOCK_SIZE)
     await stack.until_all_whole(volume)
-    assert await volume.read(0, BLOCKS) == model.content
+    assert await volume.read(0, BLOCKS) == bytes(model.content)
     for index in range(3):
         hosted = stack.hosted(index)
         hosted.carry_out(hosted.follower.read(volume.epoch, 1, volume.status().commit))
