@@ -111,6 +111,8 @@ class Tables:
         except lmdb.DiskError as error:
             raise NoSpace(f"no room for the tables at {self.path}; free disk space there") from error
         except lmdb.Error as error:
+            if error.code == errno.EIO:
+                raise self._fail(error) from error
             raise Corrupt(f"the tables at {self.path} cannot be opened: {error}") from error
         self.index, self.data, self.extents, self.present, self.tail, self.meta = handles
 
@@ -153,19 +155,26 @@ class Tables:
         self._gate.enter()
         try:
             self._environment.copy(str(target), compact=True)
-        except lmdb.Error as error:
+            sync_path(target)
+        except (lmdb.Error, OSError) as error:
             raise NoSpace(f"{self.path} cannot be compacted: {error}; free disk space there") from error
         finally:
             self._gate.leave()
-        sync_path(target)
 
     def replace_by(self, source: Path) -> None:
-        """Put the closed environment `source` in this one's place, in one atomic step."""
-        with self._changing, self._gate.closed():
-            self._environment.close()
-            os.replace(source, self.path)
-            sync_path(self.path.parent)
-            self._open(create=False)
+        """Put the closed environment `source` in this one's place, in one atomic step.
+
+        The name is durable before anything changes in the new file. Raises StorageFailed.
+        """
+        with self._changing:
+            try:
+                with self._gate.closed():
+                    self._environment.close()
+                    os.replace(source, self.path)
+                    self._open(create=False)
+                sync_path(self.path.parent)
+            except (OSError, CairnError) as error:
+                raise self._fail(error) from error
 
     def check_usable(self) -> None:
         """Raises StorageFailed once a write has failed."""
@@ -206,8 +215,11 @@ class Tables:
             return
         if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError):
             raise Corrupt(f"the tables at {self.path} are damaged: {error}") from error
+        raise self._fail(error) from error
+
+    def _fail(self, error: Exception) -> StorageFailed:
         self._failed = StorageFailed(f"writing the tables at {self.path} failed: {error}; the node must start anew")
-        raise self._failed from error
+        return self._failed
 
     def _disk_is_full(self) -> bool:
         status = os.statvfs(self.path)
