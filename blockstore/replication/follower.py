@@ -10,6 +10,7 @@ sections 5.3 and 5.4. Invariants:
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from dataclasses import replace
 
 from blockstore.domain import ORIGIN, Position, ReplicaId
 from blockstore.errors import Conflict, Fenced, QuorumUnavailable
@@ -49,8 +50,10 @@ class Follower(FillingReplica):
         state = replay(image, entries)
         floor = damage if damage is not None else UNKNOWN_FLOOR if state.gap else None
         unfinished = floor is not None and copies(image.filling) and not copies(state.filling)
-        if unfinished:  # what ended it may be older than the image, and what began it again may be lost
-            state.filling = image.filling
+        if unfinished and image.filling is not None:
+            # What ended it may be older than the image, and what began it again may be lost.
+            known = state.filling.floor if state.filling is not None else image.filling.floor
+            state.filling = replace(image.filling, floor=max(image.filling.floor, known))
         follower = cls(replica, image)
         follower.epoch, follower.configuration = state.epoch, state.configuration
         follower.filling = state.filling
