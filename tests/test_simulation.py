@@ -26,7 +26,7 @@ MUST_HAPPEN = {
     *("FetchLog", "FetchDelta", "ResetLog", "Checkpoint", "Commit"),
     *("RecordEntry", "SealEntry", "TruncateEntry", "FillingEntry", "WholeEntry"),
     *("Serving", "Completed", "Sealed", "ReadDone", "ReadDropped", "Relieved", "Over"),
-    *("Fenced", "QuorumUnavailable", "NoSpace"),
+    *("Fenced", "QuorumUnavailable", "NoSpace", "Corrupt"),
 }
 
 

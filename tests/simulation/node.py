@@ -12,7 +12,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from blockstore.domain import Position, ReplicaId
-from blockstore.errors import CairnError, Conflict
+from blockstore.errors import CairnError, Conflict, Corrupt
 from blockstore.log import LogEntry, LogImage, RecordEntry
 from blockstore.record import Record
 from blockstore.replication.follower import Follower
@@ -107,6 +107,7 @@ class Node(Process):
         self.speed = speed
         self.alive = False
         self.full = False
+        self.corrupt = False
 
     # ---- life
 
@@ -176,7 +177,8 @@ class Node(Process):
         except CairnError as error:
             call.deliver(error)
         else:
-            call.deliver(self.store.read(request.start, request.count))
+            bad = Corrupt(f"{self.replica}: a block fails its checksum")
+            call.deliver(bad if self.corrupt else self.store.read(request.start, request.count))
 
     def carry_out(self, effects: Iterable[FollowerEffect]) -> None:
         for effect in effects:

@@ -68,6 +68,7 @@ FAULTS: Final = {
     "slow_way": 0.5,
     "break_stream": 2.0,
     "full_node": 0.4,
+    "bad_blocks": 0.3,
     "damage_node": 0.4,
     "old_copy": 0.3,
     "checkpoint": 2.0,
@@ -235,6 +236,7 @@ class World:
             node.speed = DiskSpeed(node.speed.sync_s)
             node.paused_until = 0.0
             node.set_full(False)
+            node.corrupt = False
             if not node.alive:
                 node.start()
         for front_end in self.front_ends:
@@ -402,6 +404,16 @@ class World:
         node = self.random.choice(self.nodes)
         node.set_full(True)
         self._later(1.0, lambda: node.set_full(False))
+
+    def _bad_blocks(self) -> None:
+        """What a node reads fails its checksum for a while."""
+        node = self.random.choice(self.nodes)
+        node.corrupt = True
+
+        def mend() -> None:
+            node.corrupt = False
+
+        self._later(1.0, mend)
 
     def _checkpoint(self) -> None:
         living = self._living()
