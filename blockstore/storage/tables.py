@@ -239,9 +239,9 @@ class _ReadCall:
         tables._gate.enter()
         try:
             self._transaction = tables._environment.begin(buffers=True)
-        except BaseException:
+        except lmdb.Error as error:
             tables._gate.leave()
-            raise
+            raise CairnError(f"the tables at {tables.path} cannot be read, or were closed: {error}") from error
         return self._transaction
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
