@@ -404,3 +404,15 @@ def test_a_copy_that_the_image_knows_of_is_not_ended_by_what_is_left_of_the_jour
     replica.sync()
     replica.crash()
     assert replica.follower.filling == Filling(at(2, 50), at(2, 50), Sequence(4))
+
+
+def test_a_filling_that_begins_while_the_last_ones_end_is_on_its_way_answers_for_all_of_the_log() -> None:
+    """The entry that ends it reaches the disk first: from then on the disk is whole up to the log's end."""
+    replica = Replica(LogImage(filling=Filling(at(2, 2), ORIGIN, Sequence(0))))
+    replica.sealed(2)
+    replica.append(2, *run_of(2, 1, 5))
+    persist = replica.waiting.pop()
+    replica.journal += persist.entries
+    assert only(Persist, replica.keep(replica.follower.persisted(persist.number))).entries == (WholeEntry(),)
+    effects = refused_by_all(replica, catch_up(replica, at(2, 40), at(2, 50), at(2, 51)))
+    assert only(Persist, effects).entries == (FillingEntry(Filling(at(2, 5), at(2, 50), Sequence(0))),)
