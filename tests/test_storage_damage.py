@@ -194,9 +194,9 @@ PLANTS: dict[str, tuple[Plant, str]] = {
         lambda t, txn: txn.put(version_key(4, 1), txn.get(version_key(5, 1), db=t.data) or b"", db=t.data),
         "fails its checksum",
     ),
-    "bit too few": (_present(0, 0b0110000), "present of extent 0"),
-    "bit too many": (_present(0, 0b1111110000), "present of extent 0"),
-    "present of nothing": (_present(9, 1), "present of extent 9"),
+    "bit too few": (_present(0, 0b0110000), "bit in present is clear"),
+    "bit too many": (_present(0, 0b1111110000), "bit in present is set"),
+    "present of nothing": (_present(9, 1), "bit in present is set"),
     "present damaged": (lambda t, txn: txn.put(number_key(0), bytes(40), db=t.present), "fails its checksum"),
     "no row": (lambda t, txn: txn.delete(extent_key(2, 0), db=t.extents), "no row of extents"),
     "row without bit": (_row(2, 0, 3, 0b1000000), "no row of extents"),
@@ -246,6 +246,16 @@ def test_the_check_finds_what_is_planted(tmp_path: Path, name: str) -> None:
     tables.close()
     found = problems(tmp_path)
     assert any(expected in what for what in found), found
+
+
+@pytest.mark.parametrize("name", ["no data", "newest gone", "bit too few", "bit too many", "row damaged"])
+def test_damage_is_not_copied_nor_passed_over_by_scrub(tmp_path: Path, name: str) -> None:
+    make(tmp_path)
+    tables = Tables(tmp_path / FILE_NAME, create=False)
+    tables.change(lambda transaction: PLANTS[name][0](tables, transaction))
+    tables.close()
+    with pytest.raises(Corrupt):
+        ReplicaStore.open(tmp_path).copy_extent(0)
 
 
 def test_the_check_finds_a_gap_in_the_tail(tmp_path: Path) -> None:

@@ -19,15 +19,15 @@ from blockstore.domain import Position, ReplicaAddress
 from blockstore.errors import CairnError
 from blockstore.log import LogImage
 from blockstore.record import block_checksum
-from blockstore.storage.delta import all_generations, read_entries
+from blockstore.storage.delta import all_generations, read_entries, read_rows, visible_generations
 from blockstore.storage.digest import digest_of
+from blockstore.storage.extent_check import lost_entries
 from blockstore.storage.journal_verify import verify_journal
 from blockstore.storage.keys import (
     EXTENT_KEY,
     HEAD_SIZE,
     ExtentRow,
     Version,
-    blocks_of,
     decode_bits,
     extent_key,
     parse_index_value,
@@ -38,7 +38,7 @@ from blockstore.storage.meta import Meta, Pin, SealedGeneration
 from blockstore.storage.node_store import lock_data, replicas_in
 from blockstore.storage.replica_store import FILE_NAME
 from blockstore.storage.tables import Reading, Tables
-from blockstore.units import EXTENT_BLOCKS, FILL_GENERATION, MAX_BLOCKS, Epoch, Generation
+from blockstore.units import EXTENT_BLOCKS, MAX_BLOCKS, Epoch, Generation
 
 _REFILL: Final = "delete this replica and let the volume make another, or start the node: it repairs from its peers"
 #: Of one kind and file; the rest is counted.
@@ -175,8 +175,8 @@ class _Checker:
         self._whole = self._image.filling is None
         #: No entry is later; while the replica fills, what was copied in an attempt that is void may be.
         self._highest = self._image.applied.sequence if self._whole else (1 << 64) - 1
-        #: Blocks with entries by extent, and with data: what the other tables are held against.
-        self._entries: dict[int, int] = {}
+        #: The extents with entries, and how many of those have data: what the other tables are held against.
+        self._extents: set[int] = set()
         self._with_data = 0
         yield from self._check_meta()
         yield from self._check_tail()
@@ -204,13 +204,9 @@ class _Checker:
             before = record.position
 
     def _check_index(self) -> Iterator[str]:
-        bits = extent = 0
         for key, value in self._transaction.cursor(self._tables.index):
             number, generation = parse_version_key(key)
-            if number // EXTENT_BLOCKS != extent:
-                self._entries[extent] = self._entries.get(extent, 0) | bits
-                extent, bits = number // EXTENT_BLOCKS, 0
-            bits |= 1 << number % EXTENT_BLOCKS
+            self._extents.add(number // EXTENT_BLOCKS)
             version = parse_index_value(number, generation, value)
             name = f"block {number} of generation {generation}"
             if number >= MAX_BLOCKS:
@@ -219,7 +215,6 @@ class _Checker:
                 yield f"the index entry of {name} is damaged"
             else:
                 yield from self._check_version(name, number, generation, version)
-        self._entries[extent] = self._entries.get(extent, 0) | bits
 
     def _check_version(self, name: str, number: int, generation: Generation, version: Version) -> Iterator[str]:
         if version.sequence > self._highest:
@@ -264,16 +259,17 @@ class _Checker:
 
     def _check_present(self) -> Iterator[str]:
         found = {int.from_bytes(k, "big"): decode_bits(k, v) for k, v in self._transaction.cursor(self._tables.present)}
-        for extent in sorted({*found, *self._entries}):
-            wanted, stored = self._entries.get(extent, 0), found.get(extent, 0)
-            if wanted != stored:
-                yield f"present of extent {extent} is {stored:#x}, its entries are {wanted:#x}"
-            elif not stored and extent in found:
+        visible = visible_generations(self._meta) if self._whole else []
+        for extent in sorted({*found, *self._extents}):
+            entries = read_entries(self._tables, self._transaction, extent)
+            rows = read_rows(self._tables, self._transaction, extent, visible)
+            for _, what in lost_entries(extent, entries, found.get(extent, 0), rows, visible):
+                yield what
+            if extent in found and not found[extent]:
                 yield f"present has an empty row for extent {extent}"
 
     def _check_extents(self) -> Iterator[str]:
         known = set(self._generations)
-        chained = len(known) > 2 and self._whole  # a fresh volume has its own generation and that of fills
         for key, value in self._transaction.cursor(self._tables.extents):
             row = ExtentRow.decode(key, value)
             generation, extent = EXTENT_KEY.unpack(key)
@@ -281,18 +277,6 @@ class _Checker:
                 yield f"the row of extents ({generation}, {extent}) is empty, or of what does not exist"
             if row.sequence > self._highest:
                 yield f"the row of extents ({generation}, {extent}) has sequence {row.sequence}, above what is applied"
-            if chained:
-                yield from self._check_unhidden(extent, Generation(generation), row)
-
-    def _check_unhidden(self, extent: int, generation: Generation, row: ExtentRow) -> Iterator[str]:
-        """A change over an older version leaves an entry, or the older one would show through."""
-        since = max((pinned for pinned in self._pinned if pinned < generation), default=FILL_GENERATION)
-        entries = read_entries(self._tables, self._transaction, extent)
-        here = {number for number, found in entries if since < found <= generation}
-        older = {number for number, found in entries if found <= since}
-        for number in blocks_of(extent, row.bits):
-            if number in older and number not in here and generation in (*self._pinned, self._image.generation):
-                yield f"block {number} changed in generation {generation}, yet has only older entries"
 
 
 def _check_generations(image: LogImage, sealed: list[SealedGeneration], pins: list[Pin]) -> Iterator[str]:

@@ -13,16 +13,20 @@ from typing import Final
 from blockstore.errors import Corrupt
 from blockstore.storage.apply import put_present, put_sorted, raise_extent
 from blockstore.storage.copies import CopiedBlock, ExtentCopy, MetaCopy
+from blockstore.storage.extent_check import lost_entries
 from blockstore.storage.keys import (
     EXTENT_KEY,
     HEAD_SIZE,
     MAX_GENERATION,
     ExtentRow,
+    Key,
     Version,
     bits_between,
     blocks_of,
     data_value,
+    decode_bits,
     extent_key,
+    number_key,
     parse_index_value,
     parse_version_key,
     raw_sequence,
@@ -36,10 +40,6 @@ from blockstore.units import EXTENT_BLOCKS, FILL_GENERATION, BlockNumber, Genera
 
 #: Rows of `extents` looked at in one transaction, so that none lasts long.
 _ROWS_A_CALL: Final = 5_000
-
-Key = tuple[int, Generation]
-"""A block number and a generation: what an entry of `index` is for."""
-
 
 # ---- the source
 
@@ -75,17 +75,28 @@ def read_meta(tables: Tables, transaction: Reading) -> MetaCopy:
 
 
 def read_extent(tables: Tables, transaction: Reading, extent: int) -> ExtentCopy:
-    """An extent in all generations, each block verified. Raises CorruptBlocks."""
+    """An extent of a whole replica, in all generations; each block verified, and none missing. Raises CorruptBlocks."""
     meta = Meta(tables, transaction)
+    entries = read_entries(tables, transaction, extent)
+    rows = read_rows(tables, transaction, extent, all_generations(meta))
     reader = TableReader(tables, transaction)
+    present = read_present(tables, transaction, extent)
+    for number, _ in lost_entries(extent, entries, present, rows, visible_generations(meta)):
+        reader.damaged.append(BlockVersion(BlockNumber(number), None, None))
     blocks = []
-    for (number, generation), version in read_entries(tables, transaction, extent).items():
+    for (number, generation), version in entries.items():
         found = reader.load(number, generation)
         if found is not None:
             blocks.append(CopiedBlock(number, generation, version.sequence, version.checksum, found.block))
     reader.raise_damage()
-    rows = read_rows(tables, transaction, extent, all_generations(meta))
     return ExtentCopy(extent, meta.applied(), rows, blocks)
+
+
+def read_present(tables: Tables, transaction: Reading | Writing, extent: int) -> int:
+    """The bitmap of the blocks with any entry. Raises Corrupt."""
+    key = number_key(extent)
+    value = transaction.get(key, db=tables.present)
+    return 0 if value is None else decode_bits(key, value)
 
 
 def read_entries(tables: Tables, transaction: Reading | Writing, extent: int) -> dict[Key, Version]:
@@ -121,6 +132,12 @@ def read_rows(
 def all_generations(meta: Meta) -> list[Generation]:
     """Every generation that can have rows in a whole replica, ascending; the first is that of fills."""
     return [FILL_GENERATION, *[sealed.generation for sealed in meta.sealed()], meta.generation()]
+
+
+def visible_generations(meta: Meta) -> list[Generation]:
+    """The generations that reads may ask for: those that are pinned, and the current one; ascending."""
+    pinned = meta.pinned()
+    return [*[sealed.generation for sealed in meta.sealed() if sealed.generation in pinned], meta.generation()]
 
 
 def stored_generations(tables: Tables, transaction: Reading | Writing) -> list[Generation]:

@@ -39,6 +39,10 @@ _EXTENT_VALUE: Final = struct.Struct(f"<Q{BITMAP_SIZE}s")
 _CHECK: Final = struct.Struct("<Q")
 
 
+Key = tuple[int, Generation]
+"""A block number and a generation: what an entry of `index` is for."""
+
+
 class Version(NamedTuple):
     """One entry of `index`: which write a block's content in a generation comes from.
 
