@@ -30,7 +30,7 @@ def test_a_damaged_block_is_never_shown_and_is_mended_from_a_peer(tmp_path: Path
             await until(lambda: stack.hosted(1).follower.commit == volume.status().commit, "the commit arrives")
             await stack.hosted(1).checkpoint()
             damage(next((tmp_path / "node1").rglob("tables.mdb")), content[:4080])
-            for _ in range(6):  # every member has its turn
+            for _ in range(48):  # every member has its turn, sixteen reads long
                 assert await volume.read(77, 1) == content
             await until(lambda: not damaged(stack.hosted(1)), "the block is mended")
 
