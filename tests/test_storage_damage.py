@@ -331,3 +331,16 @@ def test_a_trim_that_came_late_leaves_later_generations_alone(tmp_path: Path) ->
     target.commit(records[3:])
     target.checkpoint(log.image(), 0)
     assert target.digest() == source.digest()
+
+
+def test_tables_that_cannot_be_used_are_not_left_open(tmp_path: Path) -> None:
+    log = make(tmp_path)
+    good = (tmp_path / FILE_NAME).read_bytes()
+    tables = Tables(tmp_path / FILE_NAME, create=False)
+    tables.change(lambda transaction: PLANTS["address"][0](tables, transaction))
+    tables.close()
+    for _ in range(2):
+        with pytest.raises(Corrupt):
+            ReplicaStore.open(tmp_path)
+    (tmp_path / FILE_NAME).write_bytes(good)
+    assert ReplicaStore.open(tmp_path).read(0, 8) == log.content(0, 8)

@@ -29,7 +29,7 @@ from blockstore.storage.merge import merge
 from blockstore.storage.meta import Meta
 from blockstore.storage.reads import ZERO_BLOCK, BlockVersion, TableReader
 from blockstore.storage.repair import mend
-from blockstore.storage.tables import MakeRoom, Tables, Writing, sync_path
+from blockstore.storage.tables import MakeRoom, Tables, Writing, closed_on_error, sync_path
 from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, FILL_GENERATION, MAX_BLOCKS, BlockNumber, Generation, Sequence
 
 FILE_NAME: Final = "tables.mdb"
@@ -63,7 +63,7 @@ class ReplicaStore:
         self._short = False
         self._active = Memtable()
         self._frozen = Memtable()
-        with tables.reading() as transaction:
+        with closed_on_error(tables), tables.reading() as transaction:
             meta = Meta(tables, transaction)
             meta.check_format()
             self.address: ReplicaAddress = meta.address()
@@ -94,8 +94,9 @@ class ReplicaStore:
             meta.create(address, source)
             meta.put_image(image, mark)
 
-        tables.change(write)
-        sync_path(directory)
+        with closed_on_error(tables):
+            tables.change(write)
+            sync_path(directory)
         return cls(directory, tables)
 
     @classmethod

@@ -105,16 +105,23 @@ class Tables:
                 str(self.path), map_size=_map_size_for(size), subdir=False, max_dbs=len(NAMES), create=create,
                 readahead=False, meminit=False, max_spare_txns=4,
             )  # fmt: skip
+        except lmdb.Error as error:
+            raise self._opening_failed(error) from error
+        try:
             handles = [self._environment.open_db(name, create=create) for name in NAMES]
             # A process that was killed may have left its last meta page in the page cache only.
             self._environment.sync(True)
-        except lmdb.DiskError as error:
-            raise NoSpace(f"no room for the tables at {self.path}; free disk space there") from error
         except lmdb.Error as error:
-            if error.code == errno.EIO:
-                raise self._fail(error) from error
-            raise Corrupt(f"the tables at {self.path} cannot be opened: {error}") from error
+            self._environment.close()
+            raise self._opening_failed(error) from error
         self.index, self.data, self.extents, self.present, self.tail, self.meta = handles
+
+    def _opening_failed(self, error: lmdb.Error) -> CairnError:
+        if isinstance(error, lmdb.DiskError):
+            return NoSpace(f"no room for the tables at {self.path}; free disk space there")
+        if error.code == errno.EIO:
+            return self._fail(error)
+        return Corrupt(f"the tables at {self.path} cannot be opened: {error}")
 
     def reading(self) -> "_ReadCall":
         """`with tables.reading() as transaction:`, for one call. Not to be nested."""
@@ -257,6 +264,16 @@ def _map_size_for(file_bytes: int) -> int:
     while size < 2 * file_bytes:
         size += min(size, MAX_GROWTH_BYTES)
     return size
+
+
+@contextmanager
+def closed_on_error(tables: Tables) -> Iterator[None]:
+    """A process may open an environment only once: one that cannot be used must not stay open."""
+    try:
+        yield
+    except BaseException:
+        tables.close()
+        raise
 
 
 def sync_path(path: Path) -> None:
