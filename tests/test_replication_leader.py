@@ -265,7 +265,7 @@ def test_an_operation_that_fits_no_record_is_refused() -> None:
 def test_at_most_so_many_records_are_in_flight() -> None:
     group = Group().serve()
     for ticket in range(5):
-        group.keep(group.leader.submit(ticket, write(ticket), group.now))
+        group.keep(group.leader.submit(ticket, write(ticket * 64, count=64), group.now))
     assert records_sent(group, A) == [2, 3]
 
 
