@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from blockstore.domain import ORIGIN, Position
+from blockstore.domain import ORIGIN, Position, ReplicaId
 from blockstore.errors import Corrupt
 from blockstore.record import Record, decode_record
 from blockstore.units import FIRST_GENERATION, Epoch, Generation, Sequence
@@ -88,7 +88,8 @@ class LogImage:
     applied: everything up to here is in the tables (or, while filling, is what a delta brings). epoch,
     configuration: the highest sealed. filling: None when whole. records: the log after `applied`, in
     order; they may be uncommitted. generation: the layer that a write behind `applied` belongs to.
-    copied: the highest position at which a peer stated the content that was copied from it.
+    copied: the highest position at which a peer stated the content that was copied from it. known: what
+    the other members had acked, as far as a leader told; it may be missing, but is never too much.
     """
 
     applied: Position = ORIGIN
@@ -98,6 +99,7 @@ class LogImage:
     records: tuple[Record, ...] = ()
     generation: Generation = FIRST_GENERATION
     copied: Position = ORIGIN
+    known: tuple[tuple[ReplicaId, Position], ...] = ()
 
     @property
     def end(self) -> Position:

@@ -7,21 +7,31 @@ protobuf each payload would be copied twice more on either side.
 """
 
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final
 
 import xxhash
 from google.protobuf.message import DecodeError
 
-from blockstore.domain import Member, Position, ReplicaAddress, ReplicaId, SegmentNumber, VolumeId
+from blockstore.domain import Member, Position, ReplicaAddress, ReplicaId, SegmentNumber, VolumeId, check_id
 from blockstore.errors import Corrupt, Fenced, InvalidRequest
 from blockstore.record import MAX_RECORD_SIZE, Record, decode_record
-from blockstore.replication.messages import Append, AppendAnswer, CatchUp, FencedBy, SealAnswer, SealEpoch
+from blockstore.replication.messages import (
+    AckedPositions,
+    Append,
+    AppendAnswer,
+    CatchUp,
+    FencedBy,
+    SealAnswer,
+    SealEpoch,
+)
 from blockstore.rpc import replica_pb2 as pb
 from blockstore.units import BLOCK_SIZE, MAX_BLOCKS, MAX_RECORD_PAYLOAD, Epoch, Generation, Sequence
 
 #: Of one message: a full record, or many small ones.
 MAX_BATCH_BYTES: Final = MAX_RECORD_SIZE
+#: Of one segment, old members included: none has nearly as many.
+_MAX_MEMBERS: Final = 32
 _VARINT, _FIXED64, _LENGTH = 0, 1, 2
 _RESULT: Final = struct.Struct("<QII")
 _PAYLOAD_TAG: Final = bytes([pb.ReadResponse.PAYLOAD_FIELD_NUMBER << 3 | 2])
@@ -44,6 +54,17 @@ def make_target(address: ReplicaAddress, epoch: int, configuration: int) -> pb.T
         epoch=epoch,
         configuration=configuration,
     )
+
+
+def _from_acked(acked: AckedPositions) -> list[pb.Acked]:
+    return [pb.Acked(replica=replica, position=from_position(position)) for replica, position in acked]
+
+
+def _to_acked(messages: Collection[pb.Acked]) -> AckedPositions:
+    """They are kept: raises InvalidRequest where these are no replicas, or too many."""
+    if len(messages) > _MAX_MEMBERS:
+        raise InvalidRequest(f"positions of {len(messages)} members, {_MAX_MEMBERS} at most")
+    return tuple((ReplicaId(check_id("rep", each.replica)), to_position(each.position)) for each in messages)
 
 
 def to_address(target: pb.Target) -> ReplicaAddress:
@@ -79,6 +100,7 @@ def encode_append(target: bytes, message: Append, peer: Callable[[ReplicaId], pb
         rest.catch_up.target.CopyFrom(from_position(message.catch_up.target))
         rest.catch_up.base.CopyFrom(from_position(message.catch_up.base))
         rest.catch_up.peers.extend(peer(each) for each in message.catch_up.peers)
+    rest.acked.extend(_from_acked(message.acked))
     parts = [target, rest.SerializeToString()]
     for record in message.records:
         parts += (_RECORDS_TAG, _varint(len(record.encoded)), record.encoded)
@@ -128,6 +150,7 @@ def _to_append(request: pb.ReplicateRequest, records: tuple[Record, ...]) -> App
         to_position(request.end),
         records,
         catch_up,
+        _to_acked(request.acked),
     )
 
 
@@ -236,6 +259,8 @@ def encode_seal_answer(answer: SealAnswer | FencedBy) -> pb.SealEpochResponse:
         configuration=answer.configuration,
         generation=answer.generation,
         full=answer.full,
+        known=_from_acked(answer.known),
+        complete=answer.complete,
     )
 
 
@@ -253,6 +278,8 @@ def decode_seal_answer(response: pb.SealEpochResponse, sent: SealEpoch) -> SealA
         floor=to_position(response.floor),
         generation=Generation(response.generation),
         full=response.full,
+        known=_to_acked(response.known),
+        complete=response.complete,
     )
 
 

@@ -227,10 +227,14 @@ class FillingReplica(ReplicaLog):
         return (SealEntry(floor.epoch, self.configuration),)
 
     def know_acked(self, position: Position) -> list[FollowerEffect]:
-        """Rule 10: somebody knows that this replica acked up to `position`. Below it, it is an old copy."""
-        if self.filling is not None or position <= self._run.end or position <= self._acked:
+        """Rule 10: somebody knows that this replica acked up to `position`. Answering for less, it is an old copy.
+
+        What is known lags behind what was acked, and what was promised is lost as well: the floor is unknown.
+        """
+        answers_for = self._floor if self.filling is not None else self._run.end
+        if position <= max(answers_for, self._acked):
             return []
-        return self._distrust(position)
+        return self._distrust(UNKNOWN_FLOOR)
 
     # ---- copies of a peer's tables
 

@@ -91,14 +91,24 @@ class Follower(FillingReplica):
     def _seal_answer(self, origin: Hashable, message: SealEpoch) -> Answer:
         if (message.epoch, message.configuration) != (self.epoch, self.configuration):
             return Answer(origin, FencedBy(self.epoch, self.configuration))
-        known = max(self.commit, self._copied) if self.filling else self.commit
+        commit = max(self.commit, self._copied) if self.filling else self.commit
         floor = self.filling.floor if self.filling else ORIGIN
         end = self._durable_end
         self._note_acked()
         return Answer(
             origin,
             SealAnswer(
-                self.epoch, self.configuration, end, known, self._applied, self.whole, floor, self.generation, self.full
+                self.epoch,
+                self.configuration,
+                end,
+                commit,
+                self._applied,
+                self.whole,
+                floor,
+                self.generation,
+                self.full,
+                self._known,
+                not self._needs_delta,
             ),
         )
 
@@ -122,6 +132,7 @@ class Follower(FillingReplica):
             if follows:
                 self._match(message.records[-1].position)
         self._learn(message)
+        self._note_known(message.acked)
         effects.append(self._persist(*entries, acks=self.epoch) if entries else self._ack())
         if self.filling and self.filling.floor == UNKNOWN_FLOOR and message.end.epoch == self.epoch:
             effects.append(self._persist(*self._fill_above(message.end), acks=self.epoch))

@@ -13,7 +13,7 @@ Invariants:
 
 from collections import deque
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blockstore.domain import ORIGIN, Configuration, Position, ReplicaId
 from blockstore.errors import CairnError, Corrupt, Fenced, InvalidRequest, NoSpace, QuorumUnavailable
@@ -22,6 +22,7 @@ from blockstore.record import Operation, OperationKind, Record, encode_record
 from blockstore.replication.in_flight import Write
 from blockstore.replication.member import NEVER, Member
 from blockstore.replication.messages import (
+    AckedPositions,
     Append,
     AppendAnswer,
     CatchUp,
@@ -30,6 +31,7 @@ from blockstore.replication.messages import (
     FencedBy,
     LeaderEffect,
     Over,
+    Reconnect,
     Relieved,
     SealAnswer,
     Sealed,
@@ -40,7 +42,7 @@ from blockstore.replication.messages import (
 from blockstore.replication.quorum import Quorum
 from blockstore.replication.reads import Read, Reads
 from blockstore.replication.record_run import RecordRun
-from blockstore.replication.recovery import ChosenLog, choose_log
+from blockstore.replication.recovery import ChosenLog, answers_for, choose_log
 from blockstore.replication.settings import LeaderSettings
 from blockstore.replication.status import LeaderStatus, MemberStatus
 from blockstore.replication.write_queue import WriteQueue
@@ -123,8 +125,7 @@ class Leader:
             return []
         member = self._members[replica]
         member.open(now)
-        known = member.matched if member.matched.epoch == self.epoch else ORIGIN
-        return [Send(replica, SealEpoch(self.epoch, self.configuration.number, known))]
+        return [Send(replica, SealEpoch(self.epoch, self.configuration.number, member.acked))]
 
     def disconnected(self, replica: ReplicaId, now: float) -> list[LeaderEffect]:
         """Everything under way to this member may be lost."""
@@ -160,17 +161,38 @@ class Leader:
         self._answers[member.replica] = answer
         if self._heard_quorum_at is None and self._quorum.reached(self._answers):
             self._heard_quorum_at = now
-        effects: list[LeaderEffect] = []
-        if self._chosen is not None and answer.floor == UNKNOWN_FLOOR:
-            member.doubt(now)
-        elif self._chosen is not None:
-            effects += self._rejoin(member, self._chosen, now)
-        else:
+        effects = self._learn(member, answer, now)
+        if self._chosen is None:
             effects += self._choose(now)
+        elif member.sealed and answer.floor == UNKNOWN_FLOOR:
+            member.doubt(now)
+        elif member.sealed:
+            effects += self._rejoin(member, self._chosen, now)
         if self._over is None:
             effects += self._advance(now)
             effects += self._reads.retry(self._commit, now)
         return effects
+
+    def _learn(self, member: Member, answer: SealAnswer, now: float) -> list[LeaderEffect]:
+        """Rule 10: who answers for less than what it is known to have acked is an old copy that was put back."""
+        if answer.whole:
+            member.acked = max(member.acked, answer.end)
+        effects: list[LeaderEffect] = []
+        for replica, position in ((member.replica, member.acked), *answer.known):
+            peer = self._members.get(replica)
+            if peer is None or (peer is not member and position <= peer.acked):
+                continue
+            peer.acked = position
+            if peer.sealed and answers_for(self._answers[replica]) < position:
+                effects += self._distrust(peer, now)
+        return effects
+
+    def _distrust(self, member: Member, now: float) -> list[LeaderEffect]:
+        """From here on it is filling, whatever it said; sealed again with what is known, it makes that durable."""
+        answer = self._answers[member.replica]
+        self._answers[member.replica] = replace(answer, whole=False, floor=UNKNOWN_FLOOR)
+        member.whole = False
+        return [*self.disconnected(member.replica, now), Reconnect(member.replica)]
 
     def _choose(self, now: float) -> list[LeaderEffect]:
         """Take the log to go on with, if that can be said already, and open the epoch behind it.
@@ -295,15 +317,32 @@ class Leader:
     def _send(self, member: Member, records: tuple[Record, ...], now: float) -> Send:
         size_bytes = sum(len(record.encoded) for record in records)
         request = member.sending(now, records[-1].sequence, size_bytes)
-        end = self._run.end
-        return Send(member.replica, Append(self.epoch, self.configuration.number, request, self._commit, end, records))
+        return self._append(member, request, now, records)
 
     def _heartbeat(self, member: Member, now: float) -> Send:
         """Without records; tells a member that is not whole, or behind, where to find what it lacks."""
         request = member.sending(now)
         catch_up = self._catch_up(member) if member.catching_up or not member.whole else None
-        message = Append(self.epoch, self.configuration.number, request, self._commit, self._run.end, catch_up=catch_up)
+        return self._append(member, request, now, catch_up=catch_up)
+
+    def _append(
+        self,
+        member: Member,
+        request: int,
+        now: float,
+        records: tuple[Record, ...] = (),
+        catch_up: CatchUp | None = None,
+    ) -> Send:
+        number, end, acked = self.configuration.number, self._run.end, self._acked_by_others(member, now)
+        message = Append(self.epoch, number, request, self._commit, end, records, catch_up, acked)
         return Send(member.replica, message)
+
+    def _acked_by_others(self, member: Member, now: float) -> AckedPositions:
+        """For a member to remember (rule 10); empty where it was told less than a heartbeat ago."""
+        if now - member.told_at < self.settings.heartbeat_s:
+            return ()
+        member.told_at = now
+        return tuple((other.replica, other.acked) for other in self._members.values() if other is not member)
 
     def _catch_up(self, member: Member) -> CatchUp:
         """Reach the start of what is retained here, or start anew at a committed base that a record follows."""

@@ -22,6 +22,9 @@ NEVER: Final = float("-inf")
 class Member:
     """matched, commit, whole, full: as last said. confirmed: when the newest answered request was sent.
 
+    acked: the highest that it is known to have acked while whole, by its own words or those of others. told_at:
+    when it was told what the others have acked.
+
     foreign: it has committed what the chosen log lacks, after that loss was accepted: it takes no part any
     more, and has to be made anew.
     """
@@ -35,11 +38,13 @@ class Member:
     full: bool = False
     matched: Position = ORIGIN
     commit: Position = ORIGIN
+    acked: Position = ORIGIN
     foreign: bool = False
     catching_up: bool = False
     next: int = 1
     confirmed: float = NEVER
     sent_at: float = NEVER
+    told_at: float = NEVER
     extents_done: int = 0
     extents_total: int = 0
     window_bytes: int = 0
@@ -62,6 +67,7 @@ class Member:
         """The way to it is open; its seal is about to be sent."""
         self.close()
         self.connected = True
+        self.told_at = NEVER
         self._seal_sent_at = now
 
     def close(self) -> None:
@@ -98,6 +104,8 @@ class Member:
         if lost_track or not answer.whole or answer.matched.sequence > self.matched.sequence:
             self.matched = answer.matched
         self.whole = answer.whole
+        if self.whole:
+            self.acked = max(self.acked, self.matched)
         while self._window and self._window[0][0] <= self.matched.sequence:
             self.window_bytes -= self._window.popleft()[1]
         return lost_track

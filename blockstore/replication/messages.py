@@ -15,6 +15,9 @@ from blockstore.log import LogEntry
 from blockstore.record import Record
 from blockstore.units import FIRST_GENERATION, BlockNumber, Epoch, Generation, Sequence
 
+AckedPositions = tuple[tuple[ReplicaId, Position], ...]
+"""For some members: a position that each has acked, while it was whole."""
+
 # ---- messages
 
 
@@ -37,7 +40,9 @@ class SealAnswer:
     epoch, configuration: as sealed. end: of its log. commit: the highest position that it knows to be
     committed; a filling replica may know a higher one than `end`. floor: the highest position that
     it may ever have acked, where that can be above `end` (a filling one), else ORIGIN. generation:
-    that a write behind `end` belongs to; of no meaning while filling. full: short of space.
+    that a write behind `end` belongs to; of no meaning unless complete. full: short of space. known: what
+    other members had acked, as leaders told it. complete: all content up to `end` is here; a filling
+    replica may lack only the certainty that it never acked more.
     """
 
     epoch: Epoch
@@ -49,6 +54,8 @@ class SealAnswer:
     floor: Position = ORIGIN
     generation: Generation = FIRST_GENERATION
     full: bool = False
+    known: AckedPositions = ()
+    complete: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +77,8 @@ class Append:
     """Leader to member, in order on one stream; without records it is a heartbeat.
 
     request: grows with each message to this member; echoed. commit: up to here all is on a quorum.
-    end: of the leader's log when this was sent. records: in sequence.
+    end: of the leader's log when this was sent. records: in sequence. acked: of all other members, now
+    and then; in between it is empty.
     """
 
     epoch: Epoch
@@ -80,6 +88,7 @@ class Append:
     end: Position
     records: tuple[Record, ...] = ()
     catch_up: CatchUp | None = None
+    acked: AckedPositions = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +209,13 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class Reconnect:
+    """Close the way to this member and open it anew: it has to be sealed again."""
+
+    replica: ReplicaId
+
+
+@dataclass(frozen=True, slots=True)
 class Serving:
     """The epoch-start record is on a quorum and no older lease is left: guests may be served."""
 
@@ -265,4 +281,6 @@ class Over:
     error: CairnError
 
 
-LeaderEffect = Send | Serving | Completed | Sealed | Failed | ReadFrom | ReadDone | ReadDropped | Relieved | Over
+LeaderEffect = (
+    Send | Reconnect | Serving | Completed | Sealed | Failed | ReadFrom | ReadDone | ReadDropped | Relieved | Over
+)

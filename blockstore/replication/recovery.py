@@ -36,24 +36,42 @@ def choose_log(
     """The highest log among whole members, if fewer than a quorum can have acked above it.
 
     answers: of the members that were sealed in this epoch. A member not heard from, and a filling
-    one whose floor is above the log, may have acked anything.
+    one whose floor is above the log, may have acked anything. With accept_loss also the log of a filling
+    member will do whose content is complete: what else it may have acked is given up.
     """
     if not quorum.reached(answers):
         return Undecided(f"{len(answers)} of {len(quorum.replicas)} members answered; a quorum is needed")
     all_heard = len(answers) == len(quorum.replicas)
-    whole = [answer for answer in answers.values() if answer.whole]
-    if not whole:
-        return Undecided("no member that answered is whole", lost=all_heard)
-    best = max(whole, key=lambda answer: answer.end)
+    fit = [answer for answer in answers.values() if answer.whole or (accept_loss and answer.complete)]
+    if not fit:
+        return Undecided(_nothing_whole(answers), lost=all_heard)
+    best = max(fit, key=lambda answer: answer.end)
     committed = max(answer.commit for answer in answers.values())
     above = {replica for replica in quorum.replicas if _may_be_above(answers.get(replica), best.end)}
     if not accept_loss and (quorum.reached(above) or committed > best.end):
         return Undecided(_missing(best.end, sorted(above), committed), lost=all_heard)
-    return ChosenLog(best.end, min(committed, best.end), best.generation)
+    return ChosenLog(best.end, committed if committed <= best.end else min(best.commit, best.end), best.generation)
+
+
+def answers_for(answer: SealAnswer) -> Position:
+    """At or above all that a member has acked, if its disk is the one it acked with (rule 10)."""
+    return answer.end if answer.whole else answer.floor
 
 
 def _may_be_above(answer: SealAnswer | None, end: Position) -> bool:
     return answer is None or (not answer.whole and answer.floor > end)
+
+
+def _nothing_whole(answers: Mapping[ReplicaId, SealAnswer]) -> str:
+    complete = {replica: answer.end for replica, answer in answers.items() if answer.complete}
+    if not complete:
+        return "no member that answered is whole, nor has any one all content up to where its log ends"
+    fullest = max(complete, key=lambda replica: complete[replica])
+    return (
+        "no member that answered is whole: each may have acknowledged writes that it holds no more. The fullest log, "
+        f"that of {fullest}, ends at {tuple(complete[fullest])}: what was acknowledged behind that may be missing; "
+        "bring back a member that has it, or go on from there with --accept-loss"
+    )
 
 
 def _missing(end: Position, above: list[ReplicaId], committed: Position) -> str:

@@ -26,7 +26,7 @@ from blockstore.log import (
     TruncateEntry,
 )
 from blockstore.record import Record
-from blockstore.replication.messages import Commit, FollowerEffect, Persist, SealEpoch
+from blockstore.replication.messages import AckedPositions, Commit, FollowerEffect, Persist, SealEpoch
 from blockstore.replication.record_run import RecordRun, earlier, generation_after
 from blockstore.replication.replay import Replayed, copies, replay, replay_entry
 from blockstore.units import Epoch, Generation
@@ -62,6 +62,8 @@ class ReplicaLog:
         self._copied = image.copied
         self._generation = self._applied_generation = image.generation
         self._acked = ORIGIN
+        #: What the other members have acked, as leaders told it.
+        self._known: AckedPositions = image.known
         #: The current log is durable up to this sequence.
         self._durable: int = self._run.end.sequence
         #: While a cut is not durable: the log as it is on disk, with the tail that the cut takes away.
@@ -207,6 +209,12 @@ class ReplicaLog:
         if number >= self._cut_number:
             self._on_disk = None
 
+    def _note_known(self, acked: AckedPositions) -> None:
+        """A leader names all other members: who is not named is no member any more."""
+        if acked:
+            known = dict(self._known)
+            self._known = tuple((peer, max(known.get(peer, ORIGIN), position)) for peer, position in acked)
+
     def _note_acked(self) -> None:
         if self.filling is None:
             self._acked = max(self._acked, self._durable_end)
@@ -246,7 +254,9 @@ class ReplicaLog:
         if self._on_disk is not None:
             run, durable = self._on_disk.run, self._on_disk.run.end.sequence
         records = run.between(applied.sequence, durable)
-        return LogImage(applied, self.epoch, self.configuration, self.filling, records, generation, self._copied)
+        return LogImage(
+            applied, self.epoch, self.configuration, self.filling, records, generation, self._copied, self._known
+        )
 
     def records(self, after: Position, up_to: Position) -> tuple[Record, ...] | None:
         """For a peer that fills a gap; None where this memory does not hold all of it, or while filling."""

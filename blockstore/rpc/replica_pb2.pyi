@@ -192,6 +192,31 @@ class DeleteResponse(_message.Message):
 Global___DeleteResponse: _TypeAlias = DeleteResponse  # noqa: Y015
 
 @_typing.final
+class Acked(_message.Message):
+    """A position that a member has acked, as its leader or another member knows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICA_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    replica: _builtins.str
+    @_builtins.property
+    def position(self) -> Global___Position: ...
+    def __init__(
+        self,
+        *,
+        replica: _builtins.str = ...,
+        position: Global___Position | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "replica", b"replica"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Acked: _TypeAlias = Acked  # noqa: Y015
+
+@_typing.final
 class SealEpochRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -238,6 +263,8 @@ class SealEpochResponse(_message.Message):
     CONFIGURATION_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     FULL_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
     whole: _builtins.bool
     epoch: _builtins.int
     """As sealed. Newer than those that were sent: the sender is fenced, and nothing else is said."""
@@ -246,6 +273,8 @@ class SealEpochResponse(_message.Message):
     """The number of the generation that writes now belong to, as of `end`."""
     full: _builtins.bool
     """Short of space: writes should not be sent."""
+    complete: _builtins.bool
+    """All content up to `end` is here, also where the replica fills because it may have acked more."""
     @_builtins.property
     def end(self) -> Global___Position:
         """The end of the log, all of it durable."""
@@ -257,6 +286,10 @@ class SealEpochResponse(_message.Message):
     @_builtins.property
     def floor(self) -> Global___Position:
         """The highest position that a filling replica may ever have acked."""
+
+    @_builtins.property
+    def known(self) -> _containers.RepeatedCompositeFieldContainer[Global___Acked]:
+        """What the other members have acked, as leaders told it to this one."""
 
     def __init__(
         self,
@@ -270,10 +303,12 @@ class SealEpochResponse(_message.Message):
         configuration: _builtins.int = ...,
         generation: _builtins.int = ...,
         full: _builtins.bool = ...,
+        known: _abc.Iterable[Global___Acked] | None = ...,
+        complete: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "commit", b"commit", "end", b"end", "floor", b"floor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "commit", b"commit", "configuration", b"configuration", "end", b"end", "epoch", b"epoch", "floor", b"floor", "full", b"full", "generation", b"generation", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "commit", b"commit", "complete", b"complete", "configuration", b"configuration", "end", b"end", "epoch", b"epoch", "floor", b"floor", "full", b"full", "generation", b"generation", "known", b"known", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -291,6 +326,7 @@ class ReplicateRequest(_message.Message):
     RECORDS_FIELD_NUMBER: _builtins.int
     CATCH_UP_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    ACKED_FIELD_NUMBER: _builtins.int
     request: _builtins.int
     """Echoed by the answer; grows with each message of a stream."""
     @_builtins.property
@@ -309,6 +345,10 @@ class ReplicateRequest(_message.Message):
     def end(self) -> Global___Position:
         """The end of the leader's log when this was sent."""
 
+    @_builtins.property
+    def acked(self) -> _containers.RepeatedCompositeFieldContainer[Global___Acked]:
+        """What all other members have acked, for the replica to remember; in some messages only."""
+
     def __init__(
         self,
         *,
@@ -318,10 +358,11 @@ class ReplicateRequest(_message.Message):
         records: _abc.Iterable[_builtins.bytes] | None = ...,
         catch_up: Global___CatchUp | None = ...,
         end: Global___Position | None = ...,
+        acked: _abc.Iterable[Global___Acked] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up", "commit", b"commit", "end", b"end", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up", "commit", b"commit", "end", b"end", "records", b"records", "request", b"request", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "catch_up", b"catch_up", "commit", b"commit", "end", b"end", "records", b"records", "request", b"request", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -99,6 +99,11 @@ class MemberLink:
         if self._session is not None:
             self._session.read(effect)
 
+    def reconnect(self) -> None:
+        """Close the connection and open another one."""
+        if self._session is not None:
+            self._session.break_off("it has to be sealed again")
+
     def check(self) -> None:
         """Break a connection whose other side has not answered for call_timeout_s."""
         if self._session is not None:
@@ -191,8 +196,12 @@ class _Session:
 
     def check(self) -> None:
         late = self._silent_since is not None and self._loop.time() - self._silent_since > self._call_timeout_s
-        if late and not self._broken.done():
-            self._broken.set_exception(QuorumUnavailable(f"it has not answered for {self._call_timeout_s} s"))
+        if late:
+            self.break_off(f"it has not answered for {self._call_timeout_s} s")
+
+    def break_off(self, why: str) -> None:
+        if not self._broken.done():
+            self._broken.set_exception(QuorumUnavailable(why))
 
     async def seal(self, directory: Directory) -> None:
         """Seal the member's log, and tell the answer."""

@@ -28,6 +28,7 @@ from blockstore.replication.messages import (
     ReadDone,
     ReadDropped,
     ReadFrom,
+    Reconnect,
     Relieved,
     SealAnswer,
     Sealed,
@@ -223,6 +224,8 @@ class OpenVolume:
             match effect:
                 case Send(replica, message):
                     self._links[replica].send(message)
+                case Reconnect(replica):
+                    self._links[replica].reconnect()
                 case Completed(tickets):
                     _complete(tickets)
                 case ReadFrom():

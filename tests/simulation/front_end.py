@@ -22,6 +22,7 @@ from blockstore.replication.messages import (
     ReadDone,
     ReadDropped,
     ReadFrom,
+    Reconnect,
     Relieved,
     Sealed,
     SealEpoch,
@@ -43,7 +44,7 @@ _CALL_TIMEOUT_S = 0.6
 class FrontEnd(Process):
     """One attachment: one epoch, one leader, one guest."""
 
-    def __init__(self, world: "World", epoch: Epoch) -> None:
+    def __init__(self, world: "World", epoch: Epoch, *, accept_loss: bool = False) -> None:
         super().__init__(world.scheduler, f"front-end-{epoch}")
         self.world = world
         self.epoch = epoch
@@ -54,7 +55,8 @@ class FrontEnd(Process):
         self._clock_rate = 1 + (random.random() - 0.5) * world.plan.clock_drift
         self.guest = Guest(self, world)
         self._data: dict[int, list[int]] = {}
-        self.leader = Leader(epoch, world.configuration, world.plan.settings, self.clock())
+        settings = world.plan.settings
+        self.leader = Leader(epoch, world.configuration, settings, self.clock(), accept_loss=accept_loss)
         self._links = [Link(self, world.node_of(member.replica)) for member in world.configuration.members]
         for link in self._links:
             self.after(world.network.delay(self.name, link.node.name), link.open)
@@ -91,31 +93,38 @@ class FrontEnd(Process):
         match effect:
             case Send(replica, message):
                 self._link(replica).send(message)
+            case Reconnect(replica):
+                self._link(replica).reconnect()
+            case ReadFrom():
+                self._read(effect)
+            case ReadDropped(attempt):
+                self._data.pop(attempt, None)
             case Serving():
                 self.serving = True
                 world.checker.serving(self)
                 self.guest.begin()
-            case Completed(tickets):
-                self.guest.completed(tickets)
-            case Sealed(ticket, generation):
-                self.guest.sealed(ticket, generation)
-            case Failed(tickets, error):
-                world.seen[type(error).__name__] += 1
-                self.guest.failed(tickets, error)
-            case ReadFrom():
-                self._read(effect)
-            case ReadDone(ticket, attempt):
-                self.guest.read_done(ticket, self._data.pop(attempt))
-            case ReadDropped(attempt):
-                self._data.pop(attempt, None)
-            case Relieved():
-                self.guest.relieved()
             case Over(error):
                 self.serving = False
                 self.over = error
                 world.checker.over(self)
                 for link in self._links:
                     link.close()
+            case _:
+                self._tell_guest(effect)
+
+    def _tell_guest(self, effect: LeaderEffect) -> None:
+        match effect:
+            case Completed(tickets):
+                self.guest.completed(tickets)
+            case Sealed(ticket, generation):
+                self.guest.sealed(ticket, generation)
+            case Failed(tickets, error):
+                self.world.seen[type(error).__name__] += 1
+                self.guest.failed(tickets, error)
+            case ReadDone(ticket, attempt):
+                self.guest.read_done(ticket, self._data.pop(attempt))
+            case Relieved():
+                self.guest.relieved()
 
     def _link(self, replica: ReplicaId) -> "Link":
         return next(link for link in self._links if link.node.replica == replica)
@@ -178,6 +187,11 @@ class Link:
         if self._stream is not None:
             self._stream.close()
         self._call = self._stream = None
+
+    def reconnect(self) -> None:
+        """The leader wants it closed, and opened anew."""
+        if self._up:
+            self._broken()
 
     def _seal(self, message: SealEpoch) -> None:
         front_end, node = self._front_end, self.node
