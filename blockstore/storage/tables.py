@@ -101,9 +101,11 @@ class Tables:
     def _open(self, create: bool) -> None:
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
+            # With the kernel's readahead: what is not in memory is read at 270 MiB/s in runs, without it at 37;
+            # single blocks take 0.2 ms instead of 0.12.
             self._environment = lmdb.open(
                 str(self.path), map_size=_map_size_for(size), subdir=False, max_dbs=len(NAMES), create=create,
-                readahead=False, meminit=False, max_spare_txns=4,
+                meminit=False, max_spare_txns=4,
             )  # fmt: skip
         except lmdb.Error as error:
             raise self._opening_failed(error) from error
