@@ -35,7 +35,10 @@ class Violation(AssertionError):
 
 
 class Checker:
-    """shown: the highest sequence whose effect a completed request has shown to a guest."""
+    """shown: the highest sequence whose effect a completed request has shown to a guest.
+
+    loss_accepted: what was acknowledged may be gone, as somebody said with --accept-loss; all else holds.
+    """
 
     def __init__(self, members: Iterable[ReplicaId], blocks: int) -> None:
         self._members = tuple(members)
@@ -55,6 +58,7 @@ class Checker:
         self.versions: list[list[tuple[int, int]]] = [[(0, 0)] for _ in range(blocks)]
         self.sealed_at: dict[int, int] = {}
         self.shown = 0
+        self.loss_accepted = False
         self.completed_requests = 0
         self.failed_requests = 0
 
@@ -99,7 +103,7 @@ class Checker:
         self.expect(now.applied >= before.applied, f"{node.name}: applied fell from {before.applied} to {now.applied}")
         if now.whole and before.whole:
             for sequence, position in before.log.items():
-                if 0 < sequence <= len(self.log) and self.log[sequence - 1].position == position:
+                if sequence and self._is_committed(position):
                     kept = sequence <= now.applied.sequence or now.log.get(sequence) == position
                     self.expect(kept, f"{node.name}: cut {position}, which is committed")
 
@@ -258,22 +262,38 @@ class Checker:
 
     def _note_committed(self, position: Position, who: str) -> None:
         """`position` and all before it are committed, says `who`."""
-        log = self.log
-        if position.sequence <= len(log):
-            known = log[position.sequence - 1].position if position.sequence else ORIGIN
-            self.expect(known == position, f"{who}: {position} is committed, and {known} was before")
+        if self._is_committed(position):
             return
+        if position.sequence <= len(self.log) and not self.loss_accepted:
+            known = self.log[position.sequence - 1].position if position.sequence else ORIGIN
+            raise Violation(f"{who}: {position} is committed, and {known} was before")
         holders = self._held[position].bit_count()
         self.expect(holders >= self._quorum, f"{who}: {position} is committed, and {holders} whole replicas hold it")
         chain: list[Record] = []
         at = position
-        while at.sequence > len(log):
+        while at.sequence > len(self.log) or (self.loss_accepted and not self._is_committed(at)):
             chain.append(self._records[at])
             at = chain[-1].previous
-        joint = log[-1].position if log else ORIGIN
+        if self.loss_accepted:
+            self._forget_above(int(at.sequence))
+        joint = self.log[-1].position if self.log else ORIGIN
         self.expect(at == joint, f"{who}: {position} is committed on top of {at}, and {joint} was before")
         for record in reversed(chain):
             self._append(record)
+
+    def _is_committed(self, position: Position) -> bool:
+        sequence = position.sequence
+        if sequence == 0:
+            return position == ORIGIN
+        return sequence <= len(self.log) and self.log[sequence - 1].position == position
+
+    def _forget_above(self, sequence: int) -> None:
+        """What was committed above that is lost, and somebody said that it may be."""
+        del self.log[sequence:]
+        self.versions = [[version for version in versions if version[0] <= sequence] for versions in self.versions]
+        self.sealed_at = {generation: at for generation, at in self.sealed_at.items() if at <= sequence}
+        self._generation = int(FIRST_GENERATION) + len(self.sealed_at)
+        self.shown = min(self.shown, sequence)
 
     def _append(self, record: Record) -> None:
         self.log.append(record)

@@ -137,7 +137,8 @@ def read_disk(image: LogImage, entries: Iterable[LogEntry]) -> DiskState:
             case SealEntry(sealed, _):
                 epoch = max(epoch, sealed)
             case TruncateEntry(after):
-                if after >= applied.sequence:
+                lost = lost and after > end.sequence
+                if applied.sequence <= after <= end.sequence:
                     log = {sequence: position for sequence, position in log.items() if sequence <= after}
                     end = log[max(log)]
             case FillingEntry(filling):

@@ -63,6 +63,13 @@ class Network:
         self.slow.clear()
         self.faults = NetworkFaults(latency_s=self.faults.latency_s)
 
+    def server_gone(self, server: Process) -> None:
+        """Its clients hear of it soon, as when a process dies, or by the keepalive, as when a machine does."""
+        self.streams = [stream for stream in self.streams if stream.open]
+        within_s = self.random.choice((0.01, self.faults.keepalive_s))
+        for stream in self.streams:
+            stream.lose_server(server, within_s)
+
     def break_stream(self) -> None:
         """One of the open streams breaks."""
         self.streams = [stream for stream in self.streams if stream.open]
@@ -183,6 +190,11 @@ class Stream:
             grace = 0.0 if random.random() < 0.5 else random.random() * 0.5
             self._arrives_until = self._network.scheduler.now + grace
             self._client.after(random.random() * 0.05, self._end)
+
+    def lose_server(self, server: Process, within_s: float) -> None:
+        """Where this is its server, it is gone."""
+        if self._server is server:
+            self._client.after(self._network.random.random() * within_s, self._end)
 
     def refuse(self) -> None:
         """The server ends it."""

@@ -151,6 +151,7 @@ class Node(Process):
             self.disk.release()
         self.world.checker.disk_changed(self)
         self.end_life()
+        self.world.network.server_gone(self)
 
     def set_full(self, full: bool) -> None:
         """Whether its disk is short of space."""

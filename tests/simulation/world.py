@@ -11,6 +11,7 @@ from random import Random
 from typing import Any, Final
 
 from blockstore.domain import ORIGIN, Configuration, Member, NodeId, Position, ReplicaId
+from blockstore.errors import Corrupt
 from blockstore.log import UNKNOWN_FLOOR, Filling, LogImage
 from blockstore.replication.leader import LeaderSettings
 from blockstore.units import BLOCK_SIZE, Epoch, Sequence
@@ -50,6 +51,7 @@ class Plan:
     disk: DiskSpeed
     settings: LeaderSettings
     final_power_cut: bool
+    loses_a_quorum: bool
 
 
 #: Each kind of fault, and how often it happens in a seed that has it.
@@ -123,6 +125,7 @@ def draw_plan(random: Random) -> Plan:
             queue_bytes=random.choice((8, 64)) * BLOCK_SIZE,
         ),
         final_power_cut=random.random() < 0.2,
+        loses_a_quorum=random.random() < 0.04,
     )  # fmt: skip
 
 
@@ -146,6 +149,7 @@ class World:
         self.front_ends: list[FrontEnd] = []
         self.epoch = Epoch(0)
         self.chaos = True
+        self._made_anew: set[str] = set()
         self._tickets = 0
         self._requests_left = self.plan.requests
         self._known: dict[ReplicaId, Position] = {}
@@ -195,6 +199,8 @@ class World:
             self._schedule_fault(kind, rate)
         self._run_until(self.plan.chaos_s)
         self._heal()
+        if self.plan.loses_a_quorum:
+            self._lose_a_quorum()
         self._converge()
         if self.plan.final_power_cut:
             self._power_cut()
@@ -204,8 +210,9 @@ class World:
     def attach(self) -> FrontEnd:
         """The next epoch, by compare-and-swap; whoever had one before lives on."""
         self.epoch = Epoch(self.epoch + 1)
-        self.trace("control", "attaches epoch", self.epoch)
-        front_end = FrontEnd(self, self.epoch)
+        accept_loss = self.checker.loss_accepted
+        self.trace("control", "attaches epoch", self.epoch, "whatever is lost" if accept_loss else "")
+        front_end = FrontEnd(self, self.epoch, accept_loss=accept_loss)
         self.front_ends.append(front_end)
         return front_end
 
@@ -252,6 +259,48 @@ class World:
         for node in self.nodes:
             node.start()
 
+    def _lose_a_quorum(self) -> None:
+        """More is lost than the members can make good: an attachment must say so, and go on only where told to."""
+        self.trace("world", "loses a quorum")
+        for front_end in self.front_ends:
+            if front_end.alive:
+                front_end.crash()
+        whole = [node for node in self.nodes if self.checker.is_whole(node)]
+        if not whole:
+            return
+        kept = self.random.choice(whole)
+        for node in self.random.sample([node for node in self.nodes if node is not kept], len(self.nodes) // 2 + 1):
+            node.crash()
+            if node.disk.groups:
+                node.disk.rot(self.random.randrange(len(node.disk.groups)), 100, listed=False)
+            else:
+                node.disk.suspect()
+            self.checker.disk_changed(node, put_back=True)
+            node.start()
+        told = self.attach()
+        self._run_until(self.scheduler.now + CONVERGENCE_S, lambda: told.over is not None)
+        if not isinstance(told.over, Corrupt):
+            raise Violation(
+                f"a quorum lost its log, and {told.name} says {told.over}: {describe(told.leader.status())}"
+            )
+        self.checker.loss_accepted = True
+
+    def _create_again(self) -> bool:
+        """A replica that had committed what was given up takes no part any more: it is deleted and made anew."""
+        again = [
+            node
+            for node, member in zip(self.nodes, self._newest().leader.status().members, strict=True)
+            if member.sealed and member.left_out and node.name not in self._made_anew
+        ]
+        for node in again:
+            self._made_anew.add(node.name)
+            node.crash()
+            node.disk = Disk(LogImage(filling=Filling(UNKNOWN_FLOOR, ORIGIN, Sequence(0))))
+            self.trace(node.name, "is made anew")
+            self.checker.disk_changed(node, put_back=True)
+            node.start()
+        return bool(again)
+
     def _converge(self) -> None:
         """Somebody serves, and every replica becomes whole and ends where the leader does."""
         if not self._run_until(self.scheduler.now + CONVERGENCE_S, self._converged):
@@ -264,6 +313,9 @@ class World:
     def _converged(self) -> bool:
         newest = self._newest()
         if not newest.alive or newest.over is not None:
+            self.attach()
+            return False
+        if self.checker.loss_accepted and self._create_again():
             self.attach()
             return False
         followers = [node.follower for node in self.nodes]
