@@ -22,6 +22,7 @@ FORMAT: Final = b"cairn tables 1"
 
 _POSITION: Final = struct.Struct("<QQ")
 _NUMBER: Final = struct.Struct("<Q")
+_ACKED: Final = struct.Struct("<21sQQ")
 _GENERATION: Final = struct.Struct(">I")
 _SEALED: Final = struct.Struct("<QB")
 _PIN: Final = struct.Struct("<QB")
@@ -140,6 +141,7 @@ class Meta:
             records=tuple(self._read_tail()),
             generation=self.generation(),
             copied=self._position(b"copied"),
+            known=tuple(self._known()),
         )
 
     def put_image(self, image: LogImage, mark: int) -> None:
@@ -149,11 +151,19 @@ class Meta:
         self.put(b"generation", _NUMBER.pack(image.generation))
         self.put(b"copied", _POSITION.pack(*image.copied))
         self.put(b"mark", _NUMBER.pack(mark))
+        self.put(b"known", b"".join(_ACKED.pack(replica.encode(), *acked) for replica, acked in image.known))
         if image.filling is None:
             self.delete(b"filling")
         else:
             self.put(b"filling", encode_filling(image.filling))
         self._put_tail(image.records)
+
+    def _known(self) -> Iterator[tuple[ReplicaId, Position]]:
+        content = self._must(b"known")
+        if len(content) % _ACKED.size:
+            raise Corrupt(f"the meta table's known positions have {len(content)} bytes, not {_ACKED.size} each")
+        for replica, epoch, sequence in _ACKED.iter_unpack(content):
+            yield ReplicaId(replica.decode()), Position(Epoch(epoch), Sequence(sequence))
 
     def _position(self, name: bytes) -> Position:
         epoch, sequence = _POSITION.unpack(self._must(name, _POSITION.size))
