@@ -7,6 +7,7 @@ trimmed here after that position must not come back, so a filling replica keeps 
 tombstone, a range of blocks; a copy stated at or above the trim reflects it and overrules it.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Final
 
@@ -21,8 +22,6 @@ from blockstore.storage.keys import (
     ExtentRow,
     Key,
     Version,
-    bits_between,
-    blocks_of,
     data_value,
     decode_bits,
     extent_key,
@@ -34,6 +33,7 @@ from blockstore.storage.keys import (
     zero_value,
 )
 from blockstore.storage.meta import Meta, SealedGeneration
+from blockstore.storage.ranges import RangeMap
 from blockstore.storage.reads import BlockVersion, CorruptBlocks, TableReader
 from blockstore.storage.tables import Reading, Tables, Writing
 from blockstore.units import EXTENT_BLOCKS, FILL_GENERATION, BlockNumber, Generation, Sequence
@@ -162,7 +162,9 @@ class CopyWriter:
         self._tables = tables
         self._transaction = transaction
         self._meta = Meta(tables, transaction)
-        self._tombstones = self._meta.tombstones()
+        self._trims: dict[Generation, RangeMap] = defaultdict(RangeMap)
+        for tombstone in self._meta.tombstones():  # in the order of sequences
+            self._trims[tombstone.generation].put(tombstone.start, tombstone.end, tombstone.sequence)
         self._generations = stored_generations(tables, transaction)
         self._has_source = bool(self._meta.source)
 
@@ -215,14 +217,14 @@ class CopyWriter:
 
     def _undone(self, extent: int, stated: Sequence) -> dict[Key, Sequence]:
         """The blocks that a trim here took away after the stated position, with the last such trim."""
-        undone: dict[Key, Sequence] = {}
-        for tombstone in self._tombstones:
-            if tombstone.sequence > stated:
-                bits = bits_between(tombstone.start, tombstone.end, extent)
-                for number in blocks_of(extent, bits):
-                    key = number, tombstone.generation
-                    undone[key] = max(tombstone.sequence, undone.get(key, Sequence(0)))
-        return undone
+        first = extent * EXTENT_BLOCKS
+        return {
+            (number, generation): Sequence(sequence)
+            for generation, trims in self._trims.items()
+            for start, end, sequence in trims.between(first, first + EXTENT_BLOCKS)
+            if sequence > stated
+            for number in range(start, end)
+        }
 
     def _zeroes(self, undone: dict[Key, Sequence], present: set[Key]) -> dict[Key, Sequence]:
         """Trims that need an entry, because something would show through."""
