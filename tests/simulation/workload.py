@@ -26,7 +26,7 @@ _KINDS: Final = {
     "unpin": OperationKind.UNPIN,
 }
 #: Between the reads of a chain, at most.
-_READ_PAUSE_S: Final = 0.15
+_READ_PAUSE_S: Final = 0.08
 
 
 @dataclass(slots=True)
