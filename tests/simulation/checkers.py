@@ -93,8 +93,13 @@ class Checker:
     def is_whole(self, node: "Node") -> bool:
         """Whether its disk holds all that it ever acked."""
         state = self._disks.get(node.replica)
-        known = node.world.known_acked(node.replica)
+        known = node.world.ever_acked(node.replica)
         return state is not None and state.whole and node.disk.damage is None and state.end >= known
+
+    def acked_since(self, node: "Node", position: Position) -> list[Position]:
+        """Where its disk is whole: positions above that one that it may have acked."""
+        state = self._disks.get(node.replica)
+        return sorted(at for at in state.log.values() if at > position) if state is not None and state.whole else []
 
     def _check_progress(self, node: "Node", before: DiskState, now: DiskState) -> None:
         known = now.highest >= before.highest or before.floor == UNKNOWN_FLOOR

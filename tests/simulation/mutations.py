@@ -120,6 +120,12 @@ def _read_while_behind(follower: Follower, epoch: Any, configuration: int, commi
     return _FOLLOWER_READ(follower, epoch, configuration, earlier(commit, follower.commit))
 
 
+def _know_exactly(follower: Follower, position: Position) -> list[FollowerEffect]:
+    """As if what is known of an old copy were all that it ever acked, and it had promised nothing since."""
+    answers_for = follower._floor if follower.filling else follower.end
+    return follower._distrust(position) if position > max(answers_for, follower._acked) else []
+
+
 def _done_at_the_first_extent(follower: Follower, attempt: int, done: int, total: int) -> None:
     if follower._delta.attempt == attempt and done:
         follower._delta.running, follower._delta.complete = False, True
@@ -159,6 +165,13 @@ def _choose_by_one(quorum: Quorum, answers: Mapping[ReplicaId, SealAnswer], *, a
         return Undecided("no member that answered is whole")
     best = max(whole, key=lambda answer: answer.end)
     return ChosenLog(best.end, best.commit, best.generation)
+
+
+_LEARN: Final = Leader._learn
+
+
+def _learn_nothing_of_others(leader: Leader, member: Member, answer: SealAnswer, now: float) -> list[LeaderEffect]:
+    return _LEARN(leader, member, replace(answer, known=()), now)
 
 
 _ADVANCE: Final = Leader._advance
@@ -237,6 +250,8 @@ MUTATIONS: Final[dict[str, tuple[Patch, ...]]] = {
     "serve_before_the_old_lease_is_over": ((Leader, "_serve_if_due", _serve_at_once),),
     "count_a_filling_replicas_acks": ((Leader, "_advance", _trusting(Leader._advance)),),
     "take_a_filling_replicas_log": ((leader_module, "choose_log", _choose_any_log),),
+    "believe_that_an_old_copy_acked_what_is_known": ((Follower, "know_acked", _know_exactly),),
+    "forget_what_peers_know_of_an_old_copy": ((Leader, "_learn", _learn_nothing_of_others),),
     "attach_without_a_quorum": ((leader_module, "choose_log", _choose_by_one),),
     "drop_the_epoch_start_record": (
         (Leader, "_append_record", _append_no_epoch_start),

@@ -21,6 +21,7 @@ from tests.simulation.disk import Disk
 from tests.simulation.front_end import FrontEnd
 from tests.simulation.network import Network, NetworkFaults
 from tests.simulation.node import DiskSpeed, Node
+from tests.simulation.old_copies import OldCopies
 from tests.simulation.scheduler import Scheduler
 
 #: Virtual seconds within which a healed cluster must have converged.
@@ -72,7 +73,8 @@ FAULTS: Final = {
     "full_node": 0.4,
     "bad_blocks": 0.3,
     "damage_node": 0.4,
-    "old_copy": 0.3,
+    "old_copy": 0.8,
+    "forgotten_copy": 0.3,
     "checkpoint": 2.0,
 }
 
@@ -80,7 +82,8 @@ FAULTS: Final = {
 _SPLITS: Final = {"split": 0.8, "pause_front_end": 0.5, "checkpoint": 1.0}
 _FILLINGS: Final = {"crash_node": 0.8, "damage_node": 0.8, "crash_front_end": 0.4, "checkpoint": 3.0}
 _ATTACHMENTS: Final = {"attach_briefly": 4.0, "crash_node": 0.5, "break_stream": 2.0}
-_TROUBLES: Final = (_SPLITS, _FILLINGS, _ATTACHMENTS)
+_OLD_COPIES: Final = {"forgotten_copy": 6.0, "checkpoint": 10.0, "isolate_node": 0.5, "crash_front_end": 0.5}
+_TROUBLES: Final = (_SPLITS, _FILLINGS, _ATTACHMENTS, _OLD_COPIES)
 
 
 def draw_plan(random: Random) -> Plan:
@@ -97,6 +100,7 @@ def draw_plan(random: Random) -> Plan:
         "write": 6.0, "read": 4.0, "trim": 4.0 if fills else some(0.6, 4), "zero": some(0.4, 2),
         "seal": some(0.4, 1), "pin": some(0.1, 0.5), "unpin": some(0.1, 0.5),
     }  # fmt: skip
+    slow_disk = DiskSpeed(0.003, 0.3, 0.3)
     retained = random.choice((2, 4) if fills else (2, 4, 8, 40))
     return Plan(
         members=5 if random.random() < 0.08 else 3,
@@ -109,7 +113,7 @@ def draw_plan(random: Random) -> Plan:
         kinds=tuple(weights),
         weights=tuple(weights.values()),
         checkpoint_s=random.choice((0.1, 0.5, 2.0)),
-        checkpoint_records=random.choice((1, 4, 16, 100)),
+        checkpoint_records=random.choice((1, 4) if fills else (1, 4, 16, 100)),
         history_records=0 if fills else random.choice((0, 0, 4, 100)),
         clock_drift=random.choice((0.0, 0.1)),
         chaos_s=4.0 if trouble is _SPLITS else 1.0 + random.random() * 4,
@@ -118,11 +122,11 @@ def draw_plan(random: Random) -> Plan:
             latency_s=random.choice((0.0003, 0.002, 0.01)), late=some(0.5, 0.2), late_s=random.choice((0.05, 0.5, 2.0)),
             lost=some(0.3, 0.1), repeated=some(0.4, 0.3),
         ),
-        disk=DiskSpeed(random.choice((0.0005, 0.003)), some(0.5, 0.2), random.choice((0.05, 0.5))),
+        disk=slow_disk if fills else DiskSpeed(random.choice((0.0005, 0.003)), some(0.5, 0.2), 0.3),
         settings=LeaderSettings(
             heartbeat_s=0.3, retry_limit_s=random.choice((1.0, 3.0)), max_records_in_flight=random.choice((1, 2, 4)),
             max_record_bytes=random.choice((4, 8)) * BLOCK_SIZE, retained_bytes=retained * BLOCK_SIZE,
-            queue_bytes=random.choice((8, 64)) * BLOCK_SIZE,
+            queue_bytes=random.choice((8, 64)) * BLOCK_SIZE, batch_bytes=random.choice((0, 0, 4)) * BLOCK_SIZE,
         ),
         final_power_cut=random.random() < 0.2,
         loses_a_quorum=random.random() < 0.04,
@@ -152,8 +156,7 @@ class World:
         self._made_anew: set[str] = set()
         self._tickets = 0
         self._requests_left = self.plan.requests
-        self._known: dict[ReplicaId, Position] = {}
-        self._backups: dict[ReplicaId, tuple[Disk, Position]] = {}
+        self._old_copies = OldCopies(self)
 
     # ---- what the parts ask of their world
 
@@ -166,7 +169,11 @@ class World:
 
     def known_acked(self, replica: ReplicaId) -> Position:
         """What control was told that this replica had acked."""
-        return self._known.get(replica, ORIGIN)
+        return self._old_copies.known.get(replica, ORIGIN)
+
+    def ever_acked(self, replica: ReplicaId) -> Position:
+        """What this replica had acked when its disk was replaced, whether anybody knows or not."""
+        return self._old_copies.acked.get(replica, ORIGIN)
 
     def next_ticket(self) -> int:
         self._tickets += 1
@@ -348,7 +355,7 @@ class World:
 
         self.scheduler.after(self.random.expovariate(rate), strike)
 
-    def _later(self, within_s: float, action: Callable[[], None]) -> None:
+    def later(self, within_s: float, action: Callable[[], None]) -> None:
         """While the faults last: `action` some time within `within_s`."""
         self.scheduler.after(self.random.random() * within_s, lambda: action() if self.chaos else None)
 
@@ -361,7 +368,7 @@ class World:
     def _stop_node(self, node: Node, restart_s: float) -> None:
         if node.alive:
             node.crash()
-            self._later(restart_s, lambda: None if node.alive else node.start())
+            self.later(restart_s, lambda: None if node.alive else node.start())
 
     def _crash_node(self) -> None:
         self._stop_node(self.random.choice(self.nodes), self.random.choice((0.05, 0.5, 2.0)))
@@ -374,7 +381,7 @@ class World:
         front_end = self._newest()
         if front_end.alive:
             front_end.crash()
-            self._later(0.5, self._attach_again)
+            self.later(0.5, self._attach_again)
 
     def _attach_again(self) -> None:
         if not self._newest().alive or self._newest().over is not None:
@@ -389,9 +396,9 @@ class World:
         self.network.isolate(front_end.name, [self.random.choice(self.nodes).name])
         if self.random.random() < 0.7:
             front_end.after(self.random.random() * self.random.choice((0.02, 0.1, 0.4)), front_end.crash)
-            self._later(0.5, self._attach_again)
+            self.later(0.5, self._attach_again)
         else:
-            self._later(1.0, self.network.cuts.clear)
+            self.later(1.0, self.network.cuts.clear)
 
     def _split(self) -> None:
         """The old front-end reaches one node only, the new one all others: each could believe it is the only one."""
@@ -403,8 +410,8 @@ class World:
         new = self.attach()
         self.network.isolate(new.name, [alone.name])
         if self.random.random() < 0.4:
-            self._later(3.0, lambda: self._win_over(old, self.random.choice(others)))
-        self._later(6.0, self.network.cuts.clear)
+            self.later(3.0, lambda: self._win_over(old, self.random.choice(others)))
+        self.later(6.0, self.network.cuts.clear)
 
     def _win_over(self, old: FrontEnd, node: Node) -> None:
         """A node that promised the new front-end not to listen to the old one forgets, and hears the old one."""
@@ -427,7 +434,7 @@ class World:
         others = [process.name for process in (*self.nodes, *self.front_ends) if process.name != name]
         ways = self.random.choice(((True, True), (True, False), (False, True)))
         self.network.isolate(name, others, outward=ways[0], inward=ways[1])
-        self._later(2.0, self.network.cuts.clear)
+        self.later(2.0, self.network.cuts.clear)
 
     def _isolate_node(self) -> None:
         self._isolate(self.random.choice(self.nodes).name)
@@ -435,19 +442,19 @@ class World:
     def _isolate_front_end(self) -> None:
         self._isolate(self._newest().name)
         if self.random.random() < 0.5:
-            self._later(0.5, self._attach_beside)
+            self.later(0.5, self._attach_beside)
 
     def _cut_one_way(self) -> None:
         names = [process.name for process in (*self.nodes, self._newest())]
         source, target = self.random.sample(names, 2)
         self.network.cuts.add((source, target))
-        self._later(1.5, lambda: self.network.cuts.discard((source, target)))
+        self.later(1.5, lambda: self.network.cuts.discard((source, target)))
 
     def _slow_way(self) -> None:
         names = [process.name for process in (*self.nodes, *self.front_ends[-2:])]
         source, target = self.random.sample(names, 2)
         self.network.slow[source, target] = self.random.choice((0.1, 1.0, 3.0))
-        self._later(2.0, lambda: self.network.slow.pop((source, target), None))  # type: ignore[arg-type]
+        self.later(2.0, lambda: self.network.slow.pop((source, target), None))  # type: ignore[arg-type]
 
     def _break_stream(self) -> None:
         self.network.break_stream()
@@ -455,7 +462,7 @@ class World:
     def _full_node(self) -> None:
         node = self.random.choice(self.nodes)
         node.set_full(True)
-        self._later(1.0, lambda: node.set_full(False))
+        self.later(1.0, lambda: node.set_full(False))
 
     def _bad_blocks(self) -> None:
         """What a node reads fails its checksum for a while."""
@@ -465,14 +472,14 @@ class World:
         def mend() -> None:
             node.corrupt = False
 
-        self._later(1.0, mend)
+        self.later(1.0, mend)
 
     def _checkpoint(self) -> None:
         living = self._living()
         if living:
             self.random.choice(living).checkpoint_soon()
 
-    def _others_hold_everything(self, node: Node) -> bool:
+    def others_hold_everything(self, node: Node) -> bool:
         """Whether all other members are whole on disk: then one may lose what it holds, and nothing is lost."""
         return all(self.checker.is_whole(other) for other in self.nodes if other is not node)
 
@@ -481,7 +488,7 @@ class World:
 
     def _damage(self, node: Node) -> None:
         """A crash after which the journal has lost something, often its end, and says so."""
-        if not node.alive or not self._others_hold_everything(node):
+        if not node.alive or not self.others_hold_everything(node):
             return
         node.crash()
         disk, random = node.disk, self.random
@@ -493,22 +500,15 @@ class World:
             disk.rot(random.choice((last, random.randrange(last + 1))), count, listed=random.random() < 0.6)
         self.trace(node.name, "is damaged", disk.damage)
         self.checker.disk_changed(node, put_back=True)
-        self._later(0.5, lambda: None if node.alive else node.start())
+        self.later(0.5, lambda: None if node.alive else node.start())
 
     def _old_copy(self) -> None:
-        """An old copy of a node's disk is put back; control had been told what the replica acked since."""
-        node = self.random.choice(self.nodes)
-        backup = self._backups.pop(node.replica, None)
-        if backup is None:
-            if node.alive:
-                self._backups[node.replica] = node.disk.backup(), node.follower.acked
-        elif node.alive and self._others_hold_everything(node):
-            node.crash()
-            self._known[node.replica] = max(node.disk.highest, self._known.get(node.replica, ORIGIN))
-            node.disk = backup[0]
-            self.trace(node.name, "is an old copy", node.disk.highest, "known to have acked", self._known[node.replica])
-            self.checker.disk_changed(node, put_back=True)
-            self._later(0.5, lambda: None if node.alive else node.start())
+        self._old_copies.strike(self.random.choice(self.nodes))
+
+    def _forgotten_copy(self) -> None:
+        if self._old_copies.strike(self.random.choice(self.nodes), control_knows=False) and self.random.random() < 0.7:
+            self._crash_front_end()
+            self._isolate_node()
 
 
 def _configuration(members: int) -> Configuration:
