@@ -263,10 +263,20 @@ def test_an_operation_that_fits_no_record_is_refused() -> None:
 
 
 def test_at_most_so_many_records_are_in_flight() -> None:
-    group = Group().serve()
+    group = Group(LeaderSettings(batch_bytes=0)).serve()
     for ticket in range(5):
         group.keep(group.leader.submit(ticket, write(ticket * 64, count=64), group.now))
     assert records_sent(group, A) == [2, 3]
+
+
+def test_the_second_record_in_flight_waits_until_it_is_worth_a_message() -> None:
+    group = Group(LeaderSettings(batch_bytes=3 * BLOCK_SIZE)).serve()
+    sent = []
+    for ticket in range(5):
+        group.keep(group.leader.submit(ticket, write(ticket), group.now))
+        sent.append(records_sent(group, A))
+    assert sent == [[2], [2], [2], [2, 3], [2, 3]]
+    assert len(group.sent[A][-1].records[0].operations) == 3
 
 
 def test_a_seal_ends_its_record_and_later_writes_are_of_the_next_generation() -> None:

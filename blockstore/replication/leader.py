@@ -277,11 +277,18 @@ class Leader:
         full = any(member.full for member in here)
         self._short_of_space = full and not self._quorum.reached([m.replica for m in here if not m.full])
 
+    def _may_append(self) -> bool:
+        """Whether a record is due: nothing is in flight, or enough waits to be worth another message."""
+        in_flight = len(self._in_flight)
+        if not self._writes or in_flight >= self.settings.max_records_in_flight:
+            return False
+        return not in_flight or self._writes.waiting_bytes >= self.settings.batch_bytes
+
     def _send_queued(self, now: float) -> list[LeaderEffect]:
         """Make records of what waits, as long as fewer than the limit are in flight, and send them."""
-        if not self._writes or not self._serving or len(self._in_flight) >= self.settings.max_records_in_flight:
+        if not self._serving or not self._may_append():
             return []
-        while self._writes and len(self._in_flight) < self.settings.max_records_in_flight:
+        while self._may_append():
             batch = self._writes.next_batch()
             if batch:
                 self._append_record((write.operation for write in batch), batch)

@@ -43,6 +43,11 @@ class WriteQueue:
         self._waiting_bytes += write.size_bytes
         self.congested = self.congested or self._waiting_bytes > self._queue_bytes
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Of those that are in no record yet."""
+        return self._waiting_bytes
+
     def newest_over(self, start: BlockNumber, count: int) -> Write | None:
         """The newest write over any of these blocks, waiting or in a record."""
         return self._overlaps.newest_over(start, count)
