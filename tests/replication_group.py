@@ -6,6 +6,7 @@ from typing import TypeVar
 from blockstore.domain import ORIGIN, Position, ReplicaId
 from blockstore.replication.leader import Leader, LeaderSettings
 from blockstore.replication.messages import (
+    AckedPositions,
     Append,
     AppendAnswer,
     LeaderEffect,
@@ -62,10 +63,14 @@ class Group:
         floor: Position | None = None,
         generation: int = 1,
         full: bool = False,
+        known: AckedPositions = (),
+        complete: bool = True,
     ) -> list[LeaderEffect]:
         """The member connects and answers its seal."""
         self.connect(member)
-        answer = SealAnswer(EPOCH, 1, end, commit, ORIGIN, floor is None, floor or ORIGIN, Generation(generation), full)
+        whole, floor = floor is None, floor or ORIGIN
+        layer = Generation(generation)
+        answer = SealAnswer(EPOCH, 1, end, commit, ORIGIN, whole, floor, layer, full, known, complete)
         return self.keep(self.leader.answered(member, answer, self.now))
 
     def ack(

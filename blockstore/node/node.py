@@ -210,7 +210,7 @@ class Node:
         follower = hosted.follower
         return pb.ReplicaStatus(
             target=make_target(hosted.address, follower.epoch, follower.configuration),
-            end=from_position(follower.end),
+            end=from_position(follower.durable_end),
             commit=from_position(follower.commit),
             applied=from_position(hosted.store.applied),
             whole=follower.whole,

@@ -73,7 +73,7 @@ class FillingReplica(ReplicaLog):
                 request,
                 self._durable_match,
                 self.commit,
-                self._durable_end,
+                self.durable_end,
                 self.whole,
                 self.full,
                 self._behind,

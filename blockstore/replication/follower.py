@@ -93,7 +93,7 @@ class Follower(FillingReplica):
             return Answer(origin, FencedBy(self.epoch, self.configuration))
         commit = max(self.commit, self._copied) if self.filling else self.commit
         floor = self.filling.floor if self.filling else ORIGIN
-        end = self._durable_end
+        end = self.durable_end
         self._note_acked()
         return Answer(
             origin,

@@ -111,14 +111,15 @@ class ReplicaLog:
         return self._run.size_bytes
 
     @property
-    def _durable_end(self) -> Position:
+    def durable_end(self) -> Position:
+        """Of the log that is on disk; for a moment lower than what was acked, while a tail is being replaced."""
         position = self._run.position_at(self._durable)
         assert position is not None
         return position
 
     @property
     def _durable_match(self) -> Position:
-        return earlier(self._matched, self._durable_end)
+        return earlier(self._matched, self.durable_end)
 
     @property
     def _needs_delta(self) -> bool:
@@ -217,7 +218,7 @@ class ReplicaLog:
 
     def _note_acked(self) -> None:
         if self.filling is None:
-            self._acked = max(self._acked, self._durable_end)
+            self._acked = max(self._acked, self.durable_end)
         elif self.filling.floor != UNKNOWN_FLOOR:
             self._acked = max(self._acked, self.filling.floor)
 

@@ -159,7 +159,7 @@ class Meta:
         self._put_tail(image.records)
 
     def _known(self) -> Iterator[tuple[ReplicaId, Position]]:
-        content = self._must(b"known")
+        content = self.get(b"known") or b""
         if len(content) % _ACKED.size:
             raise Corrupt(f"the meta table's known positions have {len(content)} bytes, not {_ACKED.size} each")
         for replica, epoch, sequence in _ACKED.iter_unpack(content):
