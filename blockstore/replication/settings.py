@@ -15,10 +15,11 @@ class LeaderSettings:
     breaks nothing. retry_limit_s: below the 30 s after which a guest's kernel gives a disk up.
     max_records_in_flight: fewer and larger batches win (8,000 IOPS with 4, 15,000 with 2).
     batch_bytes: while a record is in flight the next one waits for that or for so much; a message costs a
-    member 500 us of CPU, an operation in it 20 us. max_record_bytes: of payload. retained_bytes: what a member that was away briefly is resent from
-    memory. queue_bytes: of requests that wait; above it no more are taken. window_bytes: sent to one
-    member and not acked; a slow one must not fill the buffers of its connection. loss_wait_s: where a loss was
-    accepted, how long members that have not answered are waited for: one that is up answers well within.
+    member 500 us of CPU, an operation in it 20 us. max_record_bytes: of payload. retained_bytes: what a member
+    that was away briefly is resent from memory. queue_bytes: of requests that wait; above it no more are taken.
+    window_bytes: sent to one member and not acked; a slow one must not fill the buffers of its connection.
+    loss_wait_s: where a loss was accepted, how long members that have not answered are waited for: one that is
+    up answers well within.
     """
 
     lease_s: float = 1.0
