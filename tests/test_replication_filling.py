@@ -417,3 +417,21 @@ def test_a_filling_that_begins_while_the_last_ones_end_is_on_its_way_answers_for
     assert only(Persist, replica.keep(replica.follower.persisted(persist.number))).entries == (WholeEntry(),)
     effects = refused_by_all(replica, catch_up(replica, at(2, 40), at(2, 50), at(2, 51)))
     assert only(Persist, effects).entries == (FillingEntry(Filling(at(2, 5), at(2, 50), Sequence(0))),)
+
+
+def test_an_image_shows_no_filling_that_is_not_durable() -> None:
+    """The end of the filling before it is: replayed over such an image, it would end this one, with nothing copied."""
+    replica = Replica(LogImage(filling=Filling(at(2, 2), ORIGIN, Sequence(0))))
+    replica.sealed(2)
+    replica.append(2, *run_of(2, 1, 5))
+    records = replica.waiting.pop()
+    replica.journal += records.entries
+    end = only(Persist, replica.keep(replica.follower.persisted(records.number)))
+    refused_by_all(replica, catch_up(replica, at(2, 40), at(2, 50), at(2, 51)))
+    replica.image = replica.follower.image()
+    assert (replica.image.applied, replica.image.filling) == (ORIGIN, Filling(at(2, 2), ORIGIN, Sequence(0)))
+    assert read_all_of(replica.image.records) == [at(2, sequence) for sequence in range(1, 6)]
+    replica.journal = list(end.entries)
+    replica.crash()
+    assert replica.follower.whole
+    assert replica.follower.end == at(2, 5)

@@ -170,7 +170,8 @@ class FillingReplica(ReplicaLog):
             return self._advance_commit()
         floor = self._floor if self.filling else max(self._run.end, self._acked)
         since = self.filling.since if self.filling and self._needs_delta else self._applied.sequence
-        self._run, self._on_disk = RecordRun(base), None
+        self._keep_what_is_on_disk()
+        self._run = RecordRun(base)
         self._durable = base.sequence
         self.commit = self._applied = self._matched = base
         entry = self._begin_filling(Filling(floor, base, since))
@@ -320,7 +321,8 @@ class FillingReplica(ReplicaLog):
 
     def checkpointed(self, image: LogImage) -> list[FollowerEffect]:
         """The tables hold this image, synced. One from before the log began anew is of no use here."""
-        if image.filling != self.filling or image.applied.sequence <= self._applied.sequence:
+        self._forget_on_disk(image)
+        if image.applied.sequence <= self._applied.sequence or not self._run.holds(image.applied):
             return []
         self._run.forget(image.applied)
         self._applied, self._applied_generation = image.applied, image.generation

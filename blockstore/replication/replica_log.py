@@ -66,9 +66,11 @@ class ReplicaLog:
         self._known: AckedPositions = image.known
         #: The current log is durable up to this sequence.
         self._durable: int = self._run.end.sequence
-        #: While a cut is not durable: the log as it is on disk, with the tail that the cut takes away.
+        #: While a cut, or the beginning of a filling, is not durable: the log as it is on disk, what its
+        #: `applied` means, and the number of the entry after which the two are the same again.
         self._on_disk: Replayed | None = None
-        self._cut_number = 0
+        self._on_disk_generation = image.generation
+        self._same_again = 0
         #: Up to here the log is the leader's, whether durable or not.
         self._matched = image.applied
         #: What a leader of this epoch has said to be committed; honoured up to what matches.
@@ -172,9 +174,7 @@ class ReplicaLog:
         if after.sequence < self.commit.sequence:
             raise Corrupt(f"{self.replica}: asked to cut its log at {tuple(after)}, below its commit {self.commit}")
         old_end = self._run.end
-        if self._on_disk is None and self._durable > after.sequence:
-            self._on_disk = replay(self._image(self._applied, self._applied_generation), ())
-        self._cut_number = self._number + 1
+        self._keep_what_is_on_disk()
         self._run.truncate(after.sequence)
         self._durable = min(self._durable, after.sequence)
         if (self.filling is None or self._whole_number is not None) and new_end < old_end:
@@ -183,6 +183,7 @@ class ReplicaLog:
 
     def _begin_filling(self, filling: Filling) -> FillingEntry:
         """The entry that says so; what was about to end an earlier filling counts no more."""
+        self._keep_what_is_on_disk()
         self.filling = filling
         self._whole_number = None
         return FillingEntry(filling)
@@ -207,7 +208,7 @@ class ReplicaLog:
             if self._run.holds(pending.end):
                 self._durable = max(self._durable, pending.end.sequence)
             yield pending
-        if number >= self._cut_number:
+        if number >= self._same_again:
             self._on_disk = None
 
     def _note_known(self, acked: AckedPositions) -> None:
@@ -251,13 +252,33 @@ class ReplicaLog:
         return self._image(self.commit, self._generation)
 
     def _image(self, applied: Position, generation: Generation) -> LogImage:
-        run, durable = self._run, self._durable
+        run, durable, filling = self._run, self._durable, self.filling
         if self._on_disk is not None:
-            run, durable = self._on_disk.run, self._on_disk.run.end.sequence
+            run, filling = self._on_disk.run, self._on_disk.filling
+            durable = run.end.sequence
+            if not run.holds(applied):  # of a log that began anew, and that a crash may not find
+                applied, generation = run.start, self._on_disk_generation
         records = run.between(applied.sequence, durable)
         return LogImage(
-            applied, self.epoch, self.configuration, self.filling, records, generation, self._copied, self._known
+            applied, self.epoch, self.configuration, filling, records, generation, self._copied, self._known
         )
+
+    def _keep_what_is_on_disk(self) -> None:
+        """An image must not show more than the journal: what is about to change may never get there.
+
+        Entries before it may: an end of an earlier filling would end, on replay, one that only the image knows of.
+        """
+        if self._on_disk is None:
+            self._on_disk = replay(self._image(self._applied, self._applied_generation), ())
+            self._on_disk_generation = self._applied_generation
+        self._same_again = self._number + 1
+
+    def _forget_on_disk(self, image: LogImage) -> None:
+        """A checkpoint that was under way has ended: no later image applies less."""
+        disk = self._on_disk
+        if disk is not None and disk.run.holds(image.applied):
+            disk.run.forget(image.applied)
+            self._on_disk_generation = image.generation
 
     def records(self, after: Position, up_to: Position) -> tuple[Record, ...] | None:
         """For a peer that fills a gap; None where this memory does not hold all of it, or while filling."""
