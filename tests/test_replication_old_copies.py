@@ -161,3 +161,30 @@ def test_a_filling_replica_that_is_known_to_have_acked_more_than_its_floor_says_
     assert replica.sealed(3, known=at(1, 9)).floor == UNKNOWN_FLOOR
     replica.crash()
     assert replica.sealed(4).floor == UNKNOWN_FLOOR
+
+
+# ---- old copies of all disks: only --accept-loss goes on
+
+
+def test_the_fullest_complete_log_opens_the_epoch_and_its_member_becomes_whole_by_that() -> None:
+    group = Group(accept_loss=True)
+    for member, end in ((A, at(1, 5)), (B, at(1, 6)), (C, at(1, 4))):
+        group.seal(member, end, floor=UNKNOWN_FLOOR, complete=member != C)
+    (opening,) = group.sent[B]
+    assert [record.position for record in opening.records] == [at(EPOCH, 7)]
+    group.ack(B)
+    group.pass_time(group.leader.settings.heartbeat_s)
+    assert group.sent[C][-1].catch_up is not None
+    assert group.sent[C][-1].catch_up.peers == (B,)
+    group.ack(A)
+    assert group.leader.commit == at(EPOCH, 7)
+
+
+def test_a_replica_that_only_lacks_trust_says_that_its_content_is_complete() -> None:
+    replica = Replica()
+    replica.sealed(1)
+    replica.appended(1, *run_of(1, 1, 6))
+    distrusted = replica.sealed(2, known=at(1, 9))
+    assert (distrusted.whole, distrusted.complete) == (False, True)
+    replica.appended(2, *run_of(2, 7, 7, previous=at(1, 6)))
+    assert replica.follower.whole

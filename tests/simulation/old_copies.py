@@ -22,6 +22,7 @@ class OldCopies:
         self.acked: dict[ReplicaId, Position] = {}
         self._world = world
         self._copies: dict[ReplicaId, Disk] = {}
+        self._past: dict[ReplicaId, Disk] = {}
 
     def strike(self, node: Node, *, control_knows: bool = True) -> bool:
         """Take a copy of its disk, or put the one back that was taken; whether it was put back."""
@@ -38,6 +39,28 @@ class OldCopies:
         if control_knows:
             self.known[node.replica] = max(self._world.random.choice(since), self.known.get(node.replica, ORIGIN))
         self._put_back(node, self._copies.pop(node.replica))
+        self._world.later(0.5, lambda: None if node.alive else node.start())
+        return True
+
+    def copy_all(self) -> None:
+        self._past = {node.replica: node.disk.backup() for node in self._world.nodes}
+
+    def put_all_back(self) -> bool:
+        """Whether that was done: a quorum acked since what control knows, and one copy at least is not of a filling."""
+        world = self._world
+        since = {
+            node.replica: world.checker.acked_since(node, self._past[node.replica].highest) for node in world.nodes
+        }
+        complete = any(copy.tables.image.filling is None and copy.damage is None for copy in self._past.values())
+        if not complete or 2 * sum(map(bool, since.values())) <= len(since):
+            return False
+        for node in world.nodes:
+            if since[node.replica]:
+                self.known[node.replica] = max(
+                    world.random.choice(since[node.replica]), world.known_acked(node.replica)
+                )
+            self._put_back(node, self._past[node.replica])
+            node.start()
         return True
 
     def _knows(self, other: Node, node: Node, copy: Disk) -> bool:
@@ -54,4 +77,3 @@ class OldCopies:
             node.name, "is an old copy", copy.highest, "acked", self.acked[node.replica], "control knows", known
         )
         world.checker.disk_changed(node, put_back=True)
-        world.later(0.5, lambda: None if node.alive else node.start())

@@ -53,6 +53,7 @@ class Plan:
     settings: LeaderSettings
     final_power_cut: bool
     loses_a_quorum: bool
+    goes_back: bool
 
 
 #: Each kind of fault, and how often it happens in a seed that has it.
@@ -130,6 +131,7 @@ def draw_plan(random: Random) -> Plan:
         ),
         final_power_cut=random.random() < 0.2,
         loses_a_quorum=random.random() < 0.04,
+        goes_back=random.random() < 0.04,
     )  # fmt: skip
 
 
@@ -204,10 +206,14 @@ class World:
         self.attach()
         for kind, rate in self.plan.faults:
             self._schedule_fault(kind, rate)
+        if self.plan.goes_back:
+            self.scheduler.after(self.random.random() * self.plan.chaos_s, self._old_copies.copy_all)
         self._run_until(self.plan.chaos_s)
         self._heal()
         if self.plan.loses_a_quorum:
             self._lose_a_quorum()
+        elif self.plan.goes_back:
+            self._go_back()
         self._converge()
         if self.plan.final_power_cut:
             self._power_cut()
@@ -284,6 +290,20 @@ class World:
                 node.disk.suspect()
             self.checker.disk_changed(node, put_back=True)
             node.start()
+        self._expect_loss()
+
+    def _go_back(self) -> None:
+        """Every node's disk is replaced by an older copy: no member is whole, as far as control knows."""
+        self.trace("world", "goes back")
+        for front_end in self.front_ends:
+            if front_end.alive:
+                front_end.crash()
+        if self._old_copies.put_all_back():
+            self.seen["went back"] += 1
+            self._expect_loss()
+
+    def _expect_loss(self) -> None:
+        """An attachment says what is lost; the next one is told to go on."""
         told = self.attach()
         self._run_until(self.scheduler.now + CONVERGENCE_S, lambda: told.over is not None)
         if not isinstance(told.over, Corrupt):
