@@ -14,6 +14,8 @@ from blockstore.storage.check import check_replica
 from blockstore.storage.replica_store import FILE_NAME, ReplicaStore
 from blockstore.storage.tables import StorageFailed
 from blockstore.units import BLOCK_SIZE, Generation
+from tests.crash.small_disk import PRIVATE_MOUNTS
+from tests.programs import require_found
 from tests.storage_crash import BLOCKS, story
 from tests.storage_model import Log, apply, block, new_store, write
 
@@ -70,12 +72,12 @@ def test_after_a_failed_write_nothing_is_changed_any_more(tmp_path: Path) -> Non
 
 
 def test_a_full_disk_refuses_checkpoints_and_loses_nothing(tmp_path: Path) -> None:
-    """In a mount namespace of its own, which an ordinary user may make where the kernel allows it."""
-    private = ["unshare", "--user", "--map-root-user", "--mount"]
-    if subprocess.run([*private, "true"], check=False, capture_output=True).returncode:
-        pytest.skip("this kernel lets nobody but root make a mount namespace")
+    ways = [
+        way for way in PRIVATE_MOUNTS if not subprocess.run([*way, "true"], check=False, capture_output=True).returncode
+    ]
+    require_found([] if ways else ["the right to mount (root, or user namespaces)"])
     done = subprocess.run(
-        [*private, sys.executable, "-m", "tests.storage_full", str(tmp_path)],
+        [*ways[0], sys.executable, "-m", "tests.storage_full", str(tmp_path)],
         cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False,
     )  # fmt: skip
     assert done.stdout == "all held\n", done.stderr

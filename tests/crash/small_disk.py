@@ -11,7 +11,8 @@ from typing import Final
 
 from tests.programs import require_found, require_programs
 
-_WAYS: Final = (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"])
+#: Commands that run another one where it may mount for itself: as root, and as a user where the kernel allows it.
+PRIVATE_MOUNTS: Final = (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"])
 _HOLD: Final = 'mount -t tmpfs -o size="$1" cairn "$2" && echo mounted && exec cat'
 
 
@@ -26,7 +27,7 @@ class SmallDisk:
 
     def __enter__(self) -> "SmallDisk":
         require_programs("unshare")
-        for way in _WAYS:
+        for way in PRIVATE_MOUNTS:
             command = [*way, "sh", "-c", _HOLD, "sh", str(self._size_bytes), str(self._directory)]
             self._holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             assert self._holder.stdout is not None
