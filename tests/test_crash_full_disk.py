@@ -18,9 +18,9 @@ from tests.nbd_client import NbdClient, NbdError
 pytestmark = pytest.mark.xdist_group("load")
 
 #: All three nodes share the disk: journals, ballast and three copies of what is written.
-DISK = 1024 * MIB
+DISK = 1280 * MIB
 #: Room for another journal file of each node as well: less, and one of them stays short of it.
-FILLER = 384 * MIB
+FILLER = 448 * MIB
 VOLUME = 512 * MIB
 CHUNK = MIB
 CHUNK_SECTORS = CHUNK // SECTOR_SIZE
@@ -72,7 +72,7 @@ def run(step: Callable[..., Awaitable[object]], *arguments: object) -> object:
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    settings = dataclasses.replace(NODE, reserve_bytes=16 * MIB, checkpoint_s=0.5)
+    settings = dataclasses.replace(NODE, reserve_bytes=64 * MIB, checkpoint_s=0.5)
     model = Model(0, VOLUME // SECTOR_SIZE)
     with (
         SmallDisk(tmp_path, DISK, FILLER) as disk,

@@ -43,6 +43,10 @@ class Disk:
 
     def allocate(self, fd: int, size_bytes: int) -> None:
         """Room for the whole of a new file, written once, on the disk with its metadata."""
+        room = os.fstatvfs(fd)
+        # Asked first: a try that fills the disk fails the writes of others before it is undone.
+        if room.f_bavail * room.f_frsize < size_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.posix_fallocate(fd, 0, size_bytes)
         for offset in range(0, size_bytes, len(_ZEROES)):
             self.write(fd, [_ZEROES[: size_bytes - offset]], offset)
