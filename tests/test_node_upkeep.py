@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
-from blockstore.units import BLOCK_SIZE, MIB
+from blockstore.errors import Corrupt
+from blockstore.storage.keys import version_key
+from blockstore.storage.replica_store import ReplicaStore
+from blockstore.units import BLOCK_SIZE, FIRST_GENERATION, MIB, Sequence
 from tests.stack import in_loop, running_stack, until
 
 SIZE = 32 * MIB
@@ -72,5 +75,91 @@ def test_trimmed_space_goes_back_to_the_file_system(tmp_path: Path) -> None:
             await volume.write(0, b"x" * BLOCK_SIZE)
             await until(lambda: store.file_bytes() < 8 * MIB, "the file is small again")
             assert await volume.read(0, 2) == b"x" * BLOCK_SIZE + bytes(BLOCK_SIZE)
+
+    in_loop(test)
+
+
+def lose_entry(store: ReplicaStore, number: int) -> None:
+    """The index entry of a block is gone from the tables, and nothing else, as after a flipped bit."""
+    key = version_key(number, FIRST_GENERATION)
+    tables = store._tables
+    assert tables.change(lambda transaction: transaction.delete(key, db=tables.index))
+
+
+def sound(store: ReplicaStore) -> bool:
+    """Whether the tables hold all that they say."""
+    try:
+        for extent in store.delta_extents(Sequence(0)):
+            store.copy_extent(extent)
+    except Corrupt:
+        return False
+    return True
+
+
+def test_a_lost_entry_is_never_read_as_zeroes_and_has_the_replica_filled_anew(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_stack(tmp_path, checkpoint_s=0.2) as stack:
+            volume = await stack.open(SIZE)
+            content = {number: os.urandom(BLOCK_SIZE) for number in (3, 300, 301, 900)}
+            for number, block in content.items():
+                await volume.write(number, block)
+            await stack.until_all_whole(volume)
+            await until(lambda: stack.hosted(1).follower.commit == volume.status().commit, "the commit arrives")
+            store = stack.hosted(1).store
+            await stack.hosted(1).checkpoint()
+            lose_entry(store, 300)
+            for turn in range(48):  # every member has its turn, sixteen reads long
+                assert await volume.read(300, 1) == content[300]
+                content[900] = os.urandom(BLOCK_SIZE)
+                await volume.write(900, content[900])
+                await volume.trim(301 if turn % 2 else 300 + turn, 1)
+                content[301] = content[300 + turn] = bytes(BLOCK_SIZE) if turn % 2 or turn == 1 else content[301]
+                await volume.write(300, content[300])
+            await until(lambda: sound(store), "everything was copied")
+            await stack.until_all_whole(volume)
+            await stack.hosted(1).checkpoint()
+            assert {number: store.read(number, 1) for number in content} == content
+
+    in_loop(test)
+
+
+def test_a_lost_entry_in_an_idle_volume_is_found_by_scrub_and_filled_anew(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_stack(tmp_path, scrub_s=1, upkeep_s=0.1, checkpoint_s=0.1) as stack:
+            volume = await stack.open(SIZE)
+            content = os.urandom(BLOCK_SIZE)
+            await volume.write(5, content)
+            await stack.until_all_whole(volume)
+            hosted = stack.hosted(2)
+            await until(lambda: hosted.store.applied == volume.status().commit, "all is in the tables")
+            lose_entry(hosted.store, 5)
+            await until(lambda: not hosted.follower.whole, "scrub finds it")
+            await stack.until_all_whole(volume)
+            assert hosted.store.read(5, 1) == content
+
+    in_loop(test)
+
+
+def test_a_lost_entry_stays_where_too_few_others_are_whole(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_stack(tmp_path, checkpoint_s=0.1) as stack:
+            volume = await stack.open(SIZE)
+            content = os.urandom(BLOCK_SIZE)
+            await volume.write(5, content)
+            await stack.until_all_whole(volume)
+            hosted = stack.hosted(1)
+            await until(lambda: hosted.store.applied == volume.status().commit, "all is in the tables")
+            await stack.stop_node(2)
+            lose_entry(hosted.store, 5)
+            for _ in range(48):
+                assert await volume.read(5, 1) == content
+            await volume.write(6, content)
+            assert hosted.follower.whole, "two of three members are left, and one of them gave up its log"
+            await stack.start_node(2)
+            await volume.close()
+            volume = await stack.open(SIZE)  # which tells the nodes where the others are now
+            await stack.until_all_whole(volume)
+            while not sound(hosted.store):
+                assert await volume.read(5, 1) == content
 
     in_loop(test)

@@ -435,3 +435,41 @@ def test_an_image_shows_no_filling_that_is_not_durable() -> None:
     replica.crash()
     assert replica.follower.whole
     assert replica.follower.end == at(2, 5)
+
+
+# ---- content that is lost
+
+
+def test_lost_content_is_copied_anew_over_the_log_as_it_is() -> None:
+    """What was acked and is not committed here yet stays: others may count on it."""
+    replica = behind(commit=4, end=6)
+    entry, *kept = only(Persist, replica.keep(replica.follower.content_lost())).entries
+    assert entry == FillingEntry(Filling(at(1, 6), at(1, 4), Sequence(0)))
+    assert [each.record.position for each in kept if isinstance(each, RecordEntry)] == [at(1, 5), at(1, 6)]
+    assert replica.follower.content_lost() == []
+    replica.sync()
+    replica.crash()
+    answer = replica.sealed(3)
+    assert (answer.whole, answer.complete, answer.end, answer.floor) == (False, False, at(1, 6), at(1, 6))
+    replica.append(3, end=at(3, 7), commit=at(1, 6), catch_up=CatchUp(at(1, 4), at(1, 4), PEERS))
+    fetch = only(FetchDelta, replica.append(3, *run_of(3, 7, 7, previous=at(1, 6)), commit=at(1, 6)) + replica.effects)
+    assert (fetch.since, fetch.at_least) == (0, at(1, 4))
+
+
+def test_lost_content_of_an_idle_replica_needs_no_further_record() -> None:
+    """Which generation is current is known: the log has no gap."""
+    replica = behind(commit=6, end=6)
+    replica.keep(replica.follower.content_lost())
+    replica.sync()
+    fetch = only(
+        FetchDelta, replica.append(2, end=at(1, 6), commit=at(1, 6), catch_up=CatchUp(at(1, 6), at(1, 5), PEERS))
+    )
+    assert fetch.at_least == at(1, 6), "older than the tables: what they lost may be newer"
+    assert replica.follower.accept_copy(fetch.attempt, at(1, 6)) is not None
+    replica.keep(replica.follower.delta_done(fetch.attempt))
+    replica.sync()
+    assert replica.follower.whole
+
+
+def test_a_replica_without_content_has_lost_none() -> None:
+    assert Replica().follower.content_lost() == []

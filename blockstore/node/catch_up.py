@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import structlog
 
-from blockstore.domain import ReplicaAddress, ReplicaId
+from blockstore.domain import Position, ReplicaAddress, ReplicaId
 from blockstore.errors import CairnError, NotFound, QuorumUnavailable
 from blockstore.grpc_errors import from_rpc_error
 from blockstore.node.hosted_replica import HostedReplica
@@ -21,6 +21,7 @@ from blockstore.replica_codec import from_position, make_target, to_position, to
 from blockstore.replication.messages import FetchDelta, FetchLog
 from blockstore.rpc import replica_pb2 as pb
 from blockstore.rpc import replica_pb2_grpc
+from blockstore.storage.copies import copied_extent, encode_absence
 
 _log = structlog.get_logger(__name__)
 
@@ -88,7 +89,8 @@ class CatchUpClient:
         request = pb.FetchDeltaRequest(
             target=self._target(hosted, effect.peer), since=effect.since, base=from_position(effect.at_least)
         )
-        done = 0
+        began: Position | None = None
+        copied: set[int] = set()
         parts: list[bytes] = []
         async for response in self._responses(self._stub(hosted, effect.peer).FetchDelta(request)):
             parts += response.parts
@@ -96,11 +98,22 @@ class CatchUpClient:
                 continue
             extents = [parts] if parts else []
             stated = to_position(response.applied)
+            began = began or stated
+            copied.update(copied_extent(part) for part in parts)
             if not await hosted.copy(effect.attempt, stated, response.meta or None, extents):
                 return False
-            done += len(extents)
             parts = []
-            hosted.follower.delta_progress(effect.attempt, done, response.extents_total)
+            hosted.follower.delta_progress(effect.attempt, len(copied), response.extents_total)
+        return effect.since > 0 or await self._take_away(hosted, effect.attempt, began, copied)
+
+    async def _take_away(self, hosted: HostedReplica, attempt: int, began: Position | None, copied: set[int]) -> bool:
+        """A copy of everything: what the peer did not have when it began goes. False where the attempt is over."""
+        if began is None:
+            return False
+        held: set[int] = await hosted.in_thread(hosted.store.held_extents)
+        for extent in sorted(held - copied):
+            if not await hosted.copy(attempt, began, None, [[encode_absence(extent, began)]], absent=True):
+                return False
         return True
 
     async def _responses(self, call: Any) -> AsyncIterator[Any]:

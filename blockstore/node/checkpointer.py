@@ -13,10 +13,11 @@ import structlog
 
 from blockstore.config import NodeSettings
 from blockstore.domain import ReplicaId
-from blockstore.errors import NoSpace
+from blockstore.errors import CairnError, NoSpace
 from blockstore.node.hosted_replica import HostedReplica
 from blockstore.node.memory import MemoryBudget
 from blockstore.storage.journal import Journal
+from blockstore.storage.reads import CorruptBlocks
 
 _log = structlog.get_logger(__name__)
 
@@ -30,7 +31,10 @@ class Checkpointer:
         journal: Journal,
         memory: MemoryBudget,
         replicas: Callable[[], Iterable[HostedReplica]],
+        repair: Callable[[HostedReplica, CairnError], None],
     ) -> None:
+        """repair: called with what a checkpoint found damaged."""
+        self._repair = repair
         self._settings = settings
         self._journal = journal
         self._memory = memory
@@ -51,7 +55,7 @@ class Checkpointer:
         self._wake.set()
 
     async def run(self) -> None:
-        """Until cancelled. Raises what a checkpoint raises, save a full disk: then it tries again later."""
+        """Until cancelled. After a full disk or lost entries it tries again; raises what else a checkpoint raises."""
         while True:
             due = self._most_due()
             if due is None:
@@ -62,8 +66,14 @@ class Checkpointer:
                 await due.checkpoint()
             except NoSpace as error:
                 _log.error("no room for a checkpoint; trying again", replica=due.replica, error=str(error))
-                await asyncio.sleep(self._settings.heartbeat_s)
-                self._urgent.add(due.replica)
+                await self._again_later(due)
+            except CorruptBlocks as error:
+                self._repair(due, error)  # which lets it pass
+                await self._again_later(due)
+
+    async def _again_later(self, hosted: HostedReplica) -> None:
+        await asyncio.sleep(self._settings.heartbeat_s)
+        self._urgent.add(hosted.replica)
 
     async def _wait(self) -> None:
         """For something to be due: told, or by age."""

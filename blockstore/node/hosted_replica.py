@@ -150,10 +150,15 @@ class HostedReplica:
         if self._services.journal.release(self.replica, mark):
             self._services.writer.room_made()
 
-    async def copy(self, attempt: int, stated: Position, meta: bytes | None, extents: list[list[bytes]]) -> bool:
-        """Write what a peer sent, as it was at `stated`. False where this attempt is over."""
+    async def copy(
+        self, attempt: int, stated: Position, meta: bytes | None, extents: list[list[bytes]], *, absent: bool = False
+    ) -> bool:
+        """Write what a peer sent, as it was at `stated`. False where this attempt is over.
+
+        absent: the extents are those of which it had nothing when the attempt began, at `stated`.
+        """
         async with self._exclusive():
-            image = None if self.closed else self.follower.accept_copy(attempt, stated)
+            image = None if self.closed else self.follower.accept_copy(attempt, stated, absent=absent)
             if image is None:
                 return False
             await self.in_thread(self.store.write_copy, meta, extents, stated, image)

@@ -61,7 +61,7 @@ class Node:
             marks={replica: store.mark for replica, store in stores.items()},
             make_room=self.store.space.make_room,
         )
-        self._checkpointer = Checkpointer(settings, self.journal, self.memory, self.replicas)
+        self._checkpointer = Checkpointer(settings, self.journal, self.memory, self.replicas, self.repair)
         self._writer = JournalWriter(
             self.journal,
             self._loop,

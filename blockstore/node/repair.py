@@ -6,7 +6,8 @@ one task for each replica; a read that hit a bad block is answered by another me
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import grpc
 import structlog
@@ -40,21 +41,63 @@ class Repairer:
             _log.error("corruption that no block can mend", replica=hosted.replica, error=str(error))
             return
         lost = [version for version in error.versions if version.sequence is None]
-        if lost:
-            _log.error("entries are lost: the replica has to be filled anew", replica=hosted.replica, error=str(error))
+        if lost and hosted.follower.whole:
+            self._start(hosted, self._fill_anew(hosted, error))
         bad = self._bad.setdefault(hosted.replica, set())
         new = set(error.versions) - set(lost) - bad
         bad |= new
         self.found[hosted.replica] += len(new)
-        if new and hosted.replica not in self._running:
+        if new:
             _log.error("bad blocks found", replica=hosted.replica, error=str(error))
-            task = asyncio.get_running_loop().create_task(self._run(hosted))
-            self._running[hosted.replica] = task
-            task.add_done_callback(lambda _: self._running.pop(hosted.replica, None))
+            self._start(hosted, self._run(hosted))
 
     def stop(self) -> None:
         for task in list(self._running.values()):
             task.cancel()
+
+    def _start(self, hosted: HostedReplica, work: Coroutine[Any, Any, None]) -> None:
+        """In the background, unless something runs for this replica: then what is found again starts it."""
+        if hosted.replica in self._running:
+            work.close()
+            return
+        task = asyncio.get_running_loop().create_task(work)
+        self._running[hosted.replica] = task
+        task.add_done_callback(lambda _: self._running.pop(hosted.replica, None))
+
+    async def _fill_anew(self, hosted: HostedReplica, error: CairnError) -> None:
+        """Have everything copied, where the others are a quorum of whole members without this one.
+
+        Else it stays as it is: what is lost is refused when it is read, and all the rest counts.
+        """
+        whole = [await self._is_whole(hosted, peer, address) for peer, address in sorted(hosted.peers.items())]
+        if 2 * sum(whole) <= len(whole):
+            _log.error(
+                "entries are lost, and too few other members are whole to fill the replica anew",
+                replica=hosted.replica,
+                error=str(error),
+            )
+            await asyncio.sleep(self._timeout_s)  # it is found again with every read
+        elif hosted.follower.whole and not hosted.closed:
+            _log.error("entries are lost: the replica is filled anew", replica=hosted.replica, error=str(error))
+            hosted.carry_out(hosted.follower.content_lost())
+
+    async def _is_whole(self, hosted: HostedReplica, peer: ReplicaId, address: str) -> bool:
+        """Whether another member says so, in this epoch."""
+        if peer == hosted.replica:
+            return False
+        stub = replica_pb2_grpc.ReplicaStub(self._open_channel(address))
+        try:
+            with cairn_errors(f"replica {peer}"):
+                response: pb.ListReplicasResponse = await stub.ListReplicas(
+                    pb.ListReplicasRequest(), timeout=self._timeout_s
+                )
+        except CairnError as error:
+            _log.warning("a peer does not say how it is", replica=hosted.replica, peer=peer, error=str(error))
+            return False
+        epoch = hosted.follower.epoch
+        return any(
+            each.whole and (each.target.replica, each.target.epoch) == (peer, epoch) for each in response.replicas
+        )
 
     async def _run(self, hosted: HostedReplica) -> None:
         bad = self._bad[hosted.replica]

@@ -37,7 +37,7 @@ from blockstore.replication.messages import (
 )
 from blockstore.replication.record_run import RecordRun
 from blockstore.replication.replica_log import ReplicaLog
-from blockstore.units import Epoch
+from blockstore.units import Epoch, Sequence
 
 
 class FillingReplica(ReplicaLog):
@@ -237,6 +237,25 @@ class FillingReplica(ReplicaLog):
             return []
         return self._distrust(UNKNOWN_FLOOR)
 
+    def content_lost(self) -> list[FollowerEffect]:
+        """The tables have lost something, and nobody can say what: everything is copied, over the log as it is.
+
+        Only where a quorum of whole members is left without this one. The log has no gap, so what a copy
+        overtakes is applied in order again. A record stays behind the base, if only in the tables, where an
+        image of the log holds none: it says which generation is current.
+        """
+        if self.filling is not None and self._needs_delta and not self.filling.since:
+            return []
+        floor = self._floor if self.filling is not None else max(self._run.end, self._acked)
+        run, commit = self._run, self.commit
+        below = Position(commit.epoch, Sequence(max(0, commit.sequence - 1)))
+        base = commit if run.end > commit else run.position_at(below.sequence) or below
+        if not base.sequence:
+            return []  # there was no content yet
+        behind = run.between(max(base.sequence, run.start.sequence), run.end.sequence)
+        filling = self._begin_filling(Filling(floor, base, Sequence(0)))
+        return [self._persist(filling, *map(RecordEntry, behind), acks=self.epoch)]
+
     # ---- copies of a peer's tables
 
     def _copy_if_due(self) -> list[FollowerEffect]:
@@ -254,16 +273,17 @@ class FillingReplica(ReplicaLog):
 
     @property
     def _copy_at_least(self) -> Position:
-        """No copy is older than one that is here already: tombstones below that may be gone."""
+        """No copy is older than one that is here already: tombstones below that may be gone; or than the tables."""
         assert self.filling is not None
-        return max(self.filling.base, self._copied)
+        return max(self.filling.base, self._copied, self._applied)
 
-    def accept_copy(self, attempt: int, applied: Position) -> LogImage | None:
+    def accept_copy(self, attempt: int, applied: Position, *, absent: bool = False) -> LogImage | None:
         """The image for a transaction that writes a copy stated at `applied`; None where the copy is void.
 
+        absent: nothing comes with it; it takes away what the peer did not have when this attempt began.
         The image applies nothing: no checkpoint may end between this call and the transaction.
         """
-        if not self._delta_is(attempt) or applied < self._copy_at_least:
+        if not self._delta_is(attempt) or (applied < self._copy_at_least and not absent):
             return None
         self._copied = max(self._copied, applied)
         return self._image(self._applied, self._applied_generation)

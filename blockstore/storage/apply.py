@@ -12,7 +12,6 @@ from collections.abc import Sequence as Seq
 from itertools import groupby
 from typing import NamedTuple
 
-from blockstore.errors import Corrupt
 from blockstore.record import OperationKind, Record
 from blockstore.storage.keys import (
     HEAD_SIZE,
@@ -31,8 +30,9 @@ from blockstore.storage.keys import (
 )
 from blockstore.storage.memtable import Entry, Layer, Memtable
 from blockstore.storage.meta import MAX_PIN_ID, Meta, Pin, SealedGeneration, Tombstone
+from blockstore.storage.reads import BlockVersion, CorruptBlocks
 from blockstore.storage.tables import Tables, WriteCursor, Writing
-from blockstore.units import EXTENT_BLOCKS, Generation, Sequence
+from blockstore.units import EXTENT_BLOCKS, BlockNumber, Generation, Sequence
 
 
 class Touched(NamedTuple):
@@ -139,7 +139,7 @@ class Applier:
         cursor, prefix, key = self._cursor, number_key(number), version_key(number, generation)
         first = cursor.key() if cursor.set_range(version_key(number, MAX_GENERATION)) else b""
         if first[:NUMBER_SIZE] != prefix:
-            raise Corrupt(f"block {number} has no entry, though its bit in present is set")
+            raise CorruptBlocks([BlockVersion(BlockNumber(number), None, None)])
         newer = first < key
         found = cursor.set_range(key) if newer else True
         here = found and cursor.key() == key

@@ -125,6 +125,17 @@ def copied_position(part: bytes) -> Position:
     return decode_meta(part).position
 
 
+def copied_extent(part: bytes) -> int:
+    """Which extent a part is of. Raises Corrupt."""
+    return _decode_header(part).extent
+
+
+def encode_absence(extent: int, position: Position) -> bytes:
+    """The one part of an extent of which a peer had nothing at `position`."""
+    (part,) = encode_extent(ExtentCopy(extent, position, {}, []))
+    return part
+
+
 def encode_meta(copy: MetaCopy) -> bytes:
     """The bytes of `copy`."""
     content = {

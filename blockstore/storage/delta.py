@@ -68,6 +68,20 @@ def _scan_extents(tables: Tables, transaction: Reading, start: bytes, since: Seq
     return bytes(cursor.key()) if here else None
 
 
+def held_extents(tables: Tables) -> set[int]:
+    """The extents of which there is anything, be it an entry that nothing else tells of. Raises Corrupt."""
+    found = set(extents_above(tables, Sequence(-1)))
+    with tables.reading() as transaction:
+        found.update(int.from_bytes(key, "big") for key in transaction.cursor(tables.present).iternext(values=False))
+        cursor = transaction.cursor(tables.index)
+        here = cursor.first()
+        while here:
+            number, _ = parse_version_key(cursor.key())
+            found.add(number // EXTENT_BLOCKS)
+            here = cursor.set_range(version_key((number // EXTENT_BLOCKS + 1) * EXTENT_BLOCKS, MAX_GENERATION))
+    return found
+
+
 def read_meta(tables: Tables, transaction: Reading) -> MetaCopy:
     """What a copy starts with."""
     meta = Meta(tables, transaction)

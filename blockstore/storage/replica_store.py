@@ -22,7 +22,7 @@ from blockstore.record import Record, block_checksum
 from blockstore.storage.apply import Applier
 from blockstore.storage.compaction import compact, remove_leftovers
 from blockstore.storage.copies import decode_extent, decode_meta, encode_extent, encode_meta
-from blockstore.storage.delta import CopyWriter, check_stated, extents_above, read_extent, read_meta
+from blockstore.storage.delta import CopyWriter, check_stated, extents_above, held_extents, read_extent, read_meta
 from blockstore.storage.digest import digest_of
 from blockstore.storage.memtable import Entry, Memtable, overlay
 from blockstore.storage.merge import merge
@@ -244,6 +244,10 @@ class ReplicaStore:
     def delta_extents(self, since: Sequence) -> list[int]:
         """The extents whose highest sequence, in any generation, is above `since`. Blocking."""
         return extents_above(self._tables, since)
+
+    def held_extents(self) -> set[int]:
+        """The extents of which the tables hold anything at all. Blocking. Raises Corrupt."""
+        return held_extents(self._tables)
 
     def copy_extent(self, extent: int) -> list[bytes]:
         """All that the tables hold of an extent, in parts of at most copies.MAX_PART bytes.

@@ -94,7 +94,8 @@ class Checker:
         """Whether its disk holds all that it ever acked."""
         state = self._disks.get(node.replica)
         known = node.world.ever_acked(node.replica)
-        return state is not None and state.whole and node.disk.damage is None and state.end >= known
+        sound = node.disk.damage is None and not node.disk.tables.lost
+        return state is not None and state.whole and sound and state.end >= known
 
     def acked_since(self, node: "Node", position: Position) -> list[Position]:
         """Where its disk is whole: positions above that one that it may have acked."""

@@ -49,6 +49,8 @@ class Tables:
     rows: dict[tuple[int, int], int] = field(default_factory=dict)
     sealed: dict[int, int] = field(default_factory=dict)
     """The sequence of the record that sealed a generation."""
+    lost: set[int] = field(default_factory=set)
+    """Blocks that have lost their entries: `present` tells, until their extent is copied."""
 
     def checkpoint(self, image: LogImage, mark: int, records: Iterable[Record]) -> None:
         """One transaction: the records up to image.applied, and the image."""
@@ -67,6 +69,10 @@ class Tables:
             self._write_extent(copy, stated.sequence)
         self.image = replace(image, copied=max(image.copied, stated))
 
+    def extents_held(self) -> set[int]:
+        """Where there is anything."""
+        return {block // EXTENT_BLOCKS for block in (*self.lost, *(block for block, _ in self.versions))}
+
     def delta_extents(self, since: Sequence) -> list[int]:
         """The extents whose highest sequence is above `since`, in any generation."""
         return sorted({extent for (_, extent), highest in self.rows.items() if highest > since})
@@ -83,7 +89,7 @@ class Tables:
         return self.versions[block, max(layers)][1] if layers else 0
 
     def copy(self) -> "Tables":
-        return Tables(self.image, self.mark, dict(self.versions), dict(self.rows), dict(self.sealed))
+        return Tables(self.image, self.mark, dict(self.versions), dict(self.rows), dict(self.sealed), set(self.lost))
 
     def _apply(self, record: Record, filling: bool) -> None:
         for operation in record.operations:
@@ -110,7 +116,16 @@ class Tables:
             self.versions[block, generation] = (sequence, 0)
         else:
             self.versions.pop((block, generation), None)
-        return filling or bool(layers)
+        return filling or bool(layers) or block in self.lost
+
+    def lose(self, block: int) -> None:
+        """Its entries are gone, as after a flipped bit in a page of the tables."""
+        for key in [key for key in self.versions if key[0] == block]:
+            del self.versions[key]
+        self.lost.add(block)
+
+    def has_lost(self, start: int, count: int) -> bool:
+        return not self.lost.isdisjoint(range(start, start + count))
 
     def _write_extent(self, copy: ExtentCopy, stated: int) -> None:
         blocks = range(copy.extent * EXTENT_BLOCKS, (copy.extent + 1) * EXTENT_BLOCKS)
@@ -118,6 +133,7 @@ class Tables:
             if self.stays(self.versions[key], stated):
                 continue
             del self.versions[key]
+        self.lost -= set(blocks)
         for key, version in copy.versions.items():
             if key not in self.versions:
                 self.versions[key] = version

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from blockstore.domain import Position, ReplicaId
+from blockstore.domain import ORIGIN, Position, ReplicaId
 from blockstore.errors import CairnError, Conflict, Corrupt
 from blockstore.log import LogEntry, LogImage, RecordEntry
 from blockstore.record import Record
@@ -30,7 +30,7 @@ from blockstore.replication.messages import (
 )
 from blockstore.units import BlockNumber, Epoch, Sequence
 from tests.simulation.disk import Disk
-from tests.simulation.model_tables import ExtentCopy, Store
+from tests.simulation.model_tables import EXTENT_BLOCKS, ExtentCopy, Store
 from tests.simulation.network import Call, Stream
 from tests.simulation.scheduler import Process
 
@@ -85,6 +85,7 @@ class Copied:
     stated: Position
     sealed: dict[int, int] | None
     extents: tuple[ExtentCopy, ...]
+    absent: bool = False
 
 
 @dataclass(slots=True)
@@ -137,6 +138,8 @@ class Node(Process):
         if not any(isinstance(effect, Persist) for effect in effects):
             self.disk.damage = None  # it was filling already, with that floor
         self.carry_out(effects)
+        if self.disk.tables.lost:
+            self.content_lost()
         self.after(self.world.plan.checkpoint_s, self._checkpoint_by_age)
 
     def crash(self) -> None:
@@ -178,8 +181,19 @@ class Node(Process):
         except CairnError as error:
             call.deliver(error)
         else:
-            bad = Corrupt(f"{self.replica}: a block fails its checksum")
-            call.deliver(bad if self.corrupt else self.store.read(request.start, request.count))
+            lost = self.store.tables.has_lost(request.start, request.count)
+            if lost:
+                self.content_lost()
+            bad = Corrupt(f"{self.replica}: a block fails its checksum, or has no entry")
+            call.deliver(bad if self.corrupt or lost else self.store.read(request.start, request.count))
+
+    def content_lost(self) -> None:
+        """What its shell does about lost entries: it asks the others first."""
+        nodes = self.world.nodes
+        whole = [other for other in nodes if other is not self and other.alive and other.follower.whole]
+        if self.follower.whole and 2 * len(whole) > len(nodes):
+            self.world.seen["content_lost"] += 1
+            self.carry_out(self.follower.content_lost())
 
     def carry_out(self, effects: Iterable[FollowerEffect]) -> None:
         for effect in effects:
@@ -278,7 +292,7 @@ class Node(Process):
 
         def begin() -> bool:
             nonlocal image
-            image = self.follower.accept_copy(attempt, copied.stated)
+            image = self.follower.accept_copy(attempt, copied.stated, absent=copied.absent)
             if image is None:
                 then(False)
             return image is not None
@@ -375,6 +389,10 @@ class Node(Process):
             stream.deliver(None)
             return
         tables = self.store.tables
+        if tables.has_lost(extents[at] * EXTENT_BLOCKS, EXTENT_BLOCKS):
+            stream.deliver(None)
+            self.content_lost()
+            return
         stream.deliver((len(extents), Copied(tables.image.applied, None, (tables.copy_extent(extents[at]),))))
         self.after(self.speed.draw(self.world.random), lambda: self._serve_extents(stream, extents, at + 1))
 
@@ -389,6 +407,8 @@ class Fetch:
         self._arrived: deque[Any] = deque()
         self._busy = False
         self._done = 0
+        self._began = ORIGIN
+        self._extents: set[int] = set()
         self._heard = node.scheduler.now
         world = node.world
         peer = world.node_of(effect.peer)
@@ -439,10 +459,12 @@ class Fetch:
     def _take_delta(self, message: Any) -> None:
         node, attempt = self.node, self.effect.attempt
         if message == "end":
-            self.close()
-            node.carry_out(node.follower.delta_done(attempt))
+            self._end_delta()
             return
         total, copied = message
+        if copied.sealed is not None:
+            self._began = copied.stated
+        self._extents |= {copy.extent for copy in copied.extents}
         self._busy = True
 
         def then(accepted: bool) -> None:
@@ -457,6 +479,25 @@ class Fetch:
             self._go_on()
 
         node.copy(attempt, copied, then)
+
+    def _end_delta(self) -> None:
+        """A copy of everything takes away what the peer did not have when it began."""
+        node, effect = self.node, self.effect
+        assert isinstance(effect, FetchDelta)
+        absent = node.store.tables.extents_held() - self._extents if not effect.since else set()
+
+        def then(accepted: bool) -> None:
+            if self.open and accepted:
+                self.close()
+                node.carry_out(node.follower.delta_done(effect.attempt))
+            else:
+                self._fail()
+
+        if not absent:
+            then(True)
+            return
+        copies = tuple(ExtentCopy(extent, {}, {}) for extent in sorted(absent))
+        node.copy(effect.attempt, Copied(self._began, None, copies, absent=True), then)
 
     def _fail(self) -> None:
         if self.open:

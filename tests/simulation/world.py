@@ -73,6 +73,7 @@ FAULTS: Final = {
     "break_stream": 2.0,
     "full_node": 0.4,
     "bad_blocks": 0.3,
+    "lost_entries": 0.5,
     "damage_node": 0.4,
     "old_copy": 0.8,
     "forgotten_copy": 0.3,
@@ -345,6 +346,10 @@ class World:
         if self.checker.loss_accepted and self._create_again():
             self.attach()
             return False
+        for node in self.nodes:
+            if node.disk.tables.lost:
+                node.content_lost()  # as scrub finds it
+                return False
         followers = [node.follower for node in self.nodes]
         end = newest.leader.commit
         whole = all(follower.whole and follower.end == end and follower.commit == end for follower in followers)
@@ -483,6 +488,17 @@ class World:
         node = self.random.choice(self.nodes)
         node.set_full(True)
         self.later(1.0, lambda: node.set_full(False))
+
+    def _lost_entries(self) -> None:
+        """A bit of a page flips, a block has no entry any more, and scrub comes by."""
+        node = self.random.choice(self.nodes)
+        blocks = sorted({block for block, _ in node.disk.tables.versions})
+        alike = {other.follower.durable_end for other in self.nodes if other.alive and other.follower.whole}
+        sound = len(alike) == 1 and len(self._living()) == len(self.nodes)
+        if sound and blocks and self.checker.is_whole(node) and self.others_hold_everything(node):
+            self.seen["lost_entry"] += 1
+            node.disk.tables.lose(self.random.choice(blocks))
+            node.content_lost()
 
     def _bad_blocks(self) -> None:
         """What a node reads fails its checksum for a while."""
