@@ -206,7 +206,8 @@ class _Session:
     async def seal(self, directory: Directory) -> None:
         """Seal the member's log, and tell the answer."""
         seal = await self._seal
-        request = encode_seal(self._address, seal, directory.peers(), directory.known(self._address.replica))
+        known = max(seal.known, directory.known(self._address.replica))
+        request = encode_seal(self._address, seal, directory.peers(), known)
         stub = replica_pb2_grpc.ReplicaStub(self._channel)
         response: pb.SealEpochResponse = await stub.SealEpoch(request, timeout=self._call_timeout_s)
         self._events.answered(self._address.replica, decode_seal_answer(response, seal))
