@@ -473,3 +473,19 @@ def test_lost_content_of_an_idle_replica_needs_no_further_record() -> None:
 
 def test_a_replica_without_content_has_lost_none() -> None:
     assert Replica().follower.content_lost() == []
+
+
+def test_a_copy_whose_base_was_given_up_ends_with_a_record_of_the_epoch_that_did() -> None:
+    """A loss was accepted: the log goes on at 4, and no record may ever come that is above 7."""
+    replica = Replica(LogImage(applied=at(1, 3), epoch=Epoch(1), filling=Filling(at(1, 8), at(1, 7), Sequence(2))))
+    replica.sealed(6)
+    opening = run_of(6, 4, 4, previous=at(1, 3))
+    replica.append(6, *opening, end=at(6, 4))
+    replica.sync()
+    catch_up = CatchUp(at(1, 3), at(1, 3), PEERS)
+    fetch = only(FetchDelta, replica.append(6, commit=at(6, 4), end=at(6, 4), catch_up=catch_up))
+    assert replica.follower.accept_copy(fetch.attempt, at(6, 4)) is not None
+    replica.keep(replica.follower.delta_done(fetch.attempt))
+    replica.checkpoint()
+    replica.sync()
+    assert replica.follower.whole

@@ -329,9 +329,12 @@ class FillingReplica(ReplicaLog):
         return [effect]
 
     def _past_copies(self) -> bool:
-        """A record behind the base is here, too: it says which generation is current."""
+        """A record behind the base is here, too: it says which generation is current.
+
+        A lower one of a later epoch will do, where the base was given up with a loss that was accepted.
+        """
         assert self.filling is not None
-        behind_base = self._durable_match.sequence > self.filling.base.sequence
+        behind_base = self._durable_match > self.filling.base
         return behind_base and self.commit.sequence >= self._copied.sequence
 
     def _floor_reached(self) -> bool:
