@@ -174,8 +174,9 @@ def test_the_fullest_complete_log_opens_the_epoch_and_its_member_becomes_whole_b
     assert [record.position for record in opening.records] == [at(EPOCH, 7)]
     group.ack(B)
     group.pass_time(group.leader.settings.heartbeat_s)
-    assert group.sent[C][-1].catch_up is not None
-    assert group.sent[C][-1].catch_up.peers == (B,)
+    catch_up = group.sent[C][-1].catch_up
+    assert catch_up is not None
+    assert catch_up.peers == (B,)
     group.ack(A)
     assert group.leader.commit == at(EPOCH, 7)
 
