@@ -54,13 +54,11 @@ def test_old_copies_of_all_nodes_are_served_only_once_the_loss_is_accepted(tmp_p
     with Cluster(tmp_path) as cluster:
         volume = cluster.create(SIZE)
         write(cluster.attach(volume), b"copied")
-        cluster.wait_whole(volume, idle=True)
         put_back_later = [(node, tmp_path / f"old-{node.name}") for node in cluster.nodes]
         for node, old in put_back_later:
             node.kill()
             shutil.copytree(node.directory, old)
         cluster.start(*cluster.nodes)
-        cluster.wait_whole(volume)
         write(cluster.uri(volume), b"gone since")
         cluster.wait_whole(volume, idle=True)  # control has heard of it by then
         cluster.front_ends[0].kill()
