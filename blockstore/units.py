@@ -36,18 +36,22 @@ FILL_GENERATION: Final = Generation(0)
 FIRST_GENERATION: Final = Generation(1)
 
 _SUFFIXES: Final = {"": 1, "k": KIB, "m": MIB, "g": GIB, "t": TIB}
+#: What a size in a message can hold (64 bits with a sign).
+_MAX_SIZE: Final = 2**63 - 1
 _SIZE: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?\s*", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
     """The bytes that `text` names: a number with K, M, G or T (powers of 1024), "iB" allowed.
 
-    Raises ValueError where it is no such number, or not a whole number of bytes.
+    Raises ValueError where it is no such number, not a whole number of bytes, or above _MAX_SIZE.
     """
     match = _SIZE.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is not a size: write it like 512M, 10G or 1T")
     size = float(match[1]) * _SUFFIXES[match[2].lower()]
+    if size > _MAX_SIZE:
+        raise ValueError(f"{text!r} is too large: sizes go up to {format_size(_MAX_SIZE)}")
     if size != int(size):
         raise ValueError(f"{text!r} is not a whole number of bytes")
     return int(size)

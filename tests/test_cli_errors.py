@@ -70,3 +70,8 @@ def test_the_console_script_ends_with_the_exit_code(tmp_path: Path) -> None:
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("cairn 0.")
+
+
+def test_a_size_that_no_message_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["volume", "create", "--size", "99999999999999T"]) == 2
+    assert "too large" in capsys.readouterr().err

@@ -294,8 +294,14 @@ def test_a_node_is_checked_whole_and_only_while_it_is_stopped(tmp_path: Path) ->
     flip(tmp_path / "replicas" / address(2).replica / FILE_NAME, block(4)[:4080], 0)
     report = check_node(tmp_path)
     assert [problem.where.parent.name for problem in report.problems] == [address(2).replica]
-    with pytest.raises(NotFound):
-        check_node(tmp_path / "nothing")
+
+
+def test_what_is_no_nodes_data_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "nothing", tmp_path / "file", tmp_path):
+        with pytest.raises(NotFound, match="no node's data"):
+            check_node(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_damaged_peer_is_no_source_of_copies(tmp_path: Path) -> None:

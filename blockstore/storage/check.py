@@ -9,6 +9,7 @@ generations and pins make sense. At last the journal. Nothing is changed.
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,7 @@ from typing import Final
 import lmdb.verify
 
 from blockstore.domain import Position, ReplicaAddress
-from blockstore.errors import CairnError
+from blockstore.errors import CairnError, NotFound
 from blockstore.log import LogImage
 from blockstore.record import block_checksum
 from blockstore.storage.delta import all_generations, read_entries, read_rows, visible_generations
@@ -40,7 +41,7 @@ from blockstore.storage.replica_store import FILE_NAME
 from blockstore.storage.tables import Reading, Tables
 from blockstore.units import EXTENT_BLOCKS, MAX_BLOCKS, Epoch, Generation
 
-_REFILL: Final = "delete this replica and let the volume make another, or start the node: it repairs from its peers"
+_REFILL: Final = "start the node, which repairs it from its peers; keep this directory until the volume is healthy"
 #: Of one kind and file; the rest is counted.
 MAX_PROBLEMS: Final = 20
 
@@ -82,6 +83,8 @@ class CheckReport:
 
 def check_node(data: Path) -> CheckReport:
     """Check all that is in a node's data directory. Raises Conflict while the node runs, NotFound."""
+    if not (data / "replicas").is_dir():  # and nothing is written into what is somebody else's
+        raise NotFound(f"{data} is no node's data: name the directory of `cairn node run --data`, such as STATE/node-1")
     lock = lock_data(data)
     try:
         report = CheckReport([], [])
@@ -101,13 +104,11 @@ def check_replica(path: Path) -> CheckReport:
     problems = [Problem(path, what, _REFILL) for what in _check_file(path)]
     if problems:
         return CheckReport(problems, [])
-    tables = Tables(path, create=False)
     try:
-        return _check_tables(tables)
+        with closing(Tables(path, create=False)) as tables:
+            return _check_tables(tables)
     except CairnError as error:
         return CheckReport([Problem(path, str(error), _REFILL)], [])
-    finally:
-        tables.close()
 
 
 def _check_file(path: Path) -> list[str]:

@@ -131,11 +131,8 @@ class NodeStore:
 
 
 def lock_data(data: Path) -> int:
-    """A descriptor that holds the directory until it is closed. Raises Conflict, NotFound."""
-    try:
-        descriptor = os.open(data / "LOCK", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except FileNotFoundError:
-        raise NotFound(f"there is no data directory {data}") from None
+    """A descriptor that holds the directory until it is closed. Raises Conflict while another process has it."""
+    descriptor = os.open(data / "LOCK", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
