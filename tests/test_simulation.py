@@ -25,7 +25,7 @@ MUTATION_SEEDS = 1_500
 MUST_HAPPEN = {
     *("FetchLog", "FetchDelta", "ResetLog", "Checkpoint", "Commit"),
     *("RecordEntry", "SealEntry", "TruncateEntry", "FillingEntry", "WholeEntry"),
-    *("Serving", "Completed", "Sealed", "ReadDone", "ReadDropped", "Relieved", "Over"),
+    *("Serving", "Completed", "Sealed", "ReadDone", "ReadDropped", "Relieved", "Reconnect", "Over"),
     *("Fenced", "QuorumUnavailable", "NoSpace", "Corrupt"),
 }
 

@@ -72,7 +72,7 @@ FAULTS: Final = {
     "slow_way": 0.5,
     "break_stream": 2.0,
     "full_node": 0.4,
-    "bad_blocks": 0.3,
+    "bad_blocks": 1.0,
     "lost_entries": 0.5,
     "damage_node": 0.4,
     "old_copy": 0.8,
