@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from blockstore.config import EXIT_DO_NOT_RESTART
+from blockstore.log import UNKNOWN_FLOOR
 from blockstore.storage.journal_disk import Disk
 from blockstore.storage.node_store import NodeStore
 from blockstore.units import BLOCK_SIZE, MIB
@@ -53,6 +54,32 @@ def test_after_a_failed_sync_the_node_ends_and_its_replicas_are_filled_anew(
             assert not list((tmp_path / "node1").rglob("suspect"))
             await stack.stop_node(0)
             assert await volume.read(0, 3) == b"".join(letter * BLOCK_SIZE for letter in (b"a", b"b", b"c"))
+
+    in_loop(test)
+
+
+def test_tables_that_were_taken_away_are_filled_anew(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_stack(tmp_path) as stack:
+            volume = await stack.open(SIZE)
+            await volume.write(0, b"a" * BLOCK_SIZE)
+            await stack.until_all_whole(volume)
+            await stack.stop_node(1)
+            await volume.write(1, b"b" * BLOCK_SIZE)
+            tables = tmp_path / "node1" / "replicas" / stack.replicas[1] / "tables.mdb"
+            tables.rename(tmp_path / "aside")
+            await stack.start_node(1)
+            filling = stack.hosted(1).follower.filling
+            assert filling is not None
+            assert filling.floor == UNKNOWN_FLOOR
+            await stack.until_all_whole(volume)
+            assert not list((tmp_path / "node1").rglob("suspect"))
+            await stack.stop_node(1)  # and the start after that finds nothing amiss
+            await stack.start_node(1)
+            assert stack.hosted(1).follower.whole
+            await stack.until_all_whole(volume)
+            await stack.stop_node(0)
+            assert await volume.read(0, 2) == b"a" * BLOCK_SIZE + b"b" * BLOCK_SIZE
 
     in_loop(test)
 

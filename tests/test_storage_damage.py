@@ -296,6 +296,15 @@ def test_a_node_is_checked_whole_and_only_while_it_is_stopped(tmp_path: Path) ->
     assert [problem.where.parent.name for problem in report.problems] == [address(2).replica]
 
 
+def test_tables_or_a_journal_that_is_missing_is_told(tmp_path: Path) -> None:
+    node = NodeStore.open(tmp_path)
+    node.create_replica(address(1), LogImage()).close()
+    node.close()
+    (tmp_path / "replicas" / address(1).replica / FILE_NAME).unlink()
+    (tmp_path / "journal").rmdir()
+    assert [problem.where.name for problem in check_node(tmp_path).problems] == [FILE_NAME, "journal"]
+
+
 def test_what_is_no_nodes_data_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "nothing", tmp_path / "file", tmp_path):

@@ -51,6 +51,37 @@ def test_replicas_are_made_once_and_deleted_for_good(tmp_path: Path) -> None:
         store.open_replica("../../etc")  # type: ignore[arg-type]
 
 
+def test_a_node_with_replicas_gets_no_other_id(tmp_path: Path) -> None:
+    store = NodeStore.open(tmp_path)
+    store.create_replica(address(1), LogImage()).close()
+    store.close()
+    (tmp_path / "node").rename(tmp_path / "aside")
+    with pytest.raises(Corrupt, match="id"):
+        NodeStore.open(tmp_path)
+    (tmp_path / "aside").rename(tmp_path / "node")
+    assert NodeStore.open(tmp_path).node == store.node
+
+
+def test_tables_that_were_taken_away_are_made_anew_and_suspect(tmp_path: Path) -> None:
+    store = NodeStore.open(tmp_path)
+    for digit in (1, 2):
+        store.create_replica(address(digit), LogImage()).close()
+    assert not store.lacks_tables(REPLICA)
+    (tmp_path / "replicas" / REPLICA / "tables.mdb").rename(tmp_path / "aside")
+    assert store.lacks_tables(REPLICA)
+    anew = store.make_anew(REPLICA, mark=7)
+    assert (anew.address, anew.mark, anew.image) == (address(1), 7, LogImage())
+    assert store.is_suspect(REPLICA)
+    anew.close()
+    other = tmp_path / "replicas" / address(2).replica
+    (other / "tables.mdb").unlink()
+    for text in ("", f"{address(1).volume} 0 {REPLICA}"):
+        (other / "address").write_text(text)
+        with pytest.raises(Corrupt):
+            store.make_anew(address(2).replica, mark=7)
+    assert not store.is_suspect(address(2).replica)
+
+
 def test_what_a_crash_left_half_made_goes_at_the_next_start(tmp_path: Path) -> None:
     store = NodeStore.open(tmp_path)
     for digit in (1, 2, 3):

@@ -54,13 +54,19 @@ class Node:
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._catch_up = CatchUpClient(self._channel, self.memory, settings.call_timeout_s)
         self._repairer = Repairer(self._channel, settings.call_timeout_s)
-        stores = {replica: self.store.open_replica(replica) for replica in self.store.replicas()}
+        replicas = self.store.replicas()
+        lost = [replica for replica in replicas if self.store.lacks_tables(replica)]
+        stores = {replica: self.store.open_replica(replica) for replica in replicas if replica not in lost}
         self.journal, recovered = Journal.open(
             self.store.journal_directory,
             max_bytes=_JOURNAL_BYTES,
             marks={replica: store.mark for replica, store in stores.items()},
             make_room=self.store.space.make_room,
         )
+        for replica in lost:
+            _log.error("the tables are gone: the replica is filled anew from its peers", replica=replica)
+            stores[replica] = self.store.make_anew(replica, mark=self.journal.last)
+            recovered.entries.pop(replica, None)
         self._checkpointer = Checkpointer(settings, self.journal, self.memory, self.replicas, self.repair)
         self._writer = JournalWriter(
             self.journal,

@@ -41,7 +41,10 @@ from blockstore.storage.replica_store import FILE_NAME
 from blockstore.storage.tables import Reading, Tables
 from blockstore.units import EXTENT_BLOCKS, MAX_BLOCKS, Epoch, Generation
 
-_REFILL: Final = "start the node, which repairs it from its peers; keep this directory until the volume is healthy"
+_REPAIR: Final = "start the node, which repairs it from its peers; keep this directory until the volume is healthy"
+_REFILL: Final = (
+    "if other replicas of the volume are whole, move this file away and start the node, which fills it anew"
+)
 #: Of one kind and file; the rest is counted.
 MAX_PROBLEMS: Final = 20
 
@@ -101,6 +104,10 @@ def check_node(data: Path) -> CheckReport:
 
 def check_replica(path: Path) -> CheckReport:
     """Check the tables in one file, which no process has open."""
+    if not path.exists():
+        return CheckReport(
+            [Problem(path, "the tables are missing", "start the node, which fills the replica anew")], []
+        )
     problems = [Problem(path, what, _REFILL) for what in _check_file(path)]
     if problems:
         return CheckReport(problems, [])
@@ -112,8 +119,6 @@ def check_replica(path: Path) -> CheckReport:
 
 
 def _check_file(path: Path) -> list[str]:
-    if not path.exists():
-        return ["the tables are missing"]
     try:
         found: list[str] = lmdb.verify.verify(str(path))  # type: ignore[no-untyped-call]
         return found[:MAX_PROBLEMS]
@@ -130,7 +135,7 @@ def _check_tables(tables: Tables) -> CheckReport:
             *[f"and {len(problems) - MAX_PROBLEMS} more"][: len(problems) > MAX_PROBLEMS],
         ]
         if problems:
-            return CheckReport([Problem(tables.path, what, _REFILL) for what in problems], [])
+            return CheckReport([Problem(tables.path, what, _REPAIR) for what in problems], [])
         meta = Meta(tables, transaction)
         image, address, pinned = meta.image(), meta.address(), sorted(meta.pinned())
         blocks = transaction.stat(tables.data)["entries"]

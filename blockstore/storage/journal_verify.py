@@ -26,6 +26,8 @@ class JournalProblem:
 
 def verify_journal(directory: Path) -> list[JournalProblem]:
     """All that is wrong with the journal in a directory; empty where it is sound. Raises OSError."""
+    if not directory.is_dir():
+        return [JournalProblem(directory, "the journal is missing")]
     try:
         chain = read_chain(directory)
     except Corrupt as error:

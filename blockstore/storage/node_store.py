@@ -4,10 +4,11 @@
     DATA/LOCK                   held while a process uses the directory
     DATA/ballast                room for checkpoints and deletions when the disk is full
     DATA/journal/               one for all replicas
-    DATA/replicas/REPLICA/      tables.mdb, and `suspect` after a failure that the process died of
+    DATA/replicas/REPLICA/      tables.mdb, `address`, and `suspect` after a failure that the process died of
 
 A replica appears and vanishes by the rename of a whole directory: a crash leaves it there or not, and
-what is left half made or half removed has a name of its own and goes at the next start.
+what is left half made or half removed has a name of its own and goes at the next start. Tables that are
+missing from a replica's directory were taken away by somebody: it is made anew, suspect, and so filled.
 """
 
 import fcntl
@@ -16,16 +17,17 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from blockstore.domain import NodeId, ReplicaAddress, ReplicaId, check_id, make_id
+from blockstore.domain import NodeId, ReplicaAddress, ReplicaId, SegmentNumber, VolumeId, check_id, make_id
 from blockstore.errors import AlreadyExists, Conflict, Corrupt, InvalidRequest, NotFound
 from blockstore.log import LogImage
-from blockstore.storage.replica_store import ReplicaStore
+from blockstore.storage.replica_store import FILE_NAME, ReplicaStore
 from blockstore.storage.space import SpaceGuard
 from blockstore.storage.tables import sync_path
 
 _NEW: Final = ".new"
 _DELETED: Final = ".deleted"
 _SUSPECT: Final = "suspect"
+_ADDRESS: Final = "address"
 
 
 class NodeStore:
@@ -71,6 +73,7 @@ class NodeStore:
         staged = target.with_name(target.name + _NEW)
         shutil.rmtree(staged, ignore_errors=True)
         ReplicaStore.create(staged, address, image, mark=mark, source=source, make_room=self.space.make_room).close()
+        _write_address(staged, address)
         staged.rename(target)
         sync_path(self._replicas)
         return self.open_replica(address.replica)
@@ -83,6 +86,26 @@ class NodeStore:
             store.close()
             raise Corrupt(f"{directory} holds the tables of {store.address.replica}: it was moved or copied")
         return store
+
+    def lacks_tables(self, replica: ReplicaId) -> bool:
+        """Whether somebody took the replica's tables away. Raises NotFound."""
+        return not (self._existing(replica) / FILE_NAME).exists()
+
+    def make_anew(self, replica: ReplicaId, *, mark: int) -> ReplicaStore:
+        """Empty tables for a replica that lacks its own; it is suspect from before they are there.
+
+        Raises Corrupt where nobody knows whose replica it is, NoSpace.
+        """
+        directory = self._existing(replica)
+        address = _read_address(directory)
+        staged = directory.with_name(directory.name + _NEW)
+        shutil.rmtree(staged, ignore_errors=True)
+        ReplicaStore.create(staged, address, LogImage(), mark=mark, make_room=self.space.make_room).close()
+        self.mark_suspect(replica)
+        (staged / FILE_NAME).rename(directory / FILE_NAME)
+        sync_path(directory)
+        shutil.rmtree(staged)
+        return self.open_replica(replica)
 
     def delete_replica(self, replica: ReplicaId) -> None:
         """Remove a replica whose store is closed. A crash finishes it at the next start. Raises NotFound."""
@@ -152,9 +175,35 @@ def replicas_in(data: Path) -> tuple[ReplicaId, ...]:
     return tuple(found)
 
 
+def _write_address(directory: Path, address: ReplicaAddress) -> None:
+    """What the tables say as well, for when they are lost."""
+    path = directory / _ADDRESS
+    path.write_text(f"{address.volume} {address.segment} {address.replica}\n")
+    sync_path(path)
+    sync_path(directory)
+
+
+def _read_address(directory: Path) -> ReplicaAddress:
+    try:
+        volume, segment, replica = (directory / _ADDRESS).read_text().split()
+        address = ReplicaAddress(
+            VolumeId(check_id("vol", volume)), SegmentNumber(int(segment)), ReplicaId(check_id("rep", replica))
+        )
+    except (OSError, ValueError, InvalidRequest) as error:
+        raise Corrupt(f"{directory} has no tables, and does not say whose they were: {error}") from error
+    if address.replica != directory.name:
+        raise Corrupt(f"{directory} belongs to {address.replica}: it was moved or copied")
+    return address
+
+
 def _node_id(data: Path) -> NodeId:
     path = data / "node"
     if not path.exists():
+        if replicas_in(data):
+            raise Corrupt(
+                f"{path} is missing, and there are replicas here: write this node's id into it again "
+                "(`cairn node list` knows those that are down)"
+            )
         staged = data / ("node" + _NEW)
         staged.write_text(make_id("node", os.urandom(9)) + "\n")
         sync_path(staged)

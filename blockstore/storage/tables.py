@@ -123,7 +123,10 @@ class Tables:
             return NoSpace(f"no room for the tables at {self.path}; free disk space there")
         if error.code == errno.EIO:
             return self._fail(error)
-        return Corrupt(f"the tables at {self.path} cannot be opened: {error}")
+        return Corrupt(
+            f"the tables at {self.path} cannot be opened: {error}; if the file is damaged (`cairn node check`) and "
+            "the volume has other whole replicas, move it away and start the node: it is filled anew from them"
+        )
 
     def reading(self) -> "_ReadCall":
         """`with tables.reading() as transaction:`, for one call. Not to be nested."""
