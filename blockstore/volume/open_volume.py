@@ -130,6 +130,7 @@ class OpenVolume:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()  # their errors keep the frames in which the calls to members are
 
     # ---- I/O
 
