@@ -67,8 +67,8 @@ class CatchUpClient:
                     return
                 await self._memory.wait_for_room(hosted.replica)
                 hosted.carry_out(hosted.follower.log_fetched(effect.attempt, to_records(response.records)))
-        except CairnError as error:
-            _log.warning("fetching the log failed", replica=hosted.replica, peer=effect.peer, error=str(error))
+        except Exception as error:
+            _note_failure("fetching the log failed", hosted, effect.peer, error)
             hosted.carry_out(hosted.follower.fetch_failed(effect.attempt))
         else:
             hosted.carry_out(hosted.follower.log_ended(effect.attempt))
@@ -76,8 +76,8 @@ class CatchUpClient:
     async def _fetch_delta(self, hosted: HostedReplica, effect: FetchDelta) -> None:
         try:
             done = await self._copy_delta(hosted, effect)
-        except CairnError as error:
-            _log.warning("copying from a peer failed", replica=hosted.replica, peer=effect.peer, error=str(error))
+        except Exception as error:
+            _note_failure("copying from a peer failed", hosted, effect.peer, error)
             done = False
         if done:
             hosted.carry_out(hosted.follower.delta_done(effect.attempt))
@@ -139,3 +139,9 @@ class CatchUpClient:
     def _target(self, hosted: HostedReplica, peer: ReplicaId) -> pb.Target:
         address = ReplicaAddress(hosted.address.volume, hosted.address.segment, peer)
         return make_target(address, hosted.follower.epoch, hosted.follower.configuration)
+
+
+def _note_failure(what: str, hosted: HostedReplica, peer: ReplicaId, error: Exception) -> None:
+    """What nobody foresaw is a defect and is logged with its stack; the fetch has failed either way."""
+    unforeseen = None if isinstance(error, CairnError) else error
+    _log.warning(what, replica=hosted.replica, peer=peer, error=str(error), exc_info=unforeseen)
