@@ -36,6 +36,13 @@ def test_a_directory_belongs_to_one_process(tmp_path: Path) -> None:
     NodeStore.open(tmp_path).close()
 
 
+def test_a_place_where_no_directory_can_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "node"):
+        with pytest.raises(InvalidRequest, match="cannot be a node's directory"):
+            NodeStore.open(path)
+
+
 def test_replicas_are_made_once_and_deleted_for_good(tmp_path: Path) -> None:
     store = NodeStore.open(tmp_path)
     store.create_replica(address(1), LogImage()).close()

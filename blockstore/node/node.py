@@ -6,7 +6,7 @@ out of both. Nothing is answered before what was read back is durable (the journ
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -85,7 +85,7 @@ class Node:
         )
         upkeep = Upkeep(settings, self.replicas, self.repair)
         work = (self._checkpointer.run, self._watch_space, upkeep.tidy, upkeep.scrub)
-        self._tasks = [self._loop.create_task(self._guard(run())) for run in work]
+        self._tasks = [self._loop.create_task(self._guard(run)) for run in work]
         self._writer.start()
         for store in stores.values():
             self._host(store, recovered)
@@ -246,8 +246,8 @@ class Node:
         except NoSpace as error:
             _log.warning("no room for the journal's next file", error=str(error))
 
-    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _guard(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            await work
+            await work()
         except Exception as error:
             self.fail(error)

@@ -42,9 +42,12 @@ class NodeStore:
 
     @classmethod
     def open(cls, data: Path, *, reserve_bytes: int = 0) -> "NodeStore":
-        """The store in `data`, made where there is none. Raises Conflict while another process has it."""
-        for directory in (data, data / "replicas", data / "journal"):
-            directory.mkdir(parents=True, exist_ok=True)
+        """The store in `data`, made where there is none. Raises Conflict (another process has it), InvalidRequest."""
+        try:
+            for directory in (data, data / "replicas", data / "journal"):
+                directory.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise InvalidRequest(f"{data} cannot be a node's directory: {error}") from error
         lock = lock_data(data)
         try:
             store = cls(data, lock, _node_id(data), SpaceGuard(data, reserve_bytes))
