@@ -41,6 +41,8 @@ class Checkpointer:
         self._replicas = replicas
         self._wake = asyncio.Event()
         self._urgent: set[ReplicaId] = set()
+        self._resting: dict[ReplicaId, float] = {}
+        """Until when a replica whose checkpoint did not go through is left alone, in loop time."""
 
     def soon(self, hosted: HostedReplica, urgent: bool) -> None:
         """It holds more than before; urgent: something waits for its checkpoint."""
@@ -55,7 +57,10 @@ class Checkpointer:
         self._wake.set()
 
     async def run(self) -> None:
-        """Until cancelled. After a full disk or lost entries it tries again; raises what else a checkpoint raises."""
+        """Until cancelled. Raises what a checkpoint raises, but for a full disk and lost entries.
+
+        Then that replica rests for a moment: another one may fit into free pages of its own.
+        """
         while True:
             due = self._most_due()
             if due is None:
@@ -66,13 +71,13 @@ class Checkpointer:
                 await due.checkpoint()
             except NoSpace as error:
                 _log.error("no room for a checkpoint; trying again", replica=due.replica, error=str(error))
-                await self._again_later(due)
+                self._rest(due)
             except CorruptBlocks as error:
                 self._repair(due, error)  # which lets it pass
-                await self._again_later(due)
+                self._rest(due)
 
-    async def _again_later(self, hosted: HostedReplica) -> None:
-        await asyncio.sleep(self._settings.heartbeat_s)
+    def _rest(self, hosted: HostedReplica) -> None:
+        self._resting[hosted.replica] = asyncio.get_running_loop().time() + self._settings.heartbeat_s
         self._urgent.add(hosted.replica)
 
     async def _wait(self) -> None:
@@ -83,6 +88,9 @@ class Checkpointer:
         loop = asyncio.get_running_loop()
         dirty = [hosted.dirty_since for hosted in self._replicas() if hosted.dirty_since is not None]
         age = min(dirty, default=loop.time()) + self._settings.checkpoint_s - loop.time()
+        self._resting = {replica: until for replica, until in self._resting.items() if until > loop.time()}
+        if self._resting:
+            age = min(age, self._settings.heartbeat_s)
         try:
             await asyncio.wait_for(self._wake.wait(), max(age, 0.001))
         except TimeoutError:
@@ -93,13 +101,22 @@ class Checkpointer:
         now = asyncio.get_running_loop().time()
         due = [hosted for hosted in self._replicas() if self._is_due(hosted, now)]
         if not due and self._memory.pressing:
-            due = [hosted for hosted in self._replicas() if hosted.dirty_since is not None]
+            due = [
+                hosted
+                for hosted in self._replicas()
+                if hosted.dirty_since is not None and not self._is_resting(hosted, now)
+            ]
         return max(due, key=lambda hosted: hosted.store.unapplied_bytes, default=None)
 
     def _is_due(self, hosted: HostedReplica, now: float) -> bool:
+        if self._is_resting(hosted, now):
+            return False
         if hosted.replica in self._urgent:
             return True
         if hosted.dirty_since is None:
             return False
         old = now - hosted.dirty_since >= self._settings.checkpoint_s
         return old or hosted.store.unapplied_bytes >= self._settings.checkpoint_bytes
+
+    def _is_resting(self, hosted: HostedReplica, now: float) -> bool:
+        return self._resting.get(hosted.replica, now) > now
