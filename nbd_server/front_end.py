@@ -150,7 +150,12 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
         if volume not in self._opening:
             task = asyncio.get_running_loop().create_task(self._open_until_served(volume))
             self._opening[volume] = task
-            task.add_done_callback(lambda _: self._opening.pop(volume, None))
+            task.add_done_callback(lambda ended: self._forget_opening(volume, ended))
+
+    def _forget_opening(self, volume: VolumeId, ended: "asyncio.Task[None]") -> None:
+        """Unless another one took its place."""
+        if self._opening.get(volume) is ended:
+            del self._opening[volume]
 
     async def _open_until_served(self, volume: VolumeId) -> None:
         while True:
