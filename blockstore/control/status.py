@@ -116,9 +116,7 @@ class Observer:
         if absence := self._absence(member):
             return absence
         own = self._own_word(member)
-        if own is None and self._presence.is_new(member.replica):
-            return UP, ""
-        if own is None:
+        if own is None and not self._presence.is_new(member.replica):
             return DOWN, "its node is up and does not have it: has its disk been emptied?"
         return _condition(said, own, lag)
 
@@ -217,11 +215,14 @@ class Observer:
                 )
 
 
-def _condition(said: control_pb2.MemberReport | None, own: ReplicaStatus, lag: int) -> tuple[str, str]:
-    """The state of a replica that is there, and why it is not `up`. said: by the front-end, own: by its node."""
+def _condition(said: control_pb2.MemberReport | None, own: ReplicaStatus | None, lag: int) -> tuple[str, str]:
+    """The state of a replica that is there, and why it is not `up`.
+
+    said: by the front-end; own: by its node, None of one so new that its node has not named it yet.
+    """
     if said and not said.connected:
         return DOWN, said.degraded_why or "the front-end cannot reach it"
-    if not (said.whole if said else own.whole):
+    if not (said.whole if said else own is None or own.whole):
         return FILLING, (said.degraded_why if said else "") or "it is being copied to, and counts for nothing yet"
     if said and said.degraded_why:
         return CATCHING_UP, said.degraded_why
