@@ -53,6 +53,8 @@ class FillingReplica(ReplicaLog):
         self._fetch: LogFetch | None = None
         self._delta = DeltaCopy()
         self._checkpoint_asked = False
+        #: What the tables held when the filling began, or this object was made.
+        self._tables_at_start = image.applied
 
     def _promise(self, epoch: Epoch, configuration: int) -> None:
         if epoch != self.epoch:
@@ -188,6 +190,7 @@ class FillingReplica(ReplicaLog):
         self._delta = DeltaCopy(self._delta.peers)
         self._fetch = None
         self._checkpoint_asked = False
+        self._tables_at_start = self._applied
         return super()._begin_filling(filling)
 
     def _distrust(self, floor: Position, *, anew: bool = False) -> list[FollowerEffect]:
@@ -273,9 +276,13 @@ class FillingReplica(ReplicaLog):
 
     @property
     def _copy_at_least(self) -> Position:
-        """No copy is older than one that is here already: tombstones below that may be gone; or than the tables."""
+        """No copy is older than one that is here already: tombstones below that may be gone.
+
+        Nor than what the tables held when the filling began: entries that they have lost cannot stay. What
+        they apply meanwhile is newer and stays: a source that checkpoints less often is none the worse.
+        """
         assert self.filling is not None
-        return max(self.filling.base, self._copied, self._applied)
+        return max(self.filling.base, self._copied, self._tables_at_start)
 
     def accept_copy(self, attempt: int, applied: Position, *, absent: bool = False) -> LogImage | None:
         """The image for a transaction that writes a copy stated at `applied`; None where the copy is void.
