@@ -21,7 +21,9 @@ async def beat(
     report: Callable[[], Awaitable[None]],
 ) -> None:
     """Register, then report every `interval_s` seconds, until cancelled. Raises Fenced."""
-    known = reachable = False
+    known = False
+    reachable: bool | None = None
+    """None before the first try: what is so from the start is said, too."""
     while True:
         try:
             if not known:
@@ -36,7 +38,7 @@ async def beat(
         except NotFound:
             known = False
         except CairnError as error:
-            if reachable or not known:
+            if reachable is not False:
                 _log.warning("control is out of reach; trying on", error=str(error))
             reachable = False
         await asyncio.sleep(interval_s)

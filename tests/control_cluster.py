@@ -6,6 +6,7 @@ control at its n-th step to the outside: from there on it does nothing any more,
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -187,7 +188,7 @@ async def control_at(directory: Path, points: CrashPoints | None = None, **chang
 # ---- what control calls
 
 
-class Beating:
+class Beating(ABC):
     """Registers with control and beats, as blockstore.heartbeat does, at whatever address control has now."""
 
     id: str
@@ -230,11 +231,11 @@ class Beating:
                     await channel.close(None)
             await asyncio.sleep(BEAT_S)
 
-    async def register(self, stub: Any) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def register(self, stub: Any) -> None: ...
 
-    async def report(self, stub: Any) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def report(self, stub: Any) -> None: ...
 
 
 class MemoryNode(Beating, replica_pb2_grpc.ReplicaServicer):

@@ -1,6 +1,6 @@
 """Fetching from peers what a replica lacks: records, or the difference of the tables.
 
-One fetch runs at a time for each replica; a newer attempt ends the one before. What arrives is handed
+One fetch of each kind runs at a time for each replica; a newer attempt ends the one before. What arrives is handed
 to the follower, which decides whether it still counts. A fetch that breaks is told as failed: the
 leader's next message starts another.
 """

@@ -144,8 +144,12 @@ class HostedReplica:
             if self.closed:
                 return
             image, mark = self.follower.image(), self._mark
-            self.dirty_since = None
-            await self.in_thread(self.store.checkpoint, image, mark)
+            dirty_since, self.dirty_since = self.dirty_since, None
+            try:
+                await self.in_thread(self.store.checkpoint, image, mark)
+            except BaseException:
+                self.dirty_since = dirty_since
+                raise
             self.carry_out(self.follower.checkpointed(image))
         if self._services.journal.release(self.replica, mark):
             self._services.writer.room_made()
@@ -193,15 +197,18 @@ class HostedReplica:
         """Waits for what is in a thread; the store is closed afterwards."""
         self.closed = True
         async with self._tables:
-            self.store.close()
+            await self.in_thread(self.store.close)  # which waits for a compaction
         self._services.memory.update(self.replica, 0)
 
     @asynccontextmanager
     async def _exclusive(self) -> AsyncIterator[None]:
-        async with self._tables:
-            yield
-        deferred, self._deferred = self._deferred, deque()
-        self.carry_out(deferred)
+        """Alone with the tables. What was deferred follows however it ends: no image may come before it."""
+        try:
+            async with self._tables:
+                yield
+        finally:
+            deferred, self._deferred = self._deferred, deque()
+            self.carry_out(deferred)
 
     # ---- effects
 

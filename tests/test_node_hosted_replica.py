@@ -1,0 +1,77 @@
+"""What a follower asks for is carried out in its order, also where the tables fail meanwhile."""
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+from blockstore.errors import NoSpace
+from blockstore.log import LogImage
+from blockstore.node.hosted_replica import AnswerMessage
+from blockstore.replication.messages import Answer, FencedBy, ResetLog
+from blockstore.units import BLOCK_SIZE, MIB, Epoch
+from tests.stack import in_loop, running_stack, until
+
+SIZE = 16 * MIB
+
+
+class Inbox:
+    def __init__(self) -> None:
+        self.messages: list[AnswerMessage] = []
+
+    def deliver(self, message: AnswerMessage) -> None:
+        self.messages.append(message)
+
+
+def test_what_waited_for_a_checkpoint_follows_also_where_it_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next checkpoint's image would state records that the tables were never given."""
+    entered, full = threading.Event(), threading.Event()
+
+    def finds_no_room(image: LogImage, mark: int) -> None:
+        entered.set()
+        full.wait(30)
+        raise NoSpace("the disk is full")
+
+    async def test() -> None:
+        async with running_stack(tmp_path) as stack:
+            volume = await stack.open(SIZE)
+            await volume.write(0, b"x" * BLOCK_SIZE)
+            hosted, inbox = stack.hosted(0), Inbox()
+            with monkeypatch.context() as patched:
+                patched.setattr(hosted.store, "checkpoint", finds_no_room)
+                checkpoint = asyncio.create_task(hosted.checkpoint())
+                await until(entered.is_set, "the checkpoint has begun")
+                message = FencedBy(Epoch(9), 1)
+                hosted.carry_out([ResetLog(), Answer(inbox, message)])
+                assert inbox.messages == []
+                full.set()
+                with pytest.raises(NoSpace):
+                    await checkpoint
+                assert inbox.messages == [message]
+
+    in_loop(test)
+
+
+def test_a_checkpoint_that_failed_is_due_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def finds_no_room(image: LogImage, mark: int) -> None:
+        raise NoSpace("the disk is full")
+
+    async def test() -> None:
+        async with running_stack(tmp_path) as stack:
+            volume = await stack.open(SIZE)
+            await volume.write(0, b"x" * BLOCK_SIZE)
+            hosted = stack.hosted(0)
+            await until(lambda: hosted.dirty_since is not None, "something is committed")
+            since = hosted.dirty_since
+            with monkeypatch.context() as patched:
+                patched.setattr(hosted.store, "checkpoint", finds_no_room)
+                with pytest.raises(NoSpace):
+                    await hosted.checkpoint()
+            assert hosted.dirty_since == since
+            await hosted.checkpoint()
+            assert hosted.dirty_since is None
+
+    in_loop(test)
