@@ -17,7 +17,7 @@ _log = structlog.get_logger(__name__)
 _GRACE_S = 1.0
 #: LMDB gives up the interpreter's lock at every put. Beside a busy event loop a checkpoint of 4,096 random blocks
 #: took 3.3 s with Python's own 5 ms, 1.0 s with this.
-_SWITCH_INTERVAL_S = 0.0005
+SWITCH_INTERVAL_S = 0.0005
 
 
 async def run(settings: NodeSettings) -> int:
@@ -25,7 +25,7 @@ async def run(settings: NodeSettings) -> int:
 
     Raises Conflict where the directory or the address is in use.
     """
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     stopped = stop_signals()
     node = Node(settings)
     endpoint = Endpoint(settings.listen, settings.advertise)

@@ -47,7 +47,8 @@ def compact(tables: Tables, repaired: Callable[[], Iterable[int]], is_void: Call
             with tables.exclusive():
                 if is_void():
                     return False
-                _carry(tables, fresh, {*_changed(tables, fresh), *repaired()})
+                applied = _applied(tables)
+                _carry(tables, fresh, {*_changed(tables, fresh), *repaired()}, applied)
                 _carry_rest(tables, fresh)
                 fresh.close()
                 tables.replace_by(target)
@@ -66,8 +67,9 @@ def remove_leftovers(path: Path) -> None:
 
 def _catch_up(tables: Tables, fresh: Tables) -> None:
     for _ in range(_MAX_ROUNDS):
+        applied = _applied(tables)  # before the list: what a checkpoint adds after it is in the next one
         changed = _changed(tables, fresh)
-        _carry(tables, fresh, changed)
+        _carry(tables, fresh, changed, applied)
         if len(changed) < _EXTENTS_A_CALL:
             return
 
@@ -78,10 +80,17 @@ def _changed(tables: Tables, fresh: Tables) -> list[int]:
     return extents_above(tables, since)
 
 
-def _carry(tables: Tables, fresh: Tables, extents: Iterable[int]) -> None:
-    """Make these extents in `fresh` what they are in `tables`, which is at least at the position noted first."""
+def _applied(tables: Tables) -> bytes:
+    """The row of `meta` that says what the tables reflect, as it is stored."""
     with tables.reading() as transaction:
-        applied = bytes(_must(transaction.get(b"applied", db=tables.meta)))
+        return bytes(_must(transaction.get(b"applied", db=tables.meta)))
+
+
+def _carry(tables: Tables, fresh: Tables, extents: Iterable[int], applied: bytes) -> None:
+    """Make these extents in `fresh` what they are in `tables`.
+
+    applied: `fresh` reflects that afterwards, so it was noted before the extents were listed.
+    """
     wanted = sorted(extents)
     for at in range(0, len(wanted), _EXTENTS_A_CALL):
         chunk = wanted[at : at + _EXTENTS_A_CALL]
