@@ -296,6 +296,8 @@ class Volume(_message.Message):
     SEGMENTS_FIELD_NUMBER: _builtins.int
     ATTACHMENT_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    HYDRATION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     """Unique where it is not empty."""
@@ -317,6 +319,12 @@ class Volume(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What is not as it should be for good: too few zones, for example."""
 
+    @_builtins.property
+    def source(self) -> Global___Source:
+        """Absent where it was not made from a snapshot, or is hydrated."""
+
+    @_builtins.property
+    def hydration(self) -> Global___Hydration: ...
     def __init__(
         self,
         *,
@@ -331,14 +339,90 @@ class Volume(_message.Message):
         segments: _abc.Iterable[Global___Segment] | None = ...,
         attachment: Global___Attachment | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        source: Global___Source | None = ...,
+        hydration: Global___Hydration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attachment", b"attachment"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attachment", b"attachment", "hydration", b"hydration", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment", b"attachment", "created_at_ms", b"created_at_ms", "epoch", b"epoch", "id", b"id", "name", b"name", "reason", b"reason", "segments", b"segments", "size_bytes", b"size_bytes", "state", b"state", "tags", b"tags", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment", b"attachment", "created_at_ms", b"created_at_ms", "epoch", b"epoch", "hydration", b"hydration", "id", b"id", "name", b"name", "reason", b"reason", "segments", b"segments", "size_bytes", b"size_bytes", "source", b"source", "state", b"state", "tags", b"tags", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Volume: _TypeAlias = Volume  # noqa: Y015
+
+@_typing.final
+class Source(_message.Message):
+    """What a volume was made from: blocks that it does not have itself come from there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    ROOT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    snapshot: _builtins.str
+    root: _builtins.bytes
+    """SHA-256 of the snapshot's root object, 32 bytes: it vouches for all of the content."""
+    size_bytes: _builtins.int
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of the daemons that serve it, HOST:PORT, best first."""
+
+    def __init__(
+        self,
+        *,
+        snapshot: _builtins.str = ...,
+        root: _builtins.bytes = ...,
+        size_bytes: _builtins.int = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "root", b"root", "size_bytes", b"size_bytes", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Source: _TypeAlias = Source  # noqa: Y015
+
+@_typing.final
+class Hydration(_message.Message):
+    """How far the copying of a restored volume's blocks out of the object store is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCKS_TOTAL_FIELD_NUMBER: _builtins.int
+    BLOCKS_DONE_FIELD_NUMBER: _builtins.int
+    RATE_BYTES_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    RATE_NOW_BYTES_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    blocks_total: _builtins.int
+    """Of the source: blocks that it maps, and how many of them the volume has by now (or has written itself)."""
+    blocks_done: _builtins.int
+    rate_bytes: _builtins.int
+    """As set: bytes a second for the background pass, 0 without a limit."""
+    paused: _builtins.bool
+    rate_now_bytes: _builtins.int
+    """Bytes a second, over the last seconds."""
+    why: _builtins.str
+    """Why it does not go on; empty where it does."""
+    def __init__(
+        self,
+        *,
+        blocks_total: _builtins.int = ...,
+        blocks_done: _builtins.int = ...,
+        rate_bytes: _builtins.int = ...,
+        paused: _builtins.bool = ...,
+        rate_now_bytes: _builtins.int = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks_done", b"blocks_done", "blocks_total", b"blocks_total", "paused", b"paused", "rate_bytes", b"rate_bytes", "rate_now_bytes", b"rate_now_bytes", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Hydration: _TypeAlias = Hydration  # noqa: Y015
 
 @_typing.final
 class Node(_message.Message):
@@ -455,10 +539,16 @@ class CreateVolumeRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
     CLIENT_TOKEN_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    INIT_RATE_BYTES_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
     name: _builtins.str
     client_token: _builtins.str
     """A second request with the same token gives the volume of the first."""
+    snapshot: _builtins.str
+    """The id of a completed snapshot to start from; size_bytes 0 is the snapshot's size, and never less than that."""
+    init_rate_bytes: _builtins.int
+    """Bytes a second for the background copying, 0 without a limit."""
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
@@ -468,10 +558,12 @@ class CreateVolumeRequest(_message.Message):
         name: _builtins.str = ...,
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         client_token: _builtins.str = ...,
+        snapshot: _builtins.str = ...,
+        init_rate_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_token", b"client_token", "name", b"name", "size_bytes", b"size_bytes", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_token", b"client_token", "init_rate_bytes", b"init_rate_bytes", "name", b"name", "size_bytes", b"size_bytes", "snapshot", b"snapshot", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1206,6 +1298,9 @@ class OpenTicket(_message.Message):
     SEGMENTS_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
     ACCEPT_LOSS_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    HYDRATION_FIELD_NUMBER: _builtins.int
+    MAINTENANCE_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     name: _builtins.str
     """The volume's name; may be empty. Clients may ask for the export by id or by name."""
@@ -1214,10 +1309,18 @@ class OpenTicket(_message.Message):
     read_only: _builtins.bool
     accept_loss: _builtins.bool
     """Of the user's request to attach; never set in a ticket that a front-end took for itself."""
+    maintenance: _builtins.bool
+    """For control's own work on a volume that nobody has attached (a seal, hydration): it is not exported."""
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]: ...
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def source(self) -> Global___Source:
+        """Absent where the volume has none (any more)."""
+
+    @_builtins.property
+    def hydration(self) -> Global___Hydration: ...
     def __init__(
         self,
         *,
@@ -1229,10 +1332,13 @@ class OpenTicket(_message.Message):
         segments: _abc.Iterable[Global___Segment] | None = ...,
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         accept_loss: _builtins.bool = ...,
+        source: Global___Source | None = ...,
+        hydration: Global___Hydration | None = ...,
+        maintenance: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hydration", b"hydration", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_loss", b"accept_loss", "epoch", b"epoch", "name", b"name", "read_only", b"read_only", "segments", b"segments", "size_bytes", b"size_bytes", "tags", b"tags", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_loss", b"accept_loss", "epoch", b"epoch", "hydration", b"hydration", "maintenance", b"maintenance", "name", b"name", "read_only", b"read_only", "segments", b"segments", "size_bytes", b"size_bytes", "source", b"source", "tags", b"tags", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1298,16 +1404,24 @@ class VolumeReport(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     CLIENTS_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    HYDRATION_FIELD_NUMBER: _builtins.int
+    HYDRATED_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     epoch: _builtins.int
     state: Global___ServingState.ValueType
     why: _builtins.str
     size_bytes: _builtins.int
     clients: _builtins.int
+    hydrated: _builtins.bool
+    """A committed record says that the source is needed no more; or there was none."""
     @_builtins.property
     def commit(self) -> _replica_pb2.Position: ...
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberReport]: ...
+    @_builtins.property
+    def hydration(self) -> Global___Hydration:
+        """Of a volume with a source."""
+
     def __init__(
         self,
         *,
@@ -1319,10 +1433,12 @@ class VolumeReport(_message.Message):
         size_bytes: _builtins.int = ...,
         clients: _builtins.int = ...,
         members: _abc.Iterable[Global___MemberReport] | None = ...,
+        hydration: Global___Hydration | None = ...,
+        hydrated: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "hydration", b"hydration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "commit", b"commit", "epoch", b"epoch", "members", b"members", "size_bytes", b"size_bytes", "state", b"state", "volume", b"volume", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "commit", b"commit", "epoch", b"epoch", "hydrated", b"hydrated", "hydration", b"hydration", "members", b"members", "size_bytes", b"size_bytes", "state", b"state", "volume", b"volume", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1371,11 +1487,21 @@ class CurrentAttachment(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    HYDRATION_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    MAINTENANCE_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     epoch: _builtins.int
     size_bytes: _builtins.int
     """Another than is served: resize the export."""
     state: Global___AttachmentState.ValueType
+    maintenance: _builtins.bool
+    @_builtins.property
+    def hydration(self) -> Global___Hydration:
+        """As it should go on: rate and pause, and where the source is served now."""
+
+    @_builtins.property
+    def source(self) -> Global___Source: ...
     def __init__(
         self,
         *,
@@ -1383,10 +1509,13 @@ class CurrentAttachment(_message.Message):
         epoch: _builtins.int = ...,
         size_bytes: _builtins.int = ...,
         state: Global___AttachmentState.ValueType = ...,
+        hydration: Global___Hydration | None = ...,
+        source: Global___Source | None = ...,
+        maintenance: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hydration", b"hydration", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "size_bytes", b"size_bytes", "state", b"state", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "hydration", b"hydration", "maintenance", b"maintenance", "size_bytes", b"size_bytes", "source", b"source", "state", b"state", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1547,3 +1676,213 @@ class ResizeExportResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResizeExportResponse: _TypeAlias = ResizeExportResponse  # noqa: Y015
+
+@_typing.final
+class HoldWritesRequest(_message.Message):
+    """From the answer on no write of the volume is acknowledged, until it is released or limit_s has passed.
+    Reads go on, and so does everything that is under way below the guest.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRONT_END_FIELD_NUMBER: _builtins.int
+    VOLUME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    BARRIER_FIELD_NUMBER: _builtins.int
+    LIMIT_S_FIELD_NUMBER: _builtins.int
+    front_end: _builtins.str
+    volume: _builtins.str
+    epoch: _builtins.int
+    barrier: _builtins.str
+    """Names the barrier: the same again holds on (and starts limit_s anew); another one is refused as Conflict."""
+    limit_s: _builtins.float
+    def __init__(
+        self,
+        *,
+        front_end: _builtins.str = ...,
+        volume: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        barrier: _builtins.str = ...,
+        limit_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["barrier", b"barrier", "epoch", b"epoch", "front_end", b"front_end", "limit_s", b"limit_s", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldWritesRequest: _TypeAlias = HoldWritesRequest  # noqa: Y015
+
+@_typing.final
+class HoldWritesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldWritesResponse: _TypeAlias = HoldWritesResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseWritesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRONT_END_FIELD_NUMBER: _builtins.int
+    VOLUME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    BARRIER_FIELD_NUMBER: _builtins.int
+    front_end: _builtins.str
+    volume: _builtins.str
+    epoch: _builtins.int
+    barrier: _builtins.str
+    def __init__(
+        self,
+        *,
+        front_end: _builtins.str = ...,
+        volume: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        barrier: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["barrier", b"barrier", "epoch", b"epoch", "front_end", b"front_end", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseWritesRequest: _TypeAlias = ReleaseWritesRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseWritesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HELD_FIELD_NUMBER: _builtins.int
+    held: _builtins.bool
+    """No write was acknowledged between the answer to HoldWrites and now."""
+    def __init__(
+        self,
+        *,
+        held: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseWritesResponse: _TypeAlias = ReleaseWritesResponse  # noqa: Y015
+
+@_typing.final
+class SealVolumeRequest(_message.Message):
+    """A sequenced SEAL that carries the snapshot's id, and pins the generation for it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRONT_END_FIELD_NUMBER: _builtins.int
+    VOLUME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    AGAIN_FIELD_NUMBER: _builtins.int
+    front_end: _builtins.str
+    volume: _builtins.str
+    epoch: _builtins.int
+    snapshot: _builtins.str
+    again: _builtins.bool
+    """An earlier call for this snapshot may have sealed: a generation that carries its id already is the answer."""
+    def __init__(
+        self,
+        *,
+        front_end: _builtins.str = ...,
+        volume: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        snapshot: _builtins.str = ...,
+        again: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["again", b"again", "epoch", b"epoch", "front_end", b"front_end", "snapshot", b"snapshot", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SealVolumeRequest: _TypeAlias = SealVolumeRequest  # noqa: Y015
+
+@_typing.final
+class SealVolumeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    TOOK_US_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    took_us: _builtins.int
+    """How long the SEAL was on its way to a quorum, in microseconds."""
+    @_builtins.property
+    def position(self) -> _replica_pb2.Position:
+        """Of the SEAL: what was acknowledged before it is in the snapshot."""
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        position: _replica_pb2.Position | None = ...,
+        took_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "position", b"position", "took_us", b"took_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SealVolumeResponse: _TypeAlias = SealVolumeResponse  # noqa: Y015
+
+@_typing.final
+class UnpinGenerationRequest(_message.Message):
+    """Sequenced as well; idempotent. The generation is merged once nobody pins it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRONT_END_FIELD_NUMBER: _builtins.int
+    VOLUME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    front_end: _builtins.str
+    volume: _builtins.str
+    epoch: _builtins.int
+    generation: _builtins.int
+    snapshot: _builtins.str
+    def __init__(
+        self,
+        *,
+        front_end: _builtins.str = ...,
+        volume: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        generation: _builtins.int = ...,
+        snapshot: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "front_end", b"front_end", "generation", b"generation", "snapshot", b"snapshot", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpinGenerationRequest: _TypeAlias = UnpinGenerationRequest  # noqa: Y015
+
+@_typing.final
+class UnpinGenerationResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpinGenerationResponse: _TypeAlias = UnpinGenerationResponse  # noqa: Y015

@@ -812,6 +812,26 @@ class FrontEndStub:
                 request_serializer=blockstore_dot_rpc_dot_control__pb2.ResizeExportRequest.SerializeToString,
                 response_deserializer=blockstore_dot_rpc_dot_control__pb2.ResizeExportResponse.FromString,
                 _registered_method=True)
+        self.HoldWrites = channel.unary_unary(
+                '/cairn.v1.FrontEnd/HoldWrites',
+                request_serializer=blockstore_dot_rpc_dot_control__pb2.HoldWritesRequest.SerializeToString,
+                response_deserializer=blockstore_dot_rpc_dot_control__pb2.HoldWritesResponse.FromString,
+                _registered_method=True)
+        self.ReleaseWrites = channel.unary_unary(
+                '/cairn.v1.FrontEnd/ReleaseWrites',
+                request_serializer=blockstore_dot_rpc_dot_control__pb2.ReleaseWritesRequest.SerializeToString,
+                response_deserializer=blockstore_dot_rpc_dot_control__pb2.ReleaseWritesResponse.FromString,
+                _registered_method=True)
+        self.SealVolume = channel.unary_unary(
+                '/cairn.v1.FrontEnd/SealVolume',
+                request_serializer=blockstore_dot_rpc_dot_control__pb2.SealVolumeRequest.SerializeToString,
+                response_deserializer=blockstore_dot_rpc_dot_control__pb2.SealVolumeResponse.FromString,
+                _registered_method=True)
+        self.UnpinGeneration = channel.unary_unary(
+                '/cairn.v1.FrontEnd/UnpinGeneration',
+                request_serializer=blockstore_dot_rpc_dot_control__pb2.UnpinGenerationRequest.SerializeToString,
+                response_deserializer=blockstore_dot_rpc_dot_control__pb2.UnpinGenerationResponse.FromString,
+                _registered_method=True)
 
 
 class FrontEndServicer:
@@ -841,6 +861,31 @@ class FrontEndServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HoldWrites(self, request, context):
+        """The next four: NOT_FOUND where the volume is not served here at that epoch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseWrites(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SealVolume(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnpinGeneration(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FrontEndServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -858,6 +903,26 @@ def add_FrontEndServicer_to_server(servicer, server):
                     servicer.ResizeVolume,
                     request_deserializer=blockstore_dot_rpc_dot_control__pb2.ResizeExportRequest.FromString,
                     response_serializer=blockstore_dot_rpc_dot_control__pb2.ResizeExportResponse.SerializeToString,
+            ),
+            'HoldWrites': grpc.unary_unary_rpc_method_handler(
+                    servicer.HoldWrites,
+                    request_deserializer=blockstore_dot_rpc_dot_control__pb2.HoldWritesRequest.FromString,
+                    response_serializer=blockstore_dot_rpc_dot_control__pb2.HoldWritesResponse.SerializeToString,
+            ),
+            'ReleaseWrites': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseWrites,
+                    request_deserializer=blockstore_dot_rpc_dot_control__pb2.ReleaseWritesRequest.FromString,
+                    response_serializer=blockstore_dot_rpc_dot_control__pb2.ReleaseWritesResponse.SerializeToString,
+            ),
+            'SealVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.SealVolume,
+                    request_deserializer=blockstore_dot_rpc_dot_control__pb2.SealVolumeRequest.FromString,
+                    response_serializer=blockstore_dot_rpc_dot_control__pb2.SealVolumeResponse.SerializeToString,
+            ),
+            'UnpinGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnpinGeneration,
+                    request_deserializer=blockstore_dot_rpc_dot_control__pb2.UnpinGenerationRequest.FromString,
+                    response_serializer=blockstore_dot_rpc_dot_control__pb2.UnpinGenerationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -942,6 +1007,114 @@ class FrontEnd:
             '/cairn.v1.FrontEnd/ResizeVolume',
             blockstore_dot_rpc_dot_control__pb2.ResizeExportRequest.SerializeToString,
             blockstore_dot_rpc_dot_control__pb2.ResizeExportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldWrites(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.FrontEnd/HoldWrites',
+            blockstore_dot_rpc_dot_control__pb2.HoldWritesRequest.SerializeToString,
+            blockstore_dot_rpc_dot_control__pb2.HoldWritesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseWrites(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.FrontEnd/ReleaseWrites',
+            blockstore_dot_rpc_dot_control__pb2.ReleaseWritesRequest.SerializeToString,
+            blockstore_dot_rpc_dot_control__pb2.ReleaseWritesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SealVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.FrontEnd/SealVolume',
+            blockstore_dot_rpc_dot_control__pb2.SealVolumeRequest.SerializeToString,
+            blockstore_dot_rpc_dot_control__pb2.SealVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnpinGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.FrontEnd/UnpinGeneration',
+            blockstore_dot_rpc_dot_control__pb2.UnpinGenerationRequest.SerializeToString,
+            blockstore_dot_rpc_dot_control__pb2.UnpinGenerationResponse.FromString,
             options,
             channel_credentials,
             insecure,

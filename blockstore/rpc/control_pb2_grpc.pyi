@@ -218,6 +218,11 @@ class FrontEndStub:
     CloseVolume: _grpc.UnaryUnaryMultiCallable[_control_pb2.CloseVolumeRequest, _control_pb2.CloseVolumeResponse]
     """Disconnects the volume's clients. That epoch and older ones are never opened again by this process."""
     ResizeVolume: _grpc.UnaryUnaryMultiCallable[_control_pb2.ResizeExportRequest, _control_pb2.ResizeExportResponse]
+    HoldWrites: _grpc.UnaryUnaryMultiCallable[_control_pb2.HoldWritesRequest, _control_pb2.HoldWritesResponse]
+    """The next four: NOT_FOUND where the volume is not served here at that epoch."""
+    ReleaseWrites: _grpc.UnaryUnaryMultiCallable[_control_pb2.ReleaseWritesRequest, _control_pb2.ReleaseWritesResponse]
+    SealVolume: _grpc.UnaryUnaryMultiCallable[_control_pb2.SealVolumeRequest, _control_pb2.SealVolumeResponse]
+    UnpinGeneration: _grpc.UnaryUnaryMultiCallable[_control_pb2.UnpinGenerationRequest, _control_pb2.UnpinGenerationResponse]
 
 @_typing.type_check_only
 class FrontEndAsyncStub(FrontEndStub):
@@ -233,6 +238,11 @@ class FrontEndAsyncStub(FrontEndStub):
     CloseVolume: _aio.UnaryUnaryMultiCallable[_control_pb2.CloseVolumeRequest, _control_pb2.CloseVolumeResponse]  # type: ignore[assignment]
     """Disconnects the volume's clients. That epoch and older ones are never opened again by this process."""
     ResizeVolume: _aio.UnaryUnaryMultiCallable[_control_pb2.ResizeExportRequest, _control_pb2.ResizeExportResponse]  # type: ignore[assignment]
+    HoldWrites: _aio.UnaryUnaryMultiCallable[_control_pb2.HoldWritesRequest, _control_pb2.HoldWritesResponse]  # type: ignore[assignment]
+    """The next four: NOT_FOUND where the volume is not served here at that epoch."""
+    ReleaseWrites: _aio.UnaryUnaryMultiCallable[_control_pb2.ReleaseWritesRequest, _control_pb2.ReleaseWritesResponse]  # type: ignore[assignment]
+    SealVolume: _aio.UnaryUnaryMultiCallable[_control_pb2.SealVolumeRequest, _control_pb2.SealVolumeResponse]  # type: ignore[assignment]
+    UnpinGeneration: _aio.UnaryUnaryMultiCallable[_control_pb2.UnpinGenerationRequest, _control_pb2.UnpinGenerationResponse]  # type: ignore[assignment]
 
 class FrontEndServicer(metaclass=_abc_1.ABCMeta):
     """Served by each front-end."""
@@ -263,5 +273,34 @@ class FrontEndServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.ResizeExportRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.ResizeExportResponse, _abc.Awaitable[_control_pb2.ResizeExportResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def HoldWrites(
+        self,
+        request: _control_pb2.HoldWritesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.HoldWritesResponse, _abc.Awaitable[_control_pb2.HoldWritesResponse]]:
+        """The next four: NOT_FOUND where the volume is not served here at that epoch."""
+
+    @_abc_1.abstractmethod
+    def ReleaseWrites(
+        self,
+        request: _control_pb2.ReleaseWritesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.ReleaseWritesResponse, _abc.Awaitable[_control_pb2.ReleaseWritesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SealVolume(
+        self,
+        request: _control_pb2.SealVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.SealVolumeResponse, _abc.Awaitable[_control_pb2.SealVolumeResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def UnpinGeneration(
+        self,
+        request: _control_pb2.UnpinGenerationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.UnpinGenerationResponse, _abc.Awaitable[_control_pb2.UnpinGenerationResponse]]: ...
 
 def add_FrontEndServicer_to_server(servicer: FrontEndServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

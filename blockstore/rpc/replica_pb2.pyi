@@ -111,10 +111,13 @@ class CreateRequest(_message.Message):
 
     TARGET_FIELD_NUMBER: _builtins.int
     FILLING_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     filling: _builtins.bool
     """A whole replica is created only while its volume is being created; any other begins as filling,
     with this floor above everything.
     """
+    source: _builtins.bytes
+    """Of a restored volume: what blocks without an entry come from (a snapshot's id); empty for none."""
     @_builtins.property
     def target(self) -> Global___Target: ...
     def __init__(
@@ -122,10 +125,11 @@ class CreateRequest(_message.Message):
         *,
         target: Global___Target | None = ...,
         filling: _builtins.bool = ...,
+        source: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filling", b"filling", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filling", b"filling", "source", b"source", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -526,6 +530,7 @@ class ReadResponse(_message.Message):
     PAYLOAD_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    ABSENT_FIELD_NUMBER: _builtins.int
     results: _builtins.bytes
     """16 bytes for each range, little-endian: its request (8), the blocks that the payload has for it
     (4), and its status (4), a number of google.rpc.Code; one that is not 0 has no blocks.
@@ -536,6 +541,11 @@ class ReadResponse(_message.Message):
     """xxh3-64 over the payload, seeded with the same over the results."""
     message: _builtins.str
     """What the last of the refusals says; empty where there is none."""
+    absent: _builtins.bytes
+    """Of a replica with a source: 16 bytes for each run of blocks that have no entry here, little-endian: the
+    range's request (8), the run's first block, counted from the start of the range (4), and its length (4).
+    Their content is the source's; the payload has zeroes for them.
+    """
     def __init__(
         self,
         *,
@@ -543,10 +553,11 @@ class ReadResponse(_message.Message):
         payload: _builtins.bytes = ...,
         checksum: _builtins.int = ...,
         message: _builtins.str = ...,
+        absent: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "message", b"message", "payload", b"payload", "results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "checksum", b"checksum", "message", b"message", "payload", b"payload", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -749,6 +760,254 @@ class FetchBlocksResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FetchBlocksResponse: _TypeAlias = FetchBlocksResponse  # noqa: Y015
+
+@_typing.final
+class DescribeRequest(_message.Message):
+    """What the tables hold beside the blocks, once they reflect at least the position `applied`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    APPLIED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def target(self) -> Global___Target: ...
+    @_builtins.property
+    def applied(self) -> Global___Position: ...
+    def __init__(
+        self,
+        *,
+        target: Global___Target | None = ...,
+        applied: Global___Position | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeRequest: _TypeAlias = DescribeRequest  # noqa: Y015
+
+@_typing.final
+class SealedGeneration(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    ARGUMENT_FIELD_NUMBER: _builtins.int
+    MERGING_FIELD_NUMBER: _builtins.int
+    PINS_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    sequence: _builtins.int
+    argument: _builtins.bytes
+    """What the SEAL carried: a snapshot's id."""
+    merging: _builtins.bool
+    """It cannot be read any more."""
+    @_builtins.property
+    def pins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Who keeps it: ids of snapshots."""
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        argument: _builtins.bytes = ...,
+        merging: _builtins.bool = ...,
+        pins: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argument", b"argument", "generation", b"generation", "merging", b"merging", "pins", b"pins", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SealedGeneration: _TypeAlias = SealedGeneration  # noqa: Y015
+
+@_typing.final
+class DescribeResponse(_message.Message):
+    """UNAVAILABLE: this replica is filling, or cannot commit so far now; another may."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPLIED_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """The one that writes now belong to."""
+    source: _builtins.bytes
+    """Empty without a source, or once hydrated."""
+    @_builtins.property
+    def applied(self) -> Global___Position: ...
+    @_builtins.property
+    def sealed(self) -> _containers.RepeatedCompositeFieldContainer[Global___SealedGeneration]:
+        """Oldest first."""
+
+    def __init__(
+        self,
+        *,
+        applied: Global___Position | None = ...,
+        generation: _builtins.int = ...,
+        sealed: _abc.Iterable[Global___SealedGeneration] | None = ...,
+        source: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "generation", b"generation", "sealed", b"sealed", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeResponse: _TypeAlias = DescribeResponse  # noqa: Y015
+
+@_typing.final
+class ListChangesRequest(_message.Message):
+    """The blocks written, zeroed, trimmed or filled in the generations from `lowest` to `highest`, as of the
+    applied state; never less, but more where generations between them were merged.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    LOWEST_FIELD_NUMBER: _builtins.int
+    HIGHEST_FIELD_NUMBER: _builtins.int
+    lowest: _builtins.int
+    highest: _builtins.int
+    @_builtins.property
+    def target(self) -> Global___Target: ...
+    def __init__(
+        self,
+        *,
+        target: Global___Target | None = ...,
+        lowest: _builtins.int = ...,
+        highest: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["highest", b"highest", "lowest", b"lowest", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListChangesRequest: _TypeAlias = ListChangesRequest  # noqa: Y015
+
+@_typing.final
+class ChangedExtent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXTENT_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    extent: _builtins.int
+    blocks: _builtins.bytes
+    """32 bytes: bit i (of byte i / 8, the lowest first) is block extent * 256 + i."""
+    def __init__(
+        self,
+        *,
+        extent: _builtins.int = ...,
+        blocks: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "extent", b"extent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangedExtent: _TypeAlias = ChangedExtent  # noqa: Y015
+
+@_typing.final
+class ListChangesResponse(_message.Message):
+    """In order of the extents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXTENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def extents(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChangedExtent]: ...
+    def __init__(
+        self,
+        *,
+        extents: _abc.Iterable[Global___ChangedExtent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["extents", b"extents"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListChangesResponse: _TypeAlias = ListChangesResponse  # noqa: Y015
+
+@_typing.final
+class BlockRange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    start: _builtins.int
+    count: _builtins.int
+    def __init__(
+        self,
+        *,
+        start: _builtins.int = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BlockRange: _TypeAlias = BlockRange  # noqa: Y015
+
+@_typing.final
+class ReadGenerationRequest(_message.Message):
+    """At most 1 MiB in all. NOT_FOUND: the generation was not sealed here (or not applied yet), or merged away."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    RANGES_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    @_builtins.property
+    def target(self) -> Global___Target: ...
+    @_builtins.property
+    def ranges(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockRange]: ...
+    def __init__(
+        self,
+        *,
+        target: Global___Target | None = ...,
+        generation: _builtins.int = ...,
+        ranges: _abc.Iterable[Global___BlockRange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "ranges", b"ranges", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadGenerationRequest: _TypeAlias = ReadGenerationRequest  # noqa: Y015
+
+@_typing.final
+class ReadGenerationResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    payload: _builtins.bytes
+    """Of all ranges, one after the other; zeroes for what has no entry."""
+    checksum: _builtins.int
+    """xxh3-64 of the payload."""
+    def __init__(
+        self,
+        *,
+        payload: _builtins.bytes = ...,
+        checksum: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "payload", b"payload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadGenerationResponse: _TypeAlias = ReadGenerationResponse  # noqa: Y015
 
 @_typing.final
 class ListReplicasRequest(_message.Message):

@@ -79,6 +79,21 @@ class ReplicaStub:
                 request_serializer=blockstore_dot_rpc_dot_replica__pb2.ListReplicasRequest.SerializeToString,
                 response_deserializer=blockstore_dot_rpc_dot_replica__pb2.ListReplicasResponse.FromString,
                 _registered_method=True)
+        self.Describe = channel.unary_unary(
+                '/cairn.v1.Replica/Describe',
+                request_serializer=blockstore_dot_rpc_dot_replica__pb2.DescribeRequest.SerializeToString,
+                response_deserializer=blockstore_dot_rpc_dot_replica__pb2.DescribeResponse.FromString,
+                _registered_method=True)
+        self.ListChanges = channel.unary_stream(
+                '/cairn.v1.Replica/ListChanges',
+                request_serializer=blockstore_dot_rpc_dot_replica__pb2.ListChangesRequest.SerializeToString,
+                response_deserializer=blockstore_dot_rpc_dot_replica__pb2.ListChangesResponse.FromString,
+                _registered_method=True)
+        self.ReadGeneration = channel.unary_unary(
+                '/cairn.v1.Replica/ReadGeneration',
+                request_serializer=blockstore_dot_rpc_dot_replica__pb2.ReadGenerationRequest.SerializeToString,
+                response_deserializer=blockstore_dot_rpc_dot_replica__pb2.ReadGenerationResponse.FromString,
+                _registered_method=True)
 
 
 class ReplicaServicer:
@@ -140,6 +155,26 @@ class ReplicaServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Describe(self, request, context):
+        """The next three are of sealed, committed state, which no epoch changes: the target's epoch is not looked at.
+        Only whole replicas answer them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListChanges(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadGeneration(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReplicaServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -187,6 +222,21 @@ def add_ReplicaServicer_to_server(servicer, server):
                     servicer.ListReplicas,
                     request_deserializer=blockstore_dot_rpc_dot_replica__pb2.ListReplicasRequest.FromString,
                     response_serializer=blockstore_dot_rpc_dot_replica__pb2.ListReplicasResponse.SerializeToString,
+            ),
+            'Describe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Describe,
+                    request_deserializer=blockstore_dot_rpc_dot_replica__pb2.DescribeRequest.FromString,
+                    response_serializer=blockstore_dot_rpc_dot_replica__pb2.DescribeResponse.SerializeToString,
+            ),
+            'ListChanges': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListChanges,
+                    request_deserializer=blockstore_dot_rpc_dot_replica__pb2.ListChangesRequest.FromString,
+                    response_serializer=blockstore_dot_rpc_dot_replica__pb2.ListChangesResponse.SerializeToString,
+            ),
+            'ReadGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadGeneration,
+                    request_deserializer=blockstore_dot_rpc_dot_replica__pb2.ReadGenerationRequest.FromString,
+                    response_serializer=blockstore_dot_rpc_dot_replica__pb2.ReadGenerationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -432,6 +482,87 @@ class Replica:
             '/cairn.v1.Replica/ListReplicas',
             blockstore_dot_rpc_dot_replica__pb2.ListReplicasRequest.SerializeToString,
             blockstore_dot_rpc_dot_replica__pb2.ListReplicasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Describe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Replica/Describe',
+            blockstore_dot_rpc_dot_replica__pb2.DescribeRequest.SerializeToString,
+            blockstore_dot_rpc_dot_replica__pb2.DescribeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cairn.v1.Replica/ListChanges',
+            blockstore_dot_rpc_dot_replica__pb2.ListChangesRequest.SerializeToString,
+            blockstore_dot_rpc_dot_replica__pb2.ListChangesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Replica/ReadGeneration',
+            blockstore_dot_rpc_dot_replica__pb2.ReadGenerationRequest.SerializeToString,
+            blockstore_dot_rpc_dot_replica__pb2.ReadGenerationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,12 @@ class ReplicaStub:
     FetchDelta: _grpc.UnaryStreamMultiCallable[_replica_pb2.FetchDeltaRequest, _replica_pb2.FetchDeltaResponse]
     FetchBlocks: _grpc.UnaryUnaryMultiCallable[_replica_pb2.FetchBlocksRequest, _replica_pb2.FetchBlocksResponse]
     ListReplicas: _grpc.UnaryUnaryMultiCallable[_replica_pb2.ListReplicasRequest, _replica_pb2.ListReplicasResponse]
+    Describe: _grpc.UnaryUnaryMultiCallable[_replica_pb2.DescribeRequest, _replica_pb2.DescribeResponse]
+    """The next three are of sealed, committed state, which no epoch changes: the target's epoch is not looked at.
+    Only whole replicas answer them.
+    """
+    ListChanges: _grpc.UnaryStreamMultiCallable[_replica_pb2.ListChangesRequest, _replica_pb2.ListChangesResponse]
+    ReadGeneration: _grpc.UnaryUnaryMultiCallable[_replica_pb2.ReadGenerationRequest, _replica_pb2.ReadGenerationResponse]
 
 @_typing.type_check_only
 class ReplicaAsyncStub(ReplicaStub):
@@ -62,6 +68,12 @@ class ReplicaAsyncStub(ReplicaStub):
     FetchDelta: _aio.UnaryStreamMultiCallable[_replica_pb2.FetchDeltaRequest, _replica_pb2.FetchDeltaResponse]  # type: ignore[assignment]
     FetchBlocks: _aio.UnaryUnaryMultiCallable[_replica_pb2.FetchBlocksRequest, _replica_pb2.FetchBlocksResponse]  # type: ignore[assignment]
     ListReplicas: _aio.UnaryUnaryMultiCallable[_replica_pb2.ListReplicasRequest, _replica_pb2.ListReplicasResponse]  # type: ignore[assignment]
+    Describe: _aio.UnaryUnaryMultiCallable[_replica_pb2.DescribeRequest, _replica_pb2.DescribeResponse]  # type: ignore[assignment]
+    """The next three are of sealed, committed state, which no epoch changes: the target's epoch is not looked at.
+    Only whole replicas answer them.
+    """
+    ListChanges: _aio.UnaryStreamMultiCallable[_replica_pb2.ListChangesRequest, _replica_pb2.ListChangesResponse]  # type: ignore[assignment]
+    ReadGeneration: _aio.UnaryUnaryMultiCallable[_replica_pb2.ReadGenerationRequest, _replica_pb2.ReadGenerationResponse]  # type: ignore[assignment]
 
 class ReplicaServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -128,5 +140,29 @@ class ReplicaServicer(metaclass=_abc_1.ABCMeta):
         request: _replica_pb2.ListReplicasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_replica_pb2.ListReplicasResponse, _abc.Awaitable[_replica_pb2.ListReplicasResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Describe(
+        self,
+        request: _replica_pb2.DescribeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replica_pb2.DescribeResponse, _abc.Awaitable[_replica_pb2.DescribeResponse]]:
+        """The next three are of sealed, committed state, which no epoch changes: the target's epoch is not looked at.
+        Only whole replicas answer them.
+        """
+
+    @_abc_1.abstractmethod
+    def ListChanges(
+        self,
+        request: _replica_pb2.ListChangesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_replica_pb2.ListChangesResponse], _abc.AsyncIterator[_replica_pb2.ListChangesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ReadGeneration(
+        self,
+        request: _replica_pb2.ReadGenerationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replica_pb2.ReadGenerationResponse, _abc.Awaitable[_replica_pb2.ReadGenerationResponse]]: ...
 
 def add_ReplicaServicer_to_server(servicer: ReplicaServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
