@@ -71,6 +71,13 @@ def arguments_of(settings: Any) -> list[str]:
     return arguments
 
 
+def _bounds(low: float | None, high: float | None) -> str:
+    """What is wrong with a value that is not between them; None where there is no such bound."""
+    if low is not None and high is not None:
+        return f"outside {low} to {high}"
+    return f"below {low}" if high is None else f"above {high}"
+
+
 class _Checked:
     """Checks bounds and addresses of a settings dataclass when it is made."""
 
@@ -79,7 +86,10 @@ class _Checked:
             value = getattr(self, each.name)
             low, high = each.metadata.get("minimum"), each.metadata.get("maximum")
             if (low is not None and value < low) or (high is not None and value > high):
-                raise InvalidRequest(f"{option_name(each.name)} {value} is outside {low} to {high}")
+                raise InvalidRequest(f"{option_name(each.name)} {value} is {_bounds(low, high)}")
+        zone = getattr(self, "zone", "default")
+        if not zone.strip():
+            raise InvalidRequest(f"--zone {zone!r} is empty: name the failure domain, such as a rack or a host")
         for name in ("listen", "advertise", "nbd_listen", "control"):
             if getattr(self, name, ""):
                 split_address(getattr(self, name))

@@ -75,3 +75,15 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_size_that_no_message_holds(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["volume", "create", "--size", "99999999999999T"]) == 2
     assert "too large" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["node", "run", "--zone", ""], "--zone '' is empty"),
+        (["node", "run", "--heartbeat-s", "0.001"], "--heartbeat-s 0.001 is below 0.05"),
+    ],
+)
+def test_settings_that_make_no_sense(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments) == 2
+    assert message in capsys.readouterr().err

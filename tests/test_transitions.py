@@ -209,3 +209,13 @@ def test_read_only_stays_what_it_was() -> None:
     assert read_only.attachment.state is AttachmentState.ATTACHING
     with pytest.raises(Conflict, match="read-only already"):
         attach(read_only)
+
+
+@pytest.mark.parametrize(
+    ("move", "advises_force"), [(transitions.delete, False), (lambda now: attach(now, OTHER), True)]
+)
+def test_only_who_attaches_is_told_of_force(move: Change, advises_force: bool) -> None:
+    with pytest.raises(Conflict) as refused:
+        move(ATTACHED)
+    assert "detach it first" in str(refused.value)
+    assert ("--force" in str(refused.value)) == advises_force

@@ -15,11 +15,14 @@ from blockstore.errors import QuorumUnavailable
 from blockstore.grpc_endpoint import open_channel
 from blockstore.grpc_errors import cairn_errors
 from blockstore.rpc import control_pb2 as pb
+from blockstore.rpc import snapshot_pb2 as spb
 from blockstore.rpc.control_pb2_grpc import ControlStub
+from blockstore.rpc.snapshot_pb2_grpc import SnapshotsStub
 
 if TYPE_CHECKING:
-    # There is one class; the stubs tell its two uses apart.
+    # There is one class of each; the stubs tell its two uses apart.
     from blockstore.rpc.control_pb2_grpc import ControlAsyncStub
+    from blockstore.rpc.snapshot_pb2_grpc import SnapshotsAsyncStub
 
 #: A daemon that was just started may still be on its way to listening.
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -37,9 +40,10 @@ T = TypeVar("T")
 class ControlClient:
     """Control at one address. Each call raises the CairnError that control answered."""
 
-    def __init__(self, address: str, stub: "ControlAsyncStub") -> None:
+    def __init__(self, address: str, stub: "ControlAsyncStub", snapshots: "SnapshotsAsyncStub") -> None:
         self.address = address
         self.stub = stub
+        self.snapshots = snapshots
 
     async def call(
         self,
@@ -54,6 +58,10 @@ class ControlClient:
     async def volume(self, volume: str) -> pb.Volume:
         """The volume of that id or name. Raises NotFound."""
         return await self.call(self.stub.GetVolume, pb.GetVolumeRequest(volume=volume))
+
+    async def snapshot(self, snapshot: str) -> spb.Snapshot:
+        """The snapshot of that id. Raises NotFound."""
+        return await self.call(self.snapshots.GetSnapshot, spb.GetSnapshotRequest(snapshot=snapshot))
 
     async def status(self) -> pb.StatusResponse:
         """All that control knows."""
@@ -75,7 +83,7 @@ async def connected(address: str, timeout_s: float = CONNECT_TIMEOUT_S) -> Async
                 f"no control answers at {address}: start a cluster with `cairn up`, "
                 "or say where one is with --control HOST:PORT or CAIRN_CONTROL"
             ) from error
-        yield ControlClient(address, ControlStub(channel))
+        yield ControlClient(address, ControlStub(channel), SnapshotsStub(channel))
 
 
 def run_with_control(address: str, work: Callable[[ControlClient], Coroutine[Any, Any, T]]) -> T:

@@ -83,8 +83,8 @@ _PHASES: Final = {states: phase for phase, states in _STATES.items()}
 
 _ADVICE: Final = {
     Phase.CREATING: "wait until it is available",
-    Phase.ATTACHING: "detach it first, or take it over with --force",
-    Phase.ATTACHED: "detach it first, or take it over with --force",
+    Phase.ATTACHING: "detach it first",
+    Phase.ATTACHED: "detach it first",
     Phase.DETACHING: "wait until it is available, or detach it with --force",
     Phase.DELETING: "it cannot be used any more",
     Phase.ERROR: "see why with `cairn volume show`, then recover it with --accept-loss, or delete it",
@@ -216,7 +216,7 @@ def _move(volume: Volume, move: Move, **changes: Any) -> Volume:
     after = MOVES.get((move, before))
     if after is None:
         where = f" to {volume.attachment.front_end}" if volume.attachment else ""
-        raise Conflict(f"volume {volume.id} is {before.value}{where}: {_ADVICE[before]}")
+        raise Conflict(f"volume {volume.id} is {before.value}{where}: {_advice(move, before)}")
     state, attachment_state = _STATES[after]
     attachment = changes.pop("attachment", volume.attachment)
     assert attachment_state is None or attachment is not None
@@ -225,6 +225,12 @@ def _move(volume: Volume, move: Move, **changes: Any) -> Volume:
     assert phase_of(moved) is after
     assert moved.epoch >= volume.epoch
     return moved
+
+
+def _advice(move: Move, before: Phase) -> str:
+    """What to do where `move` is refused: only an attach can take a volume over."""
+    takes_over = move is Move.ATTACH and before in (Phase.ATTACHING, Phase.ATTACHED)
+    return _ADVICE[before] + (", or take it over with --force" if takes_over else "")
 
 
 def _check_epoch(volume: Volume, epoch: Epoch) -> Attachment:
