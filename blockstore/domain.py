@@ -18,11 +18,13 @@ FrontEndId = NewType("FrontEndId", str)
 """fe- and 17 hexadecimal digits; kept in the front-end's state directory."""
 SnapshotId = NewType("SnapshotId", str)
 """snap- and 17 hexadecimal digits."""
+DaemonId = NewType("DaemonId", str)
+"""sd- and 17 hexadecimal digits: a snapshotd; kept in its state directory."""
 SegmentNumber = NewType("SegmentNumber", int)
 """The index of a segment in its volume's list of segments."""
 
-_ID: Final = re.compile(r"(vol|rep|node|fe|snap)-[0-9a-f]{17}")
-_PREFIXES: Final = {"vol", "rep", "node", "fe", "snap"}
+_ID: Final = re.compile(r"(vol|rep|node|fe|snap|sd)-[0-9a-f]{17}")
+_PREFIXES: Final = {"vol", "rep", "node", "fe", "snap", "sd"}
 
 
 def make_id(prefix: str, random_bytes: bytes) -> str:

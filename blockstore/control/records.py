@@ -16,7 +16,7 @@ from blockstore.errors import InvalidRequest
 from blockstore.units import BLOCK_SIZE, MAX_VOLUME_SIZE, Epoch
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_ID_LIKE: Final = re.compile(r"(vol|rep|node|fe|snap)-[0-9a-f]{17}")
+_ID_LIKE: Final = re.compile(r"(vol|rep|node|fe|snap|sd)-[0-9a-f]{17}")
 #: As EC2 has them.
 MAX_TAGS: Final = 50
 MAX_TAG_KEY: Final = 128
