@@ -34,6 +34,13 @@ class Placement(Enum):
     WARN = "warn"
 
 
+class Addressing(Enum):
+    """Where a request to an S3 server names the bucket."""
+
+    PATH = "path"
+    HOST = "host"
+
+
 def setting(
     default: Any, text: str, *, size: bool = False, minimum: float | None = None, maximum: float | None = None
 ) -> Any:
@@ -163,3 +170,34 @@ class FrontEndSettings(_Checked):
     retry_limit_s: float = setting(
         25.0, "Seconds that a request waits for a quorum before the guest gets EIO.", minimum=0
     )
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotdSettings(_Checked):
+    """`cairn snapshotd run`. Credentials of an S3 store come from the environment or AWS's files, never from here."""
+
+    state: Path = setting(Path("cairn-snapshotd"), "Directory of the daemon's id and of its cache of block hashes.")
+    listen: str = setting("127.0.0.1:0", _LISTEN)
+    advertise: str = setting("", _ADVERTISE)
+    control: str = setting(DEFAULT_CONTROL, "Address of control.")
+    heartbeat_s: float = setting(1.0, "Seconds between heartbeats to control.", minimum=0.05)
+    call_timeout_s: float = setting(5.0, "Deadline of each call to control or a node.", minimum=0.1)
+    store: str = setting(
+        "cairn-store", "Where snapshots are kept: a directory (a path or file:///DIR), or s3://BUCKET/PREFIX."
+    )
+    s3_endpoint: str = setting("", "URL of an S3 server other than Amazon's, such as http://127.0.0.1:9000.")
+    s3_region: str = setting("us-east-1", "Region of the bucket; most servers other than Amazon's take any.")
+    # What other servers than Amazon's need: bucket names in host names need a wildcard in their DNS.
+    s3_addressing: Addressing = setting(Addressing.PATH, "Where a request names the bucket: in its path, or its host.")
+    keyring_file: Path | None = setting(
+        None, "File with the keys that protect the data key; made in the state directory where nothing is given."
+    )
+    passphrase_file: Path | None = setting(
+        None, "File with a passphrase to protect the data key, instead of a keyring."
+    )
+    # A pack of 16 MiB for each upload, and two more being filled, are held in memory.
+    uploads: int = setting(4, "Packs that are uploaded at once.", minimum=1, maximum=64)
+    upload_rate_bytes: int = setting(0, "Most bytes a second to the object store; 0 is no limit.", size=True, minimum=0)
+    cache_bytes: int = setting(128 * MIB, "Memory for frames and manifests that were read.", size=True, minimum=8 * MIB)
+    # Level 3 takes 540 MiB/s of a core at ratio 2.25; 19 takes 3 MiB/s for a tenth less.
+    zstd_level: int = setting(3, "Compression, from 1 (fast) to 19 (small).", minimum=1, maximum=19)
