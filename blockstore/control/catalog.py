@@ -6,21 +6,19 @@
 Each change is one transaction that names the revisions it was derived from, so stopping between any
 two of them leaves a catalog that reconciling carries on from. Invariants: a name and a token belong
 to one volume and go with it; a volume's replicas are on nodes of the catalog; a volume leaves only
-together with a tombstone for each replica that is not known to be gone.
+together with a tombstone for each replica that is not known to be gone. Snapshots have a catalog of
+their own (blockstore/control/snapshot_catalog.py) in the same metastore.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Final
 
 from blockstore.control.codec import decode, encode
-from blockstore.control.metastore.interface import ABSENT, KeyValue, Metastore, Revision
+from blockstore.control.metastore.interface import ABSENT, Revision
+from blockstore.control.record_store import MAX_TRIES, RecordStore, Stored
 from blockstore.control.records import FrontEnd, KnownPositions, Node, Tombstone, Volume
 from blockstore.domain import FrontEndId, NodeId, VolumeId, VolumeState
 from blockstore.errors import AlreadyExists, Conflict, NotFound
-
-#: Lost races of one change before it is given up; each lost one means that another change was made.
-MAX_TRIES: Final = 100
 
 VOLUMES: Final = "volumes/"
 _NAMES: Final = "names/"
@@ -30,23 +28,9 @@ _NODES: Final = "nodes/"
 _FRONT_ENDS: Final = "front-ends/"
 _TOMBSTONES: Final = "tombstones/"
 
-Record = TypeVar("Record")
 
-
-@dataclass(frozen=True, slots=True)
-class Stored(Generic[Record]):
-    """A record as it stands, and the revision that a change of it must name."""
-
-    record: Record
-    revision: Revision
-
-
-class Catalog:
-    """All that the control plane keeps. Reads see every change that was made before."""
-
-    def __init__(self, store: Metastore) -> None:
-        self._store = store
-        self._decoded: dict[str, Stored[Any]] = {}
+class Catalog(RecordStore):
+    """All that the control plane keeps, but for snapshots. Reads see every change that was made before."""
 
     # ---- volumes
 
@@ -56,12 +40,16 @@ class Catalog:
 
     async def volume(self, name_or_id: str) -> Volume:
         """Raises NotFound."""
+        return (await self.stored_volume(name_or_id)).record
+
+    async def stored_volume(self, name_or_id: str) -> Stored[Volume]:
+        """Raises NotFound."""
         found = await self._get(Volume, VOLUMES + name_or_id) if name_or_id else None
         if found is None and name_or_id and (named := await self._get_text(_NAMES + name_or_id)):
             found = await self._get(Volume, VOLUMES + named)
         if found is None:
             raise NotFound(f"there is no volume {name_or_id!r}: see `cairn volume list`")
-        return found.record
+        return found
 
     async def volume_of_token(self, token: str) -> Volume | None:
         """The volume that was created with this client token."""
@@ -69,14 +57,18 @@ class Catalog:
         stored = await self._get(Volume, VOLUMES + named) if named else None
         return stored.record if stored else None
 
-    async def add_volume(self, volume: Volume, on: Iterable[Stored[Node]]) -> bool:
+    async def add_volume(
+        self, volume: Volume, on: Iterable[Stored[Node]], unchanged: Mapping[str, Revision] | None = None
+    ) -> bool:
         """Enter a new volume whose replicas are on the nodes `on`.
 
-        False where one of those nodes has changed, or another request with the same token was first:
-        look again. Raises AlreadyExists where the name is taken.
+        unchanged: further keys, and the revisions that they must have. False where one of those or one
+        of the nodes has changed, or another request with the same token was first: look again. Raises
+        AlreadyExists where the name is taken.
         """
         nodes = tuple(on)
         conditions = {VOLUMES + volume.id: ABSENT, **{_NODES + each.record.id: each.revision for each in nodes}}
+        conditions.update(unchanged or {})
         # The nodes are written as they are: whoever is about to remove one then has to look again.
         puts = {VOLUMES + volume.id: encode(volume), **{_NODES + each.record.id: encode(each.record) for each in nodes}}
         for key in _keys_of(volume):
@@ -90,12 +82,23 @@ class Catalog:
                 raise AlreadyExists(f"the name {volume.name!r} is taken by volume {taken}: choose another")
         return False
 
-    async def change_volume(self, volume: VolumeId, change: Callable[[Volume], Volume]) -> Volume:
-        """Swap the volume's record for what `change` makes of it; what `change` raises ends it."""
+    async def change_volume(
+        self,
+        volume: VolumeId,
+        change: Callable[[Volume], Volume],
+        allow: Callable[[Volume], Awaitable[None]] | None = None,
+    ) -> Volume:
+        """Swap the volume's record for what `change` makes of it; what `change` raises ends it.
+
+        allow: looks at other records first, and raises where those forbid the change. It counts for the
+        record as it was read before: whoever changes the others has to write this one as well.
+        """
         for _ in range(MAX_TRIES):
             stored = await self._get(Volume, VOLUMES + volume)
             if stored is None:
                 raise NotFound(f"volume {volume} is gone")
+            if allow:
+                await allow(stored.record)
             changed = change(stored.record)
             if changed == stored.record or await self._swap(VOLUMES + volume, stored.revision, changed):
                 return changed
@@ -181,38 +184,6 @@ class Catalog:
         conditions = {VOLUMES + known.volume: stored.revision}
         return await self._store.transact(conditions, {_KNOWN + known.volume: encode(known)}) is not None
 
-    # ---- records of any kind
-
-    async def _get(self, kind: type[Record], key: str) -> Stored[Record] | None:
-        found = await self._store.get(key)
-        return None if found is None else self._decode(kind, found)
-
-    async def _get_text(self, key: str) -> str:
-        found = await self._store.get(key)
-        return "" if found is None else found.value.decode()
-
-    async def _list(self, kind: type[Record], prefix: str) -> tuple[Stored[Record], ...]:
-        return tuple(self._decode(kind, each) for each in (await self._store.list(prefix)).items)
-
-    def _decode(self, kind: type[Record], found: KeyValue) -> Stored[Record]:
-        """Decoded once for each revision: every heartbeat reads all volumes."""
-        held = self._decoded.get(found.key)
-        if held is None or held.revision != found.revision:
-            held = self._decoded[found.key] = Stored(decode(kind, found.value), found.revision)
-        return held
-
-    async def _put(self, key: str, record: Any) -> None:
-        for _ in range(MAX_TRIES):
-            stored = await self._get(type(record), key)
-            if stored is not None and stored.record == record:
-                return
-            if await self._swap(key, stored.revision if stored else ABSENT, record):
-                return
-        raise Conflict(f"{key} is changed by too many at once: try again")
-
-    async def _swap(self, key: str, revision: Revision, record: Any) -> bool:
-        return await self._store.transact({key: revision}, {key: encode(record)}) is not None
-
 
 def nodes_of(volume: Volume) -> frozenset[NodeId]:
     """The nodes that hold a replica of it, or are to."""
@@ -235,6 +206,11 @@ def tombstones_of(volume: Volume) -> tuple[Tombstone, ...]:
 def attached_to(volumes: Iterable[Volume], front_end: FrontEndId) -> tuple[Volume, ...]:
     """The volumes that belong to this front-end."""
     return tuple(each for each in volumes if each.attachment and each.attachment.front_end == front_end)
+
+
+def maintained_by(volumes: Iterable[Volume], front_end: FrontEndId) -> tuple[Volume, ...]:
+    """The volumes that this front-end has for control's own work."""
+    return tuple(each for each in volumes if each.maintenance and each.maintenance.front_end == front_end)
 
 
 def _keys_of(volume: Volume) -> tuple[str, ...]:

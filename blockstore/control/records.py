@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from blockstore.domain import Configuration, FrontEndId, NodeId, ReplicaId, SegmentNumber, VolumeId, VolumeState
+from blockstore.domain import (
+    Configuration,
+    FrontEndId,
+    NodeId,
+    ReplicaId,
+    SegmentNumber,
+    SnapshotId,
+    VolumeId,
+    VolumeState,
+)
 from blockstore.errors import InvalidRequest
 from blockstore.units import BLOCK_SIZE, MAX_VOLUME_SIZE, Epoch
 
@@ -54,6 +63,41 @@ class Attachment:
     accept_loss: bool = False
 
 
+class MaintenanceState(Enum):
+    """Of an attachment that control made for itself."""
+
+    OPENING = "opening"
+    OPEN = "open"
+
+
+@dataclass(frozen=True, slots=True)
+class Maintenance:
+    """A front-end that has a volume open for control's own work, while no user has attached it.
+
+    The volume stays `available` and is not exported. It stands beside the attachment, not in its
+    place: whatever a user asks for takes the volume away from it, by epoch.
+    """
+
+    front_end: FrontEndId
+    instance: str
+    epoch: Epoch
+    state: MaintenanceState
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a volume was made from, until it has every block itself. root: of the snapshot, hexadecimal.
+
+    size_bytes: the snapshot's. rate_bytes: a second, for the copying in the background, 0 without a limit.
+    """
+
+    snapshot: SnapshotId
+    root: str
+    size_bytes: int
+    rate_bytes: int = 0
+    paused: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """A contiguous part of a volume, and who holds it."""
@@ -65,7 +109,10 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A volume as the catalog knows it. epoch: the highest ever given; it never falls."""
+    """A volume as the catalog knows it. epoch: the highest ever given; it never falls.
+
+    source: until it is hydrated. origin: the snapshot that it was made from, for good; empty for none.
+    """
 
     id: VolumeId
     name: str
@@ -79,6 +126,9 @@ class Volume:
     reason: str = ""
     warnings: tuple[str, ...] = ()
     client_token: str = ""
+    maintenance: Maintenance | None = None
+    source: Source | None = None
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)

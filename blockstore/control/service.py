@@ -15,10 +15,11 @@ import structlog
 
 from blockstore.config import Placement
 from blockstore.control import transitions
-from blockstore.control.catalog import MAX_TRIES, Catalog, Stored, attached_to, nodes_of
+from blockstore.control.catalog import Catalog, attached_to, nodes_of
 from blockstore.control.placement import Candidate, Placed, place
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import Reconciler
+from blockstore.control.record_store import MAX_TRIES, Stored
 from blockstore.control.records import (
     FrontEnd,
     Node,

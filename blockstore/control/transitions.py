@@ -6,12 +6,21 @@ Invariants: the epoch grows with every attachment and renewal, and never falls; 
 what one epoch began names that epoch, and fails as Fenced where it has moved on.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any, Final
 
-from blockstore.control.records import Attachment, AttachmentState, FrontEnd, Segment, Volume, check_size
-from blockstore.domain import VolumeState
+from blockstore.control.records import (
+    Attachment,
+    AttachmentState,
+    FrontEnd,
+    Maintenance,
+    MaintenanceState,
+    Segment,
+    Volume,
+    check_size,
+)
+from blockstore.domain import FrontEndId, VolumeState
 from blockstore.errors import Conflict, Fenced, InvalidRequest
 from blockstore.units import Epoch
 
@@ -45,6 +54,10 @@ class Move(Enum):
     DETACHED = auto()
     DELETE = auto()
     RESIZE = auto()
+    MAINTAIN = auto()
+    END_MAINTENANCE = auto()
+    SNAPSHOT = auto()
+    HYDRATED = auto()
 
 
 _IN_USE: Final = (Phase.ATTACHING, Phase.ATTACHED, Phase.DETACHING)
@@ -58,7 +71,8 @@ MOVES: Final[dict[tuple[Move, Phase], Phase]] = {
     (Move.RECOVER, Phase.ERROR): Phase.ATTACHING,
     (Move.OPENED, Phase.ATTACHING): Phase.ATTACHED,
     (Move.GIVE_UP, Phase.ATTACHING): Phase.AVAILABLE,
-    **{(Move.LOSE, before): Phase.ERROR for before in (Phase.ATTACHING, Phase.ATTACHED)},
+    # An available one: under maintenance.
+    **{(Move.LOSE, before): Phase.ERROR for before in (Phase.AVAILABLE, Phase.ATTACHING, Phase.ATTACHED)},
     (Move.REOPEN, Phase.ATTACHING): Phase.ATTACHING,
     (Move.RENEW, Phase.ATTACHED): Phase.ATTACHED,
     **{(Move.DETACH, before): Phase.DETACHING for before in _IN_USE},
@@ -68,6 +82,9 @@ MOVES: Final[dict[tuple[Move, Phase], Phase]] = {
         for before in (Phase.CREATING, Phase.AVAILABLE, Phase.ERROR, Phase.DELETING)
     },
     **{(Move.RESIZE, same): same for same in (Phase.AVAILABLE, *_IN_USE)},
+    (Move.MAINTAIN, Phase.AVAILABLE): Phase.AVAILABLE,
+    (Move.END_MAINTENANCE, Phase.AVAILABLE): Phase.AVAILABLE,
+    **{(move, same): same for move in (Move.SNAPSHOT, Move.HYDRATED) for same in (Phase.AVAILABLE, *_IN_USE)},
 }
 
 _STATES: Final[dict[Phase, tuple[VolumeState, AttachmentState | None]]] = {
@@ -90,6 +107,14 @@ _ADVICE: Final = {
     Phase.ERROR: "see why with `cairn volume show`, then recover it with --accept-loss, or delete it",
     Phase.AVAILABLE: "attach it first",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a volume is served, for a user or for control itself."""
+
+    front_end: FrontEndId
+    epoch: Epoch
 
 
 def phase_of(volume: Volume) -> Phase:
@@ -159,7 +184,10 @@ def give_up(volume: Volume, epoch: Epoch, reason: str) -> Volume:
 
 def lost(volume: Volume, epoch: Epoch, reason: str) -> Volume:
     """Acknowledged records may be missing: only an attach that accepts the loss goes on."""
-    _check_epoch(volume, epoch)
+    if volume.attachment:
+        _check_epoch(volume, epoch)
+    else:
+        _check_maintenance(volume, epoch)
     return _move(volume, Move.LOSE, reason=reason)
 
 
@@ -210,8 +238,60 @@ def resize(volume: Volume, size_bytes: int) -> Volume:
     return _move(volume, Move.RESIZE, size_bytes=size_bytes, segments=(*others, grown))
 
 
+def maintain(volume: Volume, front_end: FrontEnd) -> Volume:
+    """A new epoch for `front_end`, for control's own work. Conflict unless it is free."""
+    if volume.maintenance:
+        raise Conflict(f"volume {volume.id} is open for maintenance at {volume.maintenance.front_end} already")
+    epoch = Epoch(volume.epoch + 1)
+    begun = Maintenance(front_end.id, front_end.instance, epoch, MaintenanceState.OPENING)
+    return _move(volume, Move.MAINTAIN, epoch=epoch, maintenance=begun)
+
+
+def maintained(volume: Volume, epoch: Epoch) -> Volume:
+    """The front-end has it open for maintenance in this epoch."""
+    now = _check_maintenance(volume, epoch)
+    return _move(volume, Move.MAINTAIN, maintenance=replace(now, state=MaintenanceState.OPEN))
+
+
+def end_maintenance(volume: Volume, epoch: Epoch) -> Volume:
+    """Its work is done, or its front-end does not do it. Fenced where a user's request ended it before."""
+    _check_maintenance(volume, epoch)
+    return _move(volume, Move.END_MAINTENANCE)
+
+
+def check_snapshot(volume: Volume) -> None:
+    """Raises Conflict where its state allows no snapshot."""
+    _move(volume, Move.SNAPSHOT)
+
+
+def hydrated(volume: Volume, epoch: Epoch) -> Volume:
+    """A committed record of this epoch says that it needs its source no more."""
+    if place_epoch(volume) != epoch:
+        raise Fenced(f"volume {volume.id} was served in epoch {epoch}, and that is over (now {volume.epoch})")
+    return _move(volume, Move.HYDRATED, source=None, maintenance=volume.maintenance)
+
+
+def place_epoch(volume: Volume) -> Epoch | None:
+    """Of its attachment, or else of its maintenance; also while it is being opened."""
+    held = volume.attachment or volume.maintenance
+    return held.epoch if held else None
+
+
+def place_of(volume: Volume) -> Place | None:
+    """Where it is served now; None while it is being opened or closed, and while nobody has it."""
+    if volume.attachment:
+        attached = volume.attachment.state is AttachmentState.ATTACHED
+        return Place(volume.attachment.front_end, volume.attachment.epoch) if attached else None
+    if volume.maintenance and volume.maintenance.state is MaintenanceState.OPEN:
+        return Place(volume.maintenance.front_end, volume.maintenance.epoch)
+    return None
+
+
 def _move(volume: Volume, move: Move, **changes: Any) -> Volume:
-    """`volume` after `move`, with `changes` and the states that belong to its new phase."""
+    """`volume` after `move`, with `changes` and the states that belong to its new phase.
+
+    Maintenance ends with it, unless it is among the changes.
+    """
     before = phase_of(volume)
     after = MOVES.get((move, before))
     if after is None:
@@ -221,7 +301,8 @@ def _move(volume: Volume, move: Move, **changes: Any) -> Volume:
     attachment = changes.pop("attachment", volume.attachment)
     assert attachment_state is None or attachment is not None
     kept = replace(attachment, state=attachment_state) if attachment and attachment_state else None
-    moved = replace(volume, state=state, attachment=kept, **changes)
+    maintenance = changes.pop("maintenance", None)
+    moved = replace(volume, state=state, attachment=kept, maintenance=maintenance, **changes)
     assert phase_of(moved) is after
     assert moved.epoch >= volume.epoch
     return moved
@@ -237,6 +318,12 @@ def _check_epoch(volume: Volume, epoch: Epoch) -> Attachment:
     if volume.attachment is None or volume.attachment.epoch != epoch:
         raise Fenced(f"volume {volume.id} was attached in epoch {epoch}, and that is over (now {volume.epoch})")
     return volume.attachment
+
+
+def _check_maintenance(volume: Volume, epoch: Epoch) -> Maintenance:
+    if volume.maintenance is None or volume.maintenance.epoch != epoch:
+        raise Fenced(f"the maintenance of volume {volume.id} in epoch {epoch} is over (now {volume.epoch})")
+    return volume.maintenance
 
 
 def _mode(read_only: bool) -> str:

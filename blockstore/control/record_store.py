@@ -1,0 +1,62 @@
+"""Typed records over a metastore: read with their revision, changed by compare-and-swap only.
+
+What the catalogs of volumes and of snapshots have in common. Invariant: a record is decoded once for
+each revision, so that reading all of them with every heartbeat costs little.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+from blockstore.control.codec import decode, encode
+from blockstore.control.metastore.interface import ABSENT, KeyValue, Metastore, Revision
+from blockstore.errors import Conflict
+
+#: Lost races of one change before it is given up; each lost one means that another change was made.
+MAX_TRIES: Final = 100
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True, slots=True)
+class Stored(Generic[Record]):
+    """A record as it stands, and the revision that a change of it must name."""
+
+    record: Record
+    revision: Revision
+
+
+class RecordStore:
+    """Records of any kind by their keys."""
+
+    def __init__(self, store: Metastore) -> None:
+        self._store = store
+        self._decoded: dict[str, Stored[Any]] = {}
+
+    async def _get(self, kind: type[Record], key: str) -> Stored[Record] | None:
+        found = await self._store.get(key)
+        return None if found is None else self._decode(kind, found)
+
+    async def _get_text(self, key: str) -> str:
+        found = await self._store.get(key)
+        return "" if found is None else found.value.decode()
+
+    async def _list(self, kind: type[Record], prefix: str) -> tuple[Stored[Record], ...]:
+        return tuple(self._decode(kind, each) for each in (await self._store.list(prefix)).items)
+
+    def _decode(self, kind: type[Record], found: KeyValue) -> Stored[Record]:
+        held = self._decoded.get(found.key)
+        if held is None or held.revision != found.revision:
+            held = self._decoded[found.key] = Stored(decode(kind, found.value), found.revision)
+        return held
+
+    async def _put(self, key: str, record: Any) -> None:
+        for _ in range(MAX_TRIES):
+            stored = await self._get(type(record), key)
+            if stored is not None and stored.record == record:
+                return
+            if await self._swap(key, stored.revision if stored else ABSENT, record):
+                return
+        raise Conflict(f"{key} is changed by too many at once: try again")
+
+    async def _swap(self, key: str, revision: Revision, record: Any) -> bool:
+        return await self._store.transact({key: revision}, {key: encode(record)}) is not None

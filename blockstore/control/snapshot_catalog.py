@@ -1,0 +1,243 @@
+"""The catalog of snapshots, in the metastore of the volumes.
+
+    snapshots/ID   snapshots.store   snapshot-tokens/TOKEN -> ids   daemons/ID   pins/VOLUME/SNAPSHOT
+
+Invariants: a snapshot whose `pinned` goes from true to false leaves a pin to be taken away, in the
+same transaction; one completes, or is added, only in a transaction that sees the prune number that
+its references were checked at. All that prune must know stands under one prefix, so that one
+listing tells it as of one revision.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from blockstore.control.catalog import VOLUMES
+from blockstore.control.codec import encode
+from blockstore.control.metastore.interface import ABSENT, Metastore, Revision
+from blockstore.control.record_store import MAX_TRIES, RecordStore, Stored
+from blockstore.control.records import Volume
+from blockstore.control.snapshot_records import Pin, Snapshot, Store, StoreDaemon
+from blockstore.domain import SnapshotId, VolumeId
+from blockstore.errors import AlreadyExists, Conflict, Fenced, NotFound
+
+SNAPSHOTS: Final = "snapshots/"
+PINS: Final = "pins/"
+_STORE: Final = "snapshots.store"
+_ALL_FOR_PRUNE: Final = "snapshots"
+_TOKENS: Final = "snapshot-tokens/"
+_DAEMONS: Final = "daemons/"
+
+
+class SnapshotCatalog(RecordStore):
+    """All that is kept of snapshots. Reads see every change that was made before."""
+
+    def __init__(self, store: Metastore) -> None:
+        super().__init__(store)
+        self._changed = asyncio.Event()
+
+    # ---- snapshots
+
+    async def snapshots(self) -> tuple[Snapshot, ...]:
+        """All of them, the oldest first."""
+        found = [each.record for each in await self._list(Snapshot, SNAPSHOTS)]
+        return tuple(sorted(found, key=lambda each: (each.created_at_ms, each.id)))
+
+    async def snapshot(self, snapshot: str) -> Snapshot:
+        """Raises NotFound."""
+        return (await self.stored(snapshot)).record
+
+    async def stored(self, snapshot: str) -> Stored[Snapshot]:
+        """Raises NotFound."""
+        found = await self._get(Snapshot, SNAPSHOTS + snapshot) if snapshot else None
+        if found is None:
+            raise NotFound(f"there is no snapshot {snapshot!r}: see `cairn snapshot list`")
+        return found
+
+    async def of_token(self, token: str) -> tuple[Snapshot, ...]:
+        """The snapshots that were created with this client token, in their order; those that are gone are left out."""
+        names = (await self._get_text(_TOKENS + token)).split(",") if token else []
+        found = [await self._get(Snapshot, SNAPSHOTS + name) for name in names]
+        return tuple(each.record for each in found if each)
+
+    async def enter(self, snapshots: Sequence[Snapshot], of: Sequence[Stored[Volume]]) -> bool:
+        """Enter new snapshots of these volumes, all or none.
+
+        False where a volume has changed, or another request with the same token was first: look again.
+        """
+        conditions = {VOLUMES + each.record.id: each.revision for each in of}
+        # The volumes are written as they are: whoever is about to delete one then has to look again.
+        puts = {VOLUMES + each.record.id: encode(each.record) for each in of}
+        for each in snapshots:
+            conditions[SNAPSHOTS + each.id] = ABSENT
+            puts[SNAPSHOTS + each.id] = encode(each)
+        if token := snapshots[0].client_token:
+            conditions[_TOKENS + token] = ABSENT
+            puts[_TOKENS + token] = ",".join(each.id for each in snapshots).encode()
+        return await self._transact(conditions, puts)
+
+    async def change(
+        self,
+        snapshots: Sequence[SnapshotId],
+        change: Callable[[Snapshot], Snapshot],
+        *,
+        pins: Iterable[Pin] = (),
+        prune_number: int | None = None,
+        unchanged: dict[str, Revision] | None = None,
+    ) -> tuple[Snapshot, ...]:
+        """Swap their records for what `change` makes of them, all or none; what `change` raises ends it.
+
+        pins: further ones to be taken away from now on. prune_number: Fenced where it is another by now.
+        unchanged: further keys with the revisions that they must have; Fenced where one has another.
+        """
+        further = tuple(pins)
+        for _ in range(MAX_TRIES):
+            conditions = dict(unchanged or {})
+            if prune_number is not None:
+                conditions |= await self._prune_condition(prune_number)
+            before = [await self.stored(each) for each in snapshots]
+            after = tuple(change(each.record) for each in before)
+            conditions |= {SNAPSHOTS + each.record.id: each.revision for each in before}
+            puts = {SNAPSHOTS + each.id: encode(each) for each in after}
+            puts |= {_pin_key(each): encode(each) for each in (*_dropped(before, after), *further)}
+            same = all(old.record == new for old, new in zip(before, after, strict=True))
+            if (same and not further) or await self._transact(conditions, puts):
+                return after
+            await self._check_unchanged(unchanged or {})
+        raise Conflict(f"snapshot {snapshots[0]} is changed by too many at once: try again")
+
+    async def add(self, snapshot: Snapshot, prune_number: int) -> Snapshot:
+        """Enter one that is whole in the object store. The same again changes nothing.
+
+        Raises Fenced where the prune number is another by now, AlreadyExists where the id has another root.
+        """
+        for _ in range(MAX_TRIES):
+            conditions = await self._prune_condition(prune_number)
+            held = await self._get(Snapshot, SNAPSHOTS + snapshot.id)
+            if held and held.record.root == snapshot.root and held.record.state is snapshot.state:
+                return held.record
+            if held:
+                raise AlreadyExists(
+                    f"snapshot {snapshot.id} is in the catalog as {held.record.state.value}, "
+                    f"with the root {held.record.root or '(none)'} and not {snapshot.root}"
+                )
+            conditions[SNAPSHOTS + snapshot.id] = ABSENT
+            if await self._transact(conditions, {SNAPSHOTS + snapshot.id: encode(snapshot)}):
+                return snapshot
+        raise Conflict("the catalog is changed by too many at once: try again")
+
+    async def remove(self, snapshot: SnapshotId) -> None:
+        """Forget one that nothing needs any more, and its token with the last that has it. It may be gone already."""
+        stored = await self._get(Snapshot, SNAPSHOTS + snapshot)
+        if stored is None:
+            return
+        token = stored.record.client_token
+        left = [each for each in await self.of_token(token) if each.id != snapshot]
+        gone = [SNAPSHOTS + snapshot, *([_TOKENS + token] if token and not left else [])]
+        if not await self._transact({SNAPSHOTS + snapshot: stored.revision}, {}, gone):
+            raise Conflict(f"snapshot {snapshot} has changed meanwhile: look again")
+        self._decoded.pop(SNAPSHOTS + snapshot, None)
+
+    # ---- the store, and who serves it
+
+    async def store(self) -> Store | None:
+        """None before a daemon registered for the first time."""
+        stored = await self._get(Store, _STORE)
+        return stored.record if stored else None
+
+    async def change_store(self, change: Callable[[Store | None], Store]) -> Store:
+        """Swap its record for what `change` makes of it; what `change` raises ends it."""
+        for _ in range(MAX_TRIES):
+            stored = await self._get(Store, _STORE)
+            changed = change(stored.record if stored else None)
+            if stored and changed == stored.record:
+                return changed
+            if await self._transact({_STORE: stored.revision if stored else ABSENT}, {_STORE: encode(changed)}):
+                return changed
+        raise Conflict("the store's record is changed by too many at once: try again")
+
+    async def roots(self) -> tuple[int, tuple[Snapshot, ...]]:
+        """The prune number and all snapshots, as of one revision."""
+        items = (await self._store.list(_ALL_FOR_PRUNE)).items
+        stores = [self._decode(Store, each).record for each in items if each.key == _STORE]
+        snapshots = [self._decode(Snapshot, each).record for each in items if each.key.startswith(SNAPSHOTS)]
+        return (stores[0].prune_number if stores else 0), tuple(snapshots)
+
+    async def daemons(self) -> tuple[StoreDaemon, ...]:
+        """All that ever registered, by id."""
+        return tuple(each.record for each in await self._list(StoreDaemon, _DAEMONS))
+
+    async def daemon(self, daemon: str) -> StoreDaemon:
+        """Raises NotFound."""
+        stored = await self._get(StoreDaemon, _DAEMONS + daemon) if daemon else None
+        if stored is None:
+            raise NotFound(f"there is no snapshotd {daemon!r} here: it has to register")
+        return stored.record
+
+    async def put_daemon(self, daemon: StoreDaemon) -> None:
+        """Enter it, or what it says of itself now."""
+        await self._put(_DAEMONS + daemon.id, daemon)
+
+    # ---- pins to be taken away
+
+    async def pins(self) -> tuple[Pin, ...]:
+        """All of them, by volume."""
+        return tuple(each.record for each in await self._list(Pin, PINS))
+
+    async def remove_pin(self, pin: Pin) -> None:
+        """It is taken away, or its volume is gone."""
+        await self._store.transact({}, {}, (_pin_key(pin),))
+        self._decoded.pop(_pin_key(pin), None)
+
+    # ---- changes
+
+    def next_change(self) -> asyncio.Event:
+        """Set at the next change of a snapshot; taken before one looks, it misses none."""
+        return self._changed
+
+    def notify(self) -> None:
+        """Something has changed; also of what is in memory only."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _transact(
+        self, conditions: dict[str, Revision], puts: dict[str, bytes], deletes: Iterable[str] = ()
+    ) -> bool:
+        done = await self._store.transact(conditions, puts, deletes) is not None
+        self.notify()
+        return done
+
+    async def _prune_condition(self, expected: int) -> dict[str, Revision]:
+        stored = await self._get(Store, _STORE)
+        number = stored.record.prune_number if stored else 0
+        if number != expected:
+            raise Fenced(f"the prune number is {number}, and the references were checked at {expected}: check again")
+        return {_STORE: stored.revision if stored else ABSENT}
+
+    async def _check_unchanged(self, unchanged: dict[str, Revision]) -> None:
+        for key, revision in unchanged.items():
+            found = await self._store.get(key)
+            if (found.revision if found else ABSENT) != revision:
+                raise Fenced(f"{key} has changed meanwhile: look again")
+
+
+def key_of(snapshot: SnapshotId | str) -> str:
+    """Where its record stands."""
+    return SNAPSHOTS + snapshot
+
+
+def key_of_volume(volume: VolumeId) -> str:
+    """Where the volume's record stands."""
+    return VOLUMES + volume
+
+
+def _dropped(before: Iterable[Stored[Snapshot]], after: Iterable[Snapshot]) -> list[Pin]:
+    return [
+        Pin(new.volume, new.id, new.generation)
+        for old, new in zip(before, after, strict=True)
+        if old.record.pinned and not new.pinned
+    ]
+
+
+def _pin_key(pin: Pin) -> str:
+    return f"{PINS}{pin.volume}/{pin.snapshot}"

@@ -1,0 +1,136 @@
+"""What the catalog keeps of snapshots: their records, the daemons that ship them, the store, pins to be taken away.
+
+The content of a snapshot is in the object store; here stands what it is of, how far it is, and what
+vouches for it. Roots are texts of hexadecimal digits, because records are JSON. The field names are
+the stored format (blockstore/control/codec.py). Times are milliseconds since 1970, UTC.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from blockstore.control.records import MAX_INSTANCE
+from blockstore.domain import DaemonId, SnapshotId, VolumeId
+from blockstore.errors import InvalidRequest
+
+#: Each is three operations of one transaction of the metastore, which takes 128.
+MAX_VOLUMES: Final = 32
+MAX_DESCRIPTION: Final = 1024
+MAX_REASON: Final = 1024
+MAX_STORE: Final = 1024
+MAX_REPOSITORY: Final = 128
+#: Bytes of a SHA-256.
+ROOT_SIZE: Final = 32
+
+
+class SnapshotState(Enum):
+    """As EBS has them, and `deleting`."""
+
+    PENDING = "pending"
+    COMPLETED = "completed"
+    ERROR = "error"
+    DELETING = "deleting"
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """How much a completed snapshot is, in bytes; as in snapshot.proto."""
+
+    logical_bytes: int = 0
+    changed_bytes: int = 0
+    deduplicated_bytes: int = 0
+    stored_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot as the catalog knows it.
+
+    sealed_at_ms: when its content was fixed, 0 before that. pinned: its generation is to be kept by
+    the volume's replicas, for a ship to come or as base of the next one. touched: a daemon was ever told
+    to ship it, so that there may be something of it in the object store. started: of the present try;
+    `parent` and `base_generation` are then what it ships the changes since. barrier: one text for all
+    snapshots of one instant. root: of its root object, once completed.
+    """
+
+    id: SnapshotId
+    volume: VolumeId
+    volume_name: str
+    size_bytes: int
+    state: SnapshotState
+    created_at_ms: int
+    reason: str = ""
+    description: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    client_token: str = ""
+    barrier: str = ""
+    sealed_at_ms: int = 0
+    generation: int = 0
+    pause_us: int = 0
+    pinned: bool = False
+    touched: bool = False
+    started: bool = False
+    parent: str = ""
+    base_generation: int = 0
+    completed_at_ms: int = 0
+    root: str = ""
+    statistics: Statistics = Statistics()
+
+
+@dataclass(frozen=True, slots=True)
+class StoreDaemon:
+    """A snapshotd that registered. instance: of its latest start. store: a URL without secrets."""
+
+    id: DaemonId
+    instance: str
+    address: str
+    store: str
+    repository: str
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The one object store of this cluster.
+
+    cluster: names this cluster to the repository, for good. repository: claimed by the first daemon
+    that registered. prune_number: raised by each prune before it deletes anything; no snapshot
+    completes whose references were checked at an older one (design, section 5).
+    """
+
+    cluster: str
+    repository: str = ""
+    prune_number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A pin that the volume's replicas are to drop. generation: 0 where it is not known which was sealed, if any."""
+
+    volume: VolumeId
+    snapshot: SnapshotId
+    generation: int
+
+
+def check_description(description: str) -> None:
+    """Raises InvalidRequest for one that is too long."""
+    if len(description) > MAX_DESCRIPTION:
+        raise InvalidRequest(f"a description of {len(description)} characters is longer than {MAX_DESCRIPTION}")
+
+
+def check_root(root: bytes) -> str:
+    """The text of a root's hash. Raises InvalidRequest unless it is a SHA-256."""
+    if len(root) != ROOT_SIZE:
+        raise InvalidRequest(f"a root of {len(root)} bytes: expected the {ROOT_SIZE} bytes of a SHA-256")
+    return root.hex()
+
+
+def check_daemon(instance: str, store: str, repository: str) -> None:
+    """Raises InvalidRequest unless a daemon may register so."""
+    for name, text, limit in (
+        ("instance", instance, MAX_INSTANCE),
+        ("store", store, MAX_STORE),
+        ("repository", repository, MAX_REPOSITORY),
+    ):
+        if not 0 < len(text) <= limit:
+            raise InvalidRequest(f"{name} of a daemon has {len(text)} characters: expected 1 to {limit}")
