@@ -51,7 +51,15 @@ LAYERS: dict[str, tuple[str, ...]] = {
 }
 
 LMDB_IMPORTERS = ("blockstore.storage", "blockstore.control.metastore")
-PURE = (*NOUNS, "blockstore.replication", "nbd_server.wire", "nbd_server.handshake", "nbd_server.transmission")
+_FORMAT = ("bitmap", "fields", "compression", "crypto", "frame", "pack", "index", "manifest", "root", "quarantine")
+PURE = (
+    *NOUNS,
+    "blockstore.replication",
+    "nbd_server.wire",
+    "nbd_server.handshake",
+    "nbd_server.transmission",
+    *(f"snapshotd.{name}" for name in _FORMAT),
+)
 IMPURE_LIBRARIES = {"grpc", "asyncio", "socket", "lmdb", "time", "random", "threading", "secrets", "uvloop"}
 
 Imports = Mapping[str, frozenset[str]]

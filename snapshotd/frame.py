@@ -1,0 +1,50 @@
+"""A frame: up to 64 blocks of one key domain that are compressed and encrypted as one.
+
+It is what a lazy read fetches, by one ranged GET. The blocks lie one after the other in a body (`compression`),
+which is encrypted under the key of the frame's pack, with the frame's number as nonce; so a frame in another place
+than its own (another pack, number, domain) fails its authentication. Compressing needs no key and no number and
+lets the GIL go: it may run on threads, ahead of the pack. Source: docs/format.md, "Frames".
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+
+from blockstore.errors import Corrupt
+from blockstore.units import BLOCK_SIZE
+from snapshotd.compression import DEFAULT_LEVEL, HEADER_SIZE, compress, expand
+from snapshotd.crypto import TAG_SIZE, DomainKeys
+
+FRAME_BLOCKS: Final = 64
+MAX_FRAME_CONTENT: Final = FRAME_BLOCKS * BLOCK_SIZE
+#: A frame that did not shrink: nothing longer is read or written.
+MAX_STORED_FRAME: Final = MAX_FRAME_CONTENT + HEADER_SIZE + TAG_SIZE
+#: The empty zstd frame is longer, and no frame is empty.
+MIN_STORED_FRAME: Final = HEADER_SIZE + TAG_SIZE + 1
+
+
+def compress_frame(blocks: Sequence[bytes | memoryview], level: int = DEFAULT_LEVEL) -> bytes:
+    """The body of a frame of 1 to 64 whole blocks: what `PackWriter.add` takes."""
+    content = b"".join(blocks)
+    if not 0 < len(blocks) <= FRAME_BLOCKS or len(content) != len(blocks) * BLOCK_SIZE:
+        raise ValueError(f"{len(blocks)} blocks of {len(content)} bytes make no frame")
+    return compress(content, level)
+
+
+def decode_frame(keys: DomainKeys, pack: bytes, number: int, stored: bytes) -> list[bytes]:
+    """The blocks of frame `number` of the pack with id `pack` (16 bytes), by slot.
+
+    Raises Corrupt where the bytes are not that frame, whole and unchanged.
+    """
+    what = f"frame {number} of pack {pack.hex()}"
+    if not MIN_STORED_FRAME <= len(stored) <= MAX_STORED_FRAME:
+        raise Corrupt(f"{what} has {len(stored)} bytes: {MIN_STORED_FRAME} to {MAX_STORED_FRAME} are possible")
+    try:
+        body = keys.frame_cipher(pack).decrypt(number, stored)
+    except InvalidTag as error:
+        raise Corrupt(f"{what} fails its authentication: it was changed, or belongs elsewhere") from error
+    content = expand(body, MAX_FRAME_CONTENT, what)
+    if not content or len(content) % BLOCK_SIZE:
+        raise Corrupt(f"{what} holds {len(content)} bytes: whole blocks are needed")
+    return [content[at : at + BLOCK_SIZE] for at in range(0, len(content), BLOCK_SIZE)]
