@@ -26,7 +26,8 @@ from blockstore.node.node import Node
 from blockstore.node.service import add_replica_service
 from blockstore.replication.leader import LeaderSettings
 from blockstore.units import MIB, Epoch
-from blockstore.volume.open_volume import OpenVolume, Ticket
+from blockstore.volume.open_volume import OpenVolume
+from blockstore.volume.ticket import Ticket
 
 LIMIT_S = 30.0
 VOLUME = VolumeId(make_id("vol", bytes(9)))

@@ -177,7 +177,7 @@ def test_a_sealed_generation_keeps_what_it_showed(tmp_path: Path) -> None:
         async with running_stack(tmp_path) as stack:
             volume = await stack.open(SIZE)
             await volume.write(9, block("in the first layer"))
-            generation = await volume.seal(b"snap-0")
+            generation = (await volume.seal(b"snap-0")).generation
             await volume.write(9, block("in the second"))
             await stack.until_all_whole(volume)
             for index in range(3):

@@ -288,7 +288,7 @@ def test_a_seal_ends_its_record_and_later_writes_are_of_the_next_generation() ->
     sealing = group.sent[A][-1].records[0]
     assert [operation.kind.name for operation in sealing.operations] == ["WRITE", "SEAL"]
     effects = [*group.ack(A), *group.ack(B)]
-    assert only(Sealed, effects) == Sealed("seal", sealing.generation)
+    assert only(Sealed, effects) == Sealed("seal", sealing.generation, sealing.position)
     assert group.sent[A][-1].records[0].generation == sealing.generation + 1
 
 

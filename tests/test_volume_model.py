@@ -73,7 +73,8 @@ async def play(stack: Stack, script: list[tuple[object, ...]]) -> None:
                 await volume.close()
                 volume = await stack.open(BLOCKS * BLOCK_SIZE)
             case ("seal",):
-                model.sealed[await volume.seal(b"snap-%d" % number)] = bytes(model.content)
+                sealed = await volume.seal(b"snap-%d" % number)
+                model.sealed[sealed.generation] = bytes(model.content)
             case _:
                 await change_or_read(volume, model, step)
     for index in away:

@@ -61,6 +61,9 @@ class OverlapIndex:
         for write in writes:
             self.add(write)
 
+    def __bool__(self) -> bool:
+        return bool(self._newest or self._wide)
+
     def newest_over(self, start: int, count: int) -> Write | None:
         """The write with the highest number that touches a block of [start, start + count)."""
         found: Write | None = None

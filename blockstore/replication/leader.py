@@ -16,7 +16,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 
 from blockstore.domain import ORIGIN, Configuration, Position, ReplicaId
-from blockstore.errors import CairnError, Corrupt, Fenced, InvalidRequest, NoSpace, QuorumUnavailable
+from blockstore.errors import CairnError, Conflict, Corrupt, Fenced, InvalidRequest, NoSpace, QuorumUnavailable
 from blockstore.log import UNKNOWN_FLOOR
 from blockstore.record import Operation, OperationKind, Record, encode_record
 from blockstore.replication.in_flight import Write
@@ -102,6 +102,7 @@ class Leader:
         #: A quorum of whole members has confirmed this epoch to requests that were sent then or later.
         self._confirmed = self._lease_until = NEVER
         self._short_of_space = False
+        self._hydrated = False
 
     @property
     def commit(self) -> Position:
@@ -268,6 +269,12 @@ class Leader:
             return [Failed((ticket,), InvalidRequest(f"{len(operation.data)} bytes in one operation, {limit} at most"))]
         if self._short_of_space and operation.kind in _NEEDS_ROOM:
             return [Failed((ticket,), NoSpace("fewer than a quorum of the volume's nodes have room; free some space"))]
+        if operation.kind is OperationKind.HYDRATED:
+            self._hydrated = True
+        elif self._hydrated and operation.kind is OperationKind.FILL:
+            # Also where the HYDRATED failed: its record may commit yet, and a fill behind it would bring trimmed blocks
+            # back.
+            return [Failed((ticket,), Conflict("a volume that is hydrated, or about to be, takes no fills"))]
         self._writes.add(ticket, operation, now)
         return self._send_queued(now)
 
@@ -415,7 +422,7 @@ class Leader:
                     continue
                 write.answered = True
                 if write.operation.kind is OperationKind.SEAL:
-                    effects.append(Sealed(write.ticket, record.generation))
+                    effects.append(Sealed(write.ticket, record.generation, record.position))
                 else:
                     tickets.append(write.ticket)
             for write in record.writes:

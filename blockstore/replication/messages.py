@@ -229,10 +229,11 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """The SEAL of this ticket is committed; `generation` is the layer that it sealed."""
+    """The SEAL of this ticket is committed, at `position`; `generation` is the layer that it sealed."""
 
     ticket: Hashable
     generation: Generation
+    position: Position
 
 
 @dataclass(frozen=True, slots=True)

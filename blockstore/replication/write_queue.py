@@ -2,13 +2,14 @@
 
 Both in the order in which they came. A batch takes as many from the front as fit one record: none
 overlaps another of the batch, and what is not on blocks (a SEAL) comes last. Invariant: the overlap
-index holds exactly the writes that are not out of the way.
+indexes together hold exactly the writes that are not out of the way. Fills have one of their own: they
+change nothing that a read shows, so no read waits for one.
 """
 
 from collections import deque
 from collections.abc import Hashable
 
-from blockstore.record import MAX_OPERATIONS, Operation
+from blockstore.record import MAX_OPERATIONS, Operation, OperationKind
 from blockstore.replication.in_flight import OverlapIndex, Write
 from blockstore.units import BlockNumber
 
@@ -27,7 +28,8 @@ class WriteQueue:
         self._waiting_bytes = 0
         self._in_records: deque[Write] = deque()
         self._by_age: deque[Write] = deque()
-        self._overlaps = OverlapIndex()
+        self._changes = OverlapIndex()
+        self._fills = OverlapIndex()
         self._number = 0
 
     def __bool__(self) -> bool:
@@ -37,7 +39,7 @@ class WriteQueue:
         """One more, behind all others."""
         self._number += 1
         write = Write(self._number, ticket, operation, now)
-        self._overlaps.add(write)
+        self._index(write)
         self._waiting.append(write)
         self._by_age.append(write)
         self._waiting_bytes += write.size_bytes
@@ -49,8 +51,23 @@ class WriteQueue:
         return self._waiting_bytes
 
     def newest_over(self, start: BlockNumber, count: int) -> Write | None:
-        """The newest write over any of these blocks, waiting or in a record."""
-        return self._overlaps.newest_over(start, count)
+        """The newest write over any of these blocks, waiting or in a record, that changes what they show."""
+        return self._changes.newest_over(start, count)
+
+    def _index(self, write: Write) -> None:
+        """It comes after whatever it overlaps, in either index."""
+        operation = write.operation
+        if operation.kind is OperationKind.FILL:
+            self._fills.add(write)
+            below = self._changes.newest_over(operation.start, operation.count)
+        else:
+            self._changes.add(write)
+            below = self._fills.newest_over(operation.start, operation.count) if self._fills else None
+        if below is not None:
+            write.after = max(write.after, below.number)
+
+    def _index_of(self, write: Write) -> OverlapIndex:
+        return self._fills if write.operation.kind is OperationKind.FILL else self._changes
 
     def next_batch(self) -> list[Write]:
         """The next writes that fit one record; they are part of it from here on. Empty where all were dropped."""
@@ -85,7 +102,7 @@ class WriteQueue:
         first = self._in_records.popleft()
         assert first is write
         write.done = True
-        self._overlaps.remove(write)
+        self._index_of(write).remove(write)
 
     def expire(self, before: float) -> tuple[list[Hashable], list[Write]]:
         """The tickets of what came before then and has no answer yet, and which of these writes are dropped.
@@ -104,8 +121,9 @@ class WriteQueue:
                 write.done = True
                 dropped.append(write)
         if dropped:
-            left = [write for write in self._waiting if not write.done]
-            self._overlaps = OverlapIndex([*self._in_records, *left])
+            self._changes, self._fills = OverlapIndex(), OverlapIndex()
+            for write in (*self._in_records, *(write for write in self._waiting if not write.done)):
+                self._index(write)
         return tickets, dropped
 
     def close(self) -> tuple[Hashable, ...]:

@@ -5,7 +5,8 @@ from blockstore.errors import InvalidRequest
 from blockstore.replica_codec import from_position, to_position
 from blockstore.rpc import control_pb2 as pb
 from blockstore.units import Epoch
-from blockstore.volume.open_volume import OpenVolume, Ticket
+from blockstore.volume.open_volume import OpenVolume
+from blockstore.volume.ticket import Ticket
 
 
 def to_ticket(message: pb.OpenTicket) -> Ticket:

@@ -45,6 +45,9 @@ _MAX_BLOCKS: Final = 256
 _READS_IN_FLIGHT: Final = 2
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
+AbsentRuns = list[tuple[int, int]]
+"""Blocks of a read that have no entry, as (first, count), counted from the read's first block."""
+
 
 class LinkEvents(Protocol):
     """What a link tells. All are called in the event loop."""
@@ -53,6 +56,7 @@ class LinkEvents(Protocol):
     def disconnected(self, replica: ReplicaId) -> None: ...
     def answered(self, replica: ReplicaId, message: SealAnswer | AppendAnswer | FencedBy) -> None: ...
     def read_arrived(self, attempt: int, data: memoryview) -> None: ...
+    def read_arrived_in_part(self, attempt: int, data: memoryview, absent: AbsentRuns) -> None: ...
     def read_failed(self, attempt: int, error: CairnError) -> None: ...
 
 
@@ -95,7 +99,7 @@ class MemberLink:
             self._session.send(message)
 
     def read(self, effect: ReadFrom) -> None:
-        """Ask for blocks; answered by read_arrived or read_failed, unless the connection breaks."""
+        """Ask for blocks; answered by one of the events of reads, unless the connection breaks."""
         if self._session is not None:
             self._session.read(effect)
 
@@ -299,14 +303,16 @@ class _Session:
 
     async def _take_results(self, read: AsyncIterator[bytes]) -> None:
         async for message in read:
-            results, payload, refusal = decode_read_response(message)
+            results, payload, refusal, absent = decode_read_response(message)
             at = 0
             for request, blocks, status in results:
                 end = at + blocks * BLOCK_SIZE
-                self._take_result(request, payload[at:end], status, refusal)
+                self._take_result(request, payload[at:end], status, refusal, absent)
                 at = end
 
-    def _take_result(self, request: int, data: memoryview, status: int, refusal: str) -> None:
+    def _take_result(
+        self, request: int, data: memoryview, status: int, refusal: str, absent: dict[int, AbsentRuns]
+    ) -> None:
         expected = self._asked.pop(request, None)
         if expected is None or (not status and len(data) != expected * BLOCK_SIZE):
             raise InvalidRequest(
@@ -316,6 +322,8 @@ class _Session:
         if status:
             error = from_status(_CODES.get(status, grpc.StatusCode.INTERNAL), refusal)
             self._events.read_failed(request, error)
+        elif absent and request in absent:
+            self._events.read_arrived_in_part(request, data, absent[request])
         else:
             self._events.read_arrived(request, data)
 

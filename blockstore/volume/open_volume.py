@@ -6,17 +6,15 @@ not stand still while a machine sleeps.
 """
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import structlog
 
-from blockstore.domain import ORIGIN, Configuration, Position, ReplicaAddress, ReplicaId, SegmentNumber, VolumeId
+from blockstore.domain import Position, ReplicaAddress, ReplicaId
 from blockstore.errors import CairnError, Conflict
 from blockstore.record import Operation, OperationKind
-from blockstore.replica_codec import peer_of
 from blockstore.replication.leader import Leader, LeaderSettings, LeaderStatus
 from blockstore.replication.messages import (
     AppendAnswer,
@@ -35,40 +33,34 @@ from blockstore.replication.messages import (
     Send,
     Serving,
 )
-from blockstore.rpc import replica_pb2 as pb
-from blockstore.units import BLOCK_SIZE, MAX_RECORD_PAYLOAD, BlockNumber, Epoch, Generation
-from blockstore.volume.member_link import MemberLink
+from blockstore.units import BLOCK_SIZE, MAX_RECORD_PAYLOAD, BlockNumber, Generation
+from blockstore.volume.boot_clock import boot_time_s
+from blockstore.volume.directory import MemberDirectory, Refresh
+from blockstore.volume.member_link import AbsentRuns, MemberLink
+from blockstore.volume.ticket import Ticket
 
 _log = structlog.get_logger(__name__)
 _MAX_BLOCKS: Final = MAX_RECORD_PAYLOAD // BLOCK_SIZE
-#: Control is not asked more often than this where members are.
-_REFRESH_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
-    """All that it takes to open a volume. addresses, known: by replica, of all members.
+class SparseBlocks:
+    """What a read brought of a volume whose source has blocks that it lacks itself.
 
-    known: the highest position that control was ever told for a replica.
+    data: all blocks that were asked for. absent: runs (first, count) of blocks, counted from the first, that have
+    no entry: zeroes in `data`, and the source's where that maps them.
     """
 
-    volume: VolumeId
-    segment: SegmentNumber
-    size_bytes: int
-    epoch: Epoch
-    configuration: Configuration
-    addresses: dict[ReplicaId, str]
-    known: dict[ReplicaId, Position]
-    accept_loss: bool = False
+    data: memoryview
+    absent: AbsentRuns
 
 
-Refresh = Callable[[], Awaitable[dict[ReplicaId, str]]]
-"""Asks control where the members are now."""
+@dataclass(frozen=True, slots=True)
+class SealedAt:
+    """A generation that a SEAL closed, and where the SEAL stands in the log."""
 
-
-def boot_time_s() -> float:
-    """Seconds on the clock that goes on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+    generation: Generation
+    position: Position
 
 
 class OpenVolume:
@@ -86,14 +78,16 @@ class OpenVolume:
         self._loop = loop
         self._heartbeat_s = settings.heartbeat_s
         self._serving: asyncio.Future[None] = loop.create_future()
-        self._arrived: dict[int, memoryview] = {}
+        self._arrived: dict[int, memoryview | SparseBlocks] = {}
+        self.names_absent = False
+        """Reads of a volume with a source are done with SparseBlocks where blocks are absent; else those are zeroes."""
         self._leader = Leader(
             ticket.epoch, ticket.configuration, settings, boot_time_s(), accept_loss=ticket.accept_loss
         )
-        directory = _Directory(ticket, refresh)
+        self._directory = MemberDirectory(ticket, refresh)
         self._links = {
             member.replica: MemberLink(
-                ReplicaAddress(ticket.volume, ticket.segment, member.replica), self, directory, call_timeout_s
+                ReplicaAddress(ticket.volume, ticket.segment, member.replica), self, self._directory, call_timeout_s
             )
             for member in ticket.configuration.members
         }
@@ -122,6 +116,16 @@ class OpenVolume:
     def link_trouble(self, replica: ReplicaId) -> str:
         """Why there is no connection to this member; empty where there is one."""
         return self._links[replica].why
+
+    def whole_members(self) -> list[tuple[ReplicaAddress, str]]:
+        """The members that have every committed record, and where they are."""
+        status = self._leader.status()
+        whole = [
+            each.replica
+            for each in status.members
+            if each.sealed and each.whole and each.matched.sequence >= status.commit.sequence
+        ]
+        return [(self._links[replica].address, self._directory.peer(replica).address) for replica in whole]
 
     async def close(self) -> None:
         """Let go: what is not answered by now is not. The next attachment finds every acknowledged write."""
@@ -177,10 +181,36 @@ class OpenVolume:
         done.set_result(None)
         return done
 
-    def seal(self, argument: bytes) -> asyncio.Future[Generation]:
-        """Close the current generation; done with its number. argument: the snapshot's id."""
-        future: asyncio.Future[Generation] = self._loop.create_future()
-        self._carry_out(self._leader.submit(future, Operation(OperationKind.SEAL, argument=argument), boot_time_s()))
+    # ---- snapshots and the source
+
+    def read_present(self, start: int, count: int) -> "asyncio.Future[SparseBlocks | bytes | memoryview]":
+        """At most MAX_RECORD_PAYLOAD; says which blocks are absent while `names_absent`."""
+        assert count <= _MAX_BLOCKS
+        return cast("asyncio.Future[SparseBlocks | bytes | memoryview]", self._read(start, count))
+
+    def fill(self, start: int, data: bytes | memoryview) -> asyncio.Future[None]:
+        """Blocks of the source, at most MAX_RECORD_PAYLOAD: they lie below whatever the guest has written."""
+        return self._submit(OperationKind.FILL, start, len(data) // BLOCK_SIZE, data)
+
+    def discard(self, start: int, count: int) -> asyncio.Future[None]:
+        """A trim of blocks that the source does not map: nothing has to stay in their place."""
+        return self._submit(OperationKind.DISCARD, start, count)
+
+    def hydrated(self) -> asyncio.Future[None]:
+        """The source is needed no more. From this call on nothing can be filled."""
+        return self._control(Operation(OperationKind.HYDRATED))
+
+    def seal(self, argument: bytes) -> asyncio.Future[SealedAt]:
+        """Close the current generation, and pin it. argument: the snapshot's id."""
+        return self._control(Operation(OperationKind.SEAL, argument=argument))
+
+    def unpin(self, generation: Generation, argument: bytes) -> asyncio.Future[None]:
+        """Nothing more is wanted of a sealed generation on behalf of this snapshot; idempotent."""
+        return self._control(Operation(OperationKind.UNPIN, BlockNumber(generation), argument=argument))
+
+    def _control(self, operation: Operation) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._carry_out(self._leader.submit(future, operation, boot_time_s()))
         return future
 
     def _read(self, start: int, count: int) -> asyncio.Future[bytes | memoryview]:
@@ -215,6 +245,10 @@ class OpenVolume:
         self._arrived[attempt] = data
         self._carry_out(self._leader.read_arrived(attempt, boot_time_s()))
 
+    def read_arrived_in_part(self, attempt: int, data: memoryview, absent: AbsentRuns) -> None:
+        self._arrived[attempt] = SparseBlocks(data, absent) if self.names_absent else data
+        self._carry_out(self._leader.read_arrived(attempt, boot_time_s()))
+
     def read_failed(self, attempt: int, error: CairnError) -> None:
         self._carry_out(self._leader.read_failed(attempt, error, boot_time_s()))
 
@@ -237,8 +271,8 @@ class OpenVolume:
                     self._arrived.pop(attempt, None)
                 case Failed(tickets, error):
                     _fail(tickets, error)
-                case Sealed(ticket, generation):
-                    _resolve(ticket, generation)
+                case Sealed(ticket, generation, position):
+                    _resolve(ticket, SealedAt(generation, position))
                 case Serving():
                     _log.info("volume is served", volume=self.volume, epoch=self.epoch)
                     _resolve(self._serving, None)
@@ -260,35 +294,6 @@ class OpenVolume:
             for link in self._links.values():
                 link.check()
             await asyncio.sleep(self._heartbeat_s / 2)
-
-
-class _Directory:
-    """Where the members are: as the ticket said, then as control says."""
-
-    def __init__(self, ticket: Ticket, refresh: Refresh) -> None:
-        self._ticket = ticket
-        self._addresses = dict(ticket.addresses)
-        self._refresh = refresh
-        self._asked_at = boot_time_s()
-
-    def peer(self, replica: ReplicaId) -> pb.Peer:
-        member = next(each for each in self._ticket.configuration.members if each.replica == replica)
-        return peer_of(member, self._addresses.get(replica, ""))
-
-    def peers(self) -> list[pb.Peer]:
-        return [self.peer(member.replica) for member in self._ticket.configuration.members]
-
-    def known(self, replica: ReplicaId) -> Position:
-        return self._ticket.known.get(replica, ORIGIN)
-
-    async def refresh(self) -> None:
-        if boot_time_s() - self._asked_at < _REFRESH_S:
-            return
-        self._asked_at = boot_time_s()
-        try:
-            self._addresses.update(await self._refresh())
-        except CairnError as error:
-            _log.warning("cannot ask control where members are", volume=self._ticket.volume, error=str(error))
 
 
 def _resolve(ticket: object, value: Any) -> None:

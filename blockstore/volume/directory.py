@@ -1,0 +1,49 @@
+"""Where the members of a volume are: as its ticket said, then as control says."""
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+
+from blockstore.domain import ORIGIN, Position, ReplicaId
+from blockstore.errors import CairnError
+from blockstore.replica_codec import peer_of
+from blockstore.rpc import replica_pb2 as pb
+from blockstore.volume.boot_clock import boot_time_s
+from blockstore.volume.ticket import Ticket
+
+_log = structlog.get_logger(__name__)
+#: Control is not asked more often than this.
+_REFRESH_S: Final = 1.0
+
+Refresh = Callable[[], Awaitable[dict[ReplicaId, str]]]
+"""Asks control where the members are now."""
+
+
+class MemberDirectory:
+    """Of one ticket."""
+
+    def __init__(self, ticket: Ticket, refresh: Refresh) -> None:
+        self._ticket = ticket
+        self._addresses = dict(ticket.addresses)
+        self._refresh = refresh
+        self._asked_at = boot_time_s()
+
+    def peer(self, replica: ReplicaId) -> pb.Peer:
+        member = next(each for each in self._ticket.configuration.members if each.replica == replica)
+        return peer_of(member, self._addresses.get(replica, ""))
+
+    def peers(self) -> list[pb.Peer]:
+        return [self.peer(member.replica) for member in self._ticket.configuration.members]
+
+    def known(self, replica: ReplicaId) -> Position:
+        return self._ticket.known.get(replica, ORIGIN)
+
+    async def refresh(self) -> None:
+        if boot_time_s() - self._asked_at < _REFRESH_S:
+            return
+        self._asked_at = boot_time_s()
+        try:
+            self._addresses.update(await self._refresh())
+        except CairnError as error:
+            _log.warning("cannot ask control where members are", volume=self._ticket.volume, error=str(error))

@@ -1,0 +1,53 @@
+"""Blocks of a hydrating volume that are known to be there: whatever the source says, they are not asked for.
+
+Only ever a part of what is there: it is learnt from what was filled, written or trimmed here and from what
+replicas list, and forgotten where it grows too large. A block that is there stays so until the volume is
+hydrated, so what is known stays true.
+"""
+
+from collections import OrderedDict
+from typing import Final
+
+from blockstore.volume.block_bits import bits_of, set_bits
+from blockstore.volume.source_client import SHARD_BLOCKS
+
+#: 4 KiB each: 4 MiB for 128 GiB of volume.
+_MAX_SHARDS: Final = 1024
+
+
+class PresentBlocks:
+    """Of one volume, by shards of its source."""
+
+    def __init__(self) -> None:
+        self._shards: OrderedDict[int, bytearray] = OrderedDict()
+
+    def add(self, start: int, count: int) -> None:
+        """These blocks are there."""
+        at = start
+        while at < start + count:
+            shard, first = divmod(at, SHARD_BLOCKS)
+            inside = min(start + count - at, SHARD_BLOCKS - first)
+            set_bits(self._shard(shard), first, inside)
+            at += inside
+
+    def bits(self, start: int, count: int) -> int:
+        """Bit i: block start + i is known to be there."""
+        bits = at = 0
+        while at < count:
+            shard, first = divmod(start + at, SHARD_BLOCKS)
+            inside = min(count - at, SHARD_BLOCKS - first)
+            bitmap = self._shards.get(shard)
+            if bitmap is not None:
+                bits |= bits_of(bitmap, first, inside) << at
+            at += inside
+        return bits
+
+    def _shard(self, shard: int) -> bytearray:
+        bitmap = self._shards.get(shard)
+        if bitmap is None:
+            bitmap = self._shards[shard] = bytearray(SHARD_BLOCKS // 8)
+            if len(self._shards) > _MAX_SHARDS:
+                self._shards.popitem(last=False)
+        else:
+            self._shards.move_to_end(shard)
+        return bitmap
