@@ -66,17 +66,21 @@ class OperationKind(IntEnum):
     HYDRATED = 8
     CONFIGURATION = 9
     EPOCH_START = 10
+    #: A TRIM of blocks that the volume's source does not map: it deletes as if there were no source.
+    DISCARD = 11
 
 
 _WITH_PAYLOAD: Final = frozenset({OperationKind.WRITE, OperationKind.FILL})
-_ON_BLOCKS: Final = _WITH_PAYLOAD | {OperationKind.ZERO, OperationKind.TRIM}
+#: What leaves zeroes behind.
+ZEROING: Final = frozenset({OperationKind.ZERO, OperationKind.TRIM, OperationKind.DISCARD})
+_ON_BLOCKS: Final = _WITH_PAYLOAD | ZEROING
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One operation of a record.
 
-    On blocks (WRITE, ZERO, TRIM, FILL): start is the first block, count their number; WRITE and
+    On blocks (WRITE, ZERO, TRIM, DISCARD, FILL): start is the first block, count their number; WRITE and
     FILL carry data (count * BLOCK_SIZE bytes) and, once in a record, checksums (count of them).
     Others: argument; start is the generation for PIN and UNPIN, else 0, and count is 0.
     """

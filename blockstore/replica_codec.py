@@ -8,7 +8,7 @@ protobuf each payload would be copied twice more on either side.
 
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 import xxhash
 from google.protobuf.message import DecodeError
@@ -157,14 +157,37 @@ def _to_append(request: pb.ReplicateRequest, records: tuple[Record, ...]) -> App
 # ---- reads
 
 
-def encode_read_response(results: bytes, payload: list[bytes], message: str) -> bytes:
-    """A serialized ReadResponse. results: as result_entry makes them; payload: theirs, in order."""
-    seed = xxhash.xxh3_64_intdigest(results)
-    digest = xxhash.xxh3_64(seed=seed)
+class ReadResults(NamedTuple):
+    """What a ReadResponse says.
+
+    results: (request, blocks, status) of each range. payload: the blocks of all, one after the other.
+    message: what refusals say. absent: by request, the runs of blocks (first, count) that have no entry,
+    counted from the start of the range; only of a replica with a source.
+    """
+
+    results: list[tuple[int, int, int]]
+    payload: memoryview
+    message: str
+    absent: dict[int, list[tuple[int, int]]]
+
+
+def encode_read_response(results: bytes, payload: list[bytes], message: str, absent: bytes = b"") -> bytes:
+    """A serialized ReadResponse.
+
+    results: as result_entry makes them; payload: theirs, in order; absent: as absent_entry makes them.
+    """
+    digest = xxhash.xxh3_64(seed=_payload_seed(results, absent))
     for piece in payload:
         digest.update(piece)
-    rest = pb.ReadResponse(results=results, checksum=digest.intdigest(), message=message).SerializeToString()
+    rest = pb.ReadResponse(
+        results=results, checksum=digest.intdigest(), message=message, absent=absent
+    ).SerializeToString()
     return b"".join((rest, _PAYLOAD_TAG, _varint(sum(map(len, payload))), *payload))
+
+
+def _payload_seed(results: bytes, absent: bytes) -> int:
+    seed = xxhash.xxh3_64_intdigest(results)
+    return xxhash.xxh3_64_intdigest(absent, seed) if absent else seed
 
 
 def result_entry(request: int, blocks: int, status: int) -> bytes:
@@ -172,8 +195,13 @@ def result_entry(request: int, blocks: int, status: int) -> bytes:
     return _RESULT.pack(request, blocks, status)
 
 
-def decode_read_response(message: bytes) -> tuple[list[tuple[int, int, int]], memoryview, str]:
-    """Of a serialized ReadResponse: (request, blocks, status) of each result, the payload, what refusals say.
+def absent_entry(request: int, first: int, count: int) -> bytes:
+    """One entry of ReadResponse.absent: `count` blocks from the range's block `first` on have no entry."""
+    return _RESULT.pack(request, first, count)
+
+
+def decode_read_response(message: bytes) -> ReadResults:
+    """Of a serialized ReadResponse, every number checked.
 
     Raises InvalidRequest where it is no such message, Corrupt where the payload fails its checksum.
     """
@@ -187,13 +215,27 @@ def decode_read_response(message: bytes) -> tuple[list[tuple[int, int, int]], me
     try:
         response = pb.ReadResponse.FromString(b"".join(rest))
         results = list(_RESULT.iter_unpack(response.results))
+        absent = _absent_runs(results, response.absent) if response.absent else {}
     except (DecodeError, struct.error) as error:
         raise InvalidRequest(f"not a ReadResponse: {error}") from error
     if sum(blocks for _, blocks, _ in results) * BLOCK_SIZE != len(payload):
         raise InvalidRequest(f"a ReadResponse whose results do not add up to its {len(payload)} bytes")
-    if xxhash.xxh3_64_intdigest(payload, xxhash.xxh3_64_intdigest(response.results)) != response.checksum:
+    if xxhash.xxh3_64_intdigest(payload, _payload_seed(response.results, response.absent)) != response.checksum:
         raise Corrupt("what a node sent fails its checksum")
-    return results, payload, response.message
+    return ReadResults(results, payload, response.message, absent)
+
+
+def _absent_runs(results: list[tuple[int, int, int]], absent: bytes) -> dict[int, list[tuple[int, int]]]:
+    """By request. Raises InvalidRequest where a run is in no result, or before the end of the one before it."""
+    blocks = {request: count for request, count, _ in results}
+    runs: dict[int, list[tuple[int, int]]] = {}
+    for request, first, count in _RESULT.iter_unpack(absent):
+        known = runs.setdefault(request, [])
+        end = sum(known[-1]) if known else 0
+        if count < 1 or first < end or first + count > blocks.get(request, 0):
+            raise InvalidRequest(f"a ReadResponse with {count} absent blocks from {first} on, outside of its results")
+        known.append((first, count))
+    return runs
 
 
 # ---- protobuf's wire format
@@ -320,6 +362,14 @@ def decode_append_answer(response: pb.ReplicateResponse, epoch: Epoch) -> Append
 def fenced_error(by: FencedBy) -> Fenced:
     """For a call that has no field of its own for it."""
     return Fenced(f"epoch {by.epoch}, configuration {by.configuration} was sealed here: a newer attachment exists")
+
+
+def decode_read_request(message: bytes) -> pb.ReadRequest:
+    """A serialized ReadRequest. Raises InvalidRequest where it is none."""
+    try:
+        return pb.ReadRequest.FromString(message)
+    except DecodeError as error:
+        raise InvalidRequest(f"not a ReadRequest: {error}") from error
 
 
 def check_range(start: int, count: int) -> None:

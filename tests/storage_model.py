@@ -7,7 +7,7 @@ from pathlib import Path
 
 from blockstore.domain import ORIGIN, Position, ReplicaAddress, ReplicaId, SegmentNumber, VolumeId
 from blockstore.log import LogImage
-from blockstore.record import Operation, OperationKind, Record, decode_record, encode_record
+from blockstore.record import ZEROING, Operation, OperationKind, Record, decode_record, encode_record
 from blockstore.storage.replica_store import ReplicaStore
 from blockstore.units import BLOCK_SIZE, FIRST_GENERATION, BlockNumber, Epoch, Generation
 from blockstore.units import Sequence as SequenceNumber
@@ -40,6 +40,14 @@ def zero(start: int, count: int) -> Operation:
     return Operation(OperationKind.ZERO, BlockNumber(start), count)
 
 
+def discard(start: int, count: int) -> Operation:
+    return Operation(OperationKind.DISCARD, BlockNumber(start), count)
+
+
+def hydrated() -> Operation:
+    return Operation(OperationKind.HYDRATED)
+
+
 def fill(start: int, *blocks: bytes) -> Operation:
     return Operation(OperationKind.FILL, BlockNumber(start), len(blocks), b"".join(blocks))
 
@@ -61,7 +69,8 @@ class Log:
     """Makes records as a front-end would, and keeps what they amount to.
 
     blocks: the content that is not zeroes, by generation, as it was when the generation was sealed;
-    that of the current one as it is now. pins: holders by generation.
+    that of the current one as it is now. pins: holders by generation. source: what blocks that nobody
+    wrote have; in `blocks` then, one that was trimmed is ZERO. filled: by which record such a block came from there.
     """
 
     sequence: int = 0
@@ -69,6 +78,9 @@ class Log:
     records: list[Record] = field(default_factory=list)
     blocks: dict[int, dict[int, bytes]] = field(default_factory=lambda: {FIRST_GENERATION: {}})
     pins: dict[int, set[bytes]] = field(default_factory=dict)
+    source: dict[int, bytes] = field(default_factory=dict)
+    filled: dict[int, int] = field(default_factory=dict)
+    hydrated: bool = False
 
     def record(self, *operations: Operation) -> Record:
         before, self.sequence = self.sequence, self.sequence + 1
@@ -85,9 +97,13 @@ class Log:
             data = bytes(operation.data)
             for i in range(operation.count):
                 current[operation.start + i] = data[i * BLOCK_SIZE : (i + 1) * BLOCK_SIZE]
-        elif operation.kind in (OperationKind.TRIM, OperationKind.ZERO):
-            for number in [n for n in current if operation.start <= n < operation.end]:
-                del current[number]
+        elif operation.kind is OperationKind.HYDRATED:
+            self.hydrated = True
+        elif operation.kind is OperationKind.FILL:
+            for number in range(operation.start, operation.end):
+                self.filled.setdefault(number, self.sequence)
+        elif operation.kind in ZEROING:
+            self._follow_zero(operation)
         elif operation.kind is OperationKind.SEAL:
             if operation.argument:
                 self.pins.setdefault(self.generation, set()).add(operation.argument)
@@ -98,6 +114,14 @@ class Log:
         elif operation.kind is OperationKind.UNPIN:
             self.pins.get(operation.start, set()).discard(operation.argument)
 
+    def _follow_zero(self, operation: Operation) -> None:
+        current = self.blocks[self.generation]
+        for number in [n for n in current if operation.start <= n < operation.end]:
+            del current[number]
+        for number in range(operation.start, operation.end):
+            if number in self.source:
+                current[number] = ZERO
+
     def image(self, up_to: int | None = None) -> LogImage:
         """As of a record that was given out last; the current one by default."""
         sequence = self.sequence if up_to is None else up_to
@@ -107,9 +131,19 @@ class Log:
             generation = Generation(record.generation + sealed)
         return LogImage(applied=position(sequence), epoch=EPOCH, configuration=1, generation=generation)
 
-    def content(self, start: int, count: int, generation: int | None = None) -> bytes:
-        blocks = self.blocks[self.generation if generation is None else generation]
+    def content(self, start: int, count: int, generation: int | None = None, applied: int | None = None) -> bytes:
+        """applied: fills count up to that sequence only; all by default."""
+        limit = self.sequence if applied is None else applied
+        filled = {
+            number: self.source[number] for number, at in self.filled.items() if at <= limit and number in self.source
+        }
+        blocks = {**filled, **self.blocks[self.generation if generation is None else generation]}
         return b"".join(blocks.get(number, ZERO) for number in range(start, start + count))
+
+    def absent(self, start: int, count: int) -> set[int]:
+        """The blocks that the source alone has."""
+        known = {*self.filled, *self.blocks[self.generation]}
+        return {number for number in range(start, start + count) if number in self.source and number not in known}
 
 
 def new_store(directory: Path, digit: int = 1, source: bytes = b"") -> ReplicaStore:

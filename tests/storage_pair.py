@@ -1,5 +1,6 @@
 """Two replicas of one log, one of which is copied from the other: the actions that tests choose from."""
 
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from blockstore.storage.check import check_replica
 from blockstore.storage.copies import copied_position, decode_meta
 from blockstore.storage.replica_store import FILE_NAME, ReplicaStore
 from blockstore.units import Generation
-from tests.storage_model import EPOCH, Log, block, new_store, position, trim, write, zero
+from tests.storage_model import EPOCH, Log, block, discard, fill, hydrated, new_store, position, trim, write, zero
 
 #: Where it is there, a file system in memory: what these tests are about is not the disk.
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
@@ -19,6 +20,8 @@ NUMBERS = (0, 1, 2, 254, 255, 256, 257, 511, 512, 513)
 COUNTS = (1, 2, 3, 256, 768)
 #: What reads look at: runs over those.
 WINDOWS = ((0, 6), (252, 8), (508, 8), (766, 2))
+#: What a restored volume's source maps, of those.
+MAPPED = (1, 2, 255, 256, 512)
 
 
 class Plan(NamedTuple):
@@ -32,7 +35,7 @@ class Plan(NamedTuple):
     def operation(self) -> Operation:
         if self.kind == "write":
             return write(self.start, *(block(self.seed + i) for i in range(min(self.blocks, 3))))
-        return (trim if self.kind == "trim" else zero)(self.start, self.blocks)
+        return {"trim": trim, "zero": zero, "discard": discard}[self.kind](self.start, self.blocks)
 
 
 class Replica:
@@ -41,7 +44,8 @@ class Replica:
     def __init__(self, directory: Path, log: Log, digit: int) -> None:
         self.directory = directory / str(digit)
         self.log = log
-        self.store = new_store(self.directory, digit)
+        self.digit = digit
+        self.store = new_store(self.directory, digit, b"snap" if log.source else b"")
         self.committed = 0
         self.filling: Filling | None = None
         self.copied = ORIGIN
@@ -64,6 +68,13 @@ class Replica:
         assert (self.store.image.filling, self.store.image.copied) == (self.filling, self.copied)
         self.committed = self.store.applied.sequence
 
+    def lose_everything(self) -> None:
+        """Its tables are gone; what is made in their place knows of nothing, not even of a source."""
+        self.store.close()
+        shutil.rmtree(self.directory)
+        self.store = new_store(self.directory, self.digit)
+        self.filling, self.copied = None, ORIGIN
+
 
 class Pair:
     """The source is always whole; the target is whole, away, or filling from the source.
@@ -72,8 +83,8 @@ class Pair:
     gets no records for now, so that what is copied to it is ahead of its own log.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.log = Log()
+    def __init__(self, directory: Path, *, restored: bool = False) -> None:
+        self.log = Log(source={number: block(1000 + number) for number in MAPPED} if restored else {})
         self.source = Replica(directory, self.log, 1)
         self.target = Replica(directory, self.log, 2)
         self.away = False
@@ -83,6 +94,26 @@ class Pair:
     def append(self, operation: Operation) -> None:
         self.log.record(operation)
         self.follow()
+
+    def discard(self, plan: Plan) -> None:
+        """The blocks of the plan that the source does not map: the others need a trim."""
+        numbers = [n for n in range(plan.start, plan.start + plan.blocks) if n not in self.log.source]
+        if self.log.hydrated:
+            self.append(trim(plan.start, plan.blocks))
+        elif numbers and numbers[-1] - numbers[0] + 1 == len(numbers):
+            self.append(discard(numbers[0], len(numbers)))
+
+    def fill(self, number: int) -> None:
+        """As a front-end does behind its guest: also a block that the guest has written meanwhile."""
+        if number in self.log.source and not self.log.hydrated:
+            self.append(fill(number, self.log.source[number]))
+
+    def hydrate(self) -> None:
+        """The blocks that nobody wrote come from the source, and that ends."""
+        if self.log.source and not self.log.hydrated:
+            for number in sorted(self.log.absent(0, 1024)):
+                self.fill(number)
+            self.append(hydrated())
 
     def follow(self) -> None:
         self.source.commit()
@@ -108,6 +139,11 @@ class Pair:
         target.checkpoint()
         self.away = self.lagging = False
         self.todo = None
+
+    def lose_the_target(self) -> None:
+        if self.log.sequence:
+            self.target.lose_everything()
+            self.begin_to_fill()
 
     def copy_meta(self) -> None:
         assert self.target.filling is not None
@@ -154,11 +190,20 @@ class Pair:
             if replica.filling is not None or self.lagging:
                 continue
             for start, count in WINDOWS if replica.committed == self.log.sequence else ():
+                self.check_absent(replica, start, count)
                 assert replica.store.read(start, count) == self.log.content(start, count)
             for generation in self.pinned() if not self.away else ():
                 for start, count in WINDOWS if generation < replica.store.image.generation else ():
                     found = replica.store.read_generation(Generation(generation), start, count)
-                    assert found == self.log.content(start, count, generation)
+                    assert found == self.log.content(start, count, generation, replica.store.applied.sequence)
+
+    def check_absent(self, replica: Replica, start: int, count: int) -> None:
+        """With a source, what nobody wrote is told as absent, and no block that has content here."""
+        assert replica.store.has_source == (bool(self.log.source) and not self.log.hydrated)
+        _, runs = replica.store.read_with_absent(start, count)
+        absent = {number for first, length in runs for number in range(first, first + length)}
+        if replica.store.has_source:
+            assert absent & set(self.log.source) == self.log.absent(start, count)
 
     def close(self) -> None:
         """Also what no read shows must be in order."""

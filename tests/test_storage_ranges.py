@@ -11,7 +11,7 @@ RANGES = st.tuples(st.integers(0, LENGTH - 1), st.integers(1, LENGTH)).map(lambd
 
 @given(st.lists(RANGES), RANGES)
 def test_the_last_range_over_a_block_counts(puts: list[tuple[int, int]], window: tuple[int, int]) -> None:
-    ranges, model = RangeMap(), dict[int, int]()
+    ranges, model = RangeMap[int](), dict[int, int]()
     for sequence, (start, end) in enumerate(puts, 1):
         ranges.put(start, end, sequence)
         model.update(dict.fromkeys(range(start, end), sequence))
@@ -23,7 +23,7 @@ def test_the_last_range_over_a_block_counts(puts: list[tuple[int, int]], window:
 
 
 def test_a_volume_long_range_is_one_entry() -> None:
-    ranges = RangeMap()
+    ranges = RangeMap[int]()
     ranges.put(0, 1 << 34, 1)
     assert len(ranges) == 1
     ranges.put(5, 6, 2)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.storage_model import pin, seal, unpin
-from tests.storage_pair import COUNTS, MEMORY, NUMBERS, Pair, Plan, Replica
+from tests.storage_pair import COUNTS, MAPPED, MEMORY, NUMBERS, Pair, Plan, Replica
 
 PLANS = st.builds(
     Plan,
@@ -22,10 +22,12 @@ PLANS = st.builds(
 class Replicas(RuleBasedStateMachine):
     """Chooses actions; Pair carries them out and knows what must hold."""
 
+    restored = False
+
     def __init__(self) -> None:
         super().__init__()
         self.temporary = tempfile.TemporaryDirectory(dir=MEMORY)
-        self.pair = Pair(Path(self.temporary.name))
+        self.pair = Pair(Path(self.temporary.name), restored=self.restored)
 
     def replica(self, which: bool) -> Replica:
         return self.pair.source if which else self.pair.target
@@ -82,6 +84,10 @@ class Replicas(RuleBasedStateMachine):
     def begin_to_fill(self) -> None:
         self.pair.begin_to_fill()
 
+    @rule()
+    def lose_the_target(self) -> None:
+        self.pair.lose_the_target()
+
     @precondition(lambda self: self.pair.target.filling is not None and self.pair.todo is None)
     @rule()
     def copy_meta(self) -> None:
@@ -106,7 +112,26 @@ class Replicas(RuleBasedStateMachine):
         self.temporary.cleanup()
 
 
+class RestoredReplicas(Replicas):
+    """Of a volume with a source, which is filled from it."""
+
+    restored = True
+
+    @rule(plan=PLANS)
+    def discard(self, plan: Plan) -> None:
+        self.pair.discard(plan)
+
+    @rule(number=st.sampled_from(MAPPED))
+    def fill(self, number: int) -> None:
+        self.pair.fill(number)
+
+    @rule()
+    def hydrate(self) -> None:
+        self.pair.hydrate()
+
+
+SETTINGS = settings(max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
 TestReplicas = Replicas.TestCase
-TestReplicas.settings = settings(
-    max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestReplicas.settings = SETTINGS
+TestRestoredReplicas = RestoredReplicas.TestCase
+TestRestoredReplicas.settings = SETTINGS

@@ -6,7 +6,7 @@ answered inline: the tables take microseconds, a thread would take more.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +20,9 @@ from blockstore.node.catch_up_server import serve_delta, serve_log
 from blockstore.node.hosted_replica import AnswerMessage, HostedReplica
 from blockstore.node.node import Node
 from blockstore.replica_codec import (
+    absent_entry,
     check_range,
+    decode_read_request,
     decode_replicate,
     decode_seal,
     encode_append_answer,
@@ -54,7 +56,7 @@ def add_replica_service(node: Node, settings: NodeSettings, endpoint: Endpoint) 
         "Replicate": grpc.stream_stream_rpc_method_handler(
             service.Replicate, None, pb.ReplicateResponse.SerializeToString
         ),
-        "Read": grpc.stream_stream_rpc_method_handler(service.Read, pb.ReadRequest.FromString, None),
+        "Read": grpc.stream_stream_rpc_method_handler(service.Read, None, None),
     }
     generated = _Generated()
     replica_pb2_grpc.add_ReplicaServicer_to_server(service, generated)  # type: ignore[arg-type]
@@ -113,10 +115,11 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
         finally:
             reader.cancel()
 
-    async def Read(  # type: ignore[override]  # serialized by hand
-        self, request_iterator: AsyncIterator[pb.ReadRequest], context: Context
+    async def Read(  # type: ignore[override]  # parsed and serialized by hand
+        self, request_iterator: AsyncIterator[bytes], context: Context
     ) -> AsyncIterator[bytes]:
-        async for request in request_iterator:
+        async for encoded in request_iterator:
+            request = decode_read_request(encoded)
             sender = request.target
             hosted = self._node.find(to_address(sender))
             refusal = hosted.refuse_read(Epoch(sender.epoch), sender.configuration, to_position(request.commit))
@@ -167,7 +170,10 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
             if refusal is not None:
                 raise refusal
             check_range(asked.start, asked.count)
-            results.add(asked.request, hosted.store.read(asked.start, asked.count))
+            if hosted.store.has_source:
+                results.add(asked.request, *hosted.store.read_with_absent(asked.start, asked.count), asked.start)
+            else:
+                results.add(asked.request, hosted.store.read(asked.start, asked.count))
         except CairnError as error:
             if isinstance(error, Corrupt):
                 self._node.repair(hosted, error)
@@ -195,12 +201,15 @@ class _Results:
         self.size_bytes = 0
         self._entries: list[bytes] = []
         self._payload: list[bytes] = []
+        self._absent: list[bytes] = []
         self._message = ""
 
-    def add(self, request: int, data: bytes) -> None:
+    def add(self, request: int, data: bytes, absent: Iterable[tuple[int, int]] = (), start: int = 0) -> None:
+        """absent: runs of blocks without an entry, (block number, count); start: the range's first block."""
         self.size_bytes += len(data)
         self._entries.append(result_entry(request, len(data) // BLOCK_SIZE, 0))
         self._payload.append(data)
+        self._absent += [absent_entry(request, first - start, count) for first, count in absent]
 
     def refuse(self, request: int, error: CairnError) -> None:
         number: int = status_of(error).value[0]
@@ -208,7 +217,7 @@ class _Results:
         self._message = str(error)
 
     def encode(self) -> bytes:
-        return encode_read_response(b"".join(self._entries), self._payload, self._message)
+        return encode_read_response(b"".join(self._entries), self._payload, self._message, b"".join(self._absent))
 
 
 class _Outbox:

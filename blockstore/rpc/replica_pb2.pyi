@@ -538,7 +538,9 @@ class ReadResponse(_message.Message):
     payload: _builtins.bytes
     """Of all results, one after the other."""
     checksum: _builtins.int
-    """xxh3-64 over the payload, seeded with the same over the results."""
+    """xxh3-64 over the payload, seeded with the same over the results; where `absent` is not empty, with the same
+    over `absent`, which is seeded with that over the results.
+    """
     message: _builtins.str
     """What the last of the refusals says; empty where there is none."""
     absent: _builtins.bytes

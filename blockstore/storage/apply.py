@@ -2,8 +2,9 @@
 
 Layer by layer from the oldest generation, each in the order of its blocks. A block that is zeroed or
 trimmed keeps a zero entry only where something shows through otherwise: an older version, or a
-source. Ranges of zeroes are met with `present`, so they cost what exists in them and not what they
-span. Every change sets its bits in `extents` and raises the row's sequence, also where it deletes.
+source; a discarded one, which the source does not map, only over an older version. Ranges of zeroes
+are met with `present`, so they cost what exists in them and not what they span. Every change sets its
+bits in `extents` and raises the row's sequence, also where it deletes.
 """
 
 from bisect import bisect_right
@@ -12,7 +13,7 @@ from collections.abc import Sequence as Seq
 from itertools import groupby
 from typing import NamedTuple
 
-from blockstore.record import OperationKind, Record
+from blockstore.record import ZEROING, OperationKind, Record
 from blockstore.storage.keys import (
     HEAD_SIZE,
     MAX_GENERATION,
@@ -73,17 +74,18 @@ class Applier:
     def _entries(self, layer: Layer) -> list[tuple[int, Entry]]:
         """The layer's blocks, and those that exist under its ranges of zeroes, in order."""
         entries = list(layer.blocks.items())
-        for start, end, sequence in layer.zeroes:
-            zero = Entry(sequence, None, 0)
-            entries += [(number, zero) for number in self._existing(start, end) if number not in layer.blocks]
+        for start, end, zero in layer.zeroes:
+            numbers = range(start, end) if self._covers_source(zero) else self._existing(start, end)
+            entries += [(number, zero) for number in numbers if number not in layer.blocks]
         entries.sort(key=lambda item: item[0])
         return entries
 
+    def _covers_source(self, zero: Entry) -> bool:
+        """Whether absence would mean something else: what the source has."""
+        return self._has_source and not zero.discarded
+
     def _existing(self, start: int, end: int) -> Iterator[int]:
-        """The blocks of [start, end) that have an entry; with a source, all of them."""
-        if self._has_source:
-            yield from range(start, end)
-            return
+        """The blocks of [start, end) that have an entry."""
         cursor = self._transaction.cursor(self._tables.present)
         found = cursor.set_range(number_key(start // EXTENT_BLOCKS))
         while found:
@@ -106,7 +108,7 @@ class Applier:
             if entry.block is not None:
                 self._put_block(number, generation, entry)
                 present |= bit
-            elif self._put_zero(number, generation, entry.sequence, bool(before & bit)):
+            elif self._put_zero(number, generation, entry, exists=bool(before & bit)):
                 present |= bit
             else:
                 present &= ~bit
@@ -121,14 +123,14 @@ class Applier:
         self._index_puts.append((key, data_value(entry.sequence, entry.checksum, entry.block)))
         self._data_puts.append((key, entry.block[:HEAD_SIZE]))
 
-    def _put_zero(self, number: int, generation: Generation, sequence: int, exists: bool) -> bool:
+    def _put_zero(self, number: int, generation: Generation, zero: Entry, *, exists: bool) -> bool:
         """Make a block read as zeroes in a generation; whether it has any entry then."""
         newer, here, older = self._versions(number, generation) if exists else (False, False, False)
         key = version_key(number, generation)
         if here:
             self._transaction.delete(key, db=self._tables.data)
-        if older or self._has_source:
-            self._index_puts.append((key, zero_value(number, generation, sequence)))
+        if older or self._covers_source(zero):
+            self._index_puts.append((key, zero_value(number, generation, zero.sequence)))
             return True
         if here:
             self._transaction.delete(key, db=self._tables.index)
@@ -204,5 +206,6 @@ def _by_extent(entries: list[tuple[int, Entry]]) -> Iterator[Touched]:
 
 def _tombstones(record: Record) -> Iterator[Tombstone]:
     for operation in record.operations:
-        if operation.kind in (OperationKind.ZERO, OperationKind.TRIM):
-            yield Tombstone(operation.start, operation.end, record.generation, record.sequence)
+        if operation.kind in ZEROING:
+            discarded = operation.kind is OperationKind.DISCARD
+            yield Tombstone(operation.start, operation.end, record.generation, record.sequence, discarded)

@@ -32,7 +32,7 @@ from blockstore.storage.keys import (
     version_key,
     zero_value,
 )
-from blockstore.storage.meta import Meta, SealedGeneration
+from blockstore.storage.meta import Meta, SealedGeneration, Tombstone
 from blockstore.storage.ranges import RangeMap
 from blockstore.storage.reads import BlockVersion, CorruptBlocks, TableReader
 from blockstore.storage.tables import Reading, Tables, Writing
@@ -176,9 +176,9 @@ class CopyWriter:
         self._tables = tables
         self._transaction = transaction
         self._meta = Meta(tables, transaction)
-        self._trims: dict[Generation, RangeMap] = defaultdict(RangeMap)
+        self._trims: dict[Generation, RangeMap[Tombstone]] = defaultdict(RangeMap)
         for tombstone in self._meta.tombstones():  # in the order of sequences
-            self._trims[tombstone.generation].put(tombstone.start, tombstone.end, tombstone.sequence)
+            self._trims[tombstone.generation].put(tombstone.start, tombstone.end, tombstone)
         self._generations = stored_generations(tables, transaction)
         self._has_source = bool(self._meta.source)
 
@@ -203,9 +203,38 @@ class CopyWriter:
         pinned = self._meta.pinned()
         for generation, sealed in known.items():
             self._meta.put_sealed(sealed._replace(merging=generation not in pinned))
-        if copy.source and self._meta.get(b"hydrated") is None:
+        self._write_source(copy)
+
+    def _write_source(self, copy: MetaCopy) -> None:
+        """The peer's, unless it ended here since. One that has ended there is over: it never comes back."""
+        if not copy.source:
+            self._meta.delete(b"source")
+            self._has_source = False
+        elif self._meta.get(b"hydrated") is None:
             self._meta.put(b"source", copy.source)
-            self._has_source = True
+            if not self._has_source:
+                self._has_source = True
+                self._cover_source(copy.position.sequence)
+
+    def _cover_source(self, stated: Sequence) -> None:
+        """Trims after the stated position were applied before anybody knew of a source: absence meant zeroes.
+
+        Only extents that the peer had anything of are copied, so each block gets its zero entry now.
+        """
+        for generation, trims in self._trims.items():
+            for start, end, tombstone in trims:
+                if tombstone.sequence > stated and not tombstone.discarded:
+                    for number in range(start, end):
+                        self._cover_block(number, generation, tombstone.sequence)
+
+    def _cover_block(self, number: int, generation: Generation, sequence: Sequence) -> None:
+        if self._transaction.get(version_key(number, generation), db=self._tables.index) is not None:
+            return  # written again since
+        extent, bit = number // EXTENT_BLOCKS, 1 << number % EXTENT_BLOCKS
+        self._put_zero(number, generation, sequence)
+        present = read_present(self._tables, self._transaction, extent)
+        put_present(self._tables, self._transaction, extent, present | bit)
+        raise_extent(self._tables, self._transaction, extent_key(generation, extent), ExtentRow(sequence, bit))
 
     def write_extent(self, copy: ExtentCopy) -> None:
         """Raises Corrupt where what is here is damaged."""
@@ -229,28 +258,31 @@ class CopyWriter:
         self._put_rows(copy, rows)
         self._raise_undone(copy.extent, undone, {number for number, _ in {*local, *copied}})
 
-    def _undone(self, extent: int, stated: Sequence) -> dict[Key, Sequence]:
+    def _undone(self, extent: int, stated: Sequence) -> dict[Key, Tombstone]:
         """The blocks that a trim here took away after the stated position, with the last such trim."""
         first = extent * EXTENT_BLOCKS
         return {
-            (number, generation): Sequence(sequence)
+            (number, generation): tombstone
             for generation, trims in self._trims.items()
-            for start, end, sequence in trims.between(first, first + EXTENT_BLOCKS)
-            if sequence > stated
+            for start, end, tombstone in trims.between(first, first + EXTENT_BLOCKS)
+            if tombstone.sequence > stated
             for number in range(start, end)
         }
 
-    def _zeroes(self, undone: dict[Key, Sequence], present: set[Key]) -> dict[Key, Sequence]:
+    def _zeroes(self, undone: dict[Key, Tombstone], present: set[Key]) -> dict[Key, Sequence]:
         """Trims that need an entry, because something would show through."""
         oldest: dict[int, Generation] = {}
         for number, generation in present:
             oldest[number] = min(generation, oldest.get(number, generation))
         return {
-            (number, generation): sequence
-            for (number, generation), sequence in undone.items()
+            (number, generation): trim.sequence
+            for (number, generation), trim in undone.items()
             if (number, generation) not in present
-            and (self._has_source or oldest.get(number, MAX_GENERATION) < generation)
+            and (self._covers_source(trim) or oldest.get(number, MAX_GENERATION) < generation)
         }
+
+    def _covers_source(self, trim: Tombstone) -> bool:
+        return self._has_source and not trim.discarded
 
     def _delete(self, number: int, generation: Generation) -> None:
         key = version_key(number, generation)
@@ -291,11 +323,11 @@ class CopyWriter:
                 key = extent_key(generation, copy.extent)
                 self._transaction.put(key, row.encode(key), db=self._tables.extents)
 
-    def _raise_undone(self, extent: int, undone: dict[Key, Sequence], existed: set[int]) -> None:
+    def _raise_undone(self, extent: int, undone: dict[Key, Tombstone], existed: set[int]) -> None:
         """A trim that took something away is a change of its extent, also where it came before the copy."""
-        for (number, generation), sequence in undone.items():
-            if number in existed or self._has_source:
-                change = ExtentRow(sequence, 1 << number % EXTENT_BLOCKS)
+        for (number, generation), trim in undone.items():
+            if number in existed or self._covers_source(trim):
+                change = ExtentRow(trim.sequence, 1 << number % EXTENT_BLOCKS)
                 raise_extent(self._tables, self._transaction, extent_key(generation, extent), change)
 
 

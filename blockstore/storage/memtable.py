@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from typing import Final, NamedTuple
 
-from blockstore.record import Operation, OperationKind, Record
+from blockstore.record import ZEROING, Operation, OperationKind, Record
 from blockstore.storage.ranges import RangeMap
 from blockstore.units import BLOCK_SIZE, Generation, Sequence
 
@@ -21,11 +21,15 @@ OPERATION_OVERHEAD_BYTES: Final = 256
 
 
 class Entry(NamedTuple):
-    """A block's content by one record; block is None for zeroes."""
+    """A block's content by one record; block is None for zeroes.
+
+    discarded: zeroes that a DISCARD left, which mean the same as no entry where nothing older shows.
+    """
 
     sequence: int
     block: memoryview | None
     checksum: int
+    discarded: bool = False
 
 
 class Layer:
@@ -35,7 +39,7 @@ class Layer:
 
     def __init__(self) -> None:
         self.blocks: dict[int, Entry] = {}
-        self.zeroes = RangeMap()
+        self.zeroes: RangeMap[Entry] = RangeMap()
 
     def write(self, operation: Operation, sequence: int) -> None:
         data = memoryview(operation.data)
@@ -44,21 +48,20 @@ class Layer:
             blocks[number] = Entry(sequence, data[at : at + BLOCK_SIZE], checksum)
             at += BLOCK_SIZE
 
-    def zero(self, start: int, end: int, sequence: int) -> None:
+    def zero(self, start: int, end: int, zero: Entry) -> None:
         """O(blocks in the range or blocks in the layer, whichever is less)."""
         inside: Iterable[int] = range(start, end)
         if end - start > len(self.blocks):
             inside = [number for number in self.blocks if start <= number < end]
         for number in inside:
             if number in self.blocks:
-                self.blocks[number] = Entry(sequence, None, 0)
-        self.zeroes.put(start, end, sequence)
+                self.blocks[number] = zero
+        self.zeroes.put(start, end, zero)
 
     def between(self, start: int, end: int) -> Iterator[tuple[int, Entry]]:
         """What it says of the blocks [start, end); a block may come twice, the later one counts."""
         if self.zeroes:
-            for first, last, sequence in self.zeroes.between(start, end):
-                zero = Entry(sequence, None, 0)
+            for first, last, zero in self.zeroes.between(start, end):
                 for number in range(first, last):
                     yield number, zero
         blocks = self.blocks
@@ -68,12 +71,16 @@ class Layer:
 
 
 class Memtable:
-    """Records in order, and the layers that they make up; oldest generation first."""
+    """Records in order, and the layers that they make up; oldest generation first.
+
+    hydrated: one of the records ends the source.
+    """
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self.records: list[Record] = []
         self.layers: dict[Generation, Layer] = {}
         self.size_bytes = 0
+        self.hydrated = False
         for record in records:
             self.add(record)
 
@@ -82,8 +89,11 @@ class Memtable:
         for operation in record.operations:
             if operation.kind in (OperationKind.WRITE, OperationKind.FILL):
                 self._layer(record.generation_of(operation)).write(operation, record.sequence)
-            elif operation.kind in (OperationKind.ZERO, OperationKind.TRIM):
-                self._layer(record.generation).zero(operation.start, operation.end, record.sequence)
+            elif operation.kind in ZEROING:
+                zero = Entry(record.sequence, None, 0, operation.kind is OperationKind.DISCARD)
+                self._layer(record.generation).zero(operation.start, operation.end, zero)
+            elif operation.kind is OperationKind.HYDRATED:
+                self.hydrated = True
         self.records.append(record)
         self.size_bytes += cost_bytes(record)
 

@@ -31,6 +31,7 @@ _TOMBSTONE_NAME: Final = struct.Struct(">QQ")
 _GENERATION_PREFIX: Final = b"generation/"
 _PIN_PREFIX: Final = b"pin/"
 _TOMBSTONE_PREFIX: Final = b"tombstone/"
+_DISCARD_PREFIX: Final = b"discard/"
 #: LMDB's limit on keys less the prefix and the number: a snapshot's id is far shorter.
 MAX_PIN_ID: Final = 256
 
@@ -58,12 +59,16 @@ class Pin(NamedTuple):
 
 
 class Tombstone(NamedTuple):
-    """A trim or zero of [start, end) in a generation, which copies stated before it must not undo."""
+    """A trim or zero of [start, end) in a generation, which copies stated before it must not undo.
+
+    discarded: it was a DISCARD, which covers no source.
+    """
 
     start: int
     end: int
     generation: Generation
     sequence: Sequence
+    discarded: bool = False
 
 
 class Meta:
@@ -100,6 +105,7 @@ class Meta:
         self.put(b"address", f"{address.volume} {address.segment} {address.replica}".encode())
         if source:
             self.put(b"source", source)
+            self.put(b"origin", source)
 
     def check_format(self) -> None:
         """Raises Corrupt."""
@@ -118,6 +124,11 @@ class Meta:
     def source(self) -> bytes:
         """What absent blocks come from; empty without a source, or once hydrated."""
         return self.get(b"source") or b""
+
+    @property
+    def origin(self) -> bytes:
+        """The source that the replica was created with; it stays when the source ends."""
+        return self.get(b"origin") or b""
 
     def applied(self) -> Position:
         return self._position(b"applied")
@@ -242,21 +253,26 @@ class Meta:
     # ---- what only a filling replica keeps
 
     def tombstones(self) -> list[Tombstone]:
-        return [
-            Tombstone(start, end, Generation(generation), Sequence(sequence))
-            for _, content in self._rows(_TOMBSTONE_PREFIX)
+        """In the order of sequences."""
+        found = [
+            Tombstone(start, end, Generation(generation), Sequence(sequence), discarded)
+            for prefix, discarded in ((_TOMBSTONE_PREFIX, False), (_DISCARD_PREFIX, True))
+            for _, content in self._rows(prefix)
             for start, end, generation, sequence in [_TOMBSTONE.unpack(content)]
         ]
+        return sorted(found, key=lambda tombstone: tombstone.sequence)
 
     def put_tombstones(self, tombstones: Iterable[Tombstone]) -> None:
         for tombstone in tombstones:
-            name = _TOMBSTONE_PREFIX + _TOMBSTONE_NAME.pack(tombstone.sequence, tombstone.start)
-            self.put(name, _TOMBSTONE.pack(*tombstone))
+            prefix = _DISCARD_PREFIX if tombstone.discarded else _TOMBSTONE_PREFIX
+            name = prefix + _TOMBSTONE_NAME.pack(tombstone.sequence, tombstone.start)
+            self.put(name, _TOMBSTONE.pack(*tombstone[:4]))
 
     def forget_filling(self) -> None:
         """The replica is whole: no copy comes any more that could undo anything."""
-        for name, _ in list(self._rows(_TOMBSTONE_PREFIX)):
-            self.delete(_TOMBSTONE_PREFIX + name)
+        for prefix in (_TOMBSTONE_PREFIX, _DISCARD_PREFIX):
+            for name, _ in list(self._rows(prefix)):
+                self.delete(prefix + name)
         for pin in self.pins():
             if not pin.held:
                 self.delete_pin(pin.generation, pin.holder)

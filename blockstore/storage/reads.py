@@ -68,13 +68,14 @@ class Found(NamedTuple):
 
 
 class TableReader:
-    """Reads within one transaction; collects what is damaged."""
+    """Reads within one transaction; collects what is damaged, and the gaps: [start, end) that show no version."""
 
     def __init__(self, tables: Tables, transaction: Reading) -> None:
         self._tables = tables
         self._transaction = transaction
         self._index = transaction.cursor(tables.index)
         self.damaged: list[BlockVersion] = []
+        self.gaps: list[tuple[int, int]] = []
 
     def read(self, start: int, end: int, generation: int = MAX_GENERATION) -> list[bytes | memoryview]:
         """Content of the blocks [start, end), in pieces: ZERO_BLOCK or parts of blocks, which add up."""
@@ -228,6 +229,7 @@ class TableReader:
 
     def _check_absent(self, start: int, end: int) -> None:
         """Blocks that show no version must have no entry, or only newer ones."""
+        self.gaps.append((start, end))
         for extent in range(start // EXTENT_BLOCKS, (end - 1) // EXTENT_BLOCKS + 1):
             key = number_key(extent)
             value = self._transaction.get(key, db=self._tables.present)

@@ -29,7 +29,7 @@ from blockstore.storage.merge import merge
 from blockstore.storage.meta import Meta
 from blockstore.storage.reads import ZERO_BLOCK, BlockVersion, TableReader
 from blockstore.storage.repair import mend
-from blockstore.storage.tables import MakeRoom, Tables, Writing, closed_on_error, sync_path
+from blockstore.storage.tables import MakeRoom, Reading, Tables, Writing, closed_on_error, sync_path
 from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, FILL_GENERATION, MAX_BLOCKS, BlockNumber, Generation, Sequence
 
 FILE_NAME: Final = "tables.mdb"
@@ -69,6 +69,10 @@ class ReplicaStore:
             self.address: ReplicaAddress = meta.address()
             self.image: LogImage = meta.image()
             self.mark: int = meta.mark()
+            self.origin: bytes = meta.origin
+            self._source = meta.source
+        #: Whether absent blocks are the source's, as of all that is committed.
+        self.has_source = bool(self._source)
 
     @classmethod
     def create(
@@ -115,11 +119,14 @@ class ReplicaStore:
         with self._memory:
             for record in records:
                 self._active.add(record)
+            if self._active.hydrated:
+                self.has_source = False
 
     def reset(self) -> None:
         """Forget committed records that no checkpoint has applied; none may be under way."""
         with self._checkpointing, self._memory:
             self._active, self._frozen = Memtable(), Memtable()
+            self.has_source = bool(self._source)
 
     @property
     def unapplied_bytes(self) -> int:
@@ -135,6 +142,17 @@ class ReplicaStore:
 
     def read(self, start: int, count: int) -> bytes:
         """The newest content of `count` blocks, count * BLOCK_SIZE bytes. Raises OutOfRange, CorruptBlocks."""
+        return self._read(start, count)[0]
+
+    def read_with_absent(self, start: int, count: int) -> tuple[bytes, list[tuple[int, int]]]:
+        """As read; and the runs of blocks, (first, count) in order, that have no entry at all here.
+
+        With a source, the content of those is the source's; without one, zeroes.
+        """
+        content, reader = self._read(start, count)
+        return content, [(first, last - first) for first, last in reader.gaps]
+
+    def _read(self, start: int, count: int) -> tuple[bytes, TableReader]:
         check_range(start, count)
         end = start + count
         with self._memory:
@@ -146,12 +164,12 @@ class ReplicaStore:
             for number in sorted(in_memory):
                 if at < number:
                     pieces += reader.read(at, number)
-                pieces.append(self._over_tables(reader, number, *in_memory[number]))
+                pieces.append(self._over_tables(transaction, reader, number, *in_memory[number]))
                 at = number + 1
             if at < end:
                 pieces += reader.read(at, end)
             reader.raise_damage()
-            return pieces[0] if count == 1 and isinstance(pieces[0], bytes) else b"".join(pieces)
+            return pieces[0] if count == 1 and isinstance(pieces[0], bytes) else b"".join(pieces), reader
 
     def read_generation(self, generation: Generation, start: int, count: int) -> bytes:
         """The content that a sealed generation shows, out of the applied state: one seek a block.
@@ -168,11 +186,13 @@ class ReplicaStore:
             return content
 
     def _over_tables(
-        self, reader: TableReader, number: int, generation: Generation, entry: Entry
+        self, transaction: Reading, reader: TableReader, number: int, generation: Generation, entry: Entry
     ) -> bytes | memoryview:
         """A block out of memory; but a fill lies below whatever the guest wrote to the tables."""
         if generation == FILL_GENERATION:
-            guests = [found for found in reader.versions(number, number + 1) if found.generation > FILL_GENERATION]
+            below = TableReader(self._tables, transaction)  # a gap there is none of the read's
+            guests = [found for found in below.versions(number, number + 1) if found.generation > FILL_GENERATION]
+            reader.damaged += below.damaged
             if guests:
                 return guests[0].block or ZERO_BLOCK
         if entry.block is None:
@@ -198,16 +218,17 @@ class ReplicaStore:
         # A copied meta may know a later generation than the replica's own log does.
         image = replace(image, generation=max(image.generation, self.image.generation))
 
-        def apply(transaction: Writing) -> None:
+        def apply(transaction: Writing) -> bytes:
             Applier(self._tables, transaction).apply(frozen, filling=image.filling is not None)
             then(transaction)
             meta = Meta(self._tables, transaction)
             meta.put_image(image, mark)
             if image.filling is None:
                 meta.forget_filling()
+            return meta.source
 
         try:
-            self._tables.change(apply)
+            source = self._tables.change(apply)
         except BaseException as error:
             self._short = isinstance(error, NoSpace)
             self._thaw()
@@ -215,7 +236,8 @@ class ReplicaStore:
         self._short = False
         self.image, self.mark = image, mark
         with self._memory:
-            self._frozen = Memtable()
+            self._frozen, self._source = Memtable(), source
+            self.has_source = bool(source) and not self._active.hydrated
 
     def _freeze(self, up_to: int) -> Memtable:
         """Records up to a sequence go to the frozen memtable; later ones stay active."""
