@@ -1,0 +1,127 @@
+"""A sealed generation of one segment, read from whichever of its replicas answers.
+
+A sealed generation is the same on every whole replica, so each call goes to the one that answered
+last, and on an error to the next; where all have refused, the error says what each said. Addresses
+may change while it is read: control brings them with every heartbeat.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
+
+import grpc
+import xxhash
+
+from blockstore.errors import CairnError, Corrupt, InvalidRequest, NotFound, QuorumUnavailable
+from blockstore.grpc_endpoint import open_channel
+from blockstore.grpc_errors import cairn_errors
+from blockstore.rpc import control_pb2, replica_pb2_grpc
+from blockstore.rpc import replica_pb2 as pb
+from blockstore.units import BLOCK_SIZE
+from snapshotd.changes import Changes, Run
+
+#: Of the whole list of changes; a segment of 1 TiB has a million extents, listed in seconds.
+_LIST_TIMEOUT_S: Final = 600.0
+
+Answer = TypeVar("Answer")
+
+
+class NodeChannels:
+    """Connections to nodes, one for each address, kept until `close`."""
+
+    def __init__(self) -> None:
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    def stub(self, address: str) -> Any:
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = open_channel(address)
+        return replica_pb2_grpc.ReplicaStub(channel)
+
+    async def close(self) -> None:
+        channels, self._channels = self._channels, {}
+        await asyncio.gather(*(channel.close(None) for channel in channels.values()))
+
+
+class SealedSegment:
+    """The generations of one segment up to a sealed one, `segment` being where it is as control knows."""
+
+    def __init__(
+        self, volume: str, segment: control_pb2.Segment, channels: NodeChannels, call_timeout_s: float
+    ) -> None:
+        self.blocks = segment.size_bytes // BLOCK_SIZE
+        self._volume = volume
+        self._segment = segment
+        self._channels = channels
+        self._call_timeout_s = call_timeout_s
+        self._best = ""
+        """The replica that answered last."""
+
+    def move(self, segment: control_pb2.Segment) -> None:
+        """Control knows newer addresses, or other members."""
+        self._segment = segment
+
+    async def list_changes(self, lowest: int, highest: int) -> Changes:
+        """The blocks written, zeroed or trimmed in the generations lowest..highest.
+
+        Raises NotFound where no replica has the generation, QuorumUnavailable where one may later.
+        """
+
+        async def ask(stub: Any, target: pb.Target) -> Changes:
+            changes = Changes(self.blocks)
+            request = pb.ListChangesRequest(target=target, lowest=lowest, highest=highest)
+            async for response in stub.ListChanges(request, timeout=_LIST_TIMEOUT_S):
+                for each in response.extents:
+                    changes.add(each.extent, each.blocks)
+            return changes
+
+        return await self._ask_any(ask)
+
+    async def read(self, generation: int, runs: Sequence[Run]) -> bytes:
+        """The content of `runs`, at most 1 MiB in all, as of `generation`; zeroes for what has no entry.
+
+        Raises as list_changes does, and Corrupt where every replica's copy is damaged.
+        """
+
+        async def ask(stub: Any, target: pb.Target) -> bytes:
+            ranges = [pb.BlockRange(start=run.start, count=run.length) for run in runs]
+            request = pb.ReadGenerationRequest(target=target, generation=generation, ranges=ranges)
+            response = await stub.ReadGeneration(request, timeout=self._call_timeout_s)
+            payload: bytes = response.payload
+            if len(payload) != sum(run.length for run in runs) * BLOCK_SIZE:
+                raise InvalidRequest(f"the node answered {len(payload)} bytes to {runs}")
+            if xxhash.xxh3_64_intdigest(payload) != response.checksum:
+                raise Corrupt(f"what replica {target.replica} sent of generation {generation} fails its checksum")
+            return payload
+
+        return await self._ask_any(ask)
+
+    async def _ask_any(self, ask: Callable[[Any, pb.Target], Awaitable[Answer]]) -> Answer:
+        errors: list[CairnError] = []
+        for member in self._members():
+            target = pb.Target(volume=self._volume, segment=self._segment.number, replica=member.replica)
+            try:
+                with cairn_errors(f"node at {member.address}"):
+                    answer = await ask(self._channels.stub(member.address), target)
+                self._best = member.replica
+                return answer
+            except CairnError as error:
+                errors.append(error)
+        raise _summary(errors)
+
+    def _members(self) -> list[control_pb2.Member]:
+        """Those that can be dialled, the one that answered last first."""
+        configuration = self._segment.configuration
+        members = {each.replica: each for each in (*configuration.members, *configuration.old_members) if each.address}
+        return sorted(members.values(), key=lambda each: each.replica != self._best)
+
+
+def _summary(errors: list[CairnError]) -> CairnError:
+    """One error for what each replica said: the class that all share, else "try again"."""
+    if not errors:
+        return QuorumUnavailable("control does not know where any of the replicas is")
+    kinds = {type(error) for error in errors}
+    kind = kinds.pop() if len(kinds) == 1 else QuorumUnavailable
+    if kind not in {Corrupt, NotFound, InvalidRequest}:
+        kind = QuorumUnavailable
+    return kind("; ".join(dict.fromkeys(str(error) for error in errors)))
