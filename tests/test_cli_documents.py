@@ -68,6 +68,8 @@ def test_a_volume() -> None:
         },
         "segments": found["segments"],
         "warnings": [],
+        "source": None,
+        "hydration": None,
     }
     (segment,) = found["segments"]
     assert segment["members"][2] == {

@@ -1,6 +1,7 @@
 """Options made from settings: each field of each daemon's settings, there and back."""
 
 import dataclasses
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,20 @@ import typer
 
 from blockstore.cli.options import setting_from_text, settings_command
 from blockstore.cli.up import parse_overrides
-from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, Placement, arguments_of, option_name
+from blockstore.config import (
+    Addressing,
+    ControlSettings,
+    FrontEndSettings,
+    NodeSettings,
+    Placement,
+    SnapshotdSettings,
+    arguments_of,
+    option_name,
+)
 from blockstore.errors import InvalidRequest
 
-KINDS = [ControlSettings, NodeSettings, FrontEndSettings]
+KINDS = [ControlSettings, NodeSettings, FrontEndSettings, SnapshotdSettings]
+OTHERS: dict[Enum, Enum] = {Placement.STRICT: Placement.WARN, Addressing.PATH: Addressing.HOST}
 ADDRESSES = {"listen", "advertise", "control", "nbd_listen"}
 
 
@@ -26,8 +37,8 @@ def other_value(each: "dataclasses.Field[Any]") -> Any:
     if each.name in ADDRESSES:
         return "[::1]:4321"
     match each.default:
-        case Placement():
-            return Placement.WARN
+        case Enum():
+            return OTHERS[each.default]
         case Path() | None:
             return Path("/some where/else")
         case str():
@@ -35,7 +46,7 @@ def other_value(each: "dataclasses.Field[Any]") -> Any:
         case bool():
             return not each.default
         case int() | float():
-            return each.default * 2
+            return each.default * 2 or 7
     raise AssertionError(f"{each.name}: a new type of setting")
 
 
@@ -65,7 +76,7 @@ def test_every_setting_passes_through_the_command_line(kind: type[Any]) -> None:
 def test_every_setting_can_be_set_for_up(kind: type[Any]) -> None:
     for each in dataclasses.fields(kind):
         value = other_value(each)
-        text = value.value if isinstance(value, Placement) else str(value)
+        text = value.value if isinstance(value, Enum) else str(value)
         assert setting_from_text(kind, option_name(each.name), text) == (each.name, value)
         assert setting_from_text(kind, option_name(each.name)[2:].replace("-", "_"), text) == (each.name, value)
 

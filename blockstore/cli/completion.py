@@ -1,4 +1,4 @@
-"""What the shell offers for the ids and names of volumes and nodes: those that control knows."""
+"""What the shell offers for ids of volumes, snapshots and nodes, and names of volumes: those that control knows."""
 
 import asyncio
 import os
@@ -11,6 +11,7 @@ from blockstore.cli.control_address import find_control
 from blockstore.cli.options import CONTROL_VARIABLE, STATE_VARIABLE, default_state_directory
 from blockstore.errors import CairnError
 from blockstore.rpc import control_pb2 as pb
+from blockstore.rpc import snapshot_pb2
 
 #: Somebody waits with a finger on the tab key.
 _PATIENCE_S: Final = 1.0
@@ -24,6 +25,11 @@ def complete_volume(incomplete: str) -> Words:
     return _beginning(incomplete, _volumes)
 
 
+def complete_snapshot(incomplete: str) -> Words:
+    """Ids of snapshots that begin with `incomplete`."""
+    return _beginning(incomplete, _snapshots)
+
+
 def complete_node(incomplete: str) -> Words:
     """Ids of nodes that begin with `incomplete`."""
     return _beginning(incomplete, _nodes)
@@ -33,6 +39,12 @@ async def _volumes(client: ControlClient) -> Words:
     answer = await client.call(client.stub.ListVolumes, pb.ListVolumesRequest(), _PATIENCE_S)
     ids = [(each.id, each.name) for each in answer.volumes]
     return ids + [(name, number) for number, name in ids if name]
+
+
+async def _snapshots(client: ControlClient) -> Words:
+    request = snapshot_pb2.ListSnapshotsRequest()
+    answer = await client.call(client.snapshots.ListSnapshots, request, _PATIENCE_S)
+    return [(each.id, " ".join(filter(None, [each.volume_name, each.description]))) for each in answer.snapshots]
 
 
 async def _nodes(client: ControlClient) -> Words:

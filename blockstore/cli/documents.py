@@ -28,20 +28,21 @@ def time_text(milliseconds: int) -> str | None:
 
 def volume_state(volume: pb.Volume) -> str:
     """creating, available, in-use, deleting or error."""
-    return _word(pb.VolumeState.Name(volume.state), "VOLUME_STATE_")
+    return word_of(pb.VolumeState.Name(volume.state), "VOLUME_STATE_")
 
 
 def attachment_state(attachment: pb.Attachment) -> str:
     """attaching, attached or detaching."""
-    return _word(pb.AttachmentState.Name(attachment.state), "ATTACHMENT_STATE_")
+    return word_of(pb.AttachmentState.Name(attachment.state), "ATTACHMENT_STATE_")
 
 
 def severity(problem: pb.Problem) -> str:
     """warning, degraded or unavailable."""
-    return _word(pb.Severity.Name(problem.severity), "SEVERITY_")
+    return word_of(pb.Severity.Name(problem.severity), "SEVERITY_")
 
 
-def _word(name: str, prefix: str) -> str:
+def word_of(name: str, prefix: str) -> str:
+    """An enum value's name without the enum's, as it is written for people and programs."""
     return name.removeprefix(prefix).lower().replace("_", "-")
 
 
@@ -62,6 +63,28 @@ def volume(value: pb.Volume) -> Document:
         "attachment": attachment(value.attachment) if value.HasField("attachment") else None,
         "segments": [segment(each) for each in value.segments],
         "warnings": list(value.warnings),
+        "source": source(value.source) if value.HasField("source") else None,
+        "hydration": hydration(value.hydration) if value.HasField("hydration") else None,
+    }
+
+
+def source(value: pb.Source) -> Document:
+    return {
+        "snapshot": value.snapshot,
+        "root": value.root.hex(),
+        "size_bytes": value.size_bytes,
+        "addresses": list(value.addresses),
+    }
+
+
+def hydration(value: pb.Hydration) -> Document:
+    return {
+        "blocks_total": value.blocks_total,
+        "blocks_done": value.blocks_done,
+        "rate_bytes": value.rate_bytes,
+        "rate_now_bytes": value.rate_now_bytes,
+        "paused": value.paused,
+        "why": value.why,
     }
 
 

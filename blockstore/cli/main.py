@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 import typer
 
-from blockstore.cli import control, demo, nbd, node, status, up, volume
+from blockstore.cli import control, demo, key, nbd, node, snapshot, snapshotd, status, store, up, volume
 from blockstore.cli.screen import say
 from blockstore.errors import CairnError
 
@@ -31,9 +31,13 @@ app.command("down")(up.down)
 app.command("demo")(demo.demo)
 app.command("status")(status.status)
 app.add_typer(volume.app, name="volume")
+app.add_typer(snapshot.app, name="snapshot")
+app.add_typer(store.app, name="store")
+app.add_typer(key.app, name="key")
 app.add_typer(node.app, name="node")
 app.add_typer(control.app, name="control")
 app.add_typer(nbd.app, name="nbd")
+app.add_typer(snapshotd.app, name="snapshotd")
 
 
 def _show_version(wanted: bool) -> None:

@@ -72,6 +72,11 @@ def size_bytes(text: str) -> int:
         raise typer.BadParameter(str(error)) from error
 
 
+def rate_bytes(text: str) -> int:
+    """The option's value in bytes a second; "/s" may be written or not. Raises BadParameter."""
+    return size_bytes(text.removesuffix("/s"))
+
+
 def key_values(texts: list[str], option: str) -> dict[str, str]:
     """KEY=VALUE texts as a mapping. Raises InvalidRequest."""
     pairs = [text.partition("=") for text in texts]

@@ -11,10 +11,11 @@ from rich.text import Text
 
 from blockstore.cli import documents
 from blockstore.rpc import control_pb2 as pb
-from blockstore.units import format_size
+from blockstore.units import BLOCK_SIZE, format_size
 
 _COLORS = {
     "available": "green", "in-use": "green", "up": "green", "serving": "green", "healthy": "green",
+    "completed": "green", "pending": "yellow",
     "creating": "yellow", "deleting": "yellow", "catching-up": "yellow", "filling": "yellow", "opening": "yellow",
     "warning": "yellow", "degraded": "yellow", "unknown": "yellow", "full": "red",
     "error": "red", "down": "red", "unavailable": "red", "failed": "red", "fenced": "red",
@@ -50,8 +51,9 @@ def pairs(rows: Iterable[tuple[str, str | Text]]) -> Table:
 def volumes(values: Sequence[pb.Volume]) -> RenderableType:
     if not values:
         return Text("no volumes; create one: cairn volume create --name db --size 10G")
+    restored = any(each.HasField("source") for each in values)
     return grid(
-        ("ID", "NAME", "SIZE>", "STATE", "FRONT-END", "CREATED"),
+        ("ID", "NAME", "SIZE>", "STATE", "FRONT-END", "CREATED", *(("SOURCE",) if restored else ())),
         [
             (
                 each.id,
@@ -60,10 +62,28 @@ def volumes(values: Sequence[pb.Volume]) -> RenderableType:
                 state(documents.volume_state(each)),
                 each.attachment.front_end or "-",
                 documents.time_text(each.created_at_ms) or "",
+                *((source_line(each),) if restored else ()),
             )
             for each in values
         ],
     )
+
+
+def source_line(value: pb.Volume) -> str:
+    """Where the blocks of a restored volume come from, and how far that is; empty where it needs no source."""
+    if not value.HasField("source"):
+        return ""
+    return f"{value.source.snapshot}, {hydration_line(value.hydration)}"
+
+
+def hydration_line(value: pb.Hydration) -> str:
+    """How far the hydration is, how fast, and what keeps it."""
+    done, total = value.blocks_done * BLOCK_SIZE, value.blocks_total * BLOCK_SIZE
+    share = f" ({100 * done / total:.0f}%)" if total else ""
+    parts = [f"{format_size(done)} of {format_size(total)} hydrated{share}" if total else "not hydrated yet"]
+    parts += ["paused"] if value.paused else [f"{format_size(value.rate_now_bytes)}/s"] if value.rate_now_bytes else []
+    parts += [f"at most {format_size(value.rate_bytes)}/s"] if value.rate_bytes else []
+    return ", ".join([*parts, *([value.why] if value.why else [])])
 
 
 def volume(value: pb.Volume) -> RenderableType:
@@ -77,6 +97,7 @@ def volume(value: pb.Volume) -> RenderableType:
         ("epoch", str(value.epoch)),
     ]
     rows += [("reason", value.reason)] if value.reason else []
+    rows += [("source", source_line(value))] if value.HasField("source") else []
     rows += [("warning", Text(text, style="yellow")) for text in value.warnings]
     rows += [("tag", f"{key}={text}") for key, text in sorted(value.tags.items())]
     if value.HasField("attachment"):

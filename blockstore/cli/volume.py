@@ -5,17 +5,26 @@ from typing import Annotated
 
 import typer
 
-from blockstore.cli import documents, nbd_uri, tables
+from blockstore.cli import documents, hydrate, nbd_uri, tables
 from blockstore.cli.attaching import attach_and_wait, recovery_needed, until_state
 from blockstore.cli.client import ControlClient, run_with_control
-from blockstore.cli.completion import complete_volume
+from blockstore.cli.completion import complete_snapshot, complete_volume
 from blockstore.cli.control_address import find_control
-from blockstore.cli.options import ControlOption, Output, OutputOption, StateOption, key_values, size_bytes
+from blockstore.cli.options import (
+    ControlOption,
+    Output,
+    OutputOption,
+    StateOption,
+    key_values,
+    rate_bytes,
+    size_bytes,
+)
 from blockstore.cli.screen import print_table, progress, say, show
-from blockstore.errors import Conflict
+from blockstore.errors import Conflict, InvalidRequest
 from blockstore.rpc import control_pb2 as pb
 
 app = typer.Typer(help="Volumes: virtual disks, each block on three nodes.", no_args_is_help=True)
+app.add_typer(hydrate.app, name="hydrate")
 
 VolumeArgument = Annotated[
     str, typer.Argument(metavar="VOLUME", help="The volume's id or name.", autocompletion=complete_volume)
@@ -32,8 +41,38 @@ WaitOption = Annotated[
 @app.command("create")
 def create(
     *,
-    size: SizeOption,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            "--size",
+            "-s",
+            metavar="SIZE",
+            parser=size_bytes,
+            help="Like 512M, 10G or 1T; a multiple of 4 KiB.",
+            show_default="the snapshot's",
+        ),
+    ] = None,
     state: StateOption,
+    snapshot: Annotated[
+        str,
+        typer.Option(
+            "--snapshot",
+            metavar="SNAPSHOT",
+            help="Start with the content of this snapshot, which comes as it is needed and in the background.",
+            autocompletion=complete_snapshot,
+            show_default=False,
+        ),
+    ] = "",
+    init_rate: Annotated[
+        int | None,
+        typer.Option(
+            "--init-rate",
+            metavar="RATE",
+            parser=rate_bytes,
+            help="Most bytes a second that the background brings, like 50M; 0 is no limit.",
+            show_default="no limit",
+        ),
+    ] = None,
     name: Annotated[str, typer.Option("--name", "-n", help="A name for it, which no other volume has.")] = "",
     tag: Annotated[list[str] | None, typer.Option("--tag", metavar="KEY=VALUE", help="May be given again.")] = None,
     client_token: Annotated[
@@ -43,9 +82,21 @@ def create(
     control: ControlOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Create a volume, replicated three times; it reads as zeroes."""
+    """Create a volume, replicated three times; it reads as zeroes, or as a snapshot does.
+
+    One made from a snapshot can be used at once: what has not come yet is fetched when it is read.
+    """
+    if size is None and not snapshot:
+        raise InvalidRequest("Missing option '--size': how large the volume is, unless --snapshot says it")
+    if init_rate is not None and not snapshot:
+        raise InvalidRequest("--init-rate is for volumes made with --snapshot: there is nothing to bring")
     request = pb.CreateVolumeRequest(
-        size_bytes=size, name=name, tags=key_values(tag or [], "--tag"), client_token=client_token
+        size_bytes=size or 0,
+        name=name,
+        tags=key_values(tag or [], "--tag"),
+        client_token=client_token,
+        snapshot=snapshot,
+        init_rate_bytes=init_rate or 0,
     )
 
     async def work(client: ControlClient) -> pb.Volume:
@@ -68,7 +119,7 @@ def list_volumes(state: StateOption, control: ControlOption = None, output: Outp
 def show_volume(
     volume: VolumeArgument, state: StateOption, control: ControlOption = None, output: OutputOption = Output.TABLE
 ) -> None:
-    """Show one volume: where its replicas are, and where it is attached."""
+    """Show one volume: where its replicas are, where it is attached, and how far its hydration is."""
     _show(run_with_control(find_control(control, state), lambda client: client.volume(volume)), output)
 
 
