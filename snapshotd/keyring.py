@@ -8,12 +8,14 @@ A wrapped key is bound to its context (the repository's id and the key domain): 
 additional data, so that it opens nowhere else. Who unwraps has checked the wrapped bytes against accidents before
 (snapshotd.repository_objects); what fails here is told as WrongKey.
 
-`FileKeyring` is a JSON file that only its owner can read, with several keys of which one is current.
+`FileKeyring` is a JSON file that only its owner can read, with several keys of which the last is current. A key's id
+is made of the key, so that a damaged file is told from another key.
 """
 
 import base64
 import binascii
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -127,7 +129,9 @@ class FileKeyring:
             raise WrongKey(f"the data key is not wrapped by a key of a file, as {self.description} has them")
         data_key = open_key(key, wrapped.blob[1:], context)
         if data_key is None:
-            raise WrongKey(f"the key {wrapped.key_id} in {self.description} does not open the data key: it is another")
+            raise WrongKey(
+                f"the key {wrapped.key_id} in {self.description} does not open the data key: it is another's"
+            )
         return data_key
 
     def is_current(self, wrapped: Wrapped, context: bytes) -> bool:
@@ -195,7 +199,13 @@ class FileKeyring:
 
 
 def _new_key() -> dict[str, bytes]:
-    return {f"key-{secrets.token_hex(8)}": secrets.token_bytes(KEY_BYTES)}
+    key = secrets.token_bytes(KEY_BYTES)
+    return {_id_of(key): key}
+
+
+def _id_of(key: bytes) -> str:
+    """64 bits of a hash of 256 random bits: they say nothing about the others."""
+    return f"key-{hashlib.sha256(b'cairn keyring' + key).hexdigest()[:16]}"
 
 
 def _sync_directory(path: Path) -> None:
@@ -220,6 +230,6 @@ def _parse(text: bytes, description: str) -> Mapping[str, bytes]:
         keys = {str(member["id"]): base64.b64decode(member["key"], validate=True) for member in content["keys"]}
     except (ValueError, TypeError, KeyError, binascii.Error):
         raise damaged from None
-    if not keys or any(len(key) != KEY_BYTES for key in keys.values()):
+    if not keys or any(len(key) != KEY_BYTES or _id_of(key) != key_id for key_id, key in keys.items()):
         raise damaged
     return keys

@@ -28,6 +28,8 @@ Data = Buffer | Sequence[Buffer]
 #: More than any object that is written (packs have about 16 MiB, the largest root 16 MiB): what claims to be larger
 #: is not ours, and is not read into memory.
 MAX_OBJECT_BYTES: Final = 256 * MIB
+#: Where `snapshotd.stores.open_store` tries what a store can do; what is left there by a crash is nobody's.
+PROBE_FOLDER: Final = "probe/"
 #: S3 allows 1,024 bytes with the prefix, file systems 255 in each part.
 MAX_KEY_LENGTH: Final = 512
 _PART: Final = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
