@@ -1,8 +1,8 @@
 """The volumes that are attached to this front-end, each as one attempt by epoch.
 
-An attempt opens a volume at its epoch, exports it under its id and its name once it is served, and
-ends for good when it is closed, replaced by one of a newer epoch, or over (fenced, or with records
-lost). No epoch is ever opened twice. A fenced attempt takes no new clients, but leaves those that it
+An attempt opens a volume at its epoch, exports it under its id and its name once it is served (unless it is
+for maintenance), and ends for good when it is closed, replaced by one of a newer epoch, or over (fenced, or
+with records lost). No epoch is ever opened twice. A fenced attempt takes no new clients, but leaves those that it
 has: each of their requests fails with ESHUTDOWN, so that they hear of it.
 """
 
@@ -12,73 +12,18 @@ from collections.abc import Awaitable, Callable, Iterator
 import structlog
 
 from blockstore.domain import ReplicaId, VolumeId
-from blockstore.errors import CairnError, Corrupt, Fenced
-from blockstore.replica_codec import from_position
+from blockstore.errors import Fenced, NotFound
 from blockstore.replication.leader import LeaderSettings
 from blockstore.rpc import control_pb2 as pb
-from blockstore.units import format_size
-from blockstore.volume.control_messages import addresses_of, member_reports, to_ticket
+from blockstore.volume.control_messages import addresses_of, to_source, to_ticket
 from blockstore.volume.open_volume import OpenVolume
-from nbd_server.device import Device
-from nbd_server.exports import Export
+from nbd_server.attempt import Attempt
 from nbd_server.server import NbdServer
 
 _log = structlog.get_logger(__name__)
 
 AskControl = Callable[[VolumeId, int], Awaitable[pb.OpenTicket]]
 """GetAttachment of a volume at an epoch."""
-
-
-class Attempt:
-    """One volume at one epoch."""
-
-    def __init__(self, message: pb.OpenTicket, volume: OpenVolume) -> None:
-        self.volume = volume
-        self.epoch: int = message.epoch
-        self.exports: list[Export] = []
-        self.served: asyncio.Task[None]
-        """Done when the volume is exported; with the error where the attempt has ended before."""
-        self._message = message
-
-    def make_exports(self) -> list[Export]:
-        """Under its id, and its name if it has one: one device, so that both see one order of changes."""
-        device = Device(self.volume)
-        description = (
-            f"Cairn volume {self._message.volume}, {format_size(self._message.size_bytes)}, epoch {self.epoch}"
-        )
-        names = dict.fromkeys(filter(None, (self._message.volume, self._message.name)))
-        return [Export(name, device, description, read_only=self._message.read_only) for name in names]
-
-    @property
-    def fate(self) -> CairnError | None:
-        """Why it ended for good; None while it has not."""
-        return self.volume.over.result() if self.volume.over.done() else None
-
-    def report(self) -> pb.VolumeReport:
-        state, why = self._state()
-        status = self.volume.status()
-        return pb.VolumeReport(
-            volume=self.volume.volume,
-            epoch=self.epoch,
-            state=state,
-            why=why,
-            commit=from_position(status.commit),
-            size_bytes=self.volume.size_bytes,
-            members=member_reports(self.volume),
-        )
-
-    def _state(self) -> tuple[pb.ServingState.ValueType, str]:
-        match self.fate:
-            case None if self.exports:
-                return pb.SERVING_STATE_SERVING, self.volume.why
-            case None:
-                return pb.SERVING_STATE_OPENING, self.volume.why
-            case Fenced() as error:
-                return pb.SERVING_STATE_FENCED, str(error)
-            case Corrupt() as error:
-                return pb.SERVING_STATE_LOST, str(error)
-            case error:
-                return pb.SERVING_STATE_FAILED, str(error)
 
 
 class Attachments:
@@ -101,6 +46,13 @@ class Attachments:
 
     def find(self, volume: VolumeId) -> Attempt | None:
         return self._attempts.get(volume)
+
+    def served(self, volume: str, epoch: int) -> Attempt:
+        """The attempt of exactly that epoch. Raises NotFound where it is not served here (any more)."""
+        attempt = self._attempts.get(VolumeId(volume))
+        if attempt is None or attempt.epoch != epoch or not attempt.is_served:
+            raise NotFound(f"{volume} is not served here at epoch {epoch}")
+        return attempt
 
     async def open(self, message: pb.OpenTicket) -> None:
         """Serve the volume at the ticket's epoch; returns once it is served.
@@ -137,12 +89,13 @@ class Attachments:
 
     def _begin(self, message: pb.OpenTicket) -> Attempt:
         ticket = to_ticket(message)
+        source = to_source(message.source) if message.HasField("source") else None
 
         async def refresh() -> dict[ReplicaId, str]:
             return addresses_of(await self._ask_control(ticket.volume, ticket.epoch))
 
         volume = OpenVolume(ticket, self._settings, self._call_timeout_s, refresh)
-        attempt = Attempt(message, volume)
+        attempt = Attempt(message, volume, source, self._settings.retry_limit_s, self._call_timeout_s)
         attempt.served = asyncio.get_running_loop().create_task(self._serve(attempt))
         attempt.served.add_done_callback(_retrieved)
         volume.over.add_done_callback(lambda _: self._take_out(attempt))
@@ -150,7 +103,7 @@ class Attachments:
         return attempt
 
     async def _serve(self, attempt: Attempt) -> None:
-        await attempt.volume.wait_until_served()
+        await attempt.open()
         for export in attempt.make_exports():
             self._server.exports.add(export)
             attempt.exports.append(export)
@@ -164,9 +117,10 @@ class Attachments:
     async def _end(self, attempt: Attempt) -> None:
         attempt.served.cancel()
         self._take_out(attempt)
+        attempt.barriers.close()
         for export in attempt.exports:
             await self._server.end_connections(export)
-        await attempt.volume.close()
+        await attempt.close()
 
 
 def _retrieved(task: "asyncio.Task[None]") -> None:

@@ -277,6 +277,10 @@ class Connection(asyncio.BufferedProtocol):
         return device.zero(request.offset, request.length, allocate=allocate)
 
     def _ended(self, request: Request, future: asyncio.Future[Any]) -> None:
+        export = self.export
+        if export is not None and (hold := export.device.hold) is not None and transmission.changes(request):
+            hold.keep(partial(self._ended, request, future))
+            return
         error = asyncio.CancelledError() if future.cancelled() else future.exception()
         self._finish(request, error, future.result() if error is None else None)
 

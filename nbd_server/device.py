@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from blockstore.errors import CairnError
 from blockstore.units import BLOCK_SIZE
+from nbd_server.hold import Hold
 from nbd_server.volume import Buffer, Volume
 
 _OFFSET_MASK: Final = BLOCK_SIZE - 1
@@ -49,6 +50,12 @@ class Device:
         """Changes of whole blocks in flight or waiting: first block, and the one after the last."""
         self._merging: dict[int, _Merge] = {}
         """The last merge called, by block."""
+        self.hold: Hold | None = None
+        """While it is there, it keeps the answers to changes; see hold.py."""
+
+    def replace_volume(self, volume: Volume) -> None:
+        """From now on `volume` is asked: the same bytes, by a shorter way. What was called before goes on as it is."""
+        self._volume = volume
 
     @property
     def size_bytes(self) -> int:

@@ -18,10 +18,13 @@ from blockstore.errors import CairnError, Conflict, Corrupt, Fenced, NotFound
 from blockstore.grpc_endpoint import open_channel
 from blockstore.grpc_errors import cairn_errors
 from blockstore.heartbeat import beat
+from blockstore.replica_codec import from_position
 from blockstore.replication.leader import LeaderSettings
 from blockstore.rpc import control_pb2 as pb
 from blockstore.rpc import control_pb2_grpc
+from blockstore.units import Generation
 from nbd_server.attachments import Attachments
+from nbd_server.attempt import Attempt
 from nbd_server.server import NbdServer
 
 if TYPE_CHECKING:
@@ -42,6 +45,10 @@ def front_end_id(state: Path) -> FrontEndId:
         scratch.write_text(make_id("fe", secrets.token_bytes(9)) + "\n")
         scratch.replace(path)
     return FrontEndId(check_id("fe", path.read_text().strip()))
+
+
+def _may_be_tried_again(attempt: Attempt) -> bool:
+    return attempt.fate is not None and not isinstance(attempt.fate, Fenced | Corrupt)
 
 
 class FrontEnd(control_pb2_grpc.FrontEndServicer):
@@ -86,6 +93,30 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
             raise NotFound(f"{request.volume} is not open here at epoch {request.epoch}")
         attempt.volume.grow(request.size_bytes)
         return pb.ResizeExportResponse()
+
+    async def HoldWrites(self, request: pb.HoldWritesRequest, context: Context) -> pb.HoldWritesResponse:
+        self._check_name(request.front_end)
+        await self._attachments.served(request.volume, request.epoch).barriers.hold(request.barrier, request.limit_s)
+        return pb.HoldWritesResponse()
+
+    async def ReleaseWrites(self, request: pb.ReleaseWritesRequest, context: Context) -> pb.ReleaseWritesResponse:
+        self._check_name(request.front_end)
+        attempt = self._attachments.served(request.volume, request.epoch)
+        return pb.ReleaseWritesResponse(held=attempt.barriers.release(request.barrier))
+
+    async def SealVolume(self, request: pb.SealVolumeRequest, context: Context) -> pb.SealVolumeResponse:
+        self._check_name(request.front_end)
+        attempt = self._attachments.served(request.volume, request.epoch)
+        sealed = await attempt.sealing.seal(check_id("snap", request.snapshot), again=request.again)
+        return pb.SealVolumeResponse(
+            generation=sealed.generation, position=from_position(sealed.position), took_us=sealed.took_us
+        )
+
+    async def UnpinGeneration(self, request: pb.UnpinGenerationRequest, context: Context) -> pb.UnpinGenerationResponse:
+        self._check_name(request.front_end)
+        attempt = self._attachments.served(request.volume, request.epoch)
+        await attempt.volume.unpin(Generation(request.generation), check_id("snap", request.snapshot).encode())
+        return pb.UnpinGenerationResponse()
 
     def _check_name(self, name: str) -> None:
         if name != self.id:
@@ -138,8 +169,9 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
             if attempt is None or attempt.epoch != epoch:
                 continue
             if volume in current:
-                attempt.volume.grow(current[volume].size_bytes)
-                if attempt.fate is not None and not isinstance(attempt.fate, Fenced | Corrupt):
+                attempt.heed(current[volume])
+                # Each attempt at maintenance is control's.
+                if _may_be_tried_again(attempt) and not current[volume].maintenance:
                     self._open_again(volume)
             elif not isinstance(attempt.fate, Fenced):
                 _log.info("volume was taken away", volume=volume, epoch=epoch)

@@ -75,6 +75,11 @@ RULES: Final[Mapping[int, Rule]] = {
 }
 
 
+def changes(request: Request) -> bool:
+    """Whether the request, which may run, changes what the export holds."""
+    return RULES[request.command].changes
+
+
 def refusal(request: Request, size_bytes: int, read_only: bool) -> int:
     """Why `request` may not run on an export of that size, as an error of the wire; NONE where it may."""
     rule = RULES.get(request.command)

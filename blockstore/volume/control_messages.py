@@ -1,12 +1,27 @@
 """What control and a front-end tell each other about a volume: the ticket to open it, and how it does."""
 
-from blockstore.domain import Configuration, Member, NodeId, ReplicaId, SegmentNumber, VolumeId
+from typing import Final
+
+from blockstore.domain import (
+    Configuration,
+    Member,
+    NodeId,
+    ReplicaId,
+    SegmentNumber,
+    SnapshotId,
+    VolumeId,
+    check_id,
+)
 from blockstore.errors import InvalidRequest
 from blockstore.replica_codec import from_position, to_position
 from blockstore.rpc import control_pb2 as pb
-from blockstore.units import Epoch
+from blockstore.units import MAX_VOLUME_SIZE, Epoch
 from blockstore.volume.open_volume import OpenVolume
+from blockstore.volume.source_client import Source
 from blockstore.volume.ticket import Ticket
+
+#: SHA-256.
+_ROOT_BYTES: Final = 32
 
 
 def to_ticket(message: pb.OpenTicket) -> Ticket:
@@ -29,6 +44,14 @@ def to_ticket(message: pb.OpenTicket) -> Ticket:
         known={ReplicaId(member.replica): to_position(member.known) for member in members},
         accept_loss=message.accept_loss,
     )
+
+
+def to_source(message: pb.Source) -> Source:
+    """Raises InvalidRequest where it names no snapshot, or no root."""
+    if len(message.root) != _ROOT_BYTES or not 0 < message.size_bytes <= MAX_VOLUME_SIZE:
+        raise InvalidRequest(f"a source with a root of {len(message.root)} bytes, of {message.size_bytes} bytes")
+    snapshot = SnapshotId(check_id("snap", message.snapshot))
+    return Source(snapshot, message.root, message.size_bytes, tuple(message.addresses))
 
 
 def addresses_of(message: pb.OpenTicket) -> dict[ReplicaId, str]:

@@ -32,8 +32,9 @@ class FillQueue:
     """filled: told of each range that is there now. busy: whether guests have requests in flight."""
 
     def __init__(self, volume: Fills, filled: Callable[[int, int], None], busy: Callable[[], bool]) -> None:
-        self.trouble = ""
-        """Why the last fill failed; empty where it did not."""
+        self.trouble: CairnError | None = None
+        """Why a fill failed, the last that did."""
+        self.filled_blocks = 0
         self._volume = volume
         self._filled = filled
         self._busy = busy
@@ -87,10 +88,10 @@ class FillQueue:
         self._in_flight_bytes -= size_bytes
         error = future.exception()
         if error is None:
-            self.trouble = ""
+            self.filled_blocks += size_bytes // BLOCK_SIZE
             self._filled(start, size_bytes // BLOCK_SIZE)
         elif isinstance(error, CairnError):
-            self.trouble = str(error)  # the next pass over what is absent comes by again
+            self.trouble = error  # the next pass over what is missing comes by again
         else:
             raise error
         self._submit()

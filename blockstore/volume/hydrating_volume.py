@@ -18,15 +18,16 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, Final, TypeVar
 
+from blockstore.errors import Corrupt
 from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, MAX_RECORD_PAYLOAD
 from blockstore.volume.block_bits import bits_of, mask, runs_of
 from blockstore.volume.fill_queue import FillQueue
 from blockstore.volume.guest_activity import GuestActivity
 from blockstore.volume.open_volume import OpenVolume, SparseBlocks
 from blockstore.volume.present_blocks import PresentBlocks
-from blockstore.volume.source_client import SHARD_BLOCKS, SourceClient
+from blockstore.volume.source_client import SHARD_BLOCKS, Fetched, SourceClient
 from blockstore.volume.source_map import SourceMap
-from blockstore.volume.source_windows import WINDOW_BLOCKS, SourceWindows, Window
+from blockstore.volume.source_windows import WINDOW_BLOCKS, SourceWindows
 
 _READ_BLOCKS: Final = MAX_RECORD_PAYLOAD // BLOCK_SIZE
 #: Of one trim, in the log's queue at once: long ones are looked at by every read and write that comes meanwhile.
@@ -151,6 +152,8 @@ class HydratingVolume:
         if not inside:
             return
         window = await self._windows.get(number, deadline)
+        if inside & ~window.mapped:
+            raise Corrupt(f"the source maps blocks of window {number} and does not bring them")
         for first, length in runs_of(inside):
             at = (first + skipped) * BLOCK_SIZE
             data[at : at + length * BLOCK_SIZE] = window.blocks(first, length)
@@ -163,7 +166,7 @@ class HydratingVolume:
         if sequential and self.map.known_bits(first, WINDOW_BLOCKS) & ~self.present.bits(first, WINDOW_BLOCKS):
             self._windows.expect(number)
 
-    def _fill_window(self, window: Window) -> None:
+    def _fill_window(self, window: Fetched) -> None:
         absent = window.mapped & ~self.present.bits(window.start, WINDOW_BLOCKS)
         for first, count in runs_of(absent):
             self.fills.offer(window.start + first, window.blocks(first, count))

@@ -37,6 +37,7 @@ from blockstore.units import BLOCK_SIZE, MAX_RECORD_PAYLOAD, BlockNumber, Genera
 from blockstore.volume.boot_clock import boot_time_s
 from blockstore.volume.directory import MemberDirectory, Refresh
 from blockstore.volume.member_link import AbsentRuns, MemberLink
+from blockstore.volume.member_queries import MemberQueries
 from blockstore.volume.ticket import Ticket
 
 _log = structlog.get_logger(__name__)
@@ -85,6 +86,7 @@ class OpenVolume:
             ticket.epoch, ticket.configuration, settings, boot_time_s(), accept_loss=ticket.accept_loss
         )
         self._directory = MemberDirectory(ticket, refresh)
+        self.members = MemberQueries(self._whole_members, ticket.epoch, ticket.configuration.number, call_timeout_s)
         self._links = {
             member.replica: MemberLink(
                 ReplicaAddress(ticket.volume, ticket.segment, member.replica), self, self._directory, call_timeout_s
@@ -117,7 +119,7 @@ class OpenVolume:
         """Why there is no connection to this member; empty where there is one."""
         return self._links[replica].why
 
-    def whole_members(self) -> list[tuple[ReplicaAddress, str]]:
+    def _whole_members(self) -> list[tuple[ReplicaAddress, str]]:
         """The members that have every committed record, and where they are."""
         status = self._leader.status()
         whole = [

@@ -30,6 +30,12 @@ class PresentBlocks:
             set_bits(self._shard(shard), first, inside)
             at += inside
 
+    def add_bits(self, shard: int, bits: int) -> None:
+        """The same of one shard: bit i is its block i."""
+        bitmap = self._shard(shard)
+        bits |= int.from_bytes(bitmap, "little")
+        bitmap[:] = bits.to_bytes(len(bitmap), "little")
+
     def bits(self, start: int, count: int) -> int:
         """Bit i: block start + i is known to be there."""
         bits = at = 0

@@ -52,6 +52,12 @@ class Fetched:
     mapped: int
     payload: memoryview
 
+    def blocks(self, first: int, count: int) -> memoryview:
+        """Blocks [first, first + count), counted from `start`; all of them are mapped."""
+        assert self.mapped >> first & mask(count) == mask(count)
+        at = (self.mapped & mask(first)).bit_count() * BLOCK_SIZE
+        return self.payload[at : at + count * BLOCK_SIZE]
+
 
 class SourceClient:
     """Calls to whoever serves one source. call_timeout_s: of each call to each daemon."""
