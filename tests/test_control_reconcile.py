@@ -9,12 +9,14 @@ import pytest
 
 from blockstore.control.catalog import Catalog
 from blockstore.control.floors import Floors
+from blockstore.control.hydration import Hydrations
 from blockstore.control.metastore.embedded import open_embedded
 from blockstore.control.metastore.interface import Metastore
 from blockstore.control.peers import Peers
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import Reconciler
 from blockstore.control.records import Node, Segment, Volume
+from blockstore.control.snapshot_catalog import SnapshotCatalog
 from blockstore.control.transitions import delete
 from blockstore.domain import (
     Configuration,
@@ -72,6 +74,7 @@ class Parts:
             self.presence,
             self.floors,
             Peers(settings),
+            hydrations=Hydrations(SnapshotCatalog(self.store), self.presence),
             interval_s=0.02,
         )
 

@@ -1,4 +1,4 @@
-"""The control process: the embedded metastore, the Control service, and the reconcile loop.
+"""The control process: the embedded metastore, the services Control and Snapshots, and the reconcile loop.
 
 It ends cleanly on SIGTERM and SIGINT, and by itself when the metastore fails: then nothing that it
 says could be relied on. The address that it listens at, with the port that it got, is in the file
@@ -15,17 +15,27 @@ import structlog
 
 from blockstore.config import ControlSettings
 from blockstore.control.catalog import Catalog
+from blockstore.control.clock import now_ms
+from blockstore.control.creation import Creation
 from blockstore.control.floors import Floors
+from blockstore.control.hydration import Hydrations
+from blockstore.control.maintenance import Upkeep
 from blockstore.control.metastore.embedded import open_embedded
 from blockstore.control.metastore.interface import Metastore
 from blockstore.control.peers import Peers
+from blockstore.control.pins import Unpinning
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import Reconciler
-from blockstore.control.registrar import Registrar, now_ms
+from blockstore.control.registrar import Registrar
+from blockstore.control.sealing import Sealing
 from blockstore.control.service import ControlService
+from blockstore.control.shipping import Shipping
+from blockstore.control.snapshot_catalog import SnapshotCatalog
+from blockstore.control.snapshot_service import SnapshotService
+from blockstore.control.store_warden import StoreWarden
 from blockstore.daemon import stop_signals, write_address
 from blockstore.grpc_endpoint import Endpoint
-from blockstore.rpc import control_pb2, control_pb2_grpc
+from blockstore.rpc import control_pb2, control_pb2_grpc, snapshot_pb2, snapshot_pb2_grpc
 
 _log = structlog.get_logger(__name__)
 
@@ -74,14 +84,34 @@ async def serving(settings: ControlSettings) -> AsyncIterator[tuple[str, asyncio
 
 async def assemble(settings: ControlSettings, store: Metastore, peers: Peers) -> tuple[Endpoint, Reconciler, Floors]:
     """The parts of control, joined; neither the endpoint nor the loop runs yet."""
-    catalog = Catalog(store)
+    catalog, snapshots = Catalog(store), SnapshotCatalog(store)
     presence = Presence(settings.lease_s, time.monotonic, now_ms)
     floors = Floors(catalog)
     await floors.load()
-    reconciler = Reconciler(store, catalog, presence, floors, peers, interval_s=settings.reconcile_s)
-    registrar = Registrar(catalog, presence, floors, reconciler, settings.lease_s)
-    service = ControlService(catalog, presence, reconciler, registrar, placement=settings.placement)
+    hydrations = Hydrations(snapshots, presence)
+    reconciler = Reconciler(
+        store, catalog, presence, floors, peers, hydrations=hydrations, interval_s=settings.reconcile_s
+    )
+    sealing = Sealing(catalog, snapshots, presence, peers, reconciler)
+    shipping = Shipping(catalog, snapshots, presence)
+    unpinning = Unpinning(catalog, snapshots, peers, reconciler)
+    upkeep = Upkeep(catalog, snapshots, presence, peers, reconciler, hydrations=hydrations)
+    for work in (sealing, shipping, unpinning, upkeep):
+        reconciler.add(work)
+    registrar = Registrar(catalog, presence, floors, reconciler, hydrations=hydrations, lease_s=settings.lease_s)
+    creation = Creation(catalog, snapshots, presence, reconciler, settings.placement)
+    warden = StoreWarden(snapshots, presence, reconciler, shipping, settings.lease_s)
+    control = ControlService(catalog, snapshots, presence, reconciler, registrar, creation=creation)
+    snapshot = SnapshotService(
+        catalog, snapshots, presence, reconciler, sealing=sealing, shipping=shipping, warden=warden
+    )
     endpoint = Endpoint(settings.listen)
-    control_pb2_grpc.add_ControlServicer_to_server(service, endpoint.server)
-    endpoint.add_names([control_pb2.DESCRIPTOR.services_by_name["Control"].full_name])
+    control_pb2_grpc.add_ControlServicer_to_server(control, endpoint.server)
+    snapshot_pb2_grpc.add_SnapshotsServicer_to_server(snapshot, endpoint.server)
+    endpoint.add_names(
+        [
+            control_pb2.DESCRIPTOR.services_by_name["Control"].full_name,
+            snapshot_pb2.DESCRIPTOR.services_by_name["Snapshots"].full_name,
+        ]
+    )
     return endpoint, reconciler, floors

@@ -9,8 +9,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 from blockstore.control.catalog import attached_to, nodes_of
 from blockstore.control.floors import Floors
+from blockstore.control.hydration import HydrationView
 from blockstore.control.presence import Presence
-from blockstore.control.records import AttachmentState, FrontEnd, Node, Volume
+from blockstore.control.records import AttachmentState, FrontEnd, MaintenanceState, Node, Volume
+from blockstore.control.transitions import place_epoch
 from blockstore.domain import FrontEndId, Member, NodeId, Position, VolumeId, VolumeState
 from blockstore.rpc import control_pb2, replica_pb2
 
@@ -37,11 +39,13 @@ class Messages:
         front_ends: Mapping[FrontEndId, FrontEnd],
         presence: Presence,
         floors: Floors,
+        hydrations: HydrationView,
     ) -> None:
         self._nodes = nodes
         self._front_ends = front_ends
         self._presence = presence
         self._floors = floors
+        self._hydrations = hydrations
 
     def volume(self, volume: Volume) -> control_pb2.Volume:
         """All that is known of it, its members' places included."""
@@ -54,23 +58,46 @@ class Messages:
             tags=dict(volume.tags),
             created_at_ms=volume.created_at_ms,
             epoch=volume.epoch,
-            segments=self._segments(volume),
+            segments=self.segments(volume),
             attachment=self._attachment(volume),
             warnings=volume.warnings,
+            source=self._hydrations.source(volume),
+            hydration=self._hydrations.hydration(volume),
         )
 
     def ticket(self, volume: Volume) -> control_pb2.OpenTicket:
-        """What it takes to open an attached volume in its attachment's epoch."""
-        assert volume.attachment is not None
+        """What it takes to open a volume in the epoch of its attachment, or else of its maintenance."""
+        attachment = volume.attachment
+        epoch = place_epoch(volume)
+        assert epoch is not None
         return control_pb2.OpenTicket(
             volume=volume.id,
             name=volume.name,
             size_bytes=volume.size_bytes,
-            epoch=volume.attachment.epoch,
-            read_only=volume.attachment.read_only,
-            segments=self._segments(volume),
+            epoch=epoch,
+            read_only=attachment.read_only if attachment else False,
+            segments=self.segments(volume),
             tags=dict(volume.tags),
-            accept_loss=volume.attachment.accept_loss,
+            accept_loss=attachment.accept_loss if attachment else False,
+            source=self._hydrations.source(volume),
+            hydration=self._hydrations.hydration(volume),
+            maintenance=attachment is None,
+        )
+
+    def current(self, volume: Volume) -> control_pb2.CurrentAttachment:
+        """How a front-end that has the volume is to go on with it."""
+        epoch = place_epoch(volume)
+        assert epoch is not None
+        opening = volume.maintenance and volume.maintenance.state is MaintenanceState.OPENING
+        state = AttachmentState.ATTACHING if opening else AttachmentState.ATTACHED
+        return control_pb2.CurrentAttachment(
+            volume=volume.id,
+            epoch=epoch,
+            size_bytes=volume.size_bytes,
+            state=ATTACHMENT_STATES[volume.attachment.state if volume.attachment else state],
+            source=self._hydrations.source(volume),
+            hydration=self._hydrations.hydration(volume),
+            maintenance=volume.attachment is None,
         )
 
     def node(self, node: Node, volumes: Iterable[Volume]) -> control_pb2.Node:
@@ -100,6 +127,21 @@ class Messages:
             volumes=len(attached_to(volumes, front_end.id)),
         )
 
+    def segments(self, volume: Volume) -> list[control_pb2.Segment]:
+        """Who holds it, and where they may be reached now."""
+        return [
+            control_pb2.Segment(
+                number=segment.number,
+                size_bytes=segment.size_bytes,
+                configuration=control_pb2.Configuration(
+                    number=segment.configuration.number,
+                    members=self._members(volume.id, segment.configuration.members),
+                    old_members=self._members(volume.id, segment.configuration.old_members),
+                ),
+            )
+            for segment in volume.segments
+        ]
+
     def _attachment(self, volume: Volume) -> control_pb2.Attachment | None:
         attachment = volume.attachment
         if attachment is None:
@@ -114,20 +156,6 @@ class Messages:
             since_ms=attachment.since_ms,
             uris=[export_uri(uri, export) for uri in front_end.uris] if front_end else [],
         )
-
-    def _segments(self, volume: Volume) -> list[control_pb2.Segment]:
-        return [
-            control_pb2.Segment(
-                number=segment.number,
-                size_bytes=segment.size_bytes,
-                configuration=control_pb2.Configuration(
-                    number=segment.configuration.number,
-                    members=self._members(volume.id, segment.configuration.members),
-                    old_members=self._members(volume.id, segment.configuration.old_members),
-                ),
-            )
-            for segment in volume.segments
-        ]
 
     def _members(self, volume: VolumeId, members: Iterable[Member]) -> list[control_pb2.Member]:
         found = []

@@ -13,7 +13,7 @@ import grpc
 
 from blockstore.config import ControlSettings
 from blockstore.control.records import FrontEnd, Node, Tombstone
-from blockstore.domain import VolumeId
+from blockstore.domain import SnapshotId, VolumeId
 from blockstore.errors import QuorumUnavailable
 from blockstore.grpc_endpoint import open_channel
 from blockstore.grpc_errors import cairn_errors
@@ -29,9 +29,9 @@ class Peers:
         self._open_timeout_s = settings.open_timeout_s
         self._channels: dict[str, grpc.aio.Channel] = {}
 
-    async def create(self, node: Node, replica: Tombstone, configuration: int) -> None:
-        """Make a whole replica there; it may be there already."""
-        request = replica_pb2.CreateRequest(target=target_of(replica, configuration))
+    async def create(self, node: Node, replica: Tombstone, configuration: int, source: str = "") -> None:
+        """Make a whole replica there; it may be there already. source: the snapshot that absent blocks come from."""
+        request = replica_pb2.CreateRequest(target=target_of(replica, configuration), source=source.encode())
         with _call(_name(node)):
             await self._node(node).Create(request, timeout=self._call_timeout_s)
 
@@ -60,6 +60,42 @@ class Peers:
         )
         with _call(_name(front_end)):
             await self._front_end(front_end).ResizeVolume(request, timeout=self._call_timeout_s)
+
+    async def hold_writes(
+        self, front_end: FrontEnd, volume: VolumeId, epoch: Epoch, barrier: str, limit_s: float
+    ) -> None:
+        """No write of the volume is acknowledged from the answer on, `limit_s` seconds at most."""
+        request = control_pb2.HoldWritesRequest(
+            front_end=front_end.id, volume=volume, epoch=epoch, barrier=barrier, limit_s=limit_s
+        )
+        with _call(_name(front_end)):
+            await self._front_end(front_end).HoldWrites(request, timeout=self._call_timeout_s)
+
+    async def release_writes(self, front_end: FrontEnd, volume: VolumeId, epoch: Epoch, barrier: str) -> bool:
+        """Writes go on. True where none was acknowledged since the answer to hold_writes."""
+        request = control_pb2.ReleaseWritesRequest(front_end=front_end.id, volume=volume, epoch=epoch, barrier=barrier)
+        with _call(_name(front_end)):
+            return (await self._front_end(front_end).ReleaseWrites(request, timeout=self._call_timeout_s)).held
+
+    async def seal_volume(
+        self, front_end: FrontEnd, volume: VolumeId, epoch: Epoch, snapshot: SnapshotId, again: bool
+    ) -> control_pb2.SealVolumeResponse:
+        """Fix the content for the snapshot. again: wherever an earlier call for it may have been made."""
+        request = control_pb2.SealVolumeRequest(
+            front_end=front_end.id, volume=volume, epoch=epoch, snapshot=snapshot, again=again
+        )
+        with _call(_name(front_end)):
+            return await self._front_end(front_end).SealVolume(request, timeout=self._call_timeout_s)
+
+    async def unpin_generation(
+        self, front_end: FrontEnd, volume: VolumeId, epoch: Epoch, generation: int, snapshot: SnapshotId
+    ) -> None:
+        """The snapshot keeps the generation no more; it may be so already."""
+        request = control_pb2.UnpinGenerationRequest(
+            front_end=front_end.id, volume=volume, epoch=epoch, generation=generation, snapshot=snapshot
+        )
+        with _call(_name(front_end)):
+            await self._front_end(front_end).UnpinGeneration(request, timeout=self._call_timeout_s)
 
     async def keep_only(self, addresses: Collection[str]) -> None:
         """Close the channels to all other addresses."""

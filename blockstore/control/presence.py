@@ -1,4 +1,4 @@
-"""Who is there: the last word of each node and front-end, in memory only.
+"""Who is there: the last word of each node, front-end and snapshotd, in memory only.
 
 A process is up while its lease holds: it was heard within `lease_s`. After a start of control
 nobody is up until heard. What is known here is never a reason to give up data: it picks nodes for
@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from blockstore.domain import FrontEndId, NodeId, ReplicaId, VolumeId
+from blockstore.domain import DaemonId, FrontEndId, NodeId, ReplicaId, SnapshotId, VolumeId
 from blockstore.rpc.control_pb2 import VolumeReport
 from blockstore.rpc.replica_pb2 import ReplicaStatus
+from blockstore.rpc.snapshot_pb2 import ShipProgress
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,14 @@ class FrontEndWord:
     volumes: Mapping[VolumeId, VolumeReport] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class DaemonWord:
+    """A snapshotd's last heartbeat: what it ships, and how far it is."""
+
+    at_ms: int
+    snapshots: Mapping[SnapshotId, ShipProgress] = field(default_factory=dict)
+
+
 class Presence:
     """The last words, and whose lease holds.
 
@@ -52,6 +61,7 @@ class Presence:
         self._nodes: dict[NodeId, NodeWord] = {}
         self._earlier: dict[NodeId, NodeWord] = {}
         self._front_ends: dict[FrontEndId, FrontEndWord] = {}
+        self._daemons: dict[DaemonId, DaemonWord] = {}
         self._created: dict[ReplicaId, float] = {}
         self._beat = asyncio.Event()
         self.started_at: Final = clock()
@@ -103,7 +113,17 @@ class Presence:
         self._front_ends[front_end] = FrontEndWord(self._wall_ms(), volumes)
         self._hear(front_end)
 
-    def is_up(self, process: NodeId | FrontEndId) -> bool:
+    def daemon_registered(self, daemon: DaemonId) -> None:
+        """A new instance, which ships nothing yet."""
+        self._daemons[daemon] = DaemonWord(self._wall_ms())
+        self._hear(daemon)
+
+    def daemon_reported(self, daemon: DaemonId, snapshots: Mapping[SnapshotId, ShipProgress]) -> None:
+        """A heartbeat with all that it ships."""
+        self._daemons[daemon] = DaemonWord(self._wall_ms(), snapshots)
+        self._hear(daemon)
+
+    def is_up(self, process: NodeId | FrontEndId | DaemonId) -> bool:
         """Its lease holds."""
         heard = self._heard.get(process)
         return heard is not None and self._clock() - heard <= self._lease_s
@@ -121,7 +141,19 @@ class Presence:
         """Its last word, None where it was not heard since control started."""
         return self._front_ends.get(front_end)
 
-    def silent_s(self, process: NodeId | FrontEndId) -> float:
+    def daemon(self, daemon: DaemonId) -> DaemonWord | None:
+        """Its last word, None where it was not heard since control started."""
+        return self._daemons.get(daemon)
+
+    def daemons_up(self) -> list[DaemonId]:
+        """Those whose lease holds."""
+        return [each for each in self._daemons if self.is_up(each)]
+
+    def shipped_now(self) -> list[Mapping[SnapshotId, ShipProgress]]:
+        """What each daemon that is up said that it ships."""
+        return [self._daemons[each].snapshots for each in self.daemons_up()]
+
+    def silent_s(self, process: NodeId | FrontEndId | DaemonId) -> float:
         """Seconds since it was heard, or since control started."""
         return self._clock() - self._heard.get(process, self.started_at)
 

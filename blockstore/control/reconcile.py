@@ -14,18 +14,21 @@ on: so a step may be repeated, cut off or late without harm.
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
 from blockstore.control import transitions
 from blockstore.control.catalog import VOLUMES, Catalog, nodes_of, tombstones_of
 from blockstore.control.floors import Floors
+from blockstore.control.hydration import Hydrations
 from blockstore.control.messages import Messages
 from blockstore.control.metastore.interface import Compacted, Metastore
 from blockstore.control.peers import Peers
 from blockstore.control.presence import Presence
 from blockstore.control.records import FrontEnd, Node, Tombstone, Volume
+from blockstore.control.snapshot_catalog import PINS, SNAPSHOTS
+from blockstore.control.steps import Steps
 from blockstore.control.transitions import Phase, phase_of
 from blockstore.domain import FrontEndId, NodeId, VolumeId
 from blockstore.errors import (
@@ -43,6 +46,9 @@ from blockstore.units import Epoch
 
 _log = structlog.get_logger(__name__)
 
+#: A change here may be work.
+_WATCHED: Final = (VOLUMES, SNAPSHOTS, PINS)
+
 #: What a node answers to Create and would answer again.
 _HOPELESS: Final = (AlreadyExists, Conflict, Corrupt, InvalidRequest)
 
@@ -50,7 +56,11 @@ _HOPELESS: Final = (AlreadyExists, Conflict, Corrupt, InvalidRequest)
 #: what the step found does not count any more, and the next step carries on from what holds now.
 _MOVED_ON: Final = (Fenced, Conflict, NotFound)
 
-_Step = tuple[str, Phase, Epoch]
+
+class Work(Protocol):
+    """More that is looked at in each pass: it starts steps and returns, and never waits for a peer."""
+
+    async def reconcile(self, volumes: tuple[Volume, ...]) -> None: ...
 
 
 class Reconciler:
@@ -64,6 +74,7 @@ class Reconciler:
         floors: Floors,
         peers: Peers,
         *,
+        hydrations: Hydrations,
         interval_s: float,
     ) -> None:
         self._store = store
@@ -71,33 +82,38 @@ class Reconciler:
         self._presence = presence
         self._floors = floors
         self._peers = peers
+        self._hydrations = hydrations
         self._interval_s = interval_s
-        self._running: dict[_Step, asyncio.Task[None]] = {}
-        self._told: dict[str, str] = {}
+        self._works: list[Work] = []
         self._changed = asyncio.Event()
+        self.steps: Final = Steps()
+
+    def add(self, work: Work) -> None:
+        """Look at this, too, in each pass; before the loop runs."""
+        self._works.append(work)
 
     async def run(self) -> None:
-        """A pass at each change of a volume, and one each interval; until cancelled, or the metastore fails."""
-        watching = asyncio.ensure_future(self._watch())
+        """A pass at each change, and one each interval; until cancelled, or the metastore fails."""
+        watching = [asyncio.ensure_future(self._watch(prefix)) for prefix in _WATCHED]
         try:
-            while not watching.done():
+            while not (ended := [each for each in watching if each.done()]):
                 self._changed.clear()
                 await self._reconcile_or_wait()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), self._interval_s)
-            watching.result()
+            ended[0].result()
         finally:
-            under_way = (watching, *self._running.values())
-            for task in under_way:
-                task.cancel()
-            await asyncio.gather(*under_way, return_exceptions=True)
+            for each in watching:
+                each.cancel()
+            await asyncio.gather(*watching, return_exceptions=True)
+            await self.steps.cancel()
 
     async def _reconcile_or_wait(self) -> None:
         """A pass. A full disk is no reason to end: what could not be kept is kept in a later one."""
         try:
             await self.reconcile()
         except NoSpace as error:
-            self._tell("metastore", error)
+            self.steps.tell("metastore", error)
 
     async def reconcile(self) -> None:
         """One pass: start what is to be done and not under way, and keep what was learned."""
@@ -108,6 +124,8 @@ class Reconciler:
         for tombstone in tombstones:
             if self._presence.is_up(tombstone.node):
                 self._start_burial(tombstone)
+        for work in self._works:
+            await work.reconcile(volumes)
         await self._floors.save()
         await self._close_channels()
 
@@ -158,32 +176,7 @@ class Reconciler:
         if carry_out is None:
             return None
         key = (volume.id, phase, volume.attachment.epoch if volume.attachment else Epoch(0))
-        return self._start_once(key, lambda: carry_out(volume))
-
-    def _start_once(self, key: _Step, carry_out: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
-        if key not in self._running:
-            task = asyncio.ensure_future(_run(carry_out))
-            task.add_done_callback(lambda done: self._ended(key, done))
-            self._running[key] = task
-        return self._running[key]
-
-    def _ended(self, key: _Step, task: asyncio.Task[None]) -> None:
-        del self._running[key]
-        if task.cancelled():
-            return
-        error = task.exception()
-        if error is None:
-            self._told.pop(key[0], None)
-        elif isinstance(error, CairnError):
-            self._tell(key[0], error)
-        else:
-            _log.error("a step failed in a way that nobody foresaw", subject=key[0], phase=key[1].value, exc_info=error)
-
-    def _tell(self, subject: str, error: CairnError) -> None:
-        """Log what stands in the way, once, and not again each second."""
-        if self._told.get(subject) != str(error):
-            _log.warning("not done yet; trying on", subject=subject, error=str(error))
-            self._told[subject] = str(error)
+        return self.steps.start(key, volume.id, lambda: carry_out(volume))
 
     def _steps(self) -> dict[Phase, Callable[[Volume], Awaitable[None]]]:
         return {
@@ -216,12 +209,12 @@ class Reconciler:
         if node is None or not self._presence.is_up(replica.node):
             raise QuorumUnavailable(f"node {replica.node} is down")
         number = volume.segments[replica.segment].configuration.number
-        await self._peers.create(node, replica, number)
+        await self._peers.create(node, replica, number, volume.origin)
         self._presence.replica_created(replica.replica)
 
     async def _delete(self, volume: Volume) -> None:
         # A Create under way may arrive after the Delete otherwise.
-        if creating := self._running.get((volume.id, Phase.CREATING, Epoch(0))):
+        if creating := self.steps.running((volume.id, Phase.CREATING, Epoch(0))):
             await asyncio.wait([creating])
         nodes = {each.record.id: each.record for each in await self._catalog.nodes()}
         left = [each for each in tombstones_of(volume) if not self._presence.is_up(each.node)]
@@ -234,7 +227,7 @@ class Reconciler:
                 raise error
         await self._catalog.remove_volume(volume, [each for each in left if each.node in nodes])
         self._floors.forget(volume.id)
-        self._told.pop(volume.id, None)
+        self.steps.forget(volume.id)
         _log.info("volume deleted", volume=volume.id, replicas_left=len(left))
 
     async def _open(self, volume: Volume) -> None:
@@ -280,7 +273,7 @@ class Reconciler:
             await self._catalog.remove_tombstone(tombstone)
             _log.info("a replica left over is deleted", node=tombstone.node, replica=tombstone.replica)
 
-        self._start_once((tombstone.replica, Phase.DELETING, Epoch(0)), bury)
+        self.steps.start((tombstone.replica, Phase.DELETING, Epoch(0)), tombstone.replica, bury)
 
     # ---- what the steps rest on
 
@@ -288,21 +281,17 @@ class Reconciler:
         """Records as messages, with nodes and front-ends as they are now."""
         nodes: dict[NodeId, Node] = {each.record.id: each.record for each in await self._catalog.nodes()}
         front_ends: dict[FrontEndId, FrontEnd] = {each.id: each for each in await self._catalog.front_ends()}
-        return Messages(nodes, front_ends, self._presence, self._floors)
+        return Messages(nodes, front_ends, self._presence, self._floors, await self._hydrations.view())
 
-    async def _watch(self) -> None:
-        """Wake the loop at each change of a volume."""
+    async def _watch(self, prefix: str) -> None:
+        """Wake the loop at each change under `prefix`."""
         while True:
-            revision = (await self._store.list(VOLUMES)).revision
+            revision = (await self._store.list(prefix)).revision
             self._changed.set()
             with suppress(Compacted):
-                async for _ in self._store.watch(VOLUMES, revision):
+                async for _ in self._store.watch(prefix, revision):
                     self._changed.set()
 
     async def _close_channels(self) -> None:
         nodes = {each.record.address for each in await self._catalog.nodes()}
         await self._peers.keep_only(nodes | {each.address for each in await self._catalog.front_ends()})
-
-
-async def _run(carry_out: Callable[[], Awaitable[None]]) -> None:
-    await carry_out()

@@ -6,7 +6,6 @@ and the two ends of opening a volume that only the front-end can know. A front-e
 a process at a time: what an older one says is Fenced.
 """
 
-import time
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -14,13 +13,23 @@ import structlog
 
 from blockstore.config import split_address
 from blockstore.control import transitions
-from blockstore.control.catalog import Catalog, attached_to, tombstones_of
+from blockstore.control.catalog import Catalog, attached_to, maintained_by, tombstones_of
 from blockstore.control.floors import Floors
-from blockstore.control.messages import ATTACHMENT_STATES, position_message
+from blockstore.control.hydration import Hydrations
+from blockstore.control.messages import position_message
 from blockstore.control.peers import target_of
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import Reconciler
-from blockstore.control.records import AttachmentState, FrontEnd, Node, Volume, check_front_end, check_zone
+from blockstore.control.records import (
+    AttachmentState,
+    FrontEnd,
+    Maintenance,
+    MaintenanceState,
+    Node,
+    Volume,
+    check_front_end,
+    check_zone,
+)
 from blockstore.domain import FrontEndId, NodeId, Position, ReplicaId, VolumeId, check_id
 from blockstore.errors import Fenced, NotFound
 from blockstore.rpc import control_pb2, replica_pb2
@@ -33,12 +42,20 @@ class Registrar:
     """The calls of nodes and front-ends."""
 
     def __init__(
-        self, catalog: Catalog, presence: Presence, floors: Floors, reconciler: Reconciler, lease_s: float
+        self,
+        catalog: Catalog,
+        presence: Presence,
+        floors: Floors,
+        reconciler: Reconciler,
+        *,
+        hydrations: Hydrations,
+        lease_s: float,
     ) -> None:
         self._catalog = catalog
         self._presence = presence
         self._floors = floors
         self._reconciler = reconciler
+        self._hydrations = hydrations
         self._lease_s = lease_s
 
     # ---- nodes
@@ -47,7 +64,7 @@ class Registrar:
         """Raises InvalidRequest."""
         node = Node(
             NodeId(check_id("node", request.node)),
-            _checked_address(request.address),
+            checked_address(request.address),
             request.zone,
             request.capacity_bytes,
         )
@@ -61,7 +78,7 @@ class Registrar:
         """Raises NotFound where the node has to register."""
         node = (await self._catalog.node(request.node)).record
         if request.address != node.address:
-            await self._catalog.put_node(replace(node, address=_checked_address(request.address)))
+            await self._catalog.put_node(replace(node, address=checked_address(request.address)))
         replicas = {ReplicaId(each.target.replica): each for each in request.replicas}
         self._presence.node_reported(node.id, request.capacity_bytes, request.used_bytes, request.full, replicas)
         known = await self._learn_from_node(node.id, replicas)
@@ -103,7 +120,7 @@ class Registrar:
         front_end = FrontEnd(
             FrontEndId(check_id("fe", request.front_end)),
             request.instance,
-            _checked_address(request.address),
+            checked_address(request.address),
             tuple(request.uris),
         )
         check_front_end(front_end.instance, front_end.uris)
@@ -119,14 +136,15 @@ class Registrar:
     ) -> control_pb2.FrontEndHeartbeatResponse:
         """Raises NotFound where it has to register, Fenced where another instance has."""
         front_end = await self._instance(request.front_end, request.instance)
-        now = replace(front_end, address=_checked_address(request.address), uris=tuple(request.uris))
+        now = replace(front_end, address=checked_address(request.address), uris=tuple(request.uris))
         if now != front_end:
             check_front_end(now.instance, now.uris)
             await self._catalog.put_front_end(now)
         self._presence.front_end_reported(front_end.id, {VolumeId(each.volume): each for each in request.volumes})
         await self._take_in(request.volumes)
-        volumes = attached_to(await self._catalog.volumes(), front_end.id)
-        return control_pb2.FrontEndHeartbeatResponse(attachments=[_current(volume) for volume in volumes])
+        volumes, messages = await self._catalog.volumes(), await self._reconciler.messages()
+        held = (*attached_to(volumes, front_end.id), *maintained_by(volumes, front_end.id))
+        return control_pb2.FrontEndHeartbeatResponse(attachments=[messages.current(volume) for volume in held])
 
     async def renew_attachment(self, request: control_pb2.RenewAttachmentRequest) -> control_pb2.OpenTicket:
         """Raises Fenced where the volume is not attached there, or the instance is an older one."""
@@ -142,9 +160,9 @@ class Registrar:
 
     async def get_attachment(self, request: control_pb2.GetAttachmentRequest) -> control_pb2.OpenTicket:
         """Raises Fenced where that epoch is over."""
-        volumes = attached_to(await self._catalog.volumes(), FrontEndId(request.front_end))
-        for volume in volumes:
-            if volume.id == request.volume and volume.attachment and volume.attachment.epoch == request.epoch:
+        volumes, front_end = await self._catalog.volumes(), FrontEndId(request.front_end)
+        for volume in (*attached_to(volumes, front_end), *maintained_by(volumes, front_end)):
+            if volume.id == request.volume and transitions.place_epoch(volume) == request.epoch:
                 return (await self._reconciler.messages()).ticket(volume)
         raise Fenced(f"volume {request.volume} is not attached to {request.front_end} in epoch {request.epoch}")
 
@@ -163,39 +181,50 @@ class Registrar:
             for member in report.members:
                 if member.whole:
                     self._floors.learn(volume, ReplicaId(member.replica), _position(member.matched))
-            if volume.attachment and volume.attachment.epoch == report.epoch:
+            if transitions.place_epoch(volume) == report.epoch:
                 await self._take_in_state(volume, report)
+                await self._take_in_hydration(volume, report)
+
+    async def _take_in_hydration(self, volume: Volume, report: control_pb2.VolumeReport) -> None:
+        if volume.source is None:
+            return
+        self._hydrations.learn(volume.id, report.hydration)
+        if report.hydrated:
+            epoch = Epoch(report.epoch)
+            await self._reconciler.end_attempt(volume.id, lambda now: transitions.hydrated(now, epoch))
+            _log.info("volume is hydrated", volume=volume.id, source=volume.source.snapshot)
 
     async def _take_in_state(self, volume: Volume, report: control_pb2.VolumeReport) -> None:
         epoch = Epoch(report.epoch)
         state = _attachment_state(volume)
+        if volume.maintenance:
+            await self._take_in_maintenance(volume.maintenance, volume, report)
+            return
         if report.state == control_pb2.SERVING_STATE_SERVING and state is AttachmentState.ATTACHING:
             await self._reconciler.end_attempt(volume.id, lambda now: transitions.opened(now, epoch))
         if report.state == control_pb2.SERVING_STATE_LOST and state is not AttachmentState.DETACHING:
             _log.error("acknowledged records may be lost", volume=volume.id, why=report.why)
             await self._reconciler.end_attempt(volume.id, lambda now: transitions.lost(now, epoch, report.why))
 
-
-def now_ms() -> int:
-    """Milliseconds since 1970, UTC."""
-    return time.time_ns() // 1_000_000
+    async def _take_in_maintenance(self, held: Maintenance, volume: Volume, report: control_pb2.VolumeReport) -> None:
+        """What control began itself, and how it went on or ended."""
+        match report.state:
+            case control_pb2.SERVING_STATE_SERVING if held.state is MaintenanceState.OPENING:
+                await self._reconciler.end_attempt(volume.id, lambda now: transitions.maintained(now, held.epoch))
+            case control_pb2.SERVING_STATE_LOST:
+                _log.error("acknowledged records may be lost", volume=volume.id, why=report.why)
+                await self._reconciler.end_attempt(volume.id, lambda now: transitions.lost(now, held.epoch, report.why))
+            case control_pb2.SERVING_STATE_FAILED | control_pb2.SERVING_STATE_FENCED:
+                _log.info("maintenance of a volume failed", volume=volume.id, why=report.why)
+                await self._reconciler.end_attempt(volume.id, lambda now: transitions.end_maintenance(now, held.epoch))
 
 
 def _attachment_state(volume: Volume) -> AttachmentState | None:
     return volume.attachment.state if volume.attachment else None
 
 
-def _current(volume: Volume) -> control_pb2.CurrentAttachment:
-    assert volume.attachment is not None
-    return control_pb2.CurrentAttachment(
-        volume=volume.id,
-        epoch=volume.attachment.epoch,
-        size_bytes=volume.size_bytes,
-        state=ATTACHMENT_STATES[volume.attachment.state],
-    )
-
-
-def _checked_address(address: str) -> str:
+def checked_address(address: str) -> str:
+    """`address`, if it is HOST:PORT. Raises InvalidRequest."""
     split_address(address)
     return address
 

@@ -6,50 +6,28 @@ the registrar. Errors are those of blockstore.errors; the endpoint's interceptor
 """
 
 import asyncio
-import secrets
-from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any
 
 import structlog
 
-from blockstore.config import Placement
 from blockstore.control import transitions
-from blockstore.control.catalog import Catalog, attached_to, nodes_of
-from blockstore.control.placement import Candidate, Placed, place
+from blockstore.control.catalog import Catalog, attached_to
+from blockstore.control.clock import now_ms
+from blockstore.control.creation import CREATE_WAIT_S, Creation
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import Reconciler
-from blockstore.control.record_store import MAX_TRIES, Stored
-from blockstore.control.records import (
-    FrontEnd,
-    Node,
-    Segment,
-    Volume,
-    check_name,
-    check_size,
-    check_tags,
-    check_token,
-)
-from blockstore.control.registrar import Registrar, now_ms
+from blockstore.control.records import FrontEnd, Volume
+from blockstore.control.registrar import Registrar
+from blockstore.control.snapshot_catalog import SnapshotCatalog
+from blockstore.control.snapshot_records import SnapshotState
+from blockstore.control.snapshot_status import StoreObserver
 from blockstore.control.status import Observer
-from blockstore.domain import (
-    Configuration,
-    Member,
-    NodeId,
-    ReplicaId,
-    SegmentNumber,
-    VolumeId,
-    VolumeState,
-    check_id,
-    make_id,
-)
+from blockstore.domain import VolumeId, VolumeState, check_id
 from blockstore.errors import CairnError, Conflict, NotFound, QuorumUnavailable
 from blockstore.rpc import control_pb2, control_pb2_grpc
 
 _log = structlog.get_logger(__name__)
-
-#: How long CreateVolume waits for the volume to be available before it answers `creating`.
-CREATE_WAIT_S: Final = 5.0
 
 _Context = Any
 
@@ -60,29 +38,27 @@ class ControlService(control_pb2_grpc.ControlServicer):
     def __init__(
         self,
         catalog: Catalog,
+        snapshots: SnapshotCatalog,
         presence: Presence,
         reconciler: Reconciler,
         registrar: Registrar,
         *,
-        placement: Placement,
+        creation: Creation,
     ) -> None:
         self._catalog = catalog
+        self._snapshots = snapshots
         self._presence = presence
         self._reconciler = reconciler
         self._registrar = registrar
-        self._placement = placement
+        self._creation = creation
 
     # ---- volumes
 
     async def CreateVolume(self, request: control_pb2.CreateVolumeRequest, context: _Context) -> control_pb2.Volume:
-        check_size(request.size_bytes)
-        check_name(request.name)
-        check_tags(request.tags)
-        check_token(request.client_token)
-        volume = await self._enter_volume(request)
+        volume = await self._creation.enter(request)
         with suppress(TimeoutError):
             async with asyncio.timeout(CREATE_WAIT_S):
-                volume = await self._until_created(volume)
+                volume = await self._creation.until_created(volume)
         if volume.state is VolumeState.ERROR:
             raise Conflict(f"volume {volume.id} is in error: {volume.reason}; delete it and create another")
         return await self._message(volume)
@@ -100,7 +76,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self, request: control_pb2.DeleteVolumeRequest, context: _Context
     ) -> control_pb2.DeleteVolumeResponse:
         found = await self._catalog.volume(request.volume)
-        volume = await self._catalog.change_volume(found.id, transitions.delete)
+        volume = await self._catalog.change_volume(found.id, transitions.delete, self._check_shipped)
         _log.info("volume is to be deleted", volume=volume.id)
         try:
             await self._reconciler.settle(volume)
@@ -173,6 +149,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             self._presence,
             {each.record.id: each.record for each in await self._catalog.nodes()},
             {each.id: each for each in await self._catalog.front_ends()},
+            StoreObserver(self._presence, await self._snapshots.snapshots(), await self._snapshots.daemons()),
         )
         return observer.status(await self._catalog.volumes(), await self._catalog.tombstones())
 
@@ -208,59 +185,6 @@ class ControlService(control_pb2_grpc.ControlServicer):
     ) -> control_pb2.OpenTicket:
         return await self._registrar.get_attachment(request)
 
-    # ---- creating
-
-    async def _enter_volume(self, request: control_pb2.CreateVolumeRequest) -> Volume:
-        """A new volume in the catalog, or that of an earlier request with the same token."""
-        for _ in range(MAX_TRIES):
-            if earlier := await self._catalog.volume_of_token(request.client_token):
-                if (earlier.size_bytes, earlier.name) != (request.size_bytes, request.name):
-                    raise Conflict(f"client token {request.client_token!r} was used for another volume, {earlier.id}")
-                return earlier
-            placed, nodes = await self._place()
-            volume = _new_volume(request, placed)
-            if await self._catalog.add_volume(volume, [nodes[node] for node in placed.nodes]):
-                _log.info("volume is to be created", volume=volume.id, nodes=placed.nodes)
-                return volume
-        raise Conflict("the catalog is changed by too many at once: try again")
-
-    async def _place(self) -> tuple[Placed, dict[NodeId, Stored[Node]]]:
-        """Where a volume goes. Right after a start of control, nodes that are up may not have been heard yet."""
-        while True:
-            nodes = {each.record.id: each for each in await self._catalog.nodes()}
-            candidates = self._candidates((each.record for each in nodes.values()), await self._catalog.volumes())
-            settling_s = self._presence.settling_s()
-            try:
-                placed = place(candidates, self._placement)
-                if not settling_s or (len(candidates) == len(nodes) and not placed.warnings):
-                    return placed, nodes
-            except CairnError:
-                if not settling_s:
-                    raise
-            await self._presence.next_beat(settling_s)
-
-    def _candidates(self, nodes: Iterable[Node], volumes: tuple[Volume, ...]) -> list[Candidate]:
-        found = []
-        for node in nodes:
-            word = self._presence.node(node.id)
-            if word is None or not self._presence.is_up(node.id):
-                continue
-            promised = sum(volume.size_bytes for volume in volumes if node.id in nodes_of(volume))
-            found.append(Candidate(node.id, node.zone, word.capacity_bytes, word.used_bytes, promised, word.full))
-        return found
-
-    async def _until_created(self, volume: Volume) -> Volume:
-        """The volume when it is no longer being created. A node that is away may come back meanwhile."""
-        while volume.state is VolumeState.CREATING:
-            try:
-                await self._reconciler.settle(volume)
-            except CairnError:
-                _log.debug("not created yet", volume=volume.id)
-            volume = await self._catalog.volume(volume.id)
-            if volume.state is VolumeState.CREATING:
-                await self._presence.next_beat(CREATE_WAIT_S)
-        return volume
-
     # ---- attaching and detaching
 
     async def _choose_front_end(self, volume: Volume, request: control_pb2.AttachVolumeRequest) -> FrontEnd:
@@ -287,6 +211,15 @@ class ControlService(control_pb2_grpc.ControlServicer):
             if self._presence.is_up(attachment.front_end):
                 await self._reconciler.close_quietly(attachment.front_end, volume.id, attachment.epoch)
 
+    async def _check_shipped(self, volume: Volume) -> None:
+        """Raises Conflict while a snapshot needs the volume's replicas: its content is nowhere else yet."""
+        for each in await self._snapshots.snapshots():
+            if each.volume == volume.id and each.state is SnapshotState.PENDING:
+                raise Conflict(
+                    f"snapshot {each.id} of volume {volume.id} is not whole in the object store yet: "
+                    "wait until it is completed, or delete it"
+                )
+
     # ---- answers
 
     async def _message(self, volume: Volume) -> control_pb2.Volume:
@@ -298,22 +231,3 @@ class ControlService(control_pb2_grpc.ControlServicer):
         except NotFound:
             return True
         return False
-
-
-def _new_volume(request: control_pb2.CreateVolumeRequest, placed: Placed) -> Volume:
-    members = tuple(Member(ReplicaId(_random_id("rep")), node) for node in placed.nodes)
-    return Volume(
-        id=VolumeId(_random_id("vol")),
-        name=request.name,
-        size_bytes=request.size_bytes,
-        state=VolumeState.CREATING,
-        created_at_ms=now_ms(),
-        segments=(Segment(SegmentNumber(0), request.size_bytes, Configuration(1, members)),),
-        tags=dict(request.tags),
-        warnings=placed.warnings,
-        client_token=request.client_token,
-    )
-
-
-def _random_id(prefix: str) -> str:
-    return make_id(prefix, secrets.token_bytes(9))

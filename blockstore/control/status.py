@@ -12,14 +12,11 @@ from blockstore.control.catalog import attached_to, nodes_of, tombstones_of
 from blockstore.control.messages import Messages
 from blockstore.control.presence import Presence
 from blockstore.control.records import AttachmentState, FrontEnd, Node, Tombstone, Volume
+from blockstore.control.snapshot_status import DEGRADED, UNAVAILABLE, WARNING, StoreObserver
 from blockstore.domain import FrontEndId, Member, NodeId, ReplicaId, VolumeState
 from blockstore.rpc import control_pb2
 from blockstore.rpc.control_pb2 import Problem, ReplicaHealth, VolumeHealth, VolumeReport
 from blockstore.rpc.replica_pb2 import ReplicaStatus
-
-WARNING: Final = control_pb2.SEVERITY_WARNING
-DEGRADED: Final = control_pb2.SEVERITY_DEGRADED
-UNAVAILABLE: Final = control_pb2.SEVERITY_UNAVAILABLE
 
 UP: Final = "up"
 CATCHING_UP: Final = "catching-up"
@@ -47,11 +44,13 @@ class Observer:
         presence: Presence,
         nodes: Mapping[NodeId, Node],
         front_ends: Mapping[FrontEndId, FrontEnd],
+        store: StoreObserver,
     ) -> None:
         self._messages = messages
         self._presence = presence
         self._nodes = nodes
         self._front_ends = front_ends
+        self._store = store
 
     def status(self, volumes: tuple[Volume, ...], tombstones: Iterable[Tombstone]) -> control_pb2.StatusResponse:
         """All of it; the worst problems first."""
@@ -59,6 +58,7 @@ class Observer:
         problems = [problem for volume, seen in zip(volumes, health, strict=True) for problem in self._of(volume, seen)]
         problems += self._node_problems(volumes, tombstones)
         problems += self._front_end_problems(volumes)
+        problems += self._store.problems(volumes, [each.volume.hydration.why for each in health])
         problems.sort(key=lambda problem: (-problem.severity, problem.subject))
         return control_pb2.StatusResponse(
             healthy=all(problem.severity == WARNING for problem in problems),

@@ -1,0 +1,193 @@
+"""Opening volumes that nobody has attached, for control's own work: a seal, an unpin, hydration.
+
+A front-end gets the volume with an epoch of its own and does not export it; the volume stays
+`available`. It ends when no work is left, or when its front-end is down; whatever a user asks for ends
+it in the user's own transition, and the next epoch fences it. So nothing waits for it and nothing
+depends on its end being said: a front-end that was not told hears it with its next heartbeat.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable
+from enum import Enum
+from typing import Final
+
+import structlog
+
+from blockstore.control import transitions
+from blockstore.control.catalog import Catalog
+from blockstore.control.hydration import Hydrations
+from blockstore.control.peers import Peers
+from blockstore.control.presence import Presence
+from blockstore.control.reconcile import Reconciler
+from blockstore.control.records import FrontEnd, Maintenance, MaintenanceState, Volume
+from blockstore.control.snapshot_catalog import SnapshotCatalog
+from blockstore.control.snapshot_transitions import Phase as SnapshotPhase
+from blockstore.control.snapshot_transitions import phase_of as snapshot_phase_of
+from blockstore.control.transitions import Phase, phase_of
+from blockstore.domain import FrontEndId, VolumeId
+from blockstore.errors import CairnError, Conflict, Corrupt, Fenced, NotFound, QuorumUnavailable
+
+_log = structlog.get_logger(__name__)
+
+#: Detached volumes that one front-end hydrates at once: each takes object store and nodes from the guests.
+MAX_HYDRATING: Final = 2
+#: Before a volume that could not be opened is tried again: each attempt is an epoch, and seals at its nodes.
+RETRY_S: Final = 1.0
+
+
+class Purpose(Enum):
+    """What a volume is opened for."""
+
+    SEAL = "a snapshot to be sealed"
+    UNPIN = "a generation to be given up"
+    HYDRATE = "hydration"
+
+
+class Upkeep:
+    """Which volumes are open for maintenance, and where."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        snapshots: SnapshotCatalog,
+        presence: Presence,
+        peers: Peers,
+        reconciler: Reconciler,
+        *,
+        hydrations: Hydrations,
+    ) -> None:
+        self._catalog = catalog
+        self._snapshots = snapshots
+        self._presence = presence
+        self._peers = peers
+        self._reconciler = reconciler
+        self._hydrations = hydrations
+        self._retry_at: dict[VolumeId, float] = {}
+
+    async def reconcile(self, volumes: tuple[Volume, ...]) -> None:
+        """Begin, go on with, and end what is to be."""
+        self._hydrations.keep_only([volume.id for volume in volumes if volume.source])
+        wanted = await self._wanted(volumes)
+        for volume in volumes:
+            if volume.maintenance:
+                await self._go_on(volume, volume.maintenance, wanted.get(volume.id))
+        front_ends = [each for each in await self._catalog.front_ends() if self._presence.is_up(each.id)]
+        loads, hydrating = _loads(volumes)
+        for volume in volumes:
+            purpose = wanted.get(volume.id)
+            if purpose is None or volume.maintenance or not self._may_try(volume.id):
+                continue
+            if front_end := _choose(front_ends, purpose, loads, hydrating):
+                await self._begin(volume, front_end, purpose)
+                loads[front_end.id] += 1
+                hydrating[front_end.id] += purpose is Purpose.HYDRATE
+            else:
+                self._hydrations.waits(volume.id, _no_place(front_ends))
+
+    async def _wanted(self, volumes: Iterable[Volume]) -> dict[VolumeId, Purpose]:
+        """The work on volumes that nobody has attached."""
+        snapshots, pins = await self._snapshots.snapshots(), await self._snapshots.pins()
+        sealing = {each.volume for each in snapshots if snapshot_phase_of(each) is SnapshotPhase.SEALING}
+        unpinning = {each.volume for each in pins}
+        served = bool(await self._hydrations.addresses())
+        found = {}
+        for volume in volumes:
+            if phase_of(volume) is not Phase.AVAILABLE:
+                continue
+            if volume.id in sealing:
+                found[volume.id] = Purpose.SEAL
+            elif volume.id in unpinning:
+                found[volume.id] = Purpose.UNPIN
+            elif volume.source and not volume.source.paused and served:
+                found[volume.id] = Purpose.HYDRATE
+        return found
+
+    def _may_try(self, volume: VolumeId) -> bool:
+        return asyncio.get_running_loop().time() >= self._retry_at.get(volume, 0.0)
+
+    # ---- one volume
+
+    async def _begin(self, volume: Volume, front_end: FrontEnd, purpose: Purpose) -> None:
+        try:
+            begun = await self._catalog.change_volume(volume.id, lambda now: transitions.maintain(now, front_end))
+        except (Conflict, NotFound):
+            return  # A user was first.
+        _log.info("volume opens for maintenance", volume=volume.id, front_end=front_end.id, purpose=purpose.value)
+        assert begun.maintenance is not None
+        self._start_opening(begun, begun.maintenance)
+
+    async def _go_on(self, volume: Volume, held: Maintenance, purpose: Purpose | None) -> None:
+        up = self._presence.is_up(held.front_end)
+        if purpose is None or not (up or self._presence.settling_s()):
+            await self._end(volume, held)
+        elif up and held.state is MaintenanceState.OPENING:
+            self._start_opening(volume, held)
+
+    def _start_opening(self, volume: Volume, held: Maintenance) -> None:
+        key = (volume.id, "maintenance", held.epoch)
+        self._reconciler.steps.start(key, subject_of(volume.id), lambda: self._open(volume, held))
+
+    async def _open(self, volume: Volume, held: Maintenance) -> None:
+        front_end = await self._catalog.front_end(held.front_end)
+        try:
+            if front_end.instance != held.instance:
+                raise QuorumUnavailable(f"front-end {front_end.id} started anew before it had opened {volume.id}")
+            await self._peers.open_volume(front_end, (await self._reconciler.messages()).ticket(volume))
+        except CairnError as error:
+            await self._not_opened(volume.id, held, error)
+            raise
+        self._retry_at.pop(volume.id, None)
+        self._hydrations.waits(volume.id, "")
+        await self._reconciler.end_attempt(volume.id, lambda now: transitions.maintained(now, held.epoch))
+
+    async def _not_opened(self, volume: VolumeId, held: Maintenance, error: CairnError) -> None:
+        self._retry_at[volume] = asyncio.get_running_loop().time() + RETRY_S
+        self._hydrations.waits(volume, f"it cannot be opened: {error}")
+        if isinstance(error, Corrupt):
+            await self._reconciler.end_attempt(volume, lambda now: transitions.lost(now, held.epoch, str(error)))
+        else:
+            await self._reconciler.end_attempt(volume, lambda now: transitions.end_maintenance(now, held.epoch))
+        await self._reconciler.close_quietly(held.front_end, volume, held.epoch)
+
+    async def _end(self, volume: Volume, held: Maintenance) -> None:
+        try:
+            await self._catalog.change_volume(volume.id, lambda now: transitions.end_maintenance(now, held.epoch))
+        except (Fenced, NotFound):
+            return  # A user's request ended it.
+        _log.info("maintenance of a volume ends", volume=volume.id, front_end=held.front_end)
+        if self._presence.is_up(held.front_end):
+            self._reconciler.steps.start(
+                (volume.id, "close", held.epoch),
+                subject_of(volume.id),
+                lambda: self._reconciler.close_quietly(held.front_end, volume.id, held.epoch),
+            )
+
+
+def subject_of(volume: VolumeId) -> str:
+    """Whose trouble it is that a volume cannot be opened for maintenance."""
+    return f"maintenance of {volume}"
+
+
+def _loads(volumes: Iterable[Volume]) -> tuple["Counter[FrontEndId]", "Counter[FrontEndId]"]:
+    """How many volumes each front-end has, and how many detached ones it hydrates."""
+    loads: Counter[FrontEndId] = Counter()
+    hydrating: Counter[FrontEndId] = Counter()
+    for volume in volumes:
+        if held := volume.attachment or volume.maintenance:
+            loads[held.front_end] += 1
+        if volume.maintenance and volume.source and not volume.source.paused:
+            hydrating[volume.maintenance.front_end] += 1
+    return loads, hydrating
+
+
+def _choose(
+    front_ends: Iterable[FrontEnd], purpose: Purpose, loads: "Counter[FrontEndId]", hydrating: "Counter[FrontEndId]"
+) -> FrontEnd | None:
+    """The one with the fewest volumes; for hydration only one that has room for it."""
+    free = [each for each in front_ends if purpose is not Purpose.HYDRATE or hydrating[each.id] < MAX_HYDRATING]
+    return min(free, key=lambda each: (loads[each.id], each.id), default=None)
+
+
+def _no_place(front_ends: Iterable[FrontEnd]) -> str:
+    return f"waits for its turn: {MAX_HYDRATING} at once" if any(front_ends) else "no front-end is up"

@@ -1,0 +1,85 @@
+"""Giving generations up that no snapshot needs any more, so that the nodes merge them.
+
+The newest completed snapshot of a volume stays pinned: it is the base of the next list of changes.
+What is older, deleted or was never finished leaves a pin to be taken away in the catalog (in the
+transaction that made it so), until a front-end has done it. Source: design, section 4.
+"""
+
+import structlog
+
+from blockstore.control import snapshot_transitions
+from blockstore.control.catalog import Catalog
+from blockstore.control.peers import Peers
+from blockstore.control.reconcile import Reconciler
+from blockstore.control.records import Volume
+from blockstore.control.snapshot_catalog import SnapshotCatalog
+from blockstore.control.snapshot_records import Pin, Snapshot, SnapshotState
+from blockstore.control.transitions import place_of
+from blockstore.domain import VolumeId
+from blockstore.errors import Conflict, NotFound
+
+_log = structlog.get_logger(__name__)
+
+
+class Unpinning:
+    """The pins to be taken away."""
+
+    def __init__(self, catalog: Catalog, snapshots: SnapshotCatalog, peers: Peers, reconciler: Reconciler) -> None:
+        self._catalog = catalog
+        self._snapshots = snapshots
+        self._peers = peers
+        self._reconciler = reconciler
+
+    async def reconcile(self, volumes: tuple[Volume, ...]) -> None:
+        """Find pins that nobody needs, and take away those whose volume is served."""
+        for snapshot in superseded(await self._snapshots.snapshots()):
+            await self._give_up(snapshot)
+        served = {volume.id for volume in volumes if place_of(volume)}
+        for pin in await self._snapshots.pins():
+            if pin.volume in served:
+                self._start(pin)
+            elif not await self._exists(pin.volume):
+                await self._snapshots.remove_pin(pin)
+
+    async def _give_up(self, snapshot: Snapshot) -> None:
+        try:
+            await self._snapshots.change([snapshot.id], snapshot_transitions.unpinned)
+        except (Conflict, NotFound):
+            _log.debug("a snapshot is deleted, and gives its pin up so", snapshot=snapshot.id)
+
+    def _start(self, pin: Pin) -> None:
+        self._reconciler.steps.start(("unpin", pin.snapshot), f"pin of {pin.snapshot}", lambda: self._take_away(pin))
+
+    async def _take_away(self, pin: Pin) -> None:
+        place = place_of(await self._catalog.volume(pin.volume))
+        if place is None:
+            return
+        front_end = await self._catalog.front_end(place.front_end)
+        generation = pin.generation
+        if not generation:
+            # Whether it was sealed is not known. Sealed it is known, and can be given up.
+            answer = await self._peers.seal_volume(front_end, pin.volume, place.epoch, pin.snapshot, True)
+            generation = answer.generation
+        await self._peers.unpin_generation(front_end, pin.volume, place.epoch, generation, pin.snapshot)
+        await self._snapshots.remove_pin(pin)
+        _log.info("a generation is given up", volume=pin.volume, generation=generation, snapshot=pin.snapshot)
+
+    async def _exists(self, volume: VolumeId) -> bool:
+        try:
+            await self._catalog.volume(volume)
+        except NotFound:
+            return False
+        return True
+
+
+def superseded(snapshots: tuple[Snapshot, ...]) -> list[Snapshot]:
+    """Completed ones that are pinned, although a newer one of their volume is completed."""
+    newest: dict[VolumeId, int] = {}
+    for each in snapshots:
+        if each.state is SnapshotState.COMPLETED:
+            newest[each.volume] = max(each.generation, newest.get(each.volume, 0))
+    return [
+        each
+        for each in snapshots
+        if each.state is SnapshotState.COMPLETED and each.pinned and each.generation < newest[each.volume]
+    ]

@@ -1,0 +1,203 @@
+"""Which snapshotd ships what, in which order, as a change of what.
+
+One snapshot of a volume at a time, the oldest content first, so that each can be a change of the one
+before it. What a snapshot is shipped as a change of is kept with it before a daemon hears of it, and
+does not change until it is retried. Invariants: a base is completed (or is the source of a volume that
+is not hydrated), and stays in the object store while something is shipped as a change of it; a root
+is dropped only when no volume and no ship under way needs it, and no daemon ships that snapshot.
+Who ships what is in memory only: after a restart of control the daemons say it.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import structlog
+
+from blockstore.control import snapshot_transitions
+from blockstore.control.catalog import Catalog
+from blockstore.control.messages import Messages
+from blockstore.control.metastore.interface import Revision
+from blockstore.control.presence import Presence
+from blockstore.control.records import Volume
+from blockstore.control.snapshot_catalog import SnapshotCatalog, key_of, key_of_volume
+from blockstore.control.snapshot_messages import bare_message
+from blockstore.control.snapshot_records import Snapshot, SnapshotState
+from blockstore.control.snapshot_transitions import Phase, phase_of
+from blockstore.domain import DaemonId, SnapshotId, VolumeId
+from blockstore.errors import Conflict, Fenced, NotFound
+from blockstore.rpc import snapshot_pb2
+
+_log = structlog.get_logger(__name__)
+
+
+class Shipping:
+    """What is to be shipped and dropped, and by whom."""
+
+    def __init__(self, catalog: Catalog, snapshots: SnapshotCatalog, presence: Presence) -> None:
+        self._catalog = catalog
+        self._snapshots = snapshots
+        self._presence = presence
+        self._given: dict[SnapshotId, DaemonId] = {}
+
+    async def reconcile(self, volumes: tuple[Volume, ...]) -> None:
+        """Forget deleted snapshots of which the object store has nothing; fail those whose volume is gone."""
+        present = {volume.id for volume in volumes}
+        snapshots = await self._snapshots.snapshots()
+        for snapshot in snapshots:
+            phase = phase_of(snapshot)
+            if phase is Phase.DELETING and not (snapshot.touched or snapshot.root):
+                await self._snapshots.remove(snapshot.id)
+                _log.info("a snapshot that was never shipped is gone", snapshot=snapshot.id)
+            elif phase is Phase.SHIPPING and snapshot.volume not in present:
+                await self._fail_without_volume(snapshot)
+        self._forget_others(snapshots)
+
+    async def tasks(
+        self, daemon: DaemonId, reported: Iterable[SnapshotId], messages: Messages
+    ) -> list[snapshot_pb2.ShipTask]:
+        """All that this daemon is to ship now. reported: what it says that it ships."""
+        snapshots = await self._snapshots.snapshots()
+        ready = next_of_each_volume(snapshots)
+        self._give(daemon, ready, set(reported))
+        tasks = []
+        for snapshot in ready:
+            if self._given.get(snapshot.id) == daemon:
+                try:
+                    tasks.append(await self._task(snapshot, snapshots, messages))
+                except (Fenced, Conflict, NotFound) as error:
+                    _log.info("not given to a daemon yet", snapshot=snapshot.id, error=str(error))
+        return tasks
+
+    async def drops(self) -> list[SnapshotId]:
+        """The deleted snapshots whose roots may leave the object store now."""
+        snapshots, volumes = await self._snapshots.snapshots(), await self._catalog.volumes()
+        return [
+            each.id for each in snapshots if phase_of(each) is Phase.DELETING and self._free(each, snapshots, volumes)
+        ]
+
+    async def check_free(self, snapshot: Snapshot) -> None:
+        """Raises Conflict where its root must not be dropped."""
+        snapshots, volumes = await self._snapshots.snapshots(), await self._catalog.volumes()
+        if phase_of(snapshot) is not Phase.DELETING or not self._free(snapshot, snapshots, volumes):
+            raise Conflict(f"snapshot {snapshot.id} is needed ({snapshot.state.value}): its root must stay")
+
+    def check_given(self, snapshot: SnapshotId, daemon: DaemonId) -> None:
+        """Raises Fenced where another daemon, which is up, ships it by now."""
+        given = self._given.get(snapshot, daemon)
+        if given != daemon and self._presence.is_up(given):
+            raise Fenced(f"snapshot {snapshot} was given to {given} while {daemon} was silent: leave it")
+
+    def progress(self, snapshot: SnapshotId) -> snapshot_pb2.ShipProgress | None:
+        """What the daemon that ships it said last; None where none does."""
+        daemon = self._given.get(snapshot)
+        word = self._presence.daemon(daemon) if daemon and self._presence.is_up(daemon) else None
+        return word.snapshots.get(snapshot) if word else None
+
+    # ---- who
+
+    def _give(self, daemon: DaemonId, ready: list[Snapshot], reported: set[SnapshotId]) -> None:
+        """Each that nobody ships goes to whoever says that he ships it, or has the least."""
+        mine = sum(each == daemon for each in self._given.values())
+        for snapshot in ready:
+            holder = self._given.get(snapshot.id)
+            if holder == daemon or (holder and self._presence.is_up(holder)):
+                continue
+            if snapshot.id in reported or (not self._presence.settling_s() and mine <= self._least()):
+                self._given[snapshot.id] = daemon
+                mine += 1
+                _log.info("a snapshot is given to a daemon", snapshot=snapshot.id, daemon=daemon)
+
+    def _least(self) -> int:
+        loads = Counter(each for each in self._given.values() if self._presence.is_up(each))
+        return min((loads[each] for each in self._presence.daemons_up()), default=0)
+
+    def _forget_others(self, snapshots: Iterable[Snapshot]) -> None:
+        shipping = {each.id for each in snapshots if phase_of(each) is Phase.SHIPPING}
+        for snapshot in self._given.keys() - shipping:
+            del self._given[snapshot]
+
+    async def _fail_without_volume(self, snapshot: Snapshot) -> None:
+        try:
+            await self._catalog.volume(snapshot.volume)
+        except NotFound:
+            await self._snapshots.change(
+                [snapshot.id], lambda now: snapshot_transitions.failed(now, "its volume is gone; delete it")
+            )
+
+    # ---- what
+
+    async def _task(
+        self, snapshot: Snapshot, snapshots: tuple[Snapshot, ...], messages: Messages
+    ) -> snapshot_pb2.ShipTask:
+        stored = await self._catalog.stored_volume(snapshot.volume)
+        if not snapshot.started:
+            base, generation, unchanged = await self._choose_base(snapshot, snapshots, stored.record, stored.revision)
+            (snapshot,) = await self._snapshots.change(
+                [snapshot.id], lambda now: snapshot_transitions.started(now, base, generation), unchanged=unchanged
+            )
+        parent = await self._snapshots.snapshot(snapshot.parent) if snapshot.parent else None
+        return snapshot_pb2.ShipTask(
+            snapshot=bare_message(snapshot),
+            segments=messages.segments(stored.record),
+            base=snapshot.parent,
+            base_root=bytes.fromhex(parent.root) if parent else b"",
+            base_generation=snapshot.base_generation,
+        )
+
+    async def _choose_base(
+        self, snapshot: Snapshot, snapshots: tuple[Snapshot, ...], volume: Volume, revision: Revision
+    ) -> tuple[str, int, dict[str, Revision]]:
+        """The base, the generation that it is, and what must still be so when that is kept."""
+        if earlier := newest_before(snapshot, snapshots):
+            stored = await self._snapshots.stored(earlier.id)
+            if stored.record == earlier:
+                return earlier.id, earlier.generation, {key_of(earlier.id): stored.revision}
+            raise Fenced(f"snapshot {earlier.id} has changed meanwhile: look again")
+        origin = next((each for each in snapshots if each.id == volume.origin), None)
+        if origin and (origin.state is SnapshotState.COMPLETED or volume.source):
+            stored = await self._snapshots.stored(origin.id)
+            # A source that is deleted stays in the store only while the volume comes from it.
+            return origin.id, 0, {key_of(origin.id): stored.revision, key_of_volume(volume.id): revision}
+        return "", 0, {}
+
+    def _free(self, snapshot: Snapshot, snapshots: Iterable[Snapshot], volumes: Iterable[Volume]) -> bool:
+        based_on_it = any(
+            each.parent == snapshot.id and each.started and phase_of(each) is Phase.SHIPPING for each in snapshots
+        )
+        shipped = any(snapshot.id in said for said in self._presence.shipped_now())
+        return not (based_on_it or shipped or used_by(snapshot.id, volumes))
+
+
+def used_by(snapshot: SnapshotId, volumes: Iterable[Volume]) -> list[VolumeId]:
+    """The volumes that come from it and are not hydrated."""
+    return [volume.id for volume in volumes if volume.source and volume.source.snapshot == snapshot]
+
+
+def next_of_each_volume(snapshots: Iterable[Snapshot]) -> list[Snapshot]:
+    """Of each volume the one that is being shipped, or else the one with the oldest content."""
+    chosen: dict[VolumeId, Snapshot] = {}
+    for each in snapshots:
+        if phase_of(each) is Phase.SHIPPING:
+            now = chosen.get(each.volume)
+            if now is None or (not each.started, each.generation) < (not now.started, now.generation):
+                chosen[each.volume] = each
+    return list(chosen.values())
+
+
+def newest_before(snapshot: Snapshot, snapshots: Iterable[Snapshot]) -> Snapshot | None:
+    """The completed one of the same volume with the newest content before it, whose generation is still kept."""
+    earlier = (
+        each
+        for each in snapshots
+        if each.volume == snapshot.volume
+        and each.state is SnapshotState.COMPLETED
+        and each.pinned
+        and each.generation < snapshot.generation
+    )
+    return max(earlier, key=lambda each: each.generation, default=None)
+
+
+def waits_for(snapshot: Snapshot, snapshots: Iterable[Snapshot]) -> SnapshotId | None:
+    """The snapshot of the same volume that is shipped before it."""
+    first = next((each for each in next_of_each_volume(snapshots) if each.volume == snapshot.volume), None)
+    return first.id if first and first.id != snapshot.id else None

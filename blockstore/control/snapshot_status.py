@@ -1,0 +1,70 @@
+"""What is wrong with snapshots, restored volumes and the daemons of the object store.
+
+Part of `cairn status` (blockstore/control/status.py); made afresh for each request, it changes nothing.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from blockstore.control.hydration import NO_DAEMON
+from blockstore.control.presence import Presence
+from blockstore.control.records import Volume
+from blockstore.control.shipping import used_by
+from blockstore.control.snapshot_records import Snapshot, SnapshotState, StoreDaemon
+from blockstore.domain import VolumeState
+from blockstore.rpc import control_pb2
+from blockstore.rpc.control_pb2 import Problem
+
+WARNING: Final = control_pb2.SEVERITY_WARNING
+DEGRADED: Final = control_pb2.SEVERITY_DEGRADED
+UNAVAILABLE: Final = control_pb2.SEVERITY_UNAVAILABLE
+
+_AT_WORK: Final = (VolumeState.AVAILABLE, VolumeState.IN_USE)
+
+
+class StoreObserver:
+    """Sees snapshots and daemons as they were last heard of."""
+
+    def __init__(self, presence: Presence, snapshots: Iterable[Snapshot], daemons: Iterable[StoreDaemon]) -> None:
+        self._presence = presence
+        self._snapshots = tuple(snapshots)
+        self._daemons = tuple(daemons)
+
+    def problems(self, volumes: Sequence[Volume], why: Sequence[str]) -> Iterator[Problem]:
+        """why: of each volume, why its hydration stands still; empty where it does not."""
+        served = bool(self._presence.daemons_up())
+        for snapshot in self._snapshots:
+            yield from self._of_snapshot(snapshot, served, volumes)
+        for volume, reason in zip(volumes, why, strict=True):
+            yield from _of_hydration(volume, reason)
+        yield from self._of_daemons(served, volumes)
+
+    def _of_snapshot(self, snapshot: Snapshot, served: bool, volumes: Sequence[Volume]) -> Iterator[Problem]:
+        if snapshot.state is SnapshotState.ERROR:
+            advice = "retry or delete it" if snapshot.pinned else "delete it"
+            yield Problem(severity=WARNING, subject=snapshot.id, message=f"in error: {snapshot.reason}; {advice}")
+        elif snapshot.state is SnapshotState.PENDING and snapshot.sealed_at_ms and not served:
+            yield Problem(severity=DEGRADED, subject=snapshot.id, message=f"not shipped yet: {NO_DAEMON}")
+        elif snapshot.state is SnapshotState.DELETING and not served and not used_by(snapshot.id, volumes):
+            yield Problem(severity=WARNING, subject=snapshot.id, message=f"not deleted yet: {NO_DAEMON}")
+
+    def _of_daemons(self, served: bool, volumes: Sequence[Volume]) -> Iterator[Problem]:
+        needed = any(each.source for each in volumes) or any(
+            each.state is SnapshotState.PENDING for each in self._snapshots
+        )
+        for daemon in self._daemons:
+            if self._presence.is_up(daemon.id):
+                continue
+            message = f"down: last heard {self._presence.silent_s(daemon.id):.0f} s ago"
+            if self._presence.daemon(daemon.id) is None:
+                message = "down: not heard since control started"
+            severity = DEGRADED if needed and not served else WARNING
+            yield Problem(severity=severity, subject=daemon.id, message=message)
+
+
+def _of_hydration(volume: Volume, reason: str) -> Iterator[Problem]:
+    """A restored volume that is paused is as somebody wished; one that only waits for its turn is well."""
+    if volume.source is None or volume.source.paused or not reason or volume.state not in _AT_WORK:
+        return
+    severity = DEGRADED if volume.attachment else WARNING
+    yield Problem(severity=severity, subject=volume.id, message=f"its hydration stands still: {reason}")

@@ -1,0 +1,170 @@
+"""What the daemons of the object store say and ask: registration, heartbeats, ends of ships, prune.
+
+A daemon is one instance of a process at a time, and belongs to one repository, the cluster's. What
+ends a ship names the prune number that its references were checked at, and is refused where that has
+moved: then what it refers to may be in quarantine (design, section 5).
+"""
+
+import secrets
+from dataclasses import replace
+
+import structlog
+
+from blockstore.control import snapshot_transitions
+from blockstore.control.clock import now_ms
+from blockstore.control.presence import Presence
+from blockstore.control.reconcile import Reconciler
+from blockstore.control.registrar import checked_address
+from blockstore.control.shipping import Shipping
+from blockstore.control.snapshot_catalog import SnapshotCatalog
+from blockstore.control.snapshot_messages import statistics_of, whole_snapshot
+from blockstore.control.snapshot_records import (
+    Snapshot,
+    SnapshotState,
+    Store,
+    StoreDaemon,
+    check_daemon,
+    check_root,
+)
+from blockstore.domain import DaemonId, SnapshotId, check_id
+from blockstore.errors import Conflict, Fenced, NotFound
+from blockstore.rpc import snapshot_pb2
+
+_log = structlog.get_logger(__name__)
+
+#: Random bytes that name a cluster.
+CLUSTER_SIZE = 16
+
+
+class StoreWarden:
+    """The calls of daemons."""
+
+    def __init__(
+        self,
+        snapshots: SnapshotCatalog,
+        presence: Presence,
+        reconciler: Reconciler,
+        shipping: Shipping,
+        lease_s: float,
+    ) -> None:
+        self._snapshots = snapshots
+        self._presence = presence
+        self._reconciler = reconciler
+        self._shipping = shipping
+        self._lease_s = lease_s
+
+    async def register(self, request: snapshot_pb2.RegisterDaemonRequest) -> snapshot_pb2.RegisterDaemonResponse:
+        """Raises InvalidRequest, and Conflict where another repository is the cluster's."""
+        check_daemon(request.instance, request.store, request.repository)
+        daemon = StoreDaemon(
+            DaemonId(check_id("sd", request.daemon)),
+            request.instance,
+            checked_address(request.address),
+            request.store,
+            request.repository,
+        )
+        store = await self._claim(daemon)
+        await self._snapshots.put_daemon(daemon)
+        self._presence.daemon_registered(daemon.id)
+        self._snapshots.notify()
+        _log.info("snapshotd registered", daemon=daemon.id, address=daemon.address, store=daemon.store)
+        return snapshot_pb2.RegisterDaemonResponse(lease_s=self._lease_s, cluster=store.cluster)
+
+    async def _claim(self, daemon: StoreDaemon) -> Store:
+        """The cluster's record; its repository is this daemon's. A cluster without a snapshot may take another."""
+        has_snapshots = bool(await self._snapshots.snapshots())
+
+        def change(now: Store | None) -> Store:
+            if now is None:
+                return Store(secrets.token_hex(CLUSTER_SIZE), daemon.repository)
+            if now.repository != daemon.repository and has_snapshots:
+                raise Conflict(
+                    f"the object store {daemon.store} has the repository {daemon.repository}, and this cluster's "
+                    f"snapshots are in {now.repository}: give the daemon that one, or start a new cluster for this one"
+                )
+            return replace(now, repository=daemon.repository)
+
+        return await self._snapshots.change_store(change)
+
+    async def heartbeat(self, request: snapshot_pb2.DaemonHeartbeatRequest) -> snapshot_pb2.DaemonHeartbeatResponse:
+        """Raises NotFound where it has to register, Fenced where another instance has."""
+        daemon = await self._instance(request.daemon, request.instance)
+        if request.address != daemon.address:
+            await self._snapshots.put_daemon(replace(daemon, address=checked_address(request.address)))
+        reported = {SnapshotId(each.snapshot): each.progress for each in request.snapshots}
+        self._presence.daemon_reported(daemon.id, reported)
+        tasks = await self._shipping.tasks(daemon.id, reported, await self._reconciler.messages())
+        self._snapshots.notify()
+        return snapshot_pb2.DaemonHeartbeatResponse(ship=tasks, drop=await self._shipping.drops())
+
+    async def complete(self, request: snapshot_pb2.CompleteSnapshotRequest) -> Snapshot:
+        """Raises Fenced where the prune number has moved, or another daemon ships it by now."""
+        daemon = await self._instance(request.daemon, request.instance)
+        root, statistics = check_root(request.root), statistics_of(request.statistics)
+        found = await self._snapshots.snapshot(request.snapshot)
+        if found.state is SnapshotState.COMPLETED:
+            return snapshot_transitions.completed(found, root, statistics, now_ms())
+        self._shipping.check_given(found.id, daemon.id)
+        (snapshot,) = await self._snapshots.change(
+            [found.id],
+            lambda now: snapshot_transitions.completed(now, root, statistics, now_ms()),
+            prune_number=request.prune_number,
+        )
+        _log.info("snapshot completed", snapshot=snapshot.id, daemon=daemon.id)
+        return snapshot
+
+    async def fail(self, request: snapshot_pb2.FailSnapshotRequest) -> Snapshot:
+        """Raises Fenced where another daemon ships it by now."""
+        daemon = await self._instance(request.daemon, request.instance)
+        found = await self._snapshots.snapshot(request.snapshot)
+        self._shipping.check_given(found.id, daemon.id)
+        reason = request.reason or f"{daemon.id} could not ship it, and did not say why"
+        (snapshot,) = await self._snapshots.change([found.id], lambda now: snapshot_transitions.failed(now, reason))
+        _log.warning("snapshot failed", snapshot=snapshot.id, daemon=daemon.id, reason=reason)
+        return snapshot
+
+    async def drop(self, request: snapshot_pb2.DropSnapshotRequest) -> None:
+        """Its root is gone from the object store, and so is its record. It may be gone already."""
+        await self._snapshots.daemon(request.daemon)
+        try:
+            snapshot = await self._snapshots.snapshot(request.snapshot)
+        except NotFound:
+            return
+        await self._shipping.check_free(snapshot)
+        await self._snapshots.remove(snapshot.id)
+        _log.info("snapshot deleted", snapshot=snapshot.id)
+
+    async def roots(self) -> snapshot_pb2.GetRootsResponse:
+        """What must not be pruned. One that is being deleted counts until its record is gone."""
+        number, snapshots = await self._snapshots.roots()
+        return snapshot_pb2.GetRootsResponse(
+            prune_number=number,
+            roots=[
+                snapshot_pb2.Root(snapshot=each.id, root=bytes.fromhex(each.root)) for each in snapshots if each.root
+            ],
+            pending=[each.id for each in snapshots if each.state is SnapshotState.PENDING],
+        )
+
+    async def raise_prune_number(self, request: snapshot_pb2.RaisePruneNumberRequest) -> int:
+        """The number after it. Raises Fenced where it was another than expected."""
+        await self._snapshots.daemon(request.daemon)
+
+        def change(now: Store | None) -> Store:
+            if now is None or now.prune_number != request.expected:
+                number = now.prune_number if now else 0
+                raise Fenced(f"the prune number is {number}, not {request.expected}: another prune is at work")
+            return replace(now, prune_number=now.prune_number + 1)
+
+        number = (await self._snapshots.change_store(change)).prune_number
+        _log.info("prune number raised", prune_number=number, daemon=request.daemon)
+        return number
+
+    async def add(self, request: snapshot_pb2.AddSnapshotRequest) -> Snapshot:
+        """Raises InvalidRequest, Fenced where the prune number has moved, AlreadyExists for another root."""
+        return await self._snapshots.add(whole_snapshot(request.snapshot, now_ms()), request.prune_number)
+
+    async def _instance(self, daemon: str, instance: str) -> StoreDaemon:
+        registered = await self._snapshots.daemon(daemon)
+        if registered.instance != instance:
+            raise Fenced(f"another process has registered as {daemon}: this one must stop")
+        return registered
