@@ -31,9 +31,16 @@ _DESCRIBE_S: Final = 10.0
 
 
 class Attempt:
-    """See the module. retry_limit_s: how long a guest's request waits for the source."""
+    """See the module. source: None where the volume has none. retry_limit_s: how long a guest waits for what it has."""
 
-    def __init__(self, message: pb.OpenTicket, volume: OpenVolume, retry_limit_s: float, call_timeout_s: float) -> None:
+    def __init__(
+        self,
+        message: pb.OpenTicket,
+        volume: OpenVolume,
+        source: Source | None,
+        retry_limit_s: float,
+        call_timeout_s: float,
+    ) -> None:
         self.volume = volume
         self.epoch: int = message.epoch
         self.maintenance: bool = message.maintenance
