@@ -63,14 +63,16 @@ class CatchesUp(Protocol):
 class Services:
     """What a node's replicas share.
 
-    tables: the threads that touch LMDB for long. checkpoint_soon: called whenever a replica's
-    unapplied bytes have grown; urgent where something waits for the checkpoint. fail: ends the node.
+    tables: the threads that touch LMDB for long. readers: those that read it beside the guests.
+    checkpoint_soon: called whenever a replica's unapplied bytes have grown; urgent where something waits
+    for the checkpoint. fail: ends the node.
     """
 
     journal: Journal
     writer: JournalWriter
     memory: MemoryBudget
     tables: Executor
+    readers: Executor
     catch_up: CatchesUp
     checkpoint_soon: Callable[["HostedReplica", bool], None]
     fail: Callable[[BaseException], None]
@@ -183,7 +185,14 @@ class HostedReplica:
 
     async def in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run it in a thread that may touch the tables; cancelled, this still waits for the thread."""
-        running = asyncio.get_running_loop().run_in_executor(self._services.tables, function, *arguments)
+        return await self._run_in(self._services.tables, function, *arguments)
+
+    async def in_reader(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """As in_thread, for what only reads and may wait for the disk."""
+        return await self._run_in(self._services.readers, function, *arguments)
+
+    async def _run_in(self, threads: Executor, function: Callable[..., Any], *arguments: Any) -> Any:
+        running = asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:

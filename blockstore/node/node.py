@@ -15,7 +15,7 @@ import structlog
 
 from blockstore.config import EXIT_DO_NOT_RESTART, NodeSettings
 from blockstore.domain import ORIGIN, NodeId, Position, ReplicaAddress, ReplicaId
-from blockstore.errors import AlreadyExists, CairnError, NoSpace, NotFound
+from blockstore.errors import AlreadyExists, CairnError, Conflict, InvalidRequest, NoSpace, NotFound
 from blockstore.grpc_endpoint import open_channel
 from blockstore.log import UNKNOWN_FLOOR, Filling, LogImage
 from blockstore.node.catch_up import CatchUpClient
@@ -38,6 +38,9 @@ _log = structlog.get_logger(__name__)
 _JOURNAL_BYTES = GIB
 #: One for checkpoints, one for a compaction or a scrub, one for copies.
 _TABLE_THREADS = 3
+#: What they read is on its way to object storage, or lists: one may wait for the disk while one computes.
+_READER_THREADS = 2
+_MAX_SOURCE = 256
 
 
 class Node:
@@ -79,6 +82,7 @@ class Node:
             self._writer,
             self.memory,
             ThreadPoolExecutor(_TABLE_THREADS, thread_name_prefix="tables"),
+            ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="readers"),
             self._catch_up,
             self._checkpointer.soon,
             self.fail,
@@ -109,15 +113,22 @@ class Node:
             raise NotFound(f"node {self.node} has no replica {replica}")
         return hosted
 
-    async def create(self, address: ReplicaAddress, *, filling: bool) -> bool:
-        """False where it is there already. Raises AlreadyExists where the id is another volume's."""
+    async def create(self, address: ReplicaAddress, *, filling: bool, source: bytes = b"") -> bool:
+        """False where it is there already. source: what absent blocks come from.
+
+        Raises AlreadyExists where the id is another volume's, Conflict where it was made with another source,
+        InvalidRequest.
+        """
+        if len(source) > _MAX_SOURCE:
+            raise InvalidRequest(f"a source of {len(source)} bytes, {_MAX_SOURCE} at most: it is a snapshot's id")
         hosted = self._hosted.get(address.replica)
         if hosted is not None:
             if hosted.address != address:
                 raise AlreadyExists(f"replica {address.replica} belongs to {hosted.address.volume}")
+            _check_source(hosted.store, source)
             return False
         image = LogImage(filling=Filling(ORIGIN, ORIGIN, Sequence(0)) if filling else None)
-        store = self.store.create_replica(address, image, mark=self.journal.last)
+        store = self.store.create_replica(address, image, mark=self.journal.last, source=source)
         follower, effects = Follower.restore(address.replica, store.image, ())
         self._add(store, follower).carry_out(effects)
         _log.info("replica created", replica=address.replica, volume=address.volume, filling=filling)
@@ -251,3 +262,12 @@ class Node:
             await work()
         except Exception as error:
             self.fail(error)
+
+
+def _check_source(store: ReplicaStore, source: bytes) -> None:
+    """A repeated Create names the same source, or none once that has ended. Raises Conflict."""
+    if source != store.origin and (source or store.has_source):
+        raise Conflict(
+            f"replica {store.address.replica} was made with the source {store.origin!r}, not {source!r}: "
+            "delete it first"
+        )

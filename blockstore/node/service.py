@@ -6,7 +6,8 @@ answered inline: the tables take microseconds, a thread would take more.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +18,7 @@ from blockstore.errors import CairnError, Corrupt
 from blockstore.grpc_endpoint import Endpoint
 from blockstore.grpc_errors import status_of
 from blockstore.node.catch_up_server import serve_delta, serve_log
+from blockstore.node.generations import describe, list_changes, read_generation
 from blockstore.node.hosted_replica import AnswerMessage, HostedReplica
 from blockstore.node.node import Node
 from blockstore.replica_codec import (
@@ -86,7 +88,8 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
         self._settings = settings
 
     async def Create(self, request: pb.CreateRequest, context: Context) -> pb.CreateResponse:
-        created = await self._node.create(to_address(request.target), filling=request.filling)
+        address = to_address(request.target)
+        created = await self._node.create(address, filling=request.filling, source=request.source)
         return pb.CreateResponse(created=created)
 
     async def Delete(self, request: pb.DeleteRequest, context: Context) -> pb.DeleteResponse:
@@ -149,6 +152,33 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
             await hosted.checkpoint()
             blocks = [_good_copy(hosted, version) for version in asked]
         return pb.FetchBlocksResponse(blocks=blocks)
+
+    async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:
+        hosted = self._node.find(to_address(request.target))
+        with self._repairing(hosted):
+            return await describe(hosted, request)
+
+    async def ListChanges(
+        self, request: pb.ListChangesRequest, context: Context
+    ) -> AsyncIterator[pb.ListChangesResponse]:
+        hosted = self._node.find(to_address(request.target))
+        with self._repairing(hosted):
+            async for response in list_changes(hosted, request):
+                yield response
+
+    async def ReadGeneration(self, request: pb.ReadGenerationRequest, context: Context) -> pb.ReadGenerationResponse:
+        hosted = self._node.find(to_address(request.target))
+        with self._repairing(hosted):
+            return await read_generation(hosted, request)
+
+    @contextmanager
+    def _repairing(self, hosted: HostedReplica) -> Iterator[None]:
+        """Who asks is told of damage, and may ask another replica; meanwhile it is mended here."""
+        try:
+            yield
+        except Corrupt as error:
+            self._node.repair(hosted, error)
+            raise
 
     async def _take_in(self, requests: AsyncIterator[bytes], outbox: "_Outbox") -> None:
         memory = self._node.memory

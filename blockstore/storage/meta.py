@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from blockstore.domain import Position, ReplicaAddress, ReplicaId, SegmentNumber, VolumeId
-from blockstore.errors import Corrupt, NotFound
+from blockstore.errors import Corrupt, NotFound, QuorumUnavailable
 from blockstore.log import LogImage, decode_filling, encode_filling
 from blockstore.record import HEADER_SIZE, Record, decode_record
 from blockstore.storage.keys import number_key, with_check, without_check
@@ -221,6 +221,11 @@ class Meta:
     def put_sealed(self, sealed: SealedGeneration) -> None:
         name = _GENERATION_PREFIX + _GENERATION.pack(sealed.generation)
         self.put(name, _SEALED.pack(sealed.sequence, sealed.merging) + sealed.argument)
+
+    def check_whole(self) -> None:
+        """Raises QuorumUnavailable while the tables may lack something below their applied position."""
+        if self.get(b"filling") is not None:
+            raise QuorumUnavailable("the replica is filling: ask another one")
 
     def check_readable(self, generation: int) -> None:
         """Raises NotFound unless a generation is sealed in the tables and all that it shows is here."""

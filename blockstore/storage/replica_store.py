@@ -20,10 +20,12 @@ from blockstore.errors import Conflict, InvalidRequest, NoSpace, NotFound, OutOf
 from blockstore.log import LogImage
 from blockstore.record import Record, block_checksum
 from blockstore.storage.apply import Applier
+from blockstore.storage.changes import ChangedExtent, changed_extents
 from blockstore.storage.compaction import compact, remove_leftovers
-from blockstore.storage.copies import decode_extent, decode_meta, encode_extent, encode_meta
+from blockstore.storage.copies import MetaCopy, decode_extent, decode_meta, encode_extent, encode_meta
 from blockstore.storage.delta import CopyWriter, check_stated, extents_above, held_extents, read_extent, read_meta
 from blockstore.storage.digest import digest_of
+from blockstore.storage.keys import MAX_GENERATION
 from blockstore.storage.memtable import Entry, Memtable, overlay
 from blockstore.storage.merge import merge
 from blockstore.storage.meta import Meta
@@ -172,18 +174,46 @@ class ReplicaStore:
             return pieces[0] if count == 1 and isinstance(pieces[0], bytes) else b"".join(pieces), reader
 
     def read_generation(self, generation: Generation, start: int, count: int) -> bytes:
-        """The content that a sealed generation shows, out of the applied state: one seek a block.
+        """As read_ranges, of one range."""
+        return self.read_ranges(generation, [(start, count)])
 
-        Raises NotFound where it was not sealed (the seal may not be applied yet) or was merged away,
-        OutOfRange, CorruptBlocks.
+    def read_ranges(self, generation: Generation, ranges: Seq[tuple[int, int]]) -> bytes:
+        """What a sealed generation shows of these (start, count), out of the applied state: one seek a block.
+
+        Zeroes for what has no entry. Raises NotFound where it was not sealed (the seal may not be applied yet)
+        or was merged away, QuorumUnavailable while filling, OutOfRange, CorruptBlocks.
         """
-        check_range(start, count)
+        for start, count in ranges:
+            check_range(start, count)
         with self._tables.reading() as transaction:
-            Meta(self._tables, transaction).check_readable(generation)
+            meta = Meta(self._tables, transaction)
+            meta.check_whole()
+            meta.check_readable(generation)
             reader = TableReader(self._tables, transaction)
-            content = b"".join(reader.read(start, start + count, generation))
+            pieces = [piece for start, count in ranges for piece in reader.read(start, start + count, generation)]
+            content = b"".join(pieces)
             reader.raise_damage()
             return content
+
+    def describe(self) -> MetaCopy:
+        """Generations, pins and source as of the applied position. Raises QuorumUnavailable while filling, Corrupt."""
+        with self._tables.reading() as transaction:
+            Meta(self._tables, transaction).check_whole()
+            return read_meta(self._tables, transaction)
+
+    def changes(self, lowest: int, highest: int, first: int, limit: int) -> list[ChangedExtent]:
+        """The first `limit` extents from `first` on with the bits of what changed in the generations lowest..highest.
+
+        highest: a sealed generation, or MAX_GENERATION for all that there is, the current one included. Never less
+        than what changed, but more where generations were merged. One transaction; blocking. Raises NotFound where
+        `highest` is not readable, QuorumUnavailable while filling, Corrupt.
+        """
+        with self._tables.reading() as transaction:
+            meta = Meta(self._tables, transaction)
+            meta.check_whole()
+            if highest != MAX_GENERATION:
+                meta.check_readable(highest)
+            return changed_extents(self._tables, transaction, range(lowest, highest + 1), first, limit)
 
     def _over_tables(
         self, transaction: Reading, reader: TableReader, number: int, generation: Generation, entry: Entry
