@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from blockstore.errors import Corrupt
 from snapshotd.compression import compress, expand
 from snapshotd.crypto import NAME_SIZE, SALT_SIZE, DomainKeys, Kind, check_name, name_of
 from snapshotd.fields import Fields, column, text
@@ -254,9 +253,3 @@ class IndexMap:
         step = MAX_INDEX_ENTRIES
         starts = range(0, max(len(entries), len(replaces), 1), step)
         return [Index(tuple(entries[at : at + step]), tuple(replaces[at : at + step])) for at in starts]
-
-
-def check_index_entry(entry: IndexEntry, object_size: int) -> None:
-    """Raises Corrupt unless the object has the size that its entry says."""
-    if entry.size != object_size:
-        raise Corrupt(f"object {entry.object} has {object_size} bytes where its index says {entry.size}")

@@ -21,7 +21,7 @@ from blockstore.errors import Corrupt
 from snapshotd.compression import compress, expand
 from snapshotd.crypto import HASH_SIZE, HEADER_SIZE, DomainKeys, Kind, check_header, check_name
 from snapshotd.fields import Fields
-from snapshotd.frame import FRAME_BLOCKS, decode_frame
+from snapshotd.frame import FRAME_BLOCKS, MAX_STORED_FRAME, MIN_STORED_FRAME, decode_frame
 from snapshotd.index import (
     MAX_OBJECT_FRAMES,
     MAX_OBJECT_SIZE,
@@ -79,14 +79,8 @@ class ObjectWriter:
         """Appends a stored frame of any pack as it is. Raises ValueError where it comes out of order, or once full."""
         if self._finished or self.full:
             raise ValueError(f"frame {number} of pack {pack.hex()} for an object that is full or finished")
-        if not 1 <= len(hashes) <= FRAME_BLOCKS or any(len(digest) != HASH_SIZE for digest in hashes):
-            raise ValueError(f"frame {number} of pack {pack.hex()} with {len(hashes)} hashes")
-        if not self._packs or self._packs[-1] != (pack, snapshot):
-            if any(pack == known for known, _ in self._packs):
-                raise ValueError(f"frames of pack {pack.hex()} do not follow one another")
-            self._packs.append((pack, snapshot))
-            self._frames.append([])
-        frames = self._frames[-1]
+        _check_frame(pack, number, stored, hashes)
+        frames = self._frames_of(pack, snapshot)
         if frames and frames[-1].number >= number:
             raise ValueError(f"frame {number} of pack {pack.hex()} after {frames[-1].number}")
         frames.append(Frame(number, self._size, len(stored), len(hashes)))
@@ -94,6 +88,15 @@ class ObjectWriter:
         self._buffers.append(stored)
         self._size += len(stored)
         self._count += 1
+
+    def _frames_of(self, pack: bytes, snapshot: str) -> list[Frame]:
+        """The frames of the last part, which is that pack's."""
+        if not self._packs or self._packs[-1] != (pack, snapshot):
+            if any(pack == known for known, _ in self._packs):
+                raise ValueError(f"frames of pack {pack.hex()} do not follow one another")
+            self._packs.append((pack, snapshot))
+            self._frames.append([])
+        return self._frames[-1]
 
     def finish(self) -> tuple[str, list[bytes], IndexEntry]:
         """(the object's name, its bytes in pieces, its index entry). Once, and not without a frame."""
@@ -133,6 +136,14 @@ class PackWriter(ObjectWriter):
         number = self._count
         self.copy(self._salt, self._snapshot, number, self._cipher.encrypt(number, body), hashes)
         return number
+
+
+def _check_frame(pack: bytes, number: int, stored: bytes, hashes: Sequence[bytes]) -> None:
+    """Raises ValueError where no reader would take it."""
+    if not 1 <= len(hashes) <= FRAME_BLOCKS or any(len(digest) != HASH_SIZE for digest in hashes):
+        raise ValueError(f"frame {number} of pack {pack.hex()} with {len(hashes)} hashes")
+    if not MIN_STORED_FRAME <= len(stored) <= MAX_STORED_FRAME:
+        raise ValueError(f"frame {number} of pack {pack.hex()} with {len(stored)} bytes")
 
 
 def trailer_range(footer: bytes, object_size: int, what: str) -> tuple[int, int]:

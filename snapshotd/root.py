@@ -21,8 +21,8 @@ from snapshotd.fields import Fields, column, text
 from snapshotd.manifest import SHARD_BLOCKS
 
 MAX_SHARDS: Final = MAX_BLOCKS // SHARD_BLOCKS
-MAX_TAGS: Final = 1000
-MAX_ROOT_CONTENT: Final = 256 << 20
+MAX_TAGS: Final = 200
+MAX_ROOT_CONTENT: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
