@@ -118,8 +118,8 @@ class Log:
         current = self.blocks[self.generation]
         for number in [n for n in current if operation.start <= n < operation.end]:
             del current[number]
-        for number in range(operation.start, operation.end):
-            if number in self.source:
+        for number in self.source:
+            if operation.start <= number < operation.end:
                 current[number] = ZERO
 
     def image(self, up_to: int | None = None) -> LogImage:
