@@ -9,7 +9,10 @@ those, by whoever has one, so that waiting for its turn counts against no time l
 """
 
 from pathlib import Path
+from typing import Final
 from urllib.parse import unquote, urlsplit
+
+import structlog
 
 from blockstore.errors import InvalidRequest
 from snapshotd.keyring import FileKeyring, Keyring
@@ -18,7 +21,11 @@ from snapshotd.memory_store import MemoryStore
 from snapshotd.object_store import ObjectStore
 from snapshotd.passphrase_keyring import read_passphrases
 from snapshotd.retrying import Retrying, RetryLimits
+from snapshotd.s3_store import S3Store
+from snapshotd.store_probe import check_access, has_one_winner
 from snapshotd.store_settings import StoreSettings
+
+_log: Final = structlog.get_logger(__name__)
 
 
 async def open_store(settings: StoreSettings) -> ObjectStore:
@@ -27,9 +34,13 @@ async def open_store(settings: StoreSettings) -> ObjectStore:
     Raises InvalidRequest for an address, a bucket, a credential or a region that it refuses, and QuorumUnavailable
     where it does not answer within `open_limit_s`.
     """
-    inner = await _make(settings)
-    limits = RetryLimits(settings.request_timeout_s, settings.retries, settings.retry_limit_s)
-    return Retrying(inner, limits)
+    inner = _make(settings)
+    try:
+        await _try_out(inner, settings)
+    except BaseException:
+        await inner.close()
+        raise
+    return Retrying(inner, RetryLimits(settings.request_timeout_s, settings.retries, settings.retry_limit_s))
 
 
 def open_keyring(settings: StoreSettings, *, create: bool = False) -> Keyring:
@@ -41,13 +52,26 @@ def open_keyring(settings: StoreSettings, *, create: bool = False) -> Keyring:
     return FileKeyring(settings.keyring, create=create)
 
 
-async def _make(settings: StoreSettings) -> ObjectStore:
+def _make(settings: StoreSettings) -> ObjectStore:
     parts = urlsplit(settings.url)
     match parts.scheme:
         case "memory":
             return MemoryStore()
+        case "s3":
+            return S3Store(settings)
         case "":
             return LocalStore(Path(settings.url))
         case "file" if parts.netloc in ("", "localhost") and parts.path:
             return LocalStore(Path(unquote(parts.path)))
-    raise InvalidRequest(f"{settings.url!r} is no address of an object store: write a directory, or s3://bucket/prefix")
+    raise InvalidRequest(f"a {parts.scheme} address names no object store: write a directory, or s3://bucket/prefix")
+
+
+async def _try_out(inner: ObjectStore, settings: StoreSettings) -> None:
+    trying = Retrying(inner, RetryLimits(settings.request_timeout_s, settings.retries, settings.open_limit_s))
+    await check_access(trying)
+    if isinstance(inner, S3Store):
+        inner.conditional_put = await has_one_winner(trying)
+        if not inner.conditional_put:
+            _log.warning(
+                "this server's conditional put is no promise: two clusters could claim one store", store=inner.url
+            )
