@@ -6,7 +6,7 @@ the results, which bounds memory; nothing goes on after the generator is closed 
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable
 from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
@@ -19,7 +19,7 @@ S = TypeVar("S")
 
 async def ahead(
     work: Callable[[S], Coroutine[Any, Any, T]], items: AsyncIterable[S] | Iterable[S], width: int = WIDTH
-) -> AsyncIterator[T]:
+) -> AsyncGenerator[T, None]:
     """work(item) of each item, in order. Raises what the first failing one raises, and cancels the others.
 
     Close it (contextlib.aclosing) where it is not read to its end.
@@ -46,7 +46,7 @@ async def _first(running: deque[asyncio.Task[T]]) -> T:
     return result
 
 
-async def _each(items: AsyncIterable[S] | Iterable[S]) -> AsyncIterator[S]:
+async def _each(items: AsyncIterable[S] | Iterable[S]) -> AsyncGenerator[S, None]:
     if isinstance(items, AsyncIterable):
         async for item in items:
             yield item
