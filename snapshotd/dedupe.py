@@ -1,0 +1,220 @@
+"""Where in the object store a block's content is already: its keyed hash -> (pack, frame, slot).
+
+Exact within the key domain, over all volumes and snapshots. It lies in an LMDB file that is a cache and
+nothing more: what is missing is read again from the packs' trailers, a file of another repository, version
+or key domain is made anew. It is never trusted as far as it could lose data: an entry carries a
+checksum over its hash and what it points to (LMDB does not check its pages), and one that fails it is a miss.
+
+Packs have numbers in here, given once. When frames of a pack went away, its number is dropped: all entries that
+bear it are misses from then on, and what is left of the pack comes back under a new number. Blocks of packs
+that are still on their way are in memory (`claim`), so that what two volumes have in common is stored once, also while
+both are shipped; whoever refers to such a pack waits until it is stored (snapshotd.packer).
+
+Memory: 64 Ki blocks that were not written to the file yet, those of packs on their way, and 100 bytes a pack.
+All but `find` are called in the event loop's thread or one after the other; `find` from any thread.
+"""
+
+import struct
+import zlib
+from collections.abc import Container, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import lmdb
+import structlog
+
+from snapshotd.crypto import SALT_SIZE
+from snapshotd.index import MAX_FRAME_NUMBER
+from snapshotd.manifest import BlockRef
+
+_log = structlog.get_logger(__name__)
+
+_VERSION: Final = b"1"
+_LAST_NUMBER: Final = b"last-number"
+_IDENTITY: Final = b"identity"
+_NUMBER: Final = struct.Struct(">I")
+#: Pack number, frame, slot; then the CRC-32 of the hash and these.
+_ENTRY: Final = struct.Struct("<IHB")
+_CHECK: Final = struct.Struct("<I")
+#: Address space, not memory and not disk: 200 GiB of entries are about 16 TiB of different blocks.
+_MAP_SIZE: Final = 200 << 30
+#: Entries that are written in one transaction: sorted, they cost a fifth of what they cost one pack at a time.
+_WRITE_AT: Final = 65_536
+
+Hashes = Sequence[Sequence[bytes]]
+"""Of each frame of a pack part, of each of its blocks by slot."""
+
+
+class Dedupe:
+    """path: of the file. identity: of repository and key domain; what the file holds belongs to no other."""
+
+    def __init__(self, path: Path, identity: bytes) -> None:
+        self._path = path
+        self._env = _open(path, identity)
+        self._entries = self._env.open_db(b"entries")
+        self._packs = self._env.open_db(b"packs")
+        self._known: dict[bytes, tuple[int, int]] = {}
+        """Of each pack: its number, and the frames that are known, as bits."""
+        self._ids: dict[int, bytes] = {}
+        self._recent: dict[bytes, BlockRef] = {}
+        self._unwritten: list[tuple[bytes, Sequence[int], Hashes]] = []
+        self._unwritten_count = 0
+        self._shunned: Container[bytes] = frozenset()
+        self._read_packs()
+
+    # ---- asking
+
+    def find_recent(self, digest: bytes) -> BlockRef | None:
+        """Where that block is, if it is on its way or was stored a short while ago; touches no file."""
+        ref = self._recent.get(digest)
+        return None if ref is None or ref.pack in self._shunned else ref
+
+    def find(self, hashes: Sequence[bytes]) -> dict[bytes, BlockRef]:
+        """Those of `hashes` whose content is stored, or on its way."""
+        found: dict[bytes, BlockRef] = {}
+        recent, missing = self._recent, []
+        for digest in hashes:
+            ref = recent.get(digest)
+            if ref is None:
+                missing.append(digest)
+            elif ref.pack not in self._shunned:
+                found[digest] = ref
+        if missing and self._ids:
+            # Begun after the look at what is in memory: that is written before it is let go.
+            with self._env.begin(db=self._entries) as txn, txn.cursor() as cursor:
+                for digest, value in cursor.getmulti(missing):
+                    ref = self._decode(digest, value)
+                    if ref is not None:
+                        found[digest] = ref
+        return found
+
+    def frames_of(self, pack: bytes) -> int:
+        """The frames of `pack` that are known here, as bits; 0 where it is unknown."""
+        return self._known.get(pack, (0, 0))[1]
+
+    @property
+    def packs(self) -> Iterable[bytes]:
+        """The ids of all packs that are known and stored."""
+        return self._known.keys()
+
+    # ---- telling
+
+    def claim(self, digest: bytes, ref: BlockRef) -> None:
+        """That block is on its way in a pack that is not stored yet."""
+        self._recent[digest] = ref
+
+    def disown(self, pack: bytes, hashes: Iterable[bytes]) -> None:
+        """That pack will not be stored."""
+        for digest in hashes:
+            ref = self._recent.get(digest)
+            if ref is not None and ref.pack == pack:
+                del self._recent[digest]
+
+    def add(self, pack: bytes, numbers: Sequence[int], hashes: Hashes) -> None:
+        """Frames of a pack that is stored and indexed. numbers: of the frames; hashes: theirs, in the same order."""
+        for frame, digests in zip(numbers, hashes, strict=True):
+            self._recent.update((digest, BlockRef(pack, frame, slot)) for slot, digest in enumerate(digests))
+            self._unwritten_count += len(digests)
+        self._unwritten.append((pack, numbers, hashes))
+
+    @property
+    def wants_writing(self) -> bool:
+        """Enough has gathered for a transaction."""
+        return self._unwritten_count >= _WRITE_AT
+
+    def write(self) -> None:
+        """Put all that was added into the file; on a thread, one at a time."""
+        work, self._unwritten, self._unwritten_count = self._unwritten, [], 0
+        if not work:
+            return
+        entries: list[tuple[bytes, bytes]] = []
+        added: dict[bytes, tuple[int, int]] = {}
+        with self._env.begin(write=True) as txn:
+            # Above every number that any entry in the file may bear, also of packs that were forgotten.
+            last = int(txn.get(_LAST_NUMBER) or 0)
+            for pack, numbers, hashes in work:
+                number, frames = added.get(pack) or self._known.get(pack) or (last + 1, 0)
+                last = max(last, number)
+                added[pack] = number, frames | sum(1 << frame for frame in numbers)
+                entries += _encode(number, numbers, hashes)
+            entries.sort()
+            txn.cursor(self._entries).putmulti(entries)
+            for pack, (number, frames) in added.items():
+                txn.put(_NUMBER.pack(number), _encode_pack(number, pack, frames), db=self._packs)
+            txn.put(_LAST_NUMBER, str(last).encode())
+        self._learn(added)
+        for pack, _, hashes in work:
+            for digests in hashes:
+                self.disown(pack, digests)
+
+    def forget(self, packs: Iterable[bytes]) -> None:
+        """Nothing refers to these any more: all their entries are misses from here on."""
+        with self._env.begin(write=True, db=self._packs) as txn:
+            for pack in packs:
+                number, _ = self._known.pop(pack, (0, 0))
+                if number:
+                    del self._ids[number]
+                    txn.delete(_NUMBER.pack(number))
+
+    def shun(self, packs: Container[bytes]) -> None:
+        """From here on, blocks of exactly these packs are not found: somebody means to delete them."""
+        self._shunned = packs
+
+    def close(self) -> None:
+        """Write what is left, and let go of the file."""
+        self.write()
+        self._env.close()
+
+    def _read_packs(self) -> None:
+        with self._env.begin(db=self._packs) as txn:
+            rows = [(_NUMBER.unpack(key)[0], bytes(value)) for key, value in txn.cursor()]
+        for number, value in rows:
+            pack, frames = value[:SALT_SIZE], int.from_bytes(value[SALT_SIZE : -_CHECK.size], "little")
+            if _encode_pack(number, pack, frames) == value:
+                self._learn({pack: (number, frames)})
+
+    def _learn(self, packs: Mapping[bytes, tuple[int, int]]) -> None:
+        self._known.update(packs)
+        self._ids.update((number, pack) for pack, (number, _) in packs.items())
+
+    def _decode(self, digest: bytes, value: bytes) -> BlockRef | None:
+        number, frame, slot = _ENTRY.unpack_from(value)
+        pack = self._ids.get(number)
+        if pack is None or pack in self._shunned:
+            return None
+        if _CHECK.unpack_from(value, _ENTRY.size)[0] != zlib.crc32(digest + value[: _ENTRY.size]):
+            _log.warning("an entry of the cache of hashes is damaged; it is passed over", file=str(self._path))
+            return None
+        return BlockRef(pack, frame, slot)
+
+
+def _encode(number: int, frames: Sequence[int], hashes: Hashes) -> list[tuple[bytes, bytes]]:
+    entries = []
+    for frame, digests in zip(frames, hashes, strict=True):
+        for slot, digest in enumerate(digests):
+            entry = _ENTRY.pack(number, frame, slot)
+            entries.append((digest, entry + _CHECK.pack(zlib.crc32(digest + entry))))
+    return entries
+
+
+def _encode_pack(number: int, pack: bytes, frames: int) -> bytes:
+    value = pack + frames.to_bytes(MAX_FRAME_NUMBER // 8, "little").rstrip(b"\0")
+    return value + _CHECK.pack(zlib.crc32(_NUMBER.pack(number) + value))
+
+
+def _open(path: Path, identity: bytes) -> Any:
+    """The environment at `path`; an empty one where it holds something else, or nothing that can be read."""
+    env = None
+    try:
+        env = lmdb.open(str(path), subdir=False, map_size=_MAP_SIZE, max_dbs=2)
+        with env.begin(write=True) as txn:
+            if (txn.get(_IDENTITY) or _VERSION + identity) == _VERSION + identity:
+                txn.put(_IDENTITY, _VERSION + identity)
+                return env
+        _log.info("the cache of hashes is of another repository; it is made anew", file=str(path))
+    except lmdb.Error as error:
+        _log.warning("the cache of hashes cannot be read; it is made anew", file=str(path), error=str(error))
+    if env is not None:
+        env.close()
+    path.unlink()
+    return _open(path, identity)

@@ -1,0 +1,212 @@
+"""What all snapshots that are being written share: places for packs, the index of new ones, and the hashes.
+
+A pack that is not stored and indexed yet may be referred to already, by the snapshot that it is made for and by
+others that have blocks in common with it; `indexed` is what they wait for before anything that names it is
+written. Index objects gather some packs each. Bounded: packs in memory (open or being uploaded), and packs
+without an index.
+
+Packs that a process stored before it died, and did not index, are found by `recover`: their trailers say for which
+snapshot they were made, and they are taken over by whoever ships that one, and by nobody else (a prune spares the
+packs of snapshots that are pending, so nothing in their way deletes them).
+"""
+
+import asyncio
+import os
+import secrets
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from typing import Any, Final, Protocol, TypeVar
+
+import structlog
+
+from blockstore.errors import CairnError, Corrupt, NotFound, QuorumUnavailable
+from snapshotd.ahead import ahead
+from snapshotd.crypto import SALT_SIZE
+from snapshotd.dedupe import Dedupe, Hashes
+from snapshotd.index import MAX_INDEX_ENTRIES, Index, IndexEntry, encode_index
+from snapshotd.layout import PACKS, index_key, name_of_key, pack_key
+from snapshotd.object_store import ObjectInfo
+from snapshotd.pack import FOOTER_SIZE, Trailer, decode_trailer, trailer_range
+from snapshotd.pack_index import PackIndex, frames_by_pack
+from snapshotd.repository import Repository
+
+_log = structlog.get_logger(__name__)
+
+#: Packs in one index object, unless somebody waits for one of them.
+_INDEX_AT: Final = 16
+
+Result = TypeVar("Result")
+
+
+class OpenPack(Protocol):
+    """A pack on its way, as its maker offers it."""
+
+    @property
+    def stored(self) -> "asyncio.Future[None]":
+        """Done when its object is in the store."""
+        ...
+
+    def close(self) -> None:
+        """Take no more blocks, store what is there: somebody waits."""
+        ...
+
+
+class PackStore:
+    """Of one repository and one process. uploads: at once; level: of zstd."""
+
+    def __init__(self, repository: Repository, index: PackIndex, dedupe: Dedupe, uploads: int, level: int) -> None:
+        self.repository = repository
+        self.index = index
+        self.dedupe = dedupe
+        self.level = level
+        self.uploading = asyncio.Semaphore(uploads)
+        self._places = uploads + 2
+        self._taken = 0
+        self._place_free = asyncio.Condition()
+        self._on_way: dict[bytes, OpenPack] = {}
+        self._unindexed: dict[bytes, tuple[IndexEntry, Hashes]] = {}
+        self._indexing = asyncio.Lock()
+        self._writing = asyncio.Lock()
+        self._threads = ThreadPoolExecutor(os.cpu_count() or 1, "pack")
+
+    async def in_thread(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Work that lets the interpreter's lock go: as many at once as there are processors."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    # ---- packs on their way
+
+    async def wait_for_place(self) -> None:
+        """Until one more pack may be held in memory."""
+        if self._taken >= self._places:
+            async with self._place_free:
+                await self._place_free.wait_for(lambda: self._taken < self._places)
+
+    def begin(self, pack: bytes, maker: OpenPack) -> None:
+        """A pack is being filled; `finish` must follow."""
+        self._taken += 1
+        self._on_way[pack] = maker
+
+    async def finish(self, pack: bytes, stored: tuple[IndexEntry, Hashes] | None) -> None:
+        """Its object is in the store, or (None) will not be."""
+        self._taken -= 1
+        del self._on_way[pack]
+        if stored is not None:
+            self._unindexed[pack] = stored
+        async with self._place_free:
+            self._place_free.notify_all()
+        if len(self._unindexed) >= _INDEX_AT:
+            await self.write_index()
+
+    async def indexed(self, packs: Iterable[bytes]) -> None:
+        """Return once each of `packs` is stored and some index object says where; those long stored are fine.
+
+        Raises QuorumUnavailable where one of them was given up by whoever made it.
+        """
+        packs = set(packs)
+        waited = [self._on_way[pack] for pack in packs & self._on_way.keys()]
+        for each in waited:
+            each.close()
+        for each in waited:
+            await asyncio.wait({each.stored})
+            if each.stored.cancelled() or each.stored.exception() is not None:
+                raise QuorumUnavailable("a pack that this snapshot shares with another was not stored: try again")
+        if packs & self._unindexed.keys():
+            await self.write_index()
+
+    # ---- index
+
+    async def write_index(self) -> None:
+        """One index object of all packs that have none."""
+        async with self._indexing:
+            packs = dict(self._unindexed)
+            if packs:
+                await self._put_index(Index(tuple(entry for entry, _ in packs.values())))
+        for pack, (entry, hashes) in packs.items():
+            if self._unindexed.pop(pack, None) is not None:
+                part = entry.part(pack)
+                assert part is not None
+                self.dedupe.add(pack, part.numbers, hashes)
+        if self.dedupe.wants_writing:
+            await self.write_hashes()
+
+    async def write_hashes(self) -> None:
+        """Put new hashes into their file."""
+        async with self._writing:
+            await asyncio.to_thread(self.dedupe.write)
+
+    async def _put_index(self, index: Index) -> None:
+        name, stored = encode_index(self.repository.keys, index, secrets.token_bytes(SALT_SIZE))
+        await self.repository.store.put(index_key(name), stored)
+        self.index.note(name, index)
+
+    # ---- what others stored
+
+    async def refresh(self) -> None:
+        """Learn what is in the store by now: new packs' hashes from their trailers, and what is gone."""
+        await self.index.refresh()
+        await self.write_hashes()
+        dedupe = self.dedupe
+        async with self._writing:
+            # What is in the file was indexed before, so nothing that this process just stored counts as gone.
+            frames = frames_by_pack(self.index.map.entries.values())
+            gone = [pack for pack in dedupe.packs if dedupe.frames_of(pack) & ~frames.get(pack, 0)]
+            await asyncio.to_thread(dedupe.forget, gone)
+        new = {pack for pack, bits in frames.items() if bits & ~dedupe.frames_of(pack)}
+        entries = [each for each in self.index.map.entries.values() if any(part.pack in new for part in each.parts)]
+        async with aclosing(
+            ahead(self._read_trailer, (ObjectInfo(each.object, each.size) for each in entries))
+        ) as read:
+            async for _, trailer in read:
+                await self._learn(trailer)
+        await self.write_hashes()
+
+    async def recover(self, snapshot: str) -> int:
+        """Index the packs that were made for `snapshot` and that no index names: how many there were."""
+        known = self.index.map.entries.keys() | self.index.map.replaced
+        known |= {entry.object for entry, _ in self._unindexed.values()}
+        listed = [info async for info in self.repository.store.list(PACKS)]
+        unknown = [ObjectInfo(name_of_key(info.key), info.size) for info in listed]
+        found: list[IndexEntry] = []
+        async with aclosing(ahead(self._read_trailer, (info for info in unknown if info.key not in known))) as read:
+            async for info, trailer in read:
+                if trailer is not None and any(part.snapshot == snapshot for part in trailer.parts):
+                    found.append(IndexEntry(info.key, info.size, trailer.parts))
+                    await self._learn(trailer)
+        for at in range(0, len(found), MAX_INDEX_ENTRIES):
+            await self._put_index(Index(tuple(found[at : at + MAX_INDEX_ENTRIES])))
+        if found:
+            _log.info("packs of an earlier attempt are taken over", snapshot=snapshot, packs=len(found))
+        return len(found)
+
+    async def _learn(self, trailer: Trailer | None) -> None:
+        for part, hashes in zip(trailer.parts, trailer.hashes, strict=True) if trailer else ():
+            self.dedupe.add(part.pack, part.numbers, hashes)
+        if self.dedupe.wants_writing:
+            await self.write_hashes()
+
+    async def _read_trailer(self, info: ObjectInfo) -> tuple[ObjectInfo, Trailer | None]:
+        """Of the object named info.key. None where it is gone or cannot be read: its blocks are not found then."""
+        key, what = pack_key(info.key), f"pack object {info.key}"
+        try:
+            if info.size < FOOTER_SIZE:
+                raise Corrupt(f"{what} has {info.size} bytes")
+            footer = await self.repository.store.get_range(key, info.size - FOOTER_SIZE, FOOTER_SIZE)
+            start, length = trailer_range(footer, info.size, what)
+            stored = await self.repository.store.get_range(key, start, length)
+            return info, decode_trailer(self.repository.keys, stored, start, what)
+        except NotFound:
+            return info, None
+        except Corrupt as error:
+            _log.error("the blocks of a damaged pack are not used for new snapshots", error=str(error))
+            return info, None
+
+    async def close(self) -> None:
+        """Index what is stored, keep the hashes. What is still on its way is given up by its makers before."""
+        try:
+            await self.write_index()
+        except CairnError as error:
+            _log.warning("the last packs are not indexed; the next start finds them", error=str(error))
+        async with self._writing:
+            await asyncio.to_thread(self.dedupe.close)
+        self._threads.shutdown(wait=False, cancel_futures=True)

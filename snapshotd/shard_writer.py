@@ -1,0 +1,118 @@
+"""The manifest of a snapshot that is being written: which shards changed against the base, and how each is stored.
+
+Changes are gathered by shard. A shard is written once all packs that it names are stored and indexed; as a patch on
+the base's shard where that is cheaper, else whole; not at all where nothing differs. A shard in which nothing changed
+stays the base's. One that changes again after it was written is patched or written anew on what was written.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from blockstore.units import BLOCK_SIZE
+from snapshotd.ahead import ahead
+from snapshotd.crypto import SALT_SIZE
+from snapshotd.layout import shard_key
+from snapshotd.manifest import SHARD_BLOCKS, BlockRef, Shard, encode_patch, encode_shard, should_patch
+from snapshotd.pack_store import PackStore
+from snapshotd.reader import SnapshotReader
+from snapshotd.root import Root
+
+Changes = Mapping[int, BlockRef | None]
+"""By block of the shard; None for what is not mapped any more."""
+
+
+@dataclass(slots=True)
+class _Written:
+    """One shard's outcome. name: None where it maps nothing; the rest: how blocks and bytes changed."""
+
+    number: int
+    name: str | None
+    logical_blocks: int = 0
+    changed_blocks: int = 0
+    removed_blocks: int = 0
+    stored_bytes: int = 0
+
+
+class ShardWriter:
+    """Of one snapshot. base: None where it has none."""
+
+    def __init__(self, packs: PackStore, reader: SnapshotReader, base: Root | None) -> None:
+        self.shards: dict[int, str] = dict(base.shards) if base else {}
+        """By number, the names of the shards as written so far."""
+        self.logical_blocks = base.statistics.logical_bytes // BLOCK_SIZE if base else 0
+        """That are mapped."""
+        self.changed_blocks = 0
+        """That differ from the base."""
+        self.removed_blocks = 0
+        """Of these, those that are not mapped any more."""
+        self.stored_bytes = 0
+        self.count = 0
+        """Changes that are gathered and not written."""
+        self._packs = packs
+        self._reader = reader
+        self._changes: dict[int, dict[int, BlockRef | None]] = {}
+
+    def set(self, block: int, ref: BlockRef | None) -> None:
+        """Of a block of the volume: where it is now, None where it is all zeroes."""
+        number, block = divmod(block, SHARD_BLOCKS)
+        changes = self._changes.get(number)
+        if changes is None:
+            changes = self._changes[number] = {}
+        self.count += block not in changes
+        changes[block] = ref
+
+    async def write(self) -> None:
+        """Write all shards with changes. Raises QuorumUnavailable where a pack that they name was given up."""
+        work, self._changes, self.count = self._changes, {}, 0
+        packs = {ref.pack for changes in work.values() for ref in changes.values() if ref is not None}
+        await self._packs.indexed(packs)
+        async with aclosing(ahead(self._write_one, list(work.items()))) as written:
+            async for each in written:
+                self._note(each)
+
+    def _note(self, written: _Written) -> None:
+        if written.name is None:
+            self.shards.pop(written.number, None)
+        else:
+            self.shards[written.number] = written.name
+        self.logical_blocks += written.logical_blocks
+        self.changed_blocks += written.changed_blocks
+        self.removed_blocks += written.removed_blocks
+        self.stored_bytes += written.stored_bytes
+
+    async def _write_one(self, item: tuple[int, Changes]) -> _Written:
+        number, changes = item
+        name = self.shards.get(number)
+        old = await self._reader.shard_named(name, background=True) if name else Shard()
+        differing = {block: ref for block, ref in changes.items() if old[block] != ref}
+        if not differing:
+            return _Written(number, name)
+        added = sum(ref is not None and old[block] is None for block, ref in differing.items())
+        removed = sum(ref is None for ref in differing.values())
+        mapped = len(old) + added - removed
+        result = _Written(number, None, added - removed, len(differing), removed)
+        if mapped:
+            depth = (await self._reader.stored_shard(name, background=True)).depth if name else None
+            result.name, result.stored_bytes = await self._store(old, name, depth, differing, mapped)
+        return result
+
+    async def _store(
+        self, old: Shard, name: str | None, depth: int | None, changes: Changes, mapped: int
+    ) -> tuple[str, int]:
+        """(name, size in bytes) of the object."""
+        new, stored = await asyncio.to_thread(self._encode, old, name, depth, changes, mapped)
+        await self._packs.repository.store.put(shard_key(new), stored)
+        return new, len(stored)
+
+    def _encode(
+        self, old: Shard, name: str | None, depth: int | None, changes: Changes, mapped: int
+    ) -> tuple[str, bytes]:
+        keys, salt = self._packs.repository.keys, secrets.token_bytes(SALT_SIZE)
+        if name is not None and depth is not None and should_patch(depth, len(changes), mapped):
+            return encode_patch(keys, name, depth + 1, changes, salt)
+        shard = old.copy()
+        shard.apply(changes)
+        return encode_shard(keys, shard, salt)

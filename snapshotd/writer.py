@@ -1,0 +1,226 @@
+"""Writes one snapshot into the object store: hashed, deduplicated, packed; then its manifest; its root last.
+
+    batch -> hash, look up (threads) -> place, in order -> compress, encrypt (threads) -> packs -> index -> shards
+
+Some batches are hashed at once; they are placed in the order in which they were put. All-zero blocks are not mapped.
+A crash at any point leaves garbage at worst: nothing names an object that is not stored. The same snapshot
+written again finds the blocks of its first attempt, and uploads none of them twice.
+
+Memory: the batches under way, the packs (snapshotd.pack_store), and the changes to the manifest, which is written
+whenever 256 Ki of them have gathered.
+"""
+
+import asyncio
+import dataclasses
+import secrets
+from collections import deque
+from collections.abc import Collection
+from typing import Final
+
+from blockstore.errors import InvalidRequest, OutOfRange
+from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS
+from snapshotd import bitmap
+from snapshotd.changes import Run
+from snapshotd.crypto import SALT_SIZE, DomainKeys
+from snapshotd.dedupe import Dedupe
+from snapshotd.layout import root_key
+from snapshotd.manifest import SHARD_BLOCKS, BlockRef
+from snapshotd.pack_store import PackStore
+from snapshotd.packer import Packer
+from snapshotd.reader import SnapshotReader
+from snapshotd.root import Root, Statistics, encode_root
+from snapshotd.shard_writer import ShardWriter
+
+#: 1 MiB: what one call to a thread hashes.
+_BATCH_BLOCKS: Final = EXTENT_BLOCKS
+_BATCHES_AHEAD: Final = 4
+#: About 45 MB of references; 1 GiB of blocks. A pack is closed early each time.
+_MANIFEST_AT: Final = 262_144
+_ZEROES: Final = bytes(BLOCK_SIZE)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Batch:
+    """What a thread made of some blocks. digests: None for a block of zeroes; found: of those stored already."""
+
+    start: int
+    blocks: list[bytes]
+    digests: list[bytes | None]
+    found: dict[bytes, BlockRef]
+
+
+class SnapshotWriter:
+    """Writes `snapshot`, of a volume of size_bytes, as a change of `base` (None: of a volume of zeroes).
+
+    One caller at a time. `cancel` it where it is not finished.
+    """
+
+    def __init__(
+        self, packs: PackStore, reader: SnapshotReader, snapshot: str, size_bytes: int, base: Root | None = None
+    ) -> None:
+        self.snapshot = snapshot
+        self._packs = packs
+        self._reader = reader
+        self._blocks = -(-size_bytes // BLOCK_SIZE)
+        self._packer = Packer(packs, snapshot)
+        self._shards = ShardWriter(packs, reader, base)
+        self._hashing: deque[asyncio.Task[_Batch]] = deque()
+        self._manifest: asyncio.Task[None] | None = None
+        self._put: dict[int, bytearray] = {}
+        """By shard, the bitmap of the blocks that were put here."""
+
+    @property
+    def stored_bytes(self) -> int:
+        """What went to the object store so far."""
+        return self._packer.stored_bytes + self._shards.stored_bytes
+
+    @property
+    def shards(self) -> dict[int, str]:
+        """As written so far, by number: up to date after `settle`."""
+        return self._shards.shards
+
+    async def put_blocks(self, start: int, payload: bytes) -> None:
+        """The content of whole blocks from block `start` on. Returns when it may be given more.
+
+        Raises OutOfRange, InvalidRequest, and whatever storing earlier blocks failed with.
+        """
+        count, rest = divmod(len(payload), BLOCK_SIZE)
+        if rest:
+            raise InvalidRequest(f"{len(payload)} bytes are not whole blocks")
+        if not 0 <= start <= start + count <= self._blocks:
+            raise OutOfRange(f"blocks {start} to {start + count} of a volume of {self._blocks}")
+        for at in range(0, count, _BATCH_BLOCKS):
+            part = payload[at * BLOCK_SIZE : (at + _BATCH_BLOCKS) * BLOCK_SIZE]
+            while len(self._hashing) >= _BATCHES_AHEAD:
+                await self._place_next()
+            work = self._packs.in_thread(_hash, self._packs.repository.keys, self._packs.dedupe, start + at, part)
+            self._hashing.append(asyncio.create_task(work))
+
+    async def remove(self, start: int, count: int) -> None:
+        """`count` blocks from block `start` on are all zeroes."""
+        if not 0 <= start <= start + count <= self._blocks:
+            raise OutOfRange(f"blocks {start} to {start + count} of a volume of {self._blocks}")
+        await self._place_all()
+        for block in range(start, start + count):
+            self._shards.set(block, None)
+            if self._shards.count >= _MANIFEST_AT:
+                await self._write_manifest()
+
+    async def settle(self) -> None:
+        """Until all that was put is stored, indexed, and in shards."""
+        await self._place_all()
+        await self._packer.settle()
+        await self._write_manifest()
+        await self._manifest_written()
+
+    async def pause(self) -> None:
+        """Nothing more comes for a while: hold no pack open, its place serves others."""
+        await self._place_all()
+        self._packer.close_pack()
+
+    async def stale_runs(self, quarantined: Collection[bytes]) -> list[Run]:
+        """The blocks that were put here and whose place is in a quarantined pack, or gone; to be put again.
+
+        After `settle`, and after a refresh of the index.
+        """
+        runs: list[Run] = []
+        for number in sorted(self._put.keys() & self.shards.keys()):
+            shard = await self._reader.shard_named(self.shards[number], background=True)
+            bad = {
+                (pack, frame)
+                for pack, frames in shard.frames().items()
+                for frame in frames
+                if pack in quarantined or not self._packs.index.holds(pack, frame)
+            }
+            if bad:
+                blocks = (block for block in bitmap.numbers(bytes(self._put[number])) if _names(shard[block], bad))
+                found = bitmap.from_numbers(blocks, SHARD_BLOCKS)
+                runs += [Run(number * SHARD_BLOCKS + start, length) for start, length in bitmap.runs(found)]
+        return runs
+
+    async def finish(self, facts: Root, *, replace: bool = False) -> tuple[Root, bytes] | None:
+        """Store the root: (it, the SHA-256 of its object); after `settle`.
+
+        facts: all but shards and statistics. replace: also where there is one of that snapshot already; else None is
+        returned then: somebody else wrote it, or an earlier attempt.
+        """
+        changed = self._shards.changed_blocks
+        stored_before = max(0, changed - self._shards.removed_blocks - self._packer.blocks)
+        statistics = Statistics(
+            logical_bytes=self._shards.logical_blocks * BLOCK_SIZE,
+            changed_bytes=changed * BLOCK_SIZE,
+            deduplicated_bytes=stored_before * BLOCK_SIZE,
+            stored_bytes=self.stored_bytes,
+        )
+        root = dataclasses.replace(facts, shards=dict(self.shards), statistics=statistics)
+        keys, salt = self._packs.repository.keys, secrets.token_bytes(SALT_SIZE)
+        stored, digest = await asyncio.to_thread(encode_root, keys, root, salt)
+        is_new = await self._packs.repository.store.put(root_key(self.snapshot), stored, if_absent=not replace)
+        return (root, digest) if is_new or replace else None
+
+    async def cancel(self) -> None:
+        """Give up what is under way; what is stored stays, and is found by the next attempt."""
+        tasks: list[asyncio.Task[object]] = [*self._hashing, *([self._manifest] if self._manifest else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._hashing.clear()
+        await self._packer.cancel()
+
+    # ---- in order
+
+    async def _place_all(self) -> None:
+        while self._hashing:
+            await self._place_next()
+
+    async def _place_next(self) -> None:
+        """The oldest batch gets its places."""
+        batch = await self._hashing[0]
+        self._hashing.popleft()
+        await self._packer.wait_for_room()
+        self._place(batch)
+        if self._shards.count >= _MANIFEST_AT:
+            await self._write_manifest()
+
+    def _place(self, batch: _Batch) -> None:
+        find_recent, found, shards = self._packs.dedupe.find_recent, batch.found, self._shards
+        for block, digest, content in zip(
+            range(batch.start, batch.start + len(batch.blocks)), batch.digests, batch.blocks, strict=True
+        ):
+            if digest is None:
+                shards.set(block, None)
+            else:
+                ref = found.get(digest) or find_recent(digest) or self._packer.add(digest, content)
+                shards.set(block, ref)
+        self._note_put(batch.start, len(batch.blocks))
+
+    def _note_put(self, start: int, count: int) -> None:
+        for block in range(start, start + count):
+            number, at = divmod(block, SHARD_BLOCKS)
+            bits = self._put.get(number)
+            if bits is None:
+                bits = self._put[number] = bytearray(SHARD_BLOCKS // 8)
+            bits[at >> 3] |= 1 << (at & 7)
+
+    async def _write_manifest(self) -> None:
+        """Begin to write the shards that changed, once those before are written."""
+        await self._manifest_written()
+        self._packer.close_pack()
+        self._manifest = asyncio.create_task(self._shards.write())
+        await asyncio.sleep(0)  # it takes the changes before the next one comes
+
+    async def _manifest_written(self) -> None:
+        if self._manifest is not None:
+            await self._manifest
+            self._manifest = None
+
+
+def _names(ref: BlockRef | None, frames: Collection[tuple[bytes, int]]) -> bool:
+    return ref is not None and (ref.pack, ref.frame) in frames
+
+
+def _hash(keys: DomainKeys, dedupe: Dedupe, start: int, payload: bytes) -> _Batch:
+    blocks = [payload[at : at + BLOCK_SIZE] for at in range(0, len(payload), BLOCK_SIZE)]
+    digests = [None if block == _ZEROES else keys.block_hash(block) for block in blocks]
+    found = dedupe.find([digest for digest in digests if digest is not None])
+    return _Batch(start, blocks, digests, found)
