@@ -50,7 +50,7 @@ class Changes:
         """In order; none reaches over the end of an extent."""
         for index, extent in enumerate(self._extents):
             at = index * _BITMAP_BYTES
-            for start, length in bitmap.runs(self._bitmaps[at : at + _BITMAP_BYTES]):
+            for start, length in bitmap.runs(bytes(self._bitmaps[at : at + _BITMAP_BYTES])):
                 yield Run(extent * EXTENT_BLOCKS + start, length)
 
     def batches(self, limit: int = EXTENT_BLOCKS) -> Iterator[list[Run]]:
