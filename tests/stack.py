@@ -70,6 +70,8 @@ class Stack:
         self.replicas = [ReplicaId(make_id("rep", bytes([index]) * 9)) for index in range(3)]
         self.leader_settings = leader_settings
         self.epoch = 0
+        self.source = b""
+        """What replicas that are created from now on are made from: a snapshot's id, or nothing."""
         self._settings = [dataclasses.replace(node_settings, data=directory / f"node{index}") for index in range(3)]
         self._nodes: dict[int, RunningNode] = {}
         self._volumes: list[OpenVolume] = []
@@ -88,7 +90,8 @@ class Stack:
     async def start_node(self, index: int) -> None:
         node = self._nodes[index] = RunningNode(self._settings[index])
         await node.start()
-        await node.node.create(ReplicaAddress(VOLUME, SEGMENT, self.replicas[index]), filling=False)
+        address = ReplicaAddress(VOLUME, SEGMENT, self.replicas[index])
+        await node.node.create(address, filling=False, source=self.source)
 
     async def stop_node(self, index: int) -> None:
         await self._nodes.pop(index).stop()
@@ -134,11 +137,12 @@ class Stack:
 
 @asynccontextmanager
 async def running_stack(
-    directory: Path, leader_settings: LeaderSettings = FAST, **node_settings: float
+    directory: Path, leader_settings: LeaderSettings = FAST, source: bytes = b"", **node_settings: float
 ) -> AsyncIterator[Stack]:
     """A stack whose three nodes run; all is ended on the way out."""
     settings = NodeSettings(reserve_bytes=MIB, **node_settings)  # type: ignore[arg-type]
     stack = Stack(directory, settings, leader_settings)
+    stack.source = source
     try:
         for index in range(3):
             await stack.start_node(index)
