@@ -1,6 +1,7 @@
 """Two replicas of one log, one of which is copied from the other: the actions that tests choose from."""
 
 import shutil
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from blockstore.log import Filling, LogImage
 from blockstore.record import Operation
 from blockstore.storage.check import check_replica
 from blockstore.storage.copies import copied_position, decode_meta
+from blockstore.storage.keys import blocks_of
 from blockstore.storage.replica_store import FILE_NAME, ReplicaStore
 from blockstore.units import Generation
 from tests.storage_model import EPOCH, Log, block, discard, fill, hydrated, new_store, position, trim, write, zero
@@ -196,6 +198,17 @@ class Pair:
                 for start, count in WINDOWS if generation < replica.store.image.generation else ():
                     found = replica.store.read_generation(Generation(generation), start, count)
                     assert found == self.log.content(start, count, generation, replica.store.applied.sequence)
+            if not self.away:
+                self.check_changes(replica)
+
+    def check_changes(self, replica: Replica) -> None:
+        """Between each two pinned generations, every block that differs is listed."""
+        pinned = [generation for generation in self.pinned() if generation < replica.store.image.generation]
+        for older, newer in combinations(pinned, 2):
+            before, after = self.log.blocks[older], self.log.blocks[newer]
+            differing = {number for number in {*before, *after} if before.get(number) != after.get(number)}
+            changes = replica.store.changes(older + 1, newer, 0, 1000)
+            assert differing <= {number for extent, bits in changes for number in blocks_of(extent, bits)}
 
     def check_absent(self, replica: Replica, start: int, count: int) -> None:
         """With a source, what nobody wrote is told as absent, and no block that has content here."""

@@ -1,0 +1,179 @@
+"""A replica whose absent blocks come from somewhere else: what counts as absent, and until when."""
+
+from pathlib import Path
+
+from blockstore.log import Filling, LogImage
+from blockstore.storage.copies import decode_meta
+from blockstore.storage.replica_store import ReplicaStore
+from blockstore.units import MAX_BLOCKS, Sequence
+from tests.storage_model import (
+    EPOCH,
+    ZERO,
+    Log,
+    apply,
+    block,
+    discard,
+    fill,
+    hydrated,
+    new_store,
+    position,
+    seal,
+    trim,
+    unpin,
+    write,
+    zero,
+)
+
+SOURCE = b"snap-1"
+
+
+def restored(directory: Path) -> tuple[ReplicaStore, Log]:
+    return new_store(directory, source=SOURCE), Log()
+
+
+def test_only_what_has_no_entry_is_absent_in_memory_as_in_the_tables(tmp_path: Path) -> None:
+    store, log = restored(tmp_path)
+    store.commit([log.record(write(1, block(1)), trim(3, 1), fill(5, block(5)), zero(6, 1))])
+    for _ in range(2):
+        content, absent = store.read_with_absent(0, 9)
+        assert content == ZERO + block(1) + 3 * ZERO + block(5) + 3 * ZERO
+        assert absent == [(0, 1), (2, 1), (4, 1), (7, 2)]
+        assert store.read_with_absent(1, 1) == (block(1), [])
+        assert store.read_with_absent(2, 1) == (ZERO, [(2, 1)])
+        store.checkpoint(log.image(), 0)
+
+
+def test_a_fill_in_memory_over_a_trim_in_the_tables_is_neither_shown_nor_absent(tmp_path: Path) -> None:
+    store, log = restored(tmp_path)
+    apply(store, log, [log.record(trim(2, 1))])
+    store.commit([log.record(fill(1, block(1), block(2)))])
+    assert store.read_with_absent(0, 4) == (ZERO + block(1) + 2 * ZERO, [(0, 1), (3, 1)])
+
+
+def test_absence_means_the_source_until_hydrated_is_committed(tmp_path: Path) -> None:
+    store, log = restored(tmp_path)
+    assert store.has_source
+    store.commit([log.record(hydrated())])
+    assert not store.has_source
+    store.close()
+
+    store = ReplicaStore.open(tmp_path)
+    assert store.has_source  # the journal will bring it again
+    store.commit(log.records)
+    store.checkpoint(log.image(), 0)
+    assert not store.has_source
+    store.close()
+
+    store = ReplicaStore.open(tmp_path)
+    assert not store.has_source
+    assert (store.origin, store.describe().source) == (SOURCE, b"")
+
+
+def test_what_was_committed_and_given_up_ends_no_source(tmp_path: Path) -> None:
+    store, log = restored(tmp_path)
+    store.commit([log.record(hydrated())])
+    store.reset()
+    assert store.has_source
+
+
+def test_a_checkpoint_that_stops_below_hydrated_does_not_bring_the_source_back(tmp_path: Path) -> None:
+    store, log = restored(tmp_path)
+    store.commit([log.record(trim(0, 1)), log.record(hydrated())])
+    store.checkpoint(log.image(1), 0)
+    assert not store.has_source
+
+
+def entries(store: ReplicaStore) -> int:
+    with store._tables.reading() as transaction:
+        count: int = transaction.stat(store._tables.index)["entries"]
+        return count
+
+
+def test_a_discard_costs_what_is_there(tmp_path: Path) -> None:
+    """Where the source maps nothing, absence means zeroes: mkfs on a restored volume that was grown."""
+    store, log = restored(tmp_path)
+    apply(store, log, [log.record(discard(0, (1 << 32) - 1)), log.record(trim(7, 1))])
+    assert entries(store) == 1
+    apply(store, log, [log.record(write(5, block(1)), write(MAX_BLOCKS - 1, block(2)))])
+    store.commit([log.record(discard(0, (1 << 32) - 1))])
+    for _ in range(2):
+        assert store.read(5, 1) == ZERO
+        assert store.read(MAX_BLOCKS - 1, 1) == block(2)
+        store.checkpoint(log.image(), 0)
+    assert entries(store) == 1
+
+
+def test_a_discard_leaves_a_zero_only_over_an_older_version(tmp_path: Path) -> None:
+    store, log = restored(tmp_path)
+    apply(store, log, [log.record(write(1, block(1))), log.record(seal(b"snap-2"))])
+    apply(store, log, [log.record(discard(0, 4))])
+    assert store.read_with_absent(0, 4) == (4 * ZERO, [(0, 1), (2, 2)])
+    assert store.read_generation(log.records[0].generation, 1, 1) == block(1)
+    assert [(extent, bits) for extent, bits in store.changes(2, (1 << 32) - 1, 0, 9)] == [(0, 0b10)]
+
+
+def test_a_zero_stays_in_a_merge_while_absence_means_something(tmp_path: Path) -> None:
+    store, log = restored(tmp_path)
+    apply(store, log, [log.record(trim(1, 1)), log.record(seal(b"s")), log.record(unpin(1, b"s"))])
+    assert store.merge()
+    assert store.read_with_absent(0, 2) == (2 * ZERO, [(0, 1)])
+
+
+def fill_anew(store: ReplicaStore, log: Log, base: int) -> LogImage:
+    filling = Filling(position(base), position(base), Sequence(0))
+    image = LogImage(position(base), EPOCH, 1, filling, (), log.image(base).generation)
+    store.reset()
+    store.checkpoint(image, 0)
+    return image
+
+
+def test_what_was_trimmed_before_the_source_was_known_stays_trimmed(tmp_path: Path) -> None:
+    """A replica that was made anew hears of its source with the copy; the live stream begins before that."""
+    for operation, entry in ((trim(600, 2), True), (discard(600, 2), False)):
+        name = operation.kind.name
+        source, log = restored(tmp_path / name / "source")
+        apply(source, log, [log.record(write(0, block(1)))])
+        target = new_store(tmp_path / name / "target", 2)
+        image = fill_anew(target, log, 1)
+        record = log.record(operation)
+        target.commit([record])
+        image = LogImage(position(2), EPOCH, 1, image.filling, (), image.generation, position(1))
+        target.checkpoint(image, 0)
+        target.write_copy(source.delta_meta(), [], position(1), image)
+        target.write_copy(None, [source.copy_extent(0)], position(1), image)
+        source.commit([record])
+        source.checkpoint(log.image(), 0)
+        target.checkpoint(log.image(), 0)
+        assert target.has_source
+        for store in (source, target):
+            content, absent = store.read_with_absent(600, 2)
+            assert content == 2 * ZERO
+            assert (not absent) == entry, (name, store.address)
+        assert set(target.delta_extents(Sequence(1))) == set(source.delta_extents(Sequence(1)))
+
+
+def test_a_source_that_ended_at_the_peer_ends_with_the_copy(tmp_path: Path) -> None:
+    """The replica knows of it from its creation, and missed the record that ended it."""
+    source, log = restored(tmp_path / "source")
+    apply(source, log, [log.record(fill(1, block(1))), log.record(hydrated())])
+    target, _ = restored(tmp_path / "target")
+    image = fill_anew(target, log, 2)
+    target.write_copy(source.delta_meta(), [source.copy_extent(0)], position(2), image)
+    assert not target.has_source
+    target.checkpoint(log.image(), 0)
+    assert target.read_with_absent(0, 2) == (ZERO + block(1), [(0, 1)])
+
+
+def test_hydrated_in_the_live_stream_outlives_an_older_copy(tmp_path: Path) -> None:
+    source, log = restored(tmp_path / "source")
+    apply(source, log, [log.record(fill(1, block(1)))])
+    target, _ = restored(tmp_path / "target")
+    image = fill_anew(target, log, 1)
+    target.commit([log.record(hydrated())])
+    image = LogImage(position(2), EPOCH, 1, image.filling, (), image.generation, position(1))
+    target.write_copy(source.delta_meta(), [source.copy_extent(0)], position(1), image)
+    assert decode_meta(source.delta_meta()).source == SOURCE
+    assert not target.has_source
+    target.checkpoint(log.image(), 0)
+    target.close()
+    assert not ReplicaStore.open(tmp_path / "target").has_source
