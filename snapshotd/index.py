@@ -170,7 +170,7 @@ def _decode_part(fields: Fields, offset: int) -> tuple[Part, int]:
     numbers, lengths, blocks = fields.column(count, 2), fields.column(count, 4), fields.column(count, 1)
     ascending = all(before < after for before, after in pairwise(numbers))
     if not count or not ascending or numbers[-1] >= MAX_FRAME_NUMBER:
-        raise fields.error(f"has frame numbers of pack {pack.hex()} that do not ascend")
+        raise fields.error(f"has frame numbers of pack {pack.hex()} that do not ascend up to {MAX_FRAME_NUMBER - 1}")
     if not MIN_STORED_FRAME <= min(lengths) <= max(lengths) <= MAX_STORED_FRAME:
         raise fields.error(f"has a frame of pack {pack.hex()} of {min(lengths)} or {max(lengths)} bytes")
     if not 1 <= min(blocks) <= max(blocks) <= FRAME_BLOCKS:

@@ -62,10 +62,11 @@ class Shard:
 
     def __getitem__(self, block: int) -> BlockRef | None:
         """Of block 0 to 32,767 of the shard; None where it is not mapped, and reads as zeroes."""
-        return self._ref(self._cells[block])
+        return self._ref(self._cells[_within(block)])
 
     def refs(self, start: int, count: int) -> list[BlockRef | None]:
         """Of `count` blocks from block `start` of the shard on."""
+        _within(start, count)
         return [self._ref(cell) for cell in self._cells[start : start + count]]
 
     def items(self) -> Iterator[tuple[int, BlockRef]]:
@@ -93,19 +94,18 @@ class Shard:
         return found
 
     def __setitem__(self, block: int, ref: BlockRef) -> None:
-        self._cells[block] = self._number(ref.pack) << _PACK_SHIFT | _position(ref)
+        self._cells[_within(block)] = self._number(ref.pack) << _PACK_SHIFT | _position(ref)
 
     def remove(self, start: int, count: int = 1) -> None:
         """Unmaps `count` blocks from block `start` of the shard on."""
-        if not 0 <= start <= start + count <= SHARD_BLOCKS:
-            raise ValueError(f"blocks {start} to {start + count} are not within a shard")
+        _within(start, count)
         self._cells[start : start + count] = array("Q", bytes(8 * count))
 
     def apply(self, changes: Mapping[int, BlockRef | None]) -> None:
         """Sets the blocks of `changes`; removes those that it maps to None."""
         for block, ref in changes.items():
             if ref is None:
-                self._cells[block] = _UNMAPPED
+                self._cells[_within(block)] = _UNMAPPED
             else:
                 self[block] = ref
 
@@ -157,7 +157,8 @@ class ShardObject:
 
 def encode_shard(keys: DomainKeys, shard: Shard, salt: bytes) -> tuple[str, bytes]:
     """(name, stored bytes) of a whole shard. salt: 16 random bytes, never used before."""
-    return _encode(keys, b"\0", shard.items(), salt)
+    cells = ((block, cell) for block, cell in enumerate(shard._cells) if cell)
+    return _encode(keys, b"\0", cells, shard._packs, salt)
 
 
 def encode_patch(
@@ -170,7 +171,9 @@ def encode_patch(
     """
     if not 1 <= depth <= MAX_DEPTH:
         raise ValueError(f"a patch of depth {depth}: 1 to {MAX_DEPTH}")
-    return _encode(keys, depth.to_bytes(1, "little") + bytes.fromhex(base), sorted(changes.items()), salt)
+    numbers: dict[bytes, int] = {}
+    cells = [(_within(block), _cell(ref, numbers)) for block, ref in sorted(changes.items())]
+    return _encode(keys, depth.to_bytes(1, "little") + bytes.fromhex(base), cells, [*numbers], salt)
 
 
 def should_patch(depth: int, changes: int, mapped: int) -> bool:
@@ -211,55 +214,72 @@ def build_shard(chain: Sequence[ShardObject]) -> Shard:
     return shard
 
 
+def _within(start: int, count: int = 1) -> int:
+    """`start`, if `count` blocks from there on are in the shard."""
+    if not 0 <= start <= start + count <= SHARD_BLOCKS:
+        raise ValueError(f"blocks {start} to {start + count} are not within a shard")
+    return start
+
+
 def _position(ref: BlockRef) -> int:
     if not (len(ref.pack) == SALT_SIZE and 0 <= ref.frame < MAX_FRAME_NUMBER and 0 <= ref.slot < FRAME_BLOCKS):
         raise ValueError(f"{ref} names no block")
     return ref.frame * FRAME_BLOCKS + ref.slot
 
 
+def _cell(ref: BlockRef | None, numbers: dict[bytes, int]) -> int:
+    """As in `Shard`; a pack that is not in `numbers` is added there."""
+    if ref is None:
+        return _REMOVED
+    return numbers.setdefault(ref.pack, len(numbers) + 1) << _PACK_SHIFT | _position(ref)
+
+
 def _encode(
-    keys: DomainKeys, head: bytes, items: Iterable[tuple[int, BlockRef | None]], salt: bytes
+    keys: DomainKeys, head: bytes, cells: Iterable[tuple[int, int]], packs: Sequence[bytes], salt: bytes
 ) -> tuple[str, bytes]:
-    packs, runs = _gather(items)
-    chunks = [head, len(packs).to_bytes(2, "little"), *packs, len(runs).to_bytes(2, "little")]
+    used, runs = _only_used(packs, list(_gather(cells)))
+    chunks = [head, len(used).to_bytes(2, "little"), *used, len(runs).to_bytes(2, "little")]
     ends = [0, *(run.start + run.length for run in runs)]
     chunks.append(column([run.start - end for run, end in zip(runs, ends, strict=False)], 2))
     chunks.append(column([run.length for run in runs], 2))
     chunks.append(column([run.pack for run in runs], 2))
-    chunks.append(column(_deltas(runs), 4))
+    chunks.append(column(_steps(runs), 4))
     stored = keys.seal(Kind.SHARD, b"", compress(b"".join(chunks)), salt)
     return name_of(stored), stored
 
 
-def _gather(items: Iterable[tuple[int, BlockRef | None]]) -> tuple[list[bytes], list[_Run]]:
-    """The table of packs, in the order in which they first occur, and the runs of `items`, which are in order."""
-    numbers: dict[bytes, int] = {}
-    runs: list[_Run] = []
-    start, length, pack, position = -1, 0, 0, 0
-    for block, ref in items:
-        its_pack = numbers.setdefault(ref.pack, len(numbers) + 1) if ref else _REMOVED
-        its_position = _position(ref) if ref else 0
-        if block == start + length and its_pack == pack and (not ref or its_position == position + length):
+def _gather(cells: Iterable[tuple[int, int]]) -> Iterator[_Run]:
+    """The runs of (block, cell) in order of the blocks."""
+    start = length = first = 0
+    for block, cell in cells:
+        if length and block == start + length and cell == (first + length if first else _REMOVED):
             length += 1
             continue
         if length:
-            runs.append(_Run(start, length, pack, position))
-        start, length, pack, position = block, 1, its_pack, its_position
+            yield _Run(start, length, first >> _PACK_SHIFT, first & _POSITION_MASK)
+        start, length, first = block, 1, cell
     if length:
-        runs.append(_Run(start, length, pack, position))
-    if runs and not 0 <= runs[0].start <= start + length <= SHARD_BLOCKS:
-        raise ValueError(f"blocks {runs[0].start} to {start + length} are not within a shard")
-    return list(numbers), runs
+        yield _Run(start, length, first >> _PACK_SHIFT, first & _POSITION_MASK)
 
 
-def _deltas(runs: Iterable[_Run]) -> list[int]:
+def _only_used(packs: Sequence[bytes], runs: Sequence[_Run]) -> tuple[list[bytes], list[_Run]]:
+    """The packs that runs name, in the order in which they first do, and the runs with numbers in that table."""
+    numbers = {_REMOVED: _REMOVED}
+    for run in runs:
+        if run.pack not in numbers:
+            numbers[run.pack] = len(numbers)
+    used = [packs[number - 1] for number in numbers if number != _REMOVED]
+    return used, [run._replace(pack=numbers[run.pack]) for run in runs]
+
+
+def _steps(runs: Iterable[_Run]) -> list[int]:
     """Of each run its position less that behind the last run of the same pack (at first 0), modulo 2^32."""
     ends: dict[int, int] = {}
-    deltas = []
+    steps = []
     for run in runs:
-        deltas.append((run.position - ends.get(run.pack, 0)) & _POSITION_MASK if run.pack else 0)
+        steps.append((run.position - ends.get(run.pack, 0)) & _POSITION_MASK if run.pack else 0)
         ends[run.pack] = run.position + run.length
-    return deltas
+    return steps
 
 
 def _decode_runs(fields: Fields, packs: int, *, patch: bool) -> Iterator[_Run]:
@@ -267,11 +287,11 @@ def _decode_runs(fields: Fields, packs: int, *, patch: bool) -> Iterator[_Run]:
     gaps, counts, numbers = fields.column(count, 2), fields.column(count, 2), fields.column(count, 2)
     ends = [0] * (packs + 1)
     start = 0
-    for gap, length, pack, delta in zip(gaps, counts, numbers, fields.column(count, 4), strict=True):
+    for gap, length, pack, step in zip(gaps, counts, numbers, fields.column(count, 4), strict=True):
         start += gap
-        if not length or start + length > SHARD_BLOCKS or pack > packs or (not pack and (delta or not patch)):
+        if not length or start + length > SHARD_BLOCKS or pack > packs or (not pack and (step or not patch)):
             raise fields.error(f"has a run of {length} blocks from block {start} on in pack {pack} of {packs}")
-        position = (ends[pack] + delta) & _POSITION_MASK if pack else 0
+        position = (ends[pack] + step) & _POSITION_MASK if pack else 0
         if position + length > _MAX_POSITION:
             raise fields.error(f"has a run at position {position} of a pack, which has {_MAX_POSITION} at most")
         yield _Run(start, length, pack, position)

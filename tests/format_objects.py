@@ -91,30 +91,31 @@ ROOT = Root(
 
 @dataclass(frozen=True)
 class Sample:
-    """One stored object and how it is read as what it is. `named`: read by the name of its content."""
+    """One stored object. read: what it says, given the name under which it was found, and its bytes."""
 
+    name: str
     stored: bytes
-    read: Callable[[bytes], object]
+    read: Callable[[str, bytes], object]
+    is_named_by_content: bool = True
 
 
 def samples(first_salt: int = 10, keys: DomainKeys = KEYS) -> dict[str, Sample]:
     """A small object of each kind; other salts give other objects of the same content."""
-    a, b, c, d, e, f = (salt(first_salt + step) for step in range(6))
-    pack, pack_bytes, entry = write_pack([[noise(0)[:2048] * 2], [words(1), words(2)]], first_salt + 6, keys)
-    index, index_bytes = encode_index(keys, Index((entry,), ("ef" * 32,)), a)
-    shard, shard_bytes = encode_shard(keys, small_shard(), b)
+    salts = [salt(first_salt + step) for step in range(5)]
+    pack, pack_bytes, entry = write_pack([[words(0)], [words(1), words(2)]], first_salt + 6, keys)
+    index, index_bytes = encode_index(keys, Index((entry,), ("ef" * 32,)), salts[0])
+    shard, shard_bytes = encode_shard(keys, small_shard(), salts[1])
     changes = {3: BlockRef(salt(3), 4, 5), 101: None, 102: None}
-    patch, patch_bytes = encode_patch(keys, shard, 1, changes, c)
+    patch, patch_bytes = encode_patch(keys, shard, 1, changes, salts[2])
+    root_bytes, _ = encode_root(keys, ROOT, salts[3])
+    quarantine_bytes = encode_quarantine(keys, 5, [salt(1), salt(2)], salts[4])
     return {
-        "pack": Sample(pack_bytes, lambda stored: check_object(keys, pack, stored)),
-        "index": Sample(index_bytes, lambda stored: decode_index(keys, index, stored)),
-        "shard": Sample(shard_bytes, lambda stored: decode_shard(keys, shard, stored)),
-        "patch": Sample(patch_bytes, lambda stored: decode_shard(keys, patch, stored)),
-        "root": Sample(encode_root(keys, ROOT, d)[0], lambda stored: decode_root(keys, SNAPSHOT, stored)),
+        "pack": Sample(pack, pack_bytes, lambda name, stored: check_object(keys, name, stored)),
+        "index": Sample(index, index_bytes, lambda name, stored: decode_index(keys, name, stored)),
+        "shard": Sample(shard, shard_bytes, lambda name, stored: decode_shard(keys, name, stored)),
+        "patch": Sample(patch, patch_bytes, lambda name, stored: decode_shard(keys, name, stored)),
+        "root": Sample(SNAPSHOT, root_bytes, lambda name, stored: decode_root(keys, name, stored), False),
         "quarantine": Sample(
-            encode_quarantine(keys, 5, [salt(1), salt(2)], e), lambda stored: decode_quarantine(keys, 5, stored)
-        ),
-        "empty quarantine": Sample(
-            encode_quarantine(keys, 6, [], f), lambda stored: decode_quarantine(keys, 6, stored)
+            "5", quarantine_bytes, lambda name, stored: decode_quarantine(keys, int(name), stored), False
         ),
     }
