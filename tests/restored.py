@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from blockstore.domain import NodeId, VolumeId, make_id
+from blockstore.domain import VolumeId
 from blockstore.replication.leader import LeaderSettings
 from blockstore.rpc import control_pb2 as pb
 from nbd_server.attachments import Attachments
@@ -15,7 +15,7 @@ from nbd_server.attempt import Attempt
 from nbd_server.exports import Exports
 from nbd_server.server import NbdServer
 from tests.snapshot_source import SNAPSHOT, SnapshotSource
-from tests.stack import FAST, LIMIT_S, SEGMENT, VOLUME, Stack, running_stack, until
+from tests.stack import FAST, LIMIT_S, VOLUME, Stack, running_stack, until
 
 
 class Restored:
@@ -30,24 +30,9 @@ class Restored:
 
     def ticket(self, **fields: Any) -> pb.OpenTicket:
         """At the next epoch, with the source, whether it is needed still or not."""
-        self.stack.epoch += 1
-        addresses = self.stack.addresses()
-        members = [
-            pb.Member(replica=replica, node=NodeId(make_id("node", bytes(9))), address=addresses.get(replica, ""))
-            for replica in self.stack.replicas
-        ]
-        segment = pb.Segment(
-            number=SEGMENT, size_bytes=self.size_bytes, configuration=pb.Configuration(number=1, members=members)
-        )
-        ticket = pb.OpenTicket(
-            volume=VOLUME,
-            name="restored",
-            size_bytes=self.size_bytes,
-            epoch=self.stack.epoch,
-            segments=[segment],
-            source=self.source.message,
-            hydration=pb.Hydration(paused=True),
-        )
+        ticket = self.stack.ticket(self.size_bytes)
+        ticket.source.CopyFrom(self.source.message)
+        ticket.hydration.paused = True
         for name, value in fields.items():
             if value is None:
                 ticket.ClearField(name)  # type: ignore[arg-type]
@@ -79,9 +64,7 @@ class Restored:
         self._attachments.clear()
 
     async def _where(self, volume: VolumeId, epoch: int) -> pb.OpenTicket:
-        addresses = self.stack.addresses()
-        members = [pb.Member(replica=each, address=addresses.get(each, "")) for each in self.stack.replicas]
-        return pb.OpenTicket(segments=[pb.Segment(configuration=pb.Configuration(members=members))])
+        return self.stack.where()
 
 
 async def until_hydrated(attempt: Attempt) -> None:

@@ -25,6 +25,7 @@ from blockstore.node.hosted_replica import HostedReplica
 from blockstore.node.node import Node
 from blockstore.node.service import add_replica_service
 from blockstore.replication.leader import LeaderSettings
+from blockstore.rpc import control_pb2 as pb
 from blockstore.units import MIB, Epoch
 from blockstore.volume.open_volume import OpenVolume
 from blockstore.volume.ticket import Ticket
@@ -114,6 +115,20 @@ class Stack:
         if served:
             await asyncio.wait_for(volume.wait_until_served(), LIMIT_S)
         return volume
+
+    def ticket(self, size_bytes: int) -> pb.OpenTicket:
+        """As control gives it to a front-end, at the next epoch."""
+        self.epoch += 1
+        segments = self.where().segments
+        return pb.OpenTicket(volume=VOLUME, name="disk", size_bytes=size_bytes, epoch=self.epoch, segments=segments)
+
+    def where(self) -> pb.OpenTicket:
+        """A ticket that says where the members are, and no more."""
+        addresses, node = self.addresses(), make_id("node", bytes(9))
+        members = [pb.Member(replica=each, node=node, address=addresses.get(each, "")) for each in self.replicas]
+        return pb.OpenTicket(
+            segments=[pb.Segment(number=SEGMENT, configuration=pb.Configuration(number=1, members=members))]
+        )
 
     async def until_all_whole(self, volume: OpenVolume) -> None:
         def whole() -> bool:
