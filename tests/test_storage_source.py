@@ -177,3 +177,16 @@ def test_hydrated_in_the_live_stream_outlives_an_older_copy(tmp_path: Path) -> N
     target.checkpoint(log.image(), 0)
     target.close()
     assert not ReplicaStore.open(tmp_path / "target").has_source
+
+
+def test_a_copy_from_before_a_discard_does_not_bring_back_what_it_took(tmp_path: Path) -> None:
+    source, log = restored(tmp_path / "source")
+    apply(source, log, [log.record(write(3, block(1), block(2)))])
+    target, _ = restored(tmp_path / "target")
+    image = fill_anew(target, log, 1)
+    target.commit([log.record(discard(3, 1))])
+    target.checkpoint(LogImage(position(2), EPOCH, 1, image.filling, (), image.generation), 0)
+    image = LogImage(position(2), EPOCH, 1, image.filling, (), image.generation, position(1))
+    target.write_copy(source.delta_meta(), [source.copy_extent(0)], position(1), image)
+    target.checkpoint(log.image(), 0)
+    assert target.read_with_absent(2, 4) == (2 * ZERO + block(2) + ZERO, [(2, 2), (5, 1)])
