@@ -162,6 +162,14 @@ def name_of(stored: bytes) -> str:
     return hashlib.sha256(stored).hexdigest()
 
 
+def raw_name(name: str) -> bytes:
+    """The 32 bytes of a name, as objects hold it. Raises ValueError where it is none."""
+    raw = bytes.fromhex(name)
+    if raw.hex() != name or len(raw) != NAME_SIZE:
+        raise ValueError(f"{name!r} is no name of an object: {2 * NAME_SIZE} lower-case hexadecimal digits")
+    return raw
+
+
 def check_name(name: str, stored: bytes, what: str) -> None:
     """Raises Corrupt unless `stored` is what the object of that name was when it was written."""
     if name_of(stored) != name:

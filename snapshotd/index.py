@@ -20,7 +20,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from snapshotd.compression import compress, expand
-from snapshotd.crypto import NAME_SIZE, SALT_SIZE, DomainKeys, Kind, check_name, name_of
+from snapshotd.crypto import NAME_SIZE, SALT_SIZE, DomainKeys, Kind, check_name, name_of, raw_name
 from snapshotd.fields import Fields, column, text
 from snapshotd.frame import FRAME_BLOCKS, MAX_STORED_FRAME, MIN_STORED_FRAME
 
@@ -110,10 +110,10 @@ def encode_index(keys: DomainKeys, index: Index, salt: bytes) -> tuple[str, byte
     """
     if len(index.entries) > MAX_INDEX_ENTRIES or len(index.replaces) > MAX_REPLACES:
         raise ValueError(f"an index of {len(index.entries)} entries that replaces {len(index.replaces)}: split it")
-    chunks = [len(index.replaces).to_bytes(4, "little"), *map(bytes.fromhex, index.replaces)]
+    chunks = [len(index.replaces).to_bytes(4, "little"), *map(raw_name, index.replaces)]
     chunks.append(len(index.entries).to_bytes(4, "little"))
     for entry in index.entries:
-        chunks += [bytes.fromhex(entry.object), entry.size.to_bytes(4, "little"), encode_parts(entry.parts)]
+        chunks += [raw_name(entry.object), entry.size.to_bytes(4, "little"), encode_parts(entry.parts)]
     content = b"".join(chunks)
     if len(content) > MAX_INDEX_CONTENT:
         raise ValueError(f"an index of {len(content)} bytes: at most {MAX_INDEX_CONTENT}; split it")

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from blockstore.errors import Corrupt
 from snapshotd import bitmap
 from snapshotd.compression import compress, expand
-from snapshotd.crypto import NAME_SIZE, SALT_SIZE, DomainKeys, Kind, check_name, name_of
+from snapshotd.crypto import NAME_SIZE, SALT_SIZE, DomainKeys, Kind, check_name, name_of, raw_name
 from snapshotd.fields import Fields, column
 from snapshotd.frame import FRAME_BLOCKS
 from snapshotd.index import MAX_FRAME_NUMBER
@@ -173,7 +173,7 @@ def encode_patch(
         raise ValueError(f"a patch of depth {depth}: 1 to {MAX_DEPTH}")
     numbers: dict[bytes, int] = {}
     cells = [(_within(block), _cell(ref, numbers)) for block, ref in sorted(changes.items())]
-    return _encode(keys, depth.to_bytes(1, "little") + bytes.fromhex(base), cells, [*numbers], salt)
+    return _encode(keys, depth.to_bytes(1, "little") + raw_name(base), cells, [*numbers], salt)
 
 
 def should_patch(depth: int, changes: int, mapped: int) -> bool:

@@ -16,7 +16,7 @@ from blockstore.domain import check_id
 from blockstore.errors import Corrupt, InvalidRequest
 from blockstore.units import BLOCK_SIZE, MAX_BLOCKS, MAX_VOLUME_SIZE
 from snapshotd.compression import compress, expand
-from snapshotd.crypto import NAME_SIZE, DomainKeys, Kind, clear_of
+from snapshotd.crypto import NAME_SIZE, DomainKeys, Kind, clear_of, raw_name
 from snapshotd.fields import Fields, column, text
 from snapshotd.manifest import SHARD_BLOCKS
 
@@ -72,7 +72,7 @@ def encode_root(keys: DomainKeys, root: Root, salt: bytes) -> tuple[bytes, bytes
     if numbers and not 0 <= numbers[0] <= numbers[-1] < _shard_count(root.size_bytes):
         raise ValueError(f"shards {numbers[0]} to {numbers[-1]} of a volume of {root.size_bytes} bytes")
     content = b"".join([_encode_facts(root), len(numbers).to_bytes(4, "little"), column(numbers, 4)])
-    content += b"".join(bytes.fromhex(root.shards[number]) for number in numbers)
+    content += b"".join(raw_name(root.shards[number]) for number in numbers)
     stored = keys.seal(Kind.ROOT, root.snapshot.encode(), compress(content), salt, clear=root.volume.encode())
     return stored, hashlib.sha256(stored).digest()
 
