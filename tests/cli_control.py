@@ -5,7 +5,7 @@ with canned_control() as control:
     run(["volume", "list", "--control", control.address])
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from typing import Any
@@ -184,11 +184,12 @@ class CannedControl(ControlServicer):
 
 
 @contextmanager
-def canned_control() -> Iterator[CannedControl]:
-    """The service at a free port, until the block ends."""
+def canned_control(register: Callable[[grpc.Server], None] = lambda _: None) -> Iterator[CannedControl]:
+    """The service at a free port, until the block ends. register: adds further services at the same address."""
     control = CannedControl()  # type: ignore[abstract]  # the rest is for nodes and front-ends
-    server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
     add_ControlServicer_to_server(control, server)
+    register(server)
     control.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     try:

@@ -1,4 +1,4 @@
-"""A real Cairn cluster of child processes, for tests: control, nodes in zones a, b, c, and front-ends.
+"""A real Cairn cluster of child processes, for tests: control, nodes in zones a, b, c, front-ends, and snapshotd.
 
     with Cluster(tmp_path) as cluster:
         volume = cluster.create(64 * MIB)
@@ -19,13 +19,15 @@ from typing import Any, Final
 
 import grpc
 
-from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, arguments_of
-from blockstore.rpc import control_pb2, control_pb2_grpc
+from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, SnapshotdSettings, arguments_of
+from blockstore.rpc import control_pb2, control_pb2_grpc, snapshot_pb2, snapshot_pb2_grpc
 from tests.daemons import Daemon, wait_for
 from tests.nbd_client import Disconnected
 from tests.proxy import Proxy, free_address
 
 CAIRN: Final = Path(sys.executable).parent / "cairn"
+#: Of the first snapshotd, in its state directory.
+KEYRING: Final = "keyring.json"
 CALL_TIMEOUT_S: Final = 60.0
 WHOLE_LIMIT_S: Final = 40.0
 _SETTLED_S: Final = 0.6
@@ -33,6 +35,7 @@ _SETTLED_S: Final = 0.6
 CONTROL: Final = ControlSettings(lease_s=2.0, reconcile_s=0.2)
 NODE: Final = NodeSettings(heartbeat_s=0.2, checkpoint_s=1.0, reserve_bytes=0)
 FRONT_END: Final = FrontEndSettings(heartbeat_s=0.2)
+SNAPSHOTD: Final = SnapshotdSettings(heartbeat_s=0.2)
 
 
 class Cluster:
@@ -53,13 +56,22 @@ class Cluster:
         node_settings: NodeSettings = NODE,
         front_end_settings: FrontEndSettings = FRONT_END,
         node_directory: Path | None = None,
+        snapshotds: int = 0,
+        snapshotd_settings: SnapshotdSettings = SNAPSHOTD,
     ) -> None:
-        """node_directory: where the nodes' data lies, if not with the rest."""
+        """node_directory: where the nodes' data lies, if not with the rest.
+
+        snapshotds: how many; they share one object store, `store` in the directory unless the settings name another,
+        and one keyring.
+        """
         self.directory = directory
         self._control_settings = dataclasses.replace(
             control_settings, state=directory / "control", listen="127.0.0.1:0"
         )
         self._front_end_settings = front_end_settings
+        self._snapshotd_settings = snapshotd_settings
+        self._snapshotd_count = snapshotds
+        self.snapshotds: list[Daemon] = []
         self._node_settings = node_settings
         self.control = self._daemon("control", self._control_settings, self._control_settings.state)
         self.proxies = [Proxy() for _ in zones] if proxied else []
@@ -90,7 +102,7 @@ class Cluster:
 
     @property
     def daemons(self) -> list[Daemon]:
-        return [self.control, *self.nodes, *self.front_ends]
+        return [self.control, *self.nodes, *self.snapshotds, *self.front_ends]
 
     @property
     def control_address(self) -> str:
@@ -125,7 +137,23 @@ class Cluster:
 
     def call(self, method: str, request: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         """Call control; waits while it is not there. Raises grpc.RpcError."""
-        return getattr(self.api, method)(request, timeout=timeout_s, wait_for_ready=True)
+        stub: Any = self.api
+        if not hasattr(stub, method):
+            stub = snapshot_pb2_grpc.SnapshotsStub(self._channel)  # type: ignore[arg-type]  # `api` made it
+        return getattr(stub, method)(request, timeout=timeout_s, wait_for_ready=True)
+
+    def snapshot(self, *volumes: str, wait: bool = True) -> list[str]:
+        """The ids of snapshots of the volumes at one instant; wait: once they are completed."""
+        request = snapshot_pb2.CreateSnapshotRequest(volumes=volumes)
+        found = [each.id for each in self.call("CreateSnapshot", request).snapshots]
+        for each in found if wait else ():
+            wait_for(f"{each} to be completed", lambda snapshot=each: self._is_completed(snapshot))  # type: ignore[misc]
+        return found
+
+    def _is_completed(self, snapshot: str) -> bool:
+        found = self.call("GetSnapshot", snapshot_pb2.GetSnapshotRequest(snapshot=snapshot))
+        assert found.state != snapshot_pb2.SNAPSHOT_STATE_ERROR, found.reason
+        return bool(found.state == snapshot_pb2.SNAPSHOT_STATE_COMPLETED)
 
     def create(self, size_bytes: int, name: str = "") -> str:
         """The id of a new volume, once it is available."""
@@ -219,13 +247,21 @@ class Cluster:
         self.control.command = self._command("control", self._control_settings)
         self.nodes += [self._node(index, zone) for index, zone in enumerate(self._zones)]
         self.front_ends += [self._front_end(index) for index in range(self._front_end_count)]
-        self.start(*self.nodes, *self.front_ends)
+        self.snapshotds += [self._snapshotd(index) for index in range(self._snapshotd_count)]
+        # They make repository and keyring one after the other.
+        self.start(*self.nodes, *self.snapshotds[:1], *self.front_ends)
+        self.start(*self.snapshotds[1:])
         wait_for("all to register", self._all_up)
 
     def _all_up(self) -> bool:
         status = self.status()
         nodes, front_ends = (sum(each.up for each in group) for group in (status.nodes, status.front_ends))
-        return nodes == len(self.nodes) and front_ends == len(self.front_ends)
+        if (nodes, front_ends) != (len(self.nodes), len(self.front_ends)):
+            return False
+        if not self.snapshotds:
+            return True
+        daemons = self.call("GetStore", snapshot_pb2.GetStoreRequest()).daemons
+        return len([each for each in daemons if each.up]) == len(self.snapshotds)
 
     def _node(self, index: int, zone: str) -> Daemon:
         settings = dataclasses.replace(
@@ -249,6 +285,18 @@ class Cluster:
             control=self.control_address,
         )
         return self._daemon("nbd", settings, settings.state, name=f"front-end-{index}")
+
+    def _snapshotd(self, index: int) -> Daemon:
+        given = self._snapshotd_settings
+        settings = dataclasses.replace(
+            given,
+            state=self.directory / f"snapshotd-{index}",
+            listen="127.0.0.1:0",
+            control=self.control_address,
+            store=str(self.directory / "store") if given.store == SNAPSHOTD.store else given.store,
+            keyring_file=given.keyring_file or (None if index == 0 else self.directory / "snapshotd-0" / KEYRING),
+        )
+        return self._daemon("snapshotd", settings, settings.state, name=f"snapshotd-{index}")
 
     def _daemon(self, noun: str, settings: Any, directory: Path, name: str = "") -> Daemon:
         name = name or noun

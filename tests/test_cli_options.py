@@ -91,6 +91,7 @@ def test_overrides_by_daemon() -> None:
         "control": {"placement": Placement.WARN},
         "node": {"reserve_bytes": 0, "checkpoint_s": 2.0},
         "nbd": {},
+        "snapshotd": {},
     }
 
 

@@ -1,12 +1,14 @@
 """The plan of `cairn up`: what was remembered, what was asked for, what is free."""
 
+import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from blockstore.cli.plan import Wishes, free_address, make_plan
-from blockstore.cli.state_directory import Plan
+from blockstore.cli.state_directory import Plan, StateDirectory
 from blockstore.config import split_address
 from blockstore.errors import Conflict, InvalidRequest
 
@@ -21,7 +23,7 @@ def taken() -> Iterator[int]:
 
 
 def addresses(plan: Plan) -> list[str]:
-    return [plan.control, plan.nbd, plan.front_end, *(node.listen for node in plan.nodes)]
+    return [plan.control, plan.nbd, plan.front_end, plan.snapshotd, *(node.listen for node in plan.nodes)]
 
 
 def test_a_new_cluster_has_three_nodes_in_three_zones() -> None:
@@ -29,7 +31,7 @@ def test_a_new_cluster_has_three_nodes_in_three_zones() -> None:
     assert [(node.name, node.zone) for node in plan.nodes] == [
         ("node-1", "zone-1"), ("node-2", "zone-2"), ("node-3", "zone-3")
     ]  # fmt: skip
-    assert len(set(addresses(plan))) == 6
+    assert len(set(addresses(plan))) == 7
     assert all(split_address(each)[1] for each in addresses(plan))
 
 
@@ -86,3 +88,29 @@ def test_an_address_whose_port_was_taken_meanwhile(taken: int) -> None:
     address = free_address(f"127.0.0.1:{taken}")
     assert address != f"127.0.0.1:{taken}"
     assert free_address(address) == address
+
+
+def test_the_object_store_is_remembered() -> None:
+    plan = make_plan(None, Wishes(control_port=0, nbd_port=0, store="s3://bucket/x", s3_endpoint="http://[::1]:9"))
+    assert (plan.store, plan.s3_endpoint) == ("s3://bucket/x", "http://[::1]:9")
+    assert make_plan(plan, Wishes()) == plan
+    other = make_plan(plan, Wishes(store="elsewhere", s3_endpoint=""))
+    assert (other.store, other.s3_endpoint) == (str(Path.cwd() / "elsewhere"), "")
+
+
+def test_the_object_store_of_a_new_cluster_is_its_own() -> None:
+    assert make_plan(None, ANY).store == ""
+
+
+def test_a_plan_from_before_there_was_snapshotd(tmp_path: Path) -> None:
+    directory = StateDirectory(tmp_path)
+    plan = make_plan(None, ANY)
+    directory.write_plan(plan)
+    document = json.loads((tmp_path / "cluster.json").read_text())
+    for name in ("snapshotd", "store", "s3_endpoint"):
+        del document[name]
+    (tmp_path / "cluster.json").write_text(json.dumps(document))
+    read = directory.read_plan()
+    assert read is not None
+    assert make_plan(read, Wishes()).nodes == plan.nodes
+    assert split_address(make_plan(read, Wishes()).snapshotd)[1]

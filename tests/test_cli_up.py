@@ -86,7 +86,7 @@ def test_a_cluster_stops_and_goes_on_with_its_data(state: StateDirectory) -> Non
     uri = served(state)
     write(uri, 4096, b"kept" * 1024)
     pids = state.read_processes()
-    assert set(pids) == {"control", "node-1", "node-2", "node-3", "nbd"}
+    assert set(pids) == {"control", "node-1", "node-2", "node-3", "nbd", "snapshotd"}
 
     refused = up(expect=5)
     assert str(first["supervisor"]) in refused

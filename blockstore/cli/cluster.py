@@ -1,8 +1,9 @@
-"""A whole cluster on one machine: control, nodes, and a front-end, as supervised processes.
+"""A whole cluster on one machine: control, nodes, a front-end and snapshotd, as supervised processes.
 
 Started in the order in which they need each other, and each waited for until control says that it is
 there; stopped the other way round, so that the front-end answers what it has in flight, and nodes
-write their checkpoints while somebody still hears of it.
+write their checkpoints while somebody still hears of it. Without the object store volumes do all but snapshots
+and restores, so nothing waits for snapshotd.
 """
 
 import asyncio
@@ -17,9 +18,10 @@ from blockstore.cli.daemons import CAIRN
 from blockstore.cli.plan import free_address
 from blockstore.cli.state_directory import Plan, PlannedNode, StateDirectory
 from blockstore.cli.supervisor import Child, Supervisor, last_line
-from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, arguments_of
+from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, SnapshotdSettings, arguments_of
 from blockstore.errors import CairnError, QuorumUnavailable
 from blockstore.rpc import control_pb2 as pb
+from blockstore.rpc import snapshot_pb2
 
 START_TIMEOUT_S: Final = 60.0
 """For each process; replaying a full journal takes seconds."""
@@ -30,7 +32,7 @@ RESUME_TIMEOUT_S: Final = 30.0
 _PROBE_S: Final = 0.5
 
 Overrides = Mapping[str, Mapping[str, Any]]
-"""For `control`, `node` and `nbd`: settings, by field, that differ from their defaults."""
+"""For `control`, `node`, `nbd` and `snapshotd`: settings, by field, that differ from their defaults."""
 
 
 class LocalCluster:
@@ -56,23 +58,30 @@ class LocalCluster:
             for node in plan.nodes
         }
         self._front_end = self._child("nbd", self._front_end_arguments)
+        self._snapshotd = self._child("snapshotd", self._snapshotd_arguments)
 
     async def start(self) -> None:
         """Returns once control, the front-end and at least one node are up. Raises CairnError where that fails."""
         async with AsyncExitStack() as stack:
             client = await self._start_control(stack)
-            for child in self._nodes.values():
+            for child in (*self._nodes.values(), self._snapshotd):
                 self._supervisor.start(child)
             came_up = await asyncio.gather(*(self._node_is_up(client, name) for name in self._nodes))
             if not any(came_up):
                 raise CairnError(f"no node started: see the logs in {self._directory.log('node-1').parent}")
-            await self._start_front_end(client)
-            await self._resume(client)
+            snapshotd_is_up = asyncio.create_task(self._snapshotd_is_up(client))
+            try:
+                await self._start_front_end(client)
+                await self._resume(client)
+                await snapshotd_is_up
+            finally:
+                snapshotd_is_up.cancel()
 
     async def stop(self) -> None:
-        """Stop the front-end, then the nodes, then control."""
+        """Stop the front-end, then snapshotd, the nodes, and control."""
         for who, children in (
-            ("nbd", [self._front_end]), ("nodes", list(self._nodes.values())), ("control", [self._control])
+            ("nbd", [self._front_end]), ("snapshotd", [self._snapshotd]),
+            ("nodes", list(self._nodes.values())), ("control", [self._control]),
         ):  # fmt: skip
             if any(child.pid for child in children):
                 self._say(who, "stopping")
@@ -115,6 +124,22 @@ class LocalCluster:
             return False
         self._say(name, f"is up as {node.id} in {node.zone}, at {node.address} (pid {child.pid})")
         return True
+
+    async def _snapshotd_is_up(self, client: ControlClient) -> None:
+        """Wait for snapshotd. Where the object store cannot be reached, the volumes go on without it."""
+        child = self._snapshotd
+
+        async def registered() -> snapshot_pb2.StoreDaemon | None:
+            self._check(child)
+            daemons = (await client.call(client.snapshots.GetStore, snapshot_pb2.GetStoreRequest())).daemons
+            return next((each for each in daemons if each.address == self.plan.snapshotd and each.up), None)
+
+        try:
+            found = await wait_until(registered, START_TIMEOUT_S, lambda: self._too_slow(child))
+        except CairnError as error:
+            self._say("cairn", f"{error}; going on without snapshots, it is tried again")
+            return
+        self._say("snapshotd", f"is up as {found.id}, snapshots go to {found.store} (pid {child.pid})")
 
     async def _start_front_end(self, client: ControlClient) -> None:
         self._supervisor.start(self._front_end)
@@ -178,6 +203,17 @@ class LocalCluster:
             }
         )  # fmt: skip
         return ["nbd", "run", *arguments_of(settings)]
+
+    def _snapshotd_arguments(self) -> list[str]:
+        self.plan = replace(self.plan, snapshotd=free_address(self.plan.snapshotd))
+        settings = SnapshotdSettings(
+            **{
+                "state": self._directory.data("snapshotd"), "listen": self.plan.snapshotd,
+                "control": self.plan.control, "store": self.plan.store or str(self._directory.data("store")),
+                "s3_endpoint": self.plan.s3_endpoint, **self._overrides["snapshotd"],
+            }
+        )  # fmt: skip
+        return ["snapshotd", "run", *arguments_of(settings)]
 
     def _planned(self, name: str) -> PlannedNode:
         return next(node for node in self.plan.nodes if node.name == name)

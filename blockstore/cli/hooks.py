@@ -9,7 +9,6 @@ and that is said. A signal during --post waits for its end, which is bounded.
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any, Final, TypeVar
 from blockstore.cli.screen import say
 from blockstore.errors import CairnError
 
+_STDERR: Final = 2
 _ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
 _INTERRUPTING: Final = (signal.SIGINT, *_ENDING)
 T = TypeVar("T")
@@ -72,7 +72,7 @@ class Hooks:
         process = subprocess.Popen(
             ["/bin/sh", "-c", command],
             stdin=subprocess.DEVNULL,
-            stdout=sys.stderr,  # ours is for what was asked for
+            stdout=_STDERR,  # ours is for what was asked for
             start_new_session=True,  # Ctrl-C is for us; and so that all that it starts can be killed
             env={**os.environ, **self.environment},
         )

@@ -64,6 +64,26 @@ StateOption = Annotated[
 ]
 
 
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="URL",
+        help="Where snapshots go: a directory, or s3://BUCKET/PREFIX with credentials from the environment.",
+        show_default="as before, else `store` in the state directory",
+    ),
+]
+S3EndpointOption = Annotated[
+    str | None,
+    typer.Option(
+        "--s3-endpoint",
+        metavar="URL",
+        help="Of an S3 server other than Amazon's, such as http://127.0.0.1:9000.",
+        show_default="as before",
+    ),
+]
+
+
 def size_bytes(text: str) -> int:
     """The option's value in bytes. Raises BadParameter."""
     try:

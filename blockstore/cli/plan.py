@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from blockstore.cli.state_directory import Plan, PlannedNode
@@ -26,6 +27,8 @@ class Wishes:
     host: str = "127.0.0.1"
     control_port: int | None = None
     nbd_port: int | None = None
+    store: str | None = None
+    s3_endpoint: str | None = None
 
 
 class Ports:
@@ -90,6 +93,9 @@ def make_plan(remembered: Plan | None, wishes: Wishes) -> Plan:
                 PlannedNode(f"node-{index + 1}", zone, ports.take(None, _node_port(remembered, index)))
                 for index, zone in enumerate(zones)
             ),
+            ports.take(None, _port(remembered.snapshotd if remembered else None, 0)),
+            _store(wishes.store) if wishes.store is not None else remembered.store if remembered else "",
+            wishes.s3_endpoint if wishes.s3_endpoint is not None else remembered.s3_endpoint if remembered else "",
         )
 
 
@@ -98,6 +104,11 @@ def free_address(address: str) -> str:
     host, port = split_address(address)
     with free_ports(host) as ports:
         return ports.take(None, port)
+
+
+def _store(url: str) -> str:
+    """As it is found from any directory."""
+    return url if not url or "://" in url else str(Path(url).absolute())
 
 
 def _port(address: str | None, default: int) -> int:

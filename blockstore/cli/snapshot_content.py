@@ -75,9 +75,7 @@ def refuse_damage(problems: Sequence[pb.StoreProblem]) -> None:
 @app.command("diff")
 def diff(
     snapshot: SnapshotArgument,
-    other: Annotated[
-        str, typer.Argument(metavar="OTHER", help="A later one.", autocompletion=complete_snapshot)
-    ] = "",
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="A later one.", autocompletion=complete_snapshot)] = "",
     *,
     state: StateOption,
     control: ControlOption = None,

@@ -3,7 +3,8 @@
     lock            held while a cluster runs here; holds the pid of its supervisor
     cluster.json    the plan: which nodes there are, and where everything listens
     processes.json  the pids of the processes that run now
-    control/  node-1/ … node-N/  nbd/       the data of each process
+    control/  node-1/ … node-N/  nbd/  snapshotd/       the data of each process
+    store/          snapshots, unless an object store elsewhere was given; not the keys, which are in snapshotd/
     log/            what each process says
 
 The plan is what the next `up` resumes with, and how commands find control without being told.
@@ -39,12 +40,19 @@ class PlannedNode:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where each process of a cluster listens, HOST:PORT. nbd is for NBD clients, front_end for gRPC."""
+    """Where each process of a cluster listens, HOST:PORT. nbd is for NBD clients, front_end for gRPC.
+
+    store: URL or path of the object store, empty for the directory's own; s3_endpoint: of its server, if it has one.
+    A plan of an older cairn has none of the last three.
+    """
 
     control: str
     nbd: str
     front_end: str
     nodes: tuple[PlannedNode, ...]
+    snapshotd: str = ""
+    store: str = ""
+    s3_endpoint: str = ""
 
 
 class StateDirectory:
@@ -115,7 +123,8 @@ class StateDirectory:
             return None
         try:
             nodes = tuple(PlannedNode(**each) for each in document["nodes"])
-            return Plan(document["control"], document["nbd"], document["front_end"], nodes)
+            later = {name: document[name] for name in ("snapshotd", "store", "s3_endpoint") if name in document}
+            return Plan(document["control"], document["nbd"], document["front_end"], nodes, **later)
         except (KeyError, TypeError) as error:
             raise Corrupt(
                 f"{self.path / 'cluster.json'} is no plan of a cluster ({error}): mend or remove it"

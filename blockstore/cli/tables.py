@@ -165,11 +165,22 @@ def status(value: pb.StatusResponse) -> RenderableType:
     parts: list[RenderableType] = [_health(value)]
     for title, part in (
         ("VOLUMES", volume_health(value.volumes) if value.volumes else None),
+        ("HYDRATION", _hydrating(value)),
         ("NODES", nodes(list(value.nodes))),
         ("FRONT-ENDS", _front_ends(value) if value.front_ends else Text("no front-end; start one: cairn nbd run")),
     ):
         parts += [Text(), Text(title, style="bold underline"), part] if part else []
     return Group(*parts)
+
+
+def _hydrating(value: pb.StatusResponse) -> RenderableType | None:
+    """Volumes that still come from a snapshot; None where there are none."""
+    rows = [
+        (each.volume.name or each.volume.id, source_line(each.volume))
+        for each in value.volumes
+        if each.volume.HasField("source")
+    ]
+    return grid(("VOLUME", "SOURCE"), rows) if rows else None
 
 
 def _health(value: pb.StatusResponse) -> RenderableType:

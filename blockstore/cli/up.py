@@ -18,22 +18,29 @@ from blockstore.cli.options import (
     STATE_VARIABLE,
     Output,
     OutputOption,
+    S3EndpointOption,
     StateOption,
+    StoreOption,
     default_state_directory,
     setting_from_text,
 )
 from blockstore.cli.plan import Wishes, make_plan
 from blockstore.cli.screen import Steps, program, show
 from blockstore.cli.state_directory import Plan, StateDirectory
-from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings
+from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, SnapshotdSettings
 from blockstore.errors import Conflict, InvalidRequest
 
 #: Of `cairn down`: longer than the supervisor gives its processes, one after the other.
 STOP_TIMEOUT_S: Final = 90.0
 
-_DAEMONS: Final[dict[str, type[Any]]] = {"control": ControlSettings, "node": NodeSettings, "nbd": FrontEndSettings}
+_DAEMONS: Final[dict[str, type[Any]]] = {
+    "control": ControlSettings,
+    "node": NodeSettings,
+    "nbd": FrontEndSettings,
+    "snapshotd": SnapshotdSettings,
+}
 
-_GIVEN: Final = {"state", "data", "zone", "control", "listen", "advertise", "nbd_listen", "nbd_socket"}
+_GIVEN: Final = {"state", "data", "zone", "control", "listen", "advertise", "nbd_listen", "nbd_socket", "store"}
 """Settings that differ from process to process."""
 
 
@@ -58,6 +65,8 @@ def up(
     nbd_socket: Annotated[
         Path | None, typer.Option("--nbd-socket", help="Unix socket for NBD clients as well.")
     ] = None,
+    store: StoreOption = None,
+    s3_endpoint: S3EndpointOption = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="DAEMON.SETTING=VALUE", help="Such as node.reserve=0; see `cairn node run -h`."),
@@ -65,13 +74,13 @@ def up(
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when it is ready; stop it by `down`.")] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Run a cluster on this machine: control, nodes and an NBD front-end.
+    """Run a cluster on this machine: control, nodes, an NBD front-end, and snapshotd.
 
     Ctrl-C stops it cleanly, a second one at once; the next `up` goes on with the data, at the same
     ports where these are free. A process that ends is started again.
     """
     directory = StateDirectory(state)
-    wishes = Wishes(nodes, _split(zones), host, control_port, nbd_port)
+    wishes = Wishes(nodes, _split(zones), host, control_port, nbd_port, store, s3_endpoint)
     overrides = parse_overrides(settings or [])
     ready = go_to_background(directory.log("up"), directory.make) if detach else lambda: None
     directory.make()
@@ -110,7 +119,7 @@ def parse_overrides(texts: list[str]) -> Overrides:
             raise InvalidRequest(f"--set {text!r}: write it as DAEMON.SETTING=VALUE, with {', '.join(_DAEMONS)}")
         field, parsed = setting_from_text(_DAEMONS[daemon], name, value)
         if field in _GIVEN:
-            raise InvalidRequest(f"--set {text!r}: `cairn up` itself says where its processes are and listen")
+            raise InvalidRequest(f"--set {text!r}: `cairn up` has options of its own for where things are and listen")
         overrides[daemon][field] = parsed
     for daemon, kind in _DAEMONS.items():
         kind(**overrides[daemon])  # checks the bounds
@@ -169,7 +178,8 @@ def _announce(directory: StateDirectory, plan: Plan, steps: Steps, output: Outpu
         print(documents.text_of(_document(directory, plan)), flush=True)
         return
     cairn = program()
-    lines = [f"{cairn} volume create --name db --size 10G", f"{cairn} volume attach db", f"{cairn} status"]
+    lines = [f"{cairn} volume create --name db --size 10G", f"{cairn} volume attach db"]
+    lines += [f"{cairn} snapshot create db --wait", f"{cairn} status"]
     if directory.path != default_state_directory().absolute():
         lines.insert(0, f"export {STATE_VARIABLE}={directory.path}")
     steps.line()
@@ -186,6 +196,8 @@ def _document(directory: StateDirectory, plan: Plan) -> documents.Document:
         "control": plan.control,
         "nbd": plan.nbd,
         "front_end": plan.front_end,
+        "snapshotd": plan.snapshotd,
+        "store": plan.store or str(directory.data("store")),
         "nodes": [{"name": each.name, "zone": each.zone, "address": each.listen} for each in plan.nodes],
         "supervisor": os.getpid(),
     }
