@@ -1,0 +1,276 @@
+"""What control asks of a front-end for snapshots: seals that happen once, barriers that hold, pins that end."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from blockstore.domain import Position, make_id
+from blockstore.rpc import control_pb2 as pb
+from blockstore.rpc import replica_pb2
+from blockstore.units import BLOCK_SIZE, MIB
+from tests.front_end_process import ServedFrontEnd, serving_front_end
+from tests.nbd_client import NbdClient, NbdError
+from tests.stack import FAST, LIMIT_S, VOLUME, Stack, in_loop, running_stack, until
+
+SIZE = 16 * MIB
+SNAPSHOTS = [make_id("snap", bytes([number]) * 9) for number in range(4)]
+GRACE_S = 0.3
+"""In which whatever is acknowledged by mistake would have been."""
+
+
+@asynccontextmanager
+async def attached(directory: Path, **settings: Any) -> AsyncIterator[tuple[Stack, ServedFrontEnd]]:
+    """A volume that is served at epoch 1."""
+    async with (
+        running_stack(directory / "nodes") as stack,
+        serving_front_end(directory / "fe", stack, **settings) as served,
+    ):
+        await served.open(stack.ticket(SIZE))
+        yield stack, served
+
+
+async def refused(call: Awaitable[Any], code: grpc.StatusCode) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await call
+    assert error.value.code() is code, error.value.details()
+
+
+async def described(served: ServedFrontEnd) -> replica_pb2.DescribeResponse:
+    """What a replica says of everything that was sent so far."""
+    attempt = next(iter(served.front_end._attachments))
+    return await attempt.volume.members.describe(attempt.volume.status().end, LIMIT_S)
+
+
+class Writer:
+    """A guest that writes without end, one request after the other on each of several blocks."""
+
+    def __init__(self, client: NbdClient, depth: int) -> None:
+        self.acked = 0
+        self._client = client
+        self._tasks = [asyncio.create_task(self._write(block)) for block in range(depth)]
+
+    async def _write(self, block: int) -> None:
+        while True:
+            await self._client.write(block * BLOCK_SIZE, os.urandom(BLOCK_SIZE))
+            self.acked += 1
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+# ---- barriers
+
+
+def test_while_it_holds_nothing_is_acknowledged_and_reads_go_on(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with attached(tmp_path) as (_, served):
+            client, reader = await served.client(), await served.client("disk")
+            writer = Writer(client, depth=16)
+            await until(lambda: writer.acked > 50, "the guest writes")
+            await served.hold(1, "barrier")
+            acked = writer.acked
+            content = await reader.read(0, MIB)
+            changes = [
+                asyncio.create_task(change)
+                for change in (reader.write(MIB, b"part"), reader.trim(2 * MIB, MIB), reader.write_zeroes(3 * MIB, 10))
+            ]
+            await asyncio.sleep(GRACE_S)
+            assert writer.acked == acked
+            assert not any(change.done() for change in changes)
+            await served.seal(1, SNAPSHOTS[0])
+            await reader.flush()
+            assert len(content) == len(await reader.read(0, MIB))
+            assert writer.acked == acked
+            assert await served.release(1, "barrier")
+            await asyncio.gather(*changes)
+            await until(lambda: writer.acked > acked + 50, "the guest goes on")
+            assert await served.release(1, "barrier"), "the same answer to the same question"
+            await writer.stop()
+
+    in_loop(test)
+
+
+def test_a_barrier_ends_by_itself_and_says_so(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with attached(tmp_path) as (_, served):
+            client = await served.client()
+            await served.hold(1, "too long", limit_s=GRACE_S)
+            began = asyncio.get_running_loop().time()
+            await client.write(0, bytes(BLOCK_SIZE))
+            assert asyncio.get_running_loop().time() - began > GRACE_S / 2
+            assert not await served.release(1, "too long")
+            await refused(served.hold(1, "too long"), grpc.StatusCode.FAILED_PRECONDITION)
+            await served.hold(1, "another")
+            await refused(served.hold(1, "a third"), grpc.StatusCode.FAILED_PRECONDITION)
+            await served.hold(1, "another")
+            assert not await served.release(1, "a third")
+            assert await served.release(1, "another")
+
+    in_loop(test)
+
+
+def test_holding_again_starts_the_limit_anew(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with attached(tmp_path) as (_, served):
+            for _ in range(5):
+                await served.hold(1, "barrier", limit_s=1.0)
+                await asyncio.sleep(0.3)
+            assert await served.release(1, "barrier")
+
+    in_loop(test)
+
+
+def test_a_volume_that_is_closed_keeps_no_guest_waiting(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with attached(tmp_path) as (_, served):
+            client = await served.client()
+            await served.hold(1, "barrier")
+            writing = asyncio.create_task(client.write(0, bytes(BLOCK_SIZE)))
+            await asyncio.sleep(GRACE_S)
+            request = pb.CloseVolumeRequest(front_end=served.front_end.id, volume=VOLUME, epoch=1)
+            await asyncio.wait_for(served.stub.CloseVolume(request), 10)
+            await writing
+            await refused(served.release(1, "barrier"), grpc.StatusCode.NOT_FOUND)
+
+    in_loop(test)
+
+
+# ---- seals
+
+
+def test_a_snapshot_is_sealed_once_and_pins_its_generation(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with attached(tmp_path) as (stack, served):
+            client = await served.client()
+            await client.write(0, b"before".ljust(BLOCK_SIZE))
+            both = await asyncio.gather(served.seal(1, SNAPSHOTS[0]), served.seal(1, SNAPSHOTS[0]))
+            assert both[0] == both[1]
+            first = both[0]
+            assert (first.generation, first.position.epoch) == (1, 1)
+            assert first.took_us > 0
+            await client.write(0, b"after".ljust(BLOCK_SIZE))
+            assert (await served.seal(1, SNAPSHOTS[1])).generation == 2
+            found = await described(served)
+            assert [(each.generation, each.argument.decode(), list(each.pins)) for each in found.sealed] == [
+                (1, SNAPSHOTS[0], [SNAPSHOTS[0].encode()]),
+                (2, SNAPSHOTS[1], [SNAPSHOTS[1].encode()]),
+            ]
+            content = stack.hosted(0).store
+            await stack.hosted(0).checkpoint()
+            assert bytes(content.read_generation(1, 0, 1)).startswith(b"before")  # type: ignore[arg-type]
+
+    in_loop(test)
+
+
+def test_after_the_front_end_was_lost_a_seal_is_found_again(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_stack(tmp_path / "nodes") as stack:
+            async with serving_front_end(tmp_path / "one", stack) as served:
+                await served.open(stack.ticket(SIZE))
+                sealed = await served.seal(1, SNAPSHOTS[0])
+            async with serving_front_end(tmp_path / "two", stack) as served:
+                await served.open(stack.ticket(SIZE))
+                again = await served.seal(2, SNAPSHOTS[0], again=True)
+                assert (again.generation, again.position.sequence) == (sealed.generation, sealed.position.sequence)
+                new = await served.seal(2, SNAPSHOTS[1], again=True)
+                assert new.generation == sealed.generation + 1
+                assert len((await described(served)).sealed) == 2
+
+    in_loop(test)
+
+
+def test_a_seal_of_which_nobody_knows_whether_it_happened_happens_once(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with attached(tmp_path, retry_limit_s=1.0) as (stack, served):
+            await stack.stop_node(1)
+            await stack.stop_node(2)
+            await refused(served.seal(1, SNAPSHOTS[0]), grpc.StatusCode.UNAVAILABLE)
+            await refused(served.seal(1, SNAPSHOTS[0]), grpc.StatusCode.UNAVAILABLE)
+            ticket = stack.ticket(SIZE)
+            await stack.start_node(1)
+            await stack.start_node(2)
+            ticket.segments[0].CopyFrom(stack.where().segments[0])
+            await served.open(ticket)
+            sealed = await served.seal(2, SNAPSHOTS[0], again=True)
+            found = await described(served)
+            assert [(each.generation, each.argument.decode()) for each in found.sealed] == [
+                (sealed.generation, SNAPSHOTS[0])
+            ]
+
+    in_loop(test)
+
+
+def test_unpinning_is_sequenced_and_may_be_repeated(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with attached(tmp_path) as (_, served):
+            generation = (await served.seal(1, SNAPSHOTS[0])).generation
+            for _ in range(2):
+                await served.unpin(1, generation, SNAPSHOTS[0])
+            assert not [pin for each in (await described(served)).sealed for pin in each.pins]
+
+    in_loop(test)
+
+
+def test_what_is_not_served_at_that_epoch_is_not_found(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with attached(tmp_path) as (_, served):
+            for call in (
+                served.seal(2, SNAPSHOTS[0]),
+                served.hold(2, "barrier"),
+                served.release(2, "barrier"),
+                served.unpin(2, 1, SNAPSHOTS[0]),
+            ):
+                await refused(call, grpc.StatusCode.NOT_FOUND)
+            await refused(served.seal(1, "snap-1"), grpc.StatusCode.INVALID_ARGUMENT)
+            await refused(served.hold(1, ""), grpc.StatusCode.INVALID_ARGUMENT)
+            await refused(served.hold(1, "b", limit_s=1000), grpc.StatusCode.INVALID_ARGUMENT)
+
+    in_loop(test)
+
+
+# ---- maintenance
+
+
+def test_under_maintenance_it_is_sealed_and_not_exported_until_a_guest_comes(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_stack(tmp_path / "nodes") as stack, serving_front_end(tmp_path / "fe", stack) as served:
+            ticket = stack.ticket(SIZE)
+            ticket.maintenance = True
+            await served.open(ticket)
+            attempt = next(iter(served.front_end._attachments))
+            assert attempt.report().state == pb.SERVING_STATE_SERVING
+            with pytest.raises(NbdError):
+                await served.client()
+            await served.hold(1, "barrier")
+            await served.seal(1, SNAPSHOTS[0])
+            assert await served.release(1, "barrier")
+            await served.open(stack.ticket(SIZE))
+            client = await served.client()
+            await client.write(0, bytes(BLOCK_SIZE))
+            await refused(served.seal(1, SNAPSHOTS[1]), grpc.StatusCode.NOT_FOUND)
+
+    in_loop(test)
+
+
+def test_the_position_of_a_seal_has_what_was_acknowledged_before_it(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with attached(tmp_path) as (_, served):
+            client = await served.client()
+            writer = Writer(client, depth=8)
+            await until(lambda: writer.acked > 20, "the guest writes")
+            attempt = next(iter(served.front_end._attachments))
+            before = attempt.volume.status().commit
+            sealed = await served.seal(1, SNAPSHOTS[0])
+            assert before < Position(sealed.position.epoch, sealed.position.sequence)  # type: ignore[arg-type]
+            assert FAST.retry_limit_s > sealed.took_us / 1e6
+            await writer.stop()
+
+    in_loop(test)
