@@ -1,14 +1,12 @@
 """Control with nodes and front-ends around it, in one process: real gRPC, real metastore.
 
 The nodes and front-ends are real servicers of their services that keep in memory which replicas and
-volumes they have, and beat as real ones do; no I/O of a guest passes here. `CrashPoints` stops
-control at its n-th step to the outside: from there on it does nothing any more, as if killed.
+volumes they have, and beat as real ones do; no I/O of a guest passes here.
 """
 
 import asyncio
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,16 +16,18 @@ import grpc
 from blockstore.config import ControlSettings
 from blockstore.control.daemon import assemble
 from blockstore.control.metastore.embedded import open_embedded
-from blockstore.control.metastore.interface import Metastore, Revision
+from blockstore.control.metastore.interface import Metastore
 from blockstore.control.peers import Peers
 from blockstore.errors import CairnError, Conflict, Fenced
-from blockstore.grpc_endpoint import Endpoint, open_channel
+from blockstore.grpc_endpoint import open_channel
 from blockstore.grpc_errors import cairn_errors
-from blockstore.rpc import control_pb2, control_pb2_grpc, replica_pb2, replica_pb2_grpc
+from blockstore.rpc import control_pb2, control_pb2_grpc, replica_pb2, replica_pb2_grpc, snapshot_pb2
 from blockstore.units import GIB, MIB
+from tests.control_beating import LIMIT_S, Beating, Stubs
+from tests.control_crashing import CrashingPeers, CrashingStore, CrashPoints
+from tests.control_seals import MemorySeals, Volumes
+from tests.control_store import MemoryDaemon
 
-LIMIT_S = 30
-BEAT_S = 0.1
 #: Long enough that a busy machine does not end a lease by accident.
 LEASE_S = 3.0
 
@@ -48,73 +48,6 @@ def settings_for(directory: Path, **changes: Any) -> ControlSettings:
     return ControlSettings(state=directory, listen="127.0.0.1:0", **values)
 
 
-# ---- stopping control
-
-
-class CrashPoints:
-    """Counts control's steps to the outside; at number `stop_at` nothing goes on any more."""
-
-    def __init__(self, stop_at: int = 0) -> None:
-        self.stop_at = stop_at
-        self.passed = 0
-        self.stopped = asyncio.Event()
-
-    async def step(self) -> None:
-        """One step is about to be made, or was just made."""
-        self.passed += 1
-        if self.stopped.is_set() or self.passed == self.stop_at:
-            self.stopped.set()
-            await asyncio.Event().wait()
-
-
-class CrashingStore:
-    """A metastore that may stop before and after each transaction."""
-
-    def __init__(self, store: Metastore, points: CrashPoints) -> None:
-        self._store = store
-        self._points = points
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    async def transact(
-        self, conditions: Mapping[str, Revision], puts: Mapping[str, bytes] | None = None, deletes: Iterable[str] = ()
-    ) -> Revision | None:
-        await self._points.step()
-        revision = await self._store.transact(conditions, puts, deletes)
-        await self._points.step()
-        return revision
-
-
-class CrashingPeers(Peers):
-    """Calls that may stop before they leave, and after they were answered."""
-
-    def __init__(self, settings: ControlSettings, points: CrashPoints) -> None:
-        super().__init__(settings)
-        self._points = points
-
-    async def create(self, *arguments: Any) -> None:
-        await self._between(super().create(*arguments))
-
-    async def delete(self, *arguments: Any) -> None:
-        await self._between(super().delete(*arguments))
-
-    async def open_volume(self, *arguments: Any) -> None:
-        await self._between(super().open_volume(*arguments))
-
-    async def close_volume(self, *arguments: Any) -> None:
-        await self._between(super().close_volume(*arguments))
-
-    async def _between(self, call: Awaitable[None]) -> None:
-        try:
-            await self._points.step()
-            await call
-            await self._points.step()
-        finally:
-            if asyncio.iscoroutine(call):
-                call.close()
-
-
 # ---- control
 
 
@@ -123,44 +56,70 @@ class Control:
     """A running control and a client of it."""
 
     address: str
-    stub: "control_pb2_grpc.ControlAsyncStub"
+    stub: Any
+    """Of both services."""
     channel: grpc.aio.Channel
     store: Metastore
 
     async def call(self, name: str, request: Any, timeout_s: float = LIMIT_S) -> Any:
-        """One call of the Control service; raises errors of the tree."""
+        """One call of either service; raises errors of the tree."""
         with cairn_errors("control"):
             return await getattr(self.stub, name)(request, timeout=timeout_s)
 
     async def create(self, size_bytes: int = GIB, **fields: Any) -> control_pb2.Volume:
-        request = control_pb2.CreateVolumeRequest(size_bytes=size_bytes, **fields)
-        with cairn_errors("control"):
-            return await self.stub.CreateVolume(request, timeout=LIMIT_S)
+        volume: control_pb2.Volume = await self.call(
+            "CreateVolume", control_pb2.CreateVolumeRequest(size_bytes=size_bytes, **fields)
+        )
+        return volume
 
     async def attach(self, volume: str, **fields: Any) -> control_pb2.Volume:
-        request = control_pb2.AttachVolumeRequest(volume=volume, **fields)
-        with cairn_errors("control"):
-            return await self.stub.AttachVolume(request, timeout=LIMIT_S)
+        attached: control_pb2.Volume = await self.call(
+            "AttachVolume", control_pb2.AttachVolumeRequest(volume=volume, **fields)
+        )
+        return attached
 
     async def detach(self, volume: str, **fields: Any) -> control_pb2.Volume:
-        request = control_pb2.DetachVolumeRequest(volume=volume, **fields)
-        with cairn_errors("control"):
-            return await self.stub.DetachVolume(request, timeout=LIMIT_S)
+        detached: control_pb2.Volume = await self.call(
+            "DetachVolume", control_pb2.DetachVolumeRequest(volume=volume, **fields)
+        )
+        return detached
 
     async def delete(self, volume: str) -> control_pb2.DeleteVolumeResponse:
-        with cairn_errors("control"):
-            return await self.stub.DeleteVolume(control_pb2.DeleteVolumeRequest(volume=volume), timeout=LIMIT_S)
+        deleted: control_pb2.DeleteVolumeResponse = await self.call(
+            "DeleteVolume", control_pb2.DeleteVolumeRequest(volume=volume)
+        )
+        return deleted
 
     async def get(self, volume: str) -> control_pb2.Volume:
-        with cairn_errors("control"):
-            return await self.stub.GetVolume(control_pb2.GetVolumeRequest(volume=volume), timeout=LIMIT_S)
+        found: control_pb2.Volume = await self.call("GetVolume", control_pb2.GetVolumeRequest(volume=volume))
+        return found
+
+    async def snapshot(self, *volumes: str, **fields: Any) -> list[snapshot_pb2.Snapshot]:
+        request = snapshot_pb2.CreateSnapshotRequest(volumes=volumes, **fields)
+        return list((await self.call("CreateSnapshot", request)).snapshots)
+
+    async def get_snapshot(self, snapshot: str) -> snapshot_pb2.Snapshot:
+        found: snapshot_pb2.Snapshot = await self.call(
+            "GetSnapshot", snapshot_pb2.GetSnapshotRequest(snapshot=snapshot)
+        )
+        return found
+
+    async def snapshots(self, volume: str = "") -> list[snapshot_pb2.Snapshot]:
+        request = snapshot_pb2.ListSnapshotsRequest(volume=volume)
+        return list((await self.call("ListSnapshots", request)).snapshots)
+
+    async def delete_snapshot(self, snapshot: str) -> snapshot_pb2.Snapshot:
+        deleting: snapshot_pb2.Snapshot = await self.call(
+            "DeleteSnapshot", snapshot_pb2.DeleteSnapshotRequest(snapshot=snapshot)
+        )
+        return deleting
 
     async def volumes(self) -> list[control_pb2.Volume]:
         return list((await self.call("ListVolumes", control_pb2.ListVolumesRequest())).volumes)
 
     async def status(self) -> control_pb2.StatusResponse:
-        with cairn_errors("control"):
-            return await self.stub.Status(control_pb2.StatusRequest(), timeout=LIMIT_S)
+        status: control_pb2.StatusResponse = await self.call("Status", control_pb2.StatusRequest())
+        return status
 
 
 @asynccontextmanager
@@ -175,7 +134,7 @@ async def control_at(directory: Path, points: CrashPoints | None = None, **chang
     reconciling = asyncio.ensure_future(reconciler.run())
     channel = open_channel(endpoint.address)
     try:
-        yield Control(endpoint.address, control_pb2_grpc.ControlStub(channel), channel, opened)
+        yield Control(endpoint.address, Stubs(channel), channel, opened)
     finally:
         await channel.close(None)
         await endpoint.stop(0)
@@ -188,56 +147,6 @@ async def control_at(directory: Path, points: CrashPoints | None = None, **chang
 # ---- what control calls
 
 
-class Beating(ABC):
-    """Registers with control and beats, as blockstore.heartbeat does, at whatever address control has now."""
-
-    id: str
-
-    def __init__(self) -> None:
-        self.control = ""
-        self.endpoint = Endpoint("127.0.0.1:0")
-        self._beats: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        await self.endpoint.start()
-        self._beats = asyncio.ensure_future(self._beat())
-
-    async def fall_silent(self) -> None:
-        """Beat no more; it serves on."""
-        if self._beats:
-            self._beats.cancel()
-            await asyncio.gather(self._beats, return_exceptions=True)
-
-    async def stop(self) -> None:
-        """Gone, without a word."""
-        await self.fall_silent()
-        await self.endpoint.stop(0)
-
-    async def _beat(self) -> None:
-        known = ""
-        while True:
-            if self.control:
-                control, channel = self.control, open_channel(self.control)
-                try:
-                    with suppress(CairnError), cairn_errors("control"):
-                        while control == self.control:
-                            stub = control_pb2_grpc.ControlStub(channel)
-                            if known != control:
-                                await self.register(stub)
-                                known = control
-                            await self.report(stub)
-                            await asyncio.sleep(BEAT_S)
-                finally:
-                    await channel.close(None)
-            await asyncio.sleep(BEAT_S)
-
-    @abstractmethod
-    async def register(self, stub: Any) -> None: ...
-
-    @abstractmethod
-    async def report(self, stub: Any) -> None: ...
-
-
 class MemoryNode(Beating, replica_pb2_grpc.ReplicaServicer):
     """A node whose replicas are names."""
 
@@ -246,6 +155,7 @@ class MemoryNode(Beating, replica_pb2_grpc.ReplicaServicer):
         self.id = f"node-{number:017x}"
         self.zone = zone or f"zone-{number}"
         self.replicas: dict[str, replica_pb2.ReplicaStatus] = {}
+        self.sources: dict[str, bytes] = {}
         self.refuses: CairnError | None = None
         self.full = False
         self.used_bytes = 0
@@ -271,6 +181,7 @@ class MemoryNode(Beating, replica_pb2_grpc.ReplicaServicer):
             raise self.refuses
         assert not request.filling
         assert request.target.configuration == 1
+        self.sources[request.target.replica] = request.source
         created = request.target.replica not in self.replicas
         if created:
             self.replicas[request.target.replica] = replica_pb2.ReplicaStatus(target=request.target, whole=True)
@@ -313,11 +224,17 @@ class Opened:
     ticket: control_pb2.OpenTicket
 
 
-class MemoryFrontEnd(Beating, control_pb2_grpc.FrontEndServicer):
-    """A front-end whose volumes are numbers: it opens at once, or ends as it is told."""
+class MemoryFrontEnd(Beating, MemorySeals, control_pb2_grpc.FrontEndServicer):
+    """A front-end whose volumes are numbers: it opens at once, or ends as it is told.
 
-    def __init__(self, number: int, instance: int = 1) -> None:
-        super().__init__()
+    hydrates: what it does, in one beat, with each volume that has a source.
+    """
+
+    def __init__(self, number: int, instance: int = 1, layers: Volumes | None = None) -> None:
+        Beating.__init__(self)
+        MemorySeals.__init__(self)
+        self.layers = Volumes() if layers is None else layers
+        self.hydrates = False
         self.id = f"fe-{number:017x}"
         self.instance = f"instance-{instance}"
         self.volumes: dict[str, Opened] = {}
@@ -325,6 +242,7 @@ class MemoryFrontEnd(Beating, control_pb2_grpc.FrontEndServicer):
         self.outcome: CairnError | None = None
         self.says: dict[str, control_pb2.VolumeReport] = {}
         self.fenced = False
+        self.current: dict[str, control_pb2.CurrentAttachment] = {}
         self.opening = asyncio.Event()
         self.may_open = asyncio.Event()
         self.may_open.set()
@@ -333,7 +251,7 @@ class MemoryFrontEnd(Beating, control_pb2_grpc.FrontEndServicer):
     async def restart(self) -> "MemoryFrontEnd":
         """The same front-end in a new process: it has nothing open."""
         await self.stop()
-        again = MemoryFrontEnd(int(self.id[3:], 16), int(self.instance.split("-")[1]) + 1)
+        again = MemoryFrontEnd(int(self.id[3:], 16), int(self.instance.split("-")[1]) + 1, self.layers)
         again.control = self.control
         await again.start()
         return again
@@ -389,7 +307,7 @@ class MemoryFrontEnd(Beating, control_pb2_grpc.FrontEndServicer):
         except Fenced:
             self.fenced = True
             raise
-        current = {each.volume: each for each in response.attachments}
+        current = self.current = {each.volume: each for each in response.attachments}
         for name in [name for name in self.volumes if name not in current]:
             del self.volumes[name]
 
@@ -400,6 +318,12 @@ class MemoryFrontEnd(Beating, control_pb2_grpc.FrontEndServicer):
         for segment in opened.ticket.segments:
             for member in segment.configuration.members:
                 serving.members.add(replica=member.replica, connected=True, whole=True)
+        if opened.ticket.HasField("source"):
+            layers = self.layers[name]
+            told = self.current.get(name)
+            layers.hydrated |= self.hydrates and not (told or opened.ticket).hydration.paused
+            serving.hydrated = layers.hydrated
+            serving.hydration.CopyFrom(control_pb2.Hydration(blocks_total=10, blocks_done=10 * layers.hydrated))
         return self.says.get(name, serving)
 
     def _check_newest(self, ticket: control_pb2.OpenTicket) -> None:
@@ -417,9 +341,11 @@ class MemoryFrontEnd(Beating, control_pb2_grpc.FrontEndServicer):
 
 @dataclass
 class Cluster:
-    """Nodes and front-ends, which outlive any control."""
+    """Nodes, front-ends and daemons, which outlive any control."""
 
     directory: Path
+    layers: Volumes = field(default_factory=Volumes)
+    daemons: list[MemoryDaemon] = field(default_factory=list)
     nodes: list[MemoryNode] = field(default_factory=list)
     front_ends: list[MemoryFrontEnd] = field(default_factory=list)
 
@@ -427,7 +353,7 @@ class Cluster:
     async def control(self, points: CrashPoints | None = None, **changes: Any) -> AsyncIterator[Control]:
         """A control that all nodes and front-ends know, and that has heard all of them."""
         async with control_at(self.directory, points, **changes) as control:
-            for each in (*self.nodes, *self.front_ends):
+            for each in (*self.nodes, *self.front_ends, *self.daemons):
                 each.control = control.address
             await until(lambda: self._is_heard(control), "all are up")
             yield control
@@ -435,7 +361,10 @@ class Cluster:
     async def _is_heard(self, control: Control) -> bool:
         status = await control.status()
         up = {node.id for node in status.nodes if node.up} | {each.id for each in status.front_ends if each.up}
-        return up == {each.id for each in (*self.nodes, *self.front_ends)}
+        if self.daemons:
+            store: snapshot_pb2.GetStoreResponse = await control.call("GetStore", snapshot_pb2.GetStoreRequest())
+            up |= {each.id for each in store.daemons if each.up}
+        return up == {each.id for each in (*self.nodes, *self.front_ends, *self.daemons)}
 
     def held(self) -> dict[str, str]:
         """Replica to node, of all replicas that exist."""
@@ -443,16 +372,17 @@ class Cluster:
 
 
 @asynccontextmanager
-async def cluster_at(directory: Path, nodes: int = 3, front_ends: int = 1) -> AsyncIterator[Cluster]:
+async def cluster_at(directory: Path, nodes: int = 3, front_ends: int = 1, daemons: int = 0) -> AsyncIterator[Cluster]:
     cluster = Cluster(directory)
     cluster.nodes = [MemoryNode.make(number) for number in range(1, nodes + 1)]
-    cluster.front_ends = [MemoryFrontEnd(number) for number in range(1, front_ends + 1)]
-    for each in (*cluster.nodes, *cluster.front_ends):
+    cluster.front_ends = [MemoryFrontEnd(number, layers=cluster.layers) for number in range(1, front_ends + 1)]
+    cluster.daemons = [MemoryDaemon(number) for number in range(1, daemons + 1)]
+    for each in (*cluster.nodes, *cluster.front_ends, *cluster.daemons):
         await each.start()
     try:
         yield cluster
     finally:
-        for each in (*cluster.nodes, *cluster.front_ends):
+        for each in (*cluster.nodes, *cluster.front_ends, *cluster.daemons):
             await each.stop()
 
 

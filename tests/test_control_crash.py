@@ -11,7 +11,8 @@ import pytest
 from blockstore.errors import CairnError, NotFound
 from blockstore.rpc import control_pb2
 from blockstore.units import GIB
-from tests.control_cluster import Cluster, Control, CrashPoints, cluster_at, expected_replicas, until
+from tests.control_cluster import Cluster, Control, cluster_at, expected_replicas, until
+from tests.control_crashing import CrashPoints
 
 TOKEN = "the-only-one"
 Work = Callable[[Control], Awaitable[object]]

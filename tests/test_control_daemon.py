@@ -19,7 +19,8 @@ from blockstore.grpc_endpoint import open_channel
 from blockstore.grpc_errors import cairn_errors
 from blockstore.rpc import control_pb2, control_pb2_grpc
 from blockstore.units import GIB
-from tests.control_cluster import LIMIT_S, Cluster, cluster_at, expected_replicas, until
+from tests.control_beating import LIMIT_S
+from tests.control_cluster import Cluster, cluster_at, expected_replicas, until
 
 _RUN = """
 import asyncio, sys

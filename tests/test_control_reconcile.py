@@ -31,7 +31,8 @@ from blockstore.domain import (
 from blockstore.errors import CairnError, NoSpace
 from blockstore.rpc.replica_pb2 import ReplicaStatus
 from blockstore.units import GIB, MIB, Epoch, Sequence
-from tests.control_cluster import LIMIT_S, settings_for, until
+from tests.control_beating import LIMIT_S
+from tests.control_cluster import settings_for, until
 
 NODE = NodeId("node-00000000000000001")
 REPLICA = ReplicaId("rep-00000000000000001")

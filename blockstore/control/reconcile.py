@@ -99,8 +99,10 @@ class Reconciler:
             while not (ended := [each for each in watching if each.done()]):
                 self._changed.clear()
                 await self._reconcile_or_wait()
+                # Not wait_for: before Python 3.12 it swallows a cancellation that comes with the change.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), self._interval_s)
+                    async with asyncio.timeout(self._interval_s):
+                        await self._changed.wait()
             ended[0].result()
         finally:
             for each in watching:
