@@ -123,3 +123,18 @@ def test_a_write_that_fails_is_told() -> None:
             await load.stop()
 
     served(test)
+
+
+def test_what_is_repeated_is_known_and_at_two_places() -> None:
+    async def test(target: NbdTarget, volume: MemoryVolume) -> None:
+        load = Load(target, SIZE)
+        load.start()
+        await load.stop()
+        assert await load.repeat(CHUNK_BYTES + 5) == CHUNK_BYTES
+        async with await NbdClient.connect(target) as client:
+            first = await client.read(0, CHUNK_BYTES)
+            assert await client.read(2 * CHUNK_BYTES, CHUNK_BYTES) == first
+        assert await load.wrong_offsets() == []
+        assert await load.repeat(CHUNK_BYTES - 1) == 0
+
+    served(test)

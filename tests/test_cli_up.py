@@ -233,9 +233,20 @@ def test_what_makes_no_sense_starts_nothing(state: StateDirectory, arguments: li
     assert not (state.path / "control").exists()
 
 
+@pytest.mark.parametrize("size", ["1", "4096", "16M1", "1.00001M"])
+def test_a_demo_that_makes_no_sense_starts_nothing(state: StateDirectory, size: str) -> None:
+    assert "--size" in cairn("demo", "--state", state.path, "--size", size, expect=2)
+    assert not state.path.exists()
+
+
 def test_the_demo(state: StateDirectory) -> None:
     found = cairn("demo", "--state", state.path, "--size", "16M", "--stop", "-o", "json")
     assert found["verified"] is True
     assert found["written_bytes"] >= 16 << 20
     assert found["running"] is False
+    first, second = found["snapshots"]
+    assert (first["state"], second["state"]) == ("completed", "completed")
+    assert first["statistics"]["deduplicated_bytes"] == 4 << 20
+    assert second["statistics"]["changed_bytes"] == 16 * 4096
+    assert (found["restored"]["name"], found["restored"]["source"]) == ("demo-restored", None)
     assert state.supervisor() is None

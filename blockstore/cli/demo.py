@@ -1,7 +1,8 @@
 """`cairn demo`: the main job from end to end on this machine, each step as it happens.
 
 Three nodes, a volume, real data through NBD, a node killed with SIGKILL while writing goes on, its
-return, and every byte read back. The cluster is left running, to try things with.
+return, and every byte read back; then snapshots, and a second volume restored from one of them. The
+cluster is left running, to try things with.
 """
 
 import json
@@ -9,6 +10,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -20,18 +23,23 @@ from blockstore.cli.client import ControlClient, run_with_control
 from blockstore.cli.daemons import CAIRN
 from blockstore.cli.demo_load import Load
 from blockstore.cli.demo_outage import IN_FLIGHT, VICTIM, kill_node, until_caught_up, until_started_again
-from blockstore.cli.options import STATE_VARIABLE, Output, OutputOption, size_bytes
+from blockstore.cli.demo_snapshot import Restored, snapshot_and_restore
+from blockstore.cli.options import STATE_VARIABLE, Output, OutputOption, S3EndpointOption, StoreOption, size_bytes
 from blockstore.cli.screen import Steps, program, say
+from blockstore.cli.snapshot_documents import snapshot
 from blockstore.cli.state_directory import StateDirectory
-from blockstore.errors import CairnError, Corrupt
+from blockstore.errors import CairnError, Corrupt, InvalidRequest
 from blockstore.rpc import control_pb2 as pb
-from blockstore.units import format_size
+from blockstore.units import BLOCK_SIZE, MIB, format_size
 
 VOLUME_NAME: Final = "demo"
 WAIT_S: Final = 60.0
+_MIN_SIZE: Final = MIB
+"""A smaller volume is written before a node can be killed."""
 
 
 def demo(
+    *,
     state: Annotated[
         Path | None, typer.Option("--state", help="Directory for the cluster.", show_default="a new one in /tmp")
     ] = None,
@@ -41,14 +49,22 @@ def demo(
     stop: Annotated[bool, typer.Option("--stop", help="Stop the cluster at the end, and remove a new directory.")] = (
         False
     ),
+    store: StoreOption = None,
+    s3_endpoint: S3EndpointOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Show the main job on this machine: three nodes, a volume, a node killed and caught up, all verified."""
+    """Show the main job on this machine: three nodes, a volume, a node killed and caught up, a snapshot, a restore.
+
+    Everything is compared with what was written. It takes less than a minute.
+    """
+    if size < _MIN_SIZE or size % BLOCK_SIZE:
+        raise InvalidRequest(f"--size {size}: the demo takes {format_size(_MIN_SIZE)} or more, a multiple of 4 KiB")
     steps = Steps(sys.stderr if output is Output.JSON else None)
     directory = StateDirectory(state or Path(tempfile.mkdtemp(prefix="cairn-demo-")))
-    cluster = _start(directory, steps, output)
+    where = [*(("--store", store) if store else ()), *(("--s3-endpoint", s3_endpoint) if s3_endpoint else ())]
+    cluster = _start(directory, where, steps, output)
     try:
-        volume, load = run_with_control(cluster["control"], lambda client: _main_job(client, directory, size, steps))
+        done = run_with_control(cluster["control"], lambda client: _main_job(client, directory, size, steps))
     except BaseException:
         _stop(directory, output)
         say(f"the logs are in {directory.path / 'log'}")
@@ -59,13 +75,22 @@ def demo(
         _check_nodes(directory, cluster, steps, output)
         if state is None:
             shutil.rmtree(directory.path)
-    _conclude(directory, volume, load, steps, stopped=stop, output=output)
+    _conclude(directory, done, steps, stopped=stop, output=output)
 
 
-def _start(directory: StateDirectory, steps: Steps, output: Output) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """The volume, what was written to it, and what its snapshots became."""
+
+    volume: pb.Volume
+    load: Load
+    restored: Restored
+
+
+def _start(directory: StateDirectory, where: list[str], steps: Steps, output: Output) -> dict[str, Any]:
     """Run `cairn up --detach`; what it says of the cluster. Raises CairnError where it did not start."""
     steps("cairn", f"starting a cluster in {directory.path}")
-    done = _cairn("up", "--detach", "--output", "json", "--state", str(directory.path), output=output)
+    done = _cairn("up", "--detach", "--output", "json", "--state", str(directory.path), *where, output=output)
     if done.returncode:
         raise CairnError(
             f"the cluster did not start (exit code {done.returncode}): see above, and {directory.path}/log"
@@ -80,15 +105,17 @@ def _stop(directory: StateDirectory, output: Output) -> None:
 
 def _check_nodes(directory: StateDirectory, cluster: dict[str, Any], steps: Steps, output: Output) -> None:
     """Verify what the stopped nodes store, and that it is the same. Raises Corrupt."""
-    digests = set()
+    digests: dict[str, set[str]] = defaultdict(set)
     for node in cluster["nodes"]:
         done = _cairn("node", "check", str(directory.data(node["name"])), "--output", "json", output=output)
         if done.returncode:
             raise Corrupt(f"the check of {node['name']} ended with exit code {done.returncode}: {done.stdout}")
         replicas = json.loads(done.stdout)["replicas"]
-        digests |= {replica["digest"] for replica in replicas}
-        steps(node["name"], f"checked while stopped: all is sound; digest of its content: {replicas[0]['digest']}")
-    if len(digests) > 1:
+        for replica in replicas:
+            digests[replica["volume"]].add(replica["digest"])
+        found = ", ".join(replica["digest"] for replica in replicas)
+        steps(node["name"], f"checked while stopped: all is sound; digests of its replicas: {found}")
+    if any(len(each) > 1 for each in digests.values()):
         raise Corrupt(f"the replicas in {directory.path} differ: please report it")
 
 
@@ -99,10 +126,8 @@ def _cairn(*arguments: str, output: Output) -> "subprocess.CompletedProcess[str]
     return subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False)
 
 
-async def _main_job(
-    client: ControlClient, directory: StateDirectory, size: int, steps: Steps
-) -> tuple[pb.Volume, Load]:
-    """All from the empty cluster to the verified volume."""
+async def _main_job(client: ControlClient, directory: StateDirectory, size: int, steps: Steps) -> _Done:
+    """All from the empty cluster to two verified volumes."""
     volume = await _create(client, size, steps)
     load = Load(nbd_uri.parse_uri(volume.attachment.uris[0]), volume.size_bytes)
     steps(
@@ -120,7 +145,8 @@ async def _main_job(
     await until_caught_up(client, volume.id, WAIT_S, lambda text: steps("status", text))
     steps("status", "all three replicas have everything")
     await _verify(volume, load, steps)
-    return await client.volume(volume.id), load
+    restored = await snapshot_and_restore(client, volume, load, steps)
+    return _Done(await client.volume(volume.id), load, restored)
 
 
 async def _create(client: ControlClient, size: int, steps: Steps) -> pb.Volume:
@@ -163,16 +189,16 @@ def _refuse(uri: str, wrong: list[int]) -> None:
         raise Corrupt(f"{uri} is not as written in {len(wrong)} places, the first at byte {wrong[0]}: please report it")
 
 
-def _conclude(
-    directory: StateDirectory, volume: pb.Volume, load: Load, steps: Steps, *, stopped: bool, output: Output
-) -> None:
-    commands = nbd_uri.commands(list(volume.attachment.uris))
+def _conclude(directory: StateDirectory, done: _Done, steps: Steps, *, stopped: bool, output: Output) -> None:
+    commands = nbd_uri.commands(list(done.volume.attachment.uris))
     if output is Output.JSON:
         document = {
             "state": str(directory.path),
-            "volume": documents.volume(volume),
-            "written_bytes": load.written_bytes,
-            "slowest_write_s": round(load.slowest_s, 3),
+            "volume": documents.volume(done.volume),
+            "written_bytes": done.load.written_bytes,
+            "slowest_write_s": round(done.load.slowest_s, 3),
+            "snapshots": [snapshot(done.restored.first), snapshot(done.restored.second)],
+            "restored": documents.volume(done.restored.volume),
             "verified": True,
             "running": not stopped,
             "commands": commands,
@@ -181,6 +207,17 @@ def _conclude(
         return
     if stopped:
         return
+    cairn, first, second = program(), done.restored.first.id, done.restored.second.id
     steps.line("\nThe cluster goes on running. Try:")
-    for line in (f"export {STATE_VARIABLE}={directory.path}", f"{program()} status", *commands, f"{program()} down"):
+    for line in (
+        f"export {STATE_VARIABLE}={directory.path}",
+        f"{cairn} status",
+        *commands,
+        f"{cairn} snapshot create {VOLUME_NAME} --wait",
+        f"{cairn} snapshot tree",
+        f"{cairn} snapshot diff {first} {second}",
+        f"{cairn} volume create --snapshot {second} --name another",
+        f"{cairn} snapshot export {second} disk.img",
+        f"{cairn} down",
+    ):
         steps.line(f"  {line}")

@@ -57,9 +57,18 @@ class Load:
             lambda: QuorumUnavailable(f"only {self.written_bytes:,} bytes were written after {limit_s:.0f} s"),
         )
 
-    async def wrong_offsets(self) -> list[int]:
-        """The offsets of chunks that read otherwise than they were written last."""
+    async def repeat(self, size_bytes: int) -> int:
+        """After `stop`: write the first chunks again over the last ones, size_bytes at most; how many bytes."""
+        starts = [offset for offset, length in self._chunks() if length == CHUNK_BYTES]
+        count = size_bytes // CHUNK_BYTES
         async with await NbdClient.connect(self._target) as client:
+            for source, place in zip(starts[:count], starts[len(starts) - count :], strict=True):
+                await self._write_chunk(client, place, await client.read(source, CHUNK_BYTES))
+        return count * CHUNK_BYTES
+
+    async def wrong_offsets(self, target: NbdTarget | None = None) -> list[int]:
+        """The offsets of chunks that read otherwise than they were written last; target: of another export."""
+        async with await NbdClient.connect(target or self._target) as client:
             return await self._compare(client.read)
 
     async def wrong_offsets_of_copy(self, nbdcopy: str, uri: str) -> list[int]:
