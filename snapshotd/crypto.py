@@ -61,7 +61,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class FrameCipher:
-    """Encrypts the frames of one pack: each number at most once (`PackWriter` sees to that)."""
+    """For the frames of one pack. Whoever makes the pack encrypts under each number once, and under no number twice."""
 
     aead: AESGCM
     prefix: bytes

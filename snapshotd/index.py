@@ -4,9 +4,8 @@ A pack is what manifests name; an object is where its frames lie just now. At fi
 Repacking copies live frames verbatim into a new object, which then holds *parts* of several packs; pack ids
 and frame numbers never change, so no manifest is rewritten. An index object says so for some objects: their
 entries, and the names of the objects that these replace. What any index replaces is void in all of them,
-whatever the order in which they are read; no clock decides. An index that takes the place of others
-(`IndexMap.merged`) carries on what they replace, as long as one of them lists it, so that it does not matter which of
-them are deleted before a crash.
+whatever the order in which they are read; no clock decides. An index that takes the place of others carries on what
+they replace, as long as anything lists it, so that it does not matter which of them are deleted before a crash.
 
 Frames of an object lie one after the other from byte 0, parts in order, numbers ascending: offsets are sums of
 lengths and are not stored. Source: docs/format.md, "Index".
@@ -191,7 +190,6 @@ class IndexMap:
         self._entries: dict[str, IndexEntry] = {}
         self._packs: dict[bytes, list[IndexEntry]] = {}
         self._replaced: set[str] = set()
-        self._listed: set[str] = set()
         for index in indexes:
             self.add(index)
 
@@ -200,7 +198,6 @@ class IndexMap:
             self._replaced.add(name)
             self._drop(name)
         for entry in index.entries:
-            self._listed.add(entry.object)
             if entry.object not in self._replaced and entry.object not in self._entries:
                 self._entries[entry.object] = entry
                 for part in entry.parts:
@@ -225,31 +222,6 @@ class IndexMap:
         """Names of objects that some index replaces."""
         return frozenset(self._replaced)
 
-    @property
-    def packs(self) -> Iterable[bytes]:
-        """The ids of all packs that are anywhere."""
-        return self._packs.keys()
-
     def objects_of(self, pack: bytes) -> Sequence[IndexEntry]:
-        """The objects that hold frames of `pack`; none where it is not known."""
+        """The objects that hold frames of `pack`: rarely more than one; none where it is not known."""
         return self._packs.get(pack, ())
-
-    def locate(self, pack: bytes, number: int) -> tuple[str, Frame] | None:
-        """(object name, frame) of one frame, or None where no index has it."""
-        for entry in self.objects_of(pack):
-            part = entry.part(pack)
-            frame = part.find(number) if part else None
-            if frame:
-                return entry.object, frame
-        return None
-
-    def merged(self) -> list[Index]:
-        """Indexes, as few as possible, that say the same as all that were added, and may take their place.
-
-        What is replaced and listed by none of them is left out: nothing can bring it back.
-        """
-        entries = list(self._entries.values())
-        replaces = sorted(self._replaced & self._listed)
-        step = MAX_INDEX_ENTRIES
-        starts = range(0, max(len(entries), len(replaces), 1), step)
-        return [Index(tuple(entries[at : at + step]), tuple(replaces[at : at + step])) for at in starts]

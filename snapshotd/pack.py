@@ -49,9 +49,10 @@ class Trailer:
 
 
 class ObjectWriter:
-    """Gathers frames that are encrypted already into one object: what repacking writes.
+    """Gathers stored frames into one object: a new pack's, or copies of frames of several packs.
 
-    The frames of one pack follow one another, in the order of their numbers. salt: 16 random bytes, never used before.
+    The frames of one pack follow one another, in the order of their numbers. salt: 16 random bytes, never used before;
+    where it makes a new pack, that is the pack's id.
     """
 
     def __init__(self, keys: DomainKeys, salt: bytes) -> None:
@@ -76,7 +77,7 @@ class ObjectWriter:
         return self._size >= PACK_SIZE or self._count >= MAX_OBJECT_FRAMES
 
     def copy(self, pack: bytes, snapshot: str, number: int, stored: bytes, hashes: Sequence[bytes]) -> None:
-        """Appends a stored frame of any pack as it is. Raises ValueError where it comes out of order, or once full."""
+        """Appends a stored frame. Raises ValueError where it comes out of order, or once full."""
         if self._finished or self.full:
             raise ValueError(f"frame {number} of pack {pack.hex()} for an object that is full or finished")
         _check_frame(pack, number, stored, hashes)
@@ -113,29 +114,6 @@ class ObjectWriter:
             digest.update(buffer)
         entry = IndexEntry(digest.hexdigest(), sum(map(len, buffers)), parts)
         return entry.object, buffers, entry
-
-
-class PackWriter(ObjectWriter):
-    """Writes a new pack: encrypts the frames that are added, numbered 0, 1, 2 …
-
-    salt: 16 random bytes, never used before; it becomes the pack's id. snapshot: what the pack is made for.
-    """
-
-    def __init__(self, keys: DomainKeys, salt: bytes, snapshot: str) -> None:
-        super().__init__(keys, salt)
-        self._snapshot = snapshot
-        self._cipher = keys.frame_cipher(salt)
-
-    @property
-    def pack(self) -> bytes:
-        """The pack's id, as manifests name it."""
-        return self._salt
-
-    def add(self, body: bytes, hashes: Sequence[bytes]) -> int:
-        """The number of the new frame. body: of `compress_frame`; hashes: of its blocks, in order of slots."""
-        number = self._count
-        self.copy(self._salt, self._snapshot, number, self._cipher.encrypt(number, body), hashes)
-        return number
 
 
 def _check_frame(pack: bytes, number: int, stored: bytes, hashes: Sequence[bytes]) -> None:

@@ -9,7 +9,7 @@ from snapshotd.crypto import DomainKeys
 from snapshotd.frame import compress_frame
 from snapshotd.index import Index, IndexEntry, decode_index, encode_index
 from snapshotd.manifest import BlockRef, Shard, decode_shard, encode_patch, encode_shard
-from snapshotd.pack import ObjectWriter, PackWriter, check_object
+from snapshotd.pack import ObjectWriter, check_object
 from snapshotd.quarantine import decode_quarantine, encode_quarantine
 from snapshotd.root import Root, Statistics, decode_root, encode_root
 
@@ -38,9 +38,10 @@ def write_pack(
     frames: list[list[bytes]], number: int = 1, keys: DomainKeys = KEYS, snapshot: str = SNAPSHOT
 ) -> tuple[str, bytes, IndexEntry]:
     """(name, bytes, entry) of a pack of these frames, under the salt of `number`."""
-    writer = PackWriter(keys, salt(number), snapshot)
-    for blocks in frames:
-        writer.add(compress_frame(blocks), [keys.block_hash(block) for block in blocks])
+    writer, cipher = ObjectWriter(keys, salt(number)), keys.frame_cipher(salt(number))
+    for at, blocks in enumerate(frames):
+        stored = cipher.encrypt(at, compress_frame(blocks))
+        writer.copy(salt(number), snapshot, at, stored, [keys.block_hash(block) for block in blocks])
     name, buffers, entry = writer.finish()
     return name, b"".join(buffers), entry
 

@@ -15,7 +15,7 @@ from snapshotd.crypto import Kind
 from snapshotd.frame import decode_frame
 from snapshotd.index import Index, decode_index, encode_index
 from snapshotd.manifest import BlockRef, build_shard, decode_shard, encode_patch, encode_shard
-from snapshotd.pack import PackWriter, check_object
+from snapshotd.pack import ObjectWriter, check_object
 from snapshotd.quarantine import decode_quarantine, encode_quarantine
 from snapshotd.root import decode_root, encode_root
 from tests.format_objects import KEYS, ROOT, SNAPSHOT, VOLUME, salt, small_shard, words
@@ -76,9 +76,10 @@ _CHANGES = {3: BlockRef(salt(3), 4, 5), 101: None, 102: None}
 
 def _written() -> dict[str, bytes]:
     """What this release makes of the same contents and salts."""
-    writer = PackWriter(KEYS, salt(21), SNAPSHOT)
-    for body, blocks in zip(_BODIES, ([words(0)], [words(1), words(2)]), strict=True):
-        writer.add(body, list(map(KEYS.block_hash, blocks)))
+    writer, cipher = ObjectWriter(KEYS, salt(21)), KEYS.frame_cipher(salt(21))
+    for number, blocks in enumerate(([words(0)], [words(1), words(2)])):
+        hashes = list(map(KEYS.block_hash, blocks))
+        writer.copy(salt(21), SNAPSHOT, number, cipher.encrypt(number, _BODIES[number]), hashes)
     _, buffers, entry = writer.finish()
     return {
         "pack": b"".join(buffers),

@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 from blockstore.errors import Corrupt
 from snapshotd.compression import compress
 from snapshotd.crypto import DomainKeys, Kind
-from snapshotd.frame import compress_frame, decode_frame
-from snapshotd.index import MAX_OBJECT_FRAMES, encode_parts, make_part
+from snapshotd.frame import MAX_STORED_FRAME, decode_frame
+from snapshotd.index import MAX_OBJECT_FRAMES, MAX_OBJECT_SIZE, encode_parts, make_part
 from snapshotd.pack import (
     FOOTER_SIZE,
     PACK_SIZE,
     ObjectWriter,
-    PackWriter,
     check_object,
     decode_trailer,
     trailer_range,
@@ -50,36 +49,27 @@ def test_the_trailer_takes_two_reads() -> None:
     assert start + length + FOOTER_SIZE == len(stored)
 
 
-def test_frames_have_numbers_in_order_and_the_pack_an_id() -> None:
-    writer = PackWriter(KEYS, salt(4), SNAPSHOT)
-    body, hashes = compress_frame([words(1)]), [KEYS.block_hash(words(1))]
-    assert [writer.add(body, hashes) for _ in range(3)] == [0, 1, 2]
-    assert writer.pack == salt(4)
-    _, buffers, _ = writer.finish()
-    assert len(set(buffers)) == 5, "the same content under another number is other bytes"
-
-
-def test_a_pack_is_full_at_its_size() -> None:
-    writer = PackWriter(KEYS, salt(1), SNAPSHOT)
-    blocks = [noise(n) for n in range(64)]
-    body, hashes = compress_frame(blocks), list(map(KEYS.block_hash, blocks))
+def test_an_object_is_full_at_its_size() -> None:
+    writer, frame = ObjectWriter(KEYS, salt(1)), bytes(MAX_STORED_FRAME)
+    hashes = [bytes([n]) * 16 for n in range(64)]
+    number = 0
     while not writer.full:
-        writer.add(body, hashes)
-    assert PACK_SIZE <= writer.size < PACK_SIZE + len(body) + 17
+        writer.copy(salt(1), SNAPSHOT, number, frame, hashes)
+        number += 1
+    assert PACK_SIZE <= writer.size < PACK_SIZE + MAX_STORED_FRAME
     with pytest.raises(ValueError, match="full or finished"):
-        writer.add(body, hashes)
+        writer.copy(salt(1), SNAPSHOT, number, frame, hashes)
     _, buffers, entry = writer.finish()
-    assert entry.size < PACK_SIZE * 1.03
-    assert sum(map(len, buffers)) == entry.size
+    assert sum(map(len, buffers)) == entry.size < MAX_OBJECT_SIZE
 
 
-def test_a_pack_is_full_at_its_number_of_frames() -> None:
+def test_an_object_is_full_at_its_number_of_frames() -> None:
     """Where everything compresses to nothing, the trailer stays bounded."""
-    writer = PackWriter(KEYS, salt(1), SNAPSHOT)
-    body = compress_frame([words(1)] * 64)
+    writer = ObjectWriter(KEYS, salt(1))
     for number in range(MAX_OBJECT_FRAMES):
         assert not writer.full
-        writer.add(body, [noise(0)[part * 16 :][:16] for part in range(number % 192, number % 192 + 64)])
+        hashes = [hashlib.md5(b"%d %d" % (number, slot)).digest() for slot in range(64)]
+        writer.copy(salt(1), SNAPSHOT, number, bytes(40), hashes)
     assert writer.full
     name, buffers, _ = writer.finish()
     stored = b"".join(buffers)
@@ -87,9 +77,9 @@ def test_a_pack_is_full_at_its_number_of_frames() -> None:
     assert len(decode_trailer(KEYS, stored[start : start + length], start, name).parts[0]) == MAX_OBJECT_FRAMES
 
 
-def test_a_finished_or_empty_object_is_not_finished() -> None:
+def test_an_object_is_finished_once_and_not_empty() -> None:
     with pytest.raises(ValueError, match="not without a frame"):
-        PackWriter(KEYS, salt(1), SNAPSHOT).finish()
+        ObjectWriter(KEYS, salt(1)).finish()
     writer = ObjectWriter(KEYS, salt(1))
     writer.copy(salt(2), SNAPSHOT, 0, bytes(100), [bytes(16)])
     writer.finish()

@@ -168,8 +168,8 @@ def test_a_quarantine_is_bound_to_its_number() -> None:
         decode_quarantine(KEYS, 6, stored)
 
 
-def test_a_quarantine_of_no_packs_is_refused() -> None:
-    with pytest.raises(ValueError, match="ids of 16 bytes"):
+def test_a_quarantine_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="of 16 bytes"):
         encode_quarantine(KEYS, 5, [bytes(15)], salt(2))
     for content in (b"\x01\0\0\0", b"\0\0\0\0x", b"\x01\0\x40\0"):
         stored = KEYS.seal(Kind.QUARANTINE, (5).to_bytes(8, "little"), compress(content), salt(1))
