@@ -48,7 +48,7 @@ class HydratingVolume:
         self.client = client
         self.map = SourceMap(client)
         self.activity = GuestActivity()
-        self.present = PresentBlocks()
+        self.present = PresentBlocks(client.block_count)
         self.fills = FillQueue(volume, self.present.add, lambda: self.activity.busy)
         self._volume = volume
         self._retry_limit_s = retry_limit_s

@@ -49,6 +49,7 @@ class Hydration:
         self._filled_before = 0
         self._why = ""
         self._task = self._loop.create_task(self._run())
+        self._task.add_done_callback(self._ended)
 
     def set(self, wanted: pb.Hydration) -> None:
         """Rate and pause, as control wants them now."""
@@ -74,6 +75,12 @@ class Hydration:
     async def close(self) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        """A defect here leaves the volume as it is: served, and in need of its source."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._why = f"the background pass failed in a way that nobody foresaw: {error!r}; attach the volume anew"
+            _log.error("hydration has ended", volume=self._volume.volume, exc_info=error)
 
     def _trouble(self) -> str:
         if self.hydrated.done():

@@ -16,17 +16,18 @@ _MAX_SHARDS: Final = 1024
 
 
 class PresentBlocks:
-    """Of one volume, by shards of its source."""
+    """Of one volume, by shards of its source, which has `block_count` blocks; beyond them nothing is remembered."""
 
-    def __init__(self) -> None:
+    def __init__(self, block_count: int) -> None:
+        self._block_count = block_count
         self._shards: OrderedDict[int, bytearray] = OrderedDict()
 
     def add(self, start: int, count: int) -> None:
         """These blocks are there."""
-        at = start
-        while at < start + count:
+        at, end = start, min(start + count, self._block_count)
+        while at < end:
             shard, first = divmod(at, SHARD_BLOCKS)
-            inside = min(start + count - at, SHARD_BLOCKS - first)
+            inside = min(end - at, SHARD_BLOCKS - first)
             set_bits(self._shard(shard), first, inside)
             at += inside
 
