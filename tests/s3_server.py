@@ -1,0 +1,140 @@
+"""A real S3 server to test against: the one that CAIRN_TEST_S3_* name, else MinIO in a process of its own.
+
+    CAIRN_TEST_S3_ENDPOINT, _BUCKET, _ACCESS_KEY, _SECRET_KEY, _REGION (us-east-1 where it is not given)
+
+Nothing that only one server has is used, but for its start: a directory in MinIO's is a bucket. Each test takes a
+prefix of its own.
+"""
+
+import http.client
+import os
+import secrets
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from blockstore.config import split_address
+from snapshotd.store_settings import StoreSettings
+from tests.programs import require_found
+from tests.proxy import free_address
+
+REGION: Final = "us-east-1"
+_START_LIMIT_S: Final = 60.0
+_STOP_LIMIT_S: Final = 20.0
+_BUILD: Final = Path(__file__).parent.parent / ".ci" / "minio"
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """Where the server is, and who may use it."""
+
+    endpoint: str
+    bucket: str
+    access_key: str
+    secret_key: str
+    region: str = REGION
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What a process needs besides its settings."""
+        return {"AWS_ACCESS_KEY_ID": self.access_key, "AWS_SECRET_ACCESS_KEY": self.secret_key}
+
+    def settings(self, prefix: str = "", **others: Any) -> StoreSettings:
+        """A store at `prefix`, or at one that nobody else has."""
+        url = f"s3://{self.bucket}/{prefix or f'test-{secrets.token_hex(8)}/store'}"
+        return StoreSettings(**{"url": url, "s3_endpoint": self.endpoint, "s3_region": self.region, **others})
+
+
+class MinioServer:
+    """A process that can be stopped and started again, at the same address and with the same data."""
+
+    def __init__(self, program: Path, directory: Path) -> None:
+        self._program = program
+        self._directory = directory
+        self._address = free_address()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.server = S3Server(f"http://{self._address}", "cairn-test", "cairn-test-user", secrets.token_hex(16))
+        (directory / "data" / self.server.bucket).mkdir(parents=True)
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT."""
+        return self._address
+
+    def start(self) -> None:
+        environment = {
+            "HOME": str(self._directory),
+            "MINIO_ROOT_USER": self.server.access_key,
+            "MINIO_ROOT_PASSWORD": self.server.secret_key,
+            "MINIO_SITE_REGION": REGION,
+            "MINIO_BROWSER": "off",
+        }
+        command = [str(self._program), "server", str(self._directory / "data"), "--address", self._address, "--quiet"]
+        with open(self._directory / "log", "ab") as log:
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        self._wait_until_serving(self._process)
+
+    def stop(self) -> None:
+        """End it, as a power cut would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(_STOP_LIMIT_S)
+            self._process = None
+
+    def _wait_until_serving(self, process: subprocess.Popen[bytes]) -> None:
+        ends = time.monotonic() + _START_LIMIT_S
+        while not _is_serving(self._address):
+            if process.poll() is not None or time.monotonic() > ends:
+                raise AssertionError(f"MinIO does not serve: {(self._directory / 'log').read_text()[-2000:]}")
+            time.sleep(0.05)
+
+
+@contextmanager
+def running_server(directory: Path) -> Iterator[S3Server]:
+    """The given server, or one with its data in `directory`."""
+    given = os.environ.get("CAIRN_TEST_S3_ENDPOINT")
+    if given:
+        yield S3Server(
+            given,
+            os.environ["CAIRN_TEST_S3_BUCKET"],
+            os.environ["CAIRN_TEST_S3_ACCESS_KEY"],
+            os.environ["CAIRN_TEST_S3_SECRET_KEY"],
+            os.environ.get("CAIRN_TEST_S3_REGION", REGION),
+        )
+        return
+    with running_minio(directory) as minio:
+        yield minio.server
+
+
+@contextmanager
+def running_minio(directory: Path) -> Iterator[MinioServer]:
+    """A MinIO of one's own, to be stopped and started."""
+    minio = MinioServer(find_minio(), directory)
+    minio.start()
+    try:
+        yield minio
+    finally:
+        minio.stop()
+
+
+def find_minio() -> Path:
+    """The server that .ci/minio made; skips the test, or fails it in CI, where there is none."""
+    path = Path(subprocess.run([_BUILD, "--path"], check=True, capture_output=True, text=True).stdout.strip())
+    require_found([] if path.exists() else ["MinIO (.ci/minio builds it)"])
+    return path
+
+
+def _is_serving(address: str) -> bool:
+    """Whether it answers as an S3 server does to a stranger, and not with 503, which it says while it starts."""
+    connection = http.client.HTTPConnection(*split_address(address), timeout=5)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().status in (200, 403)
+    except OSError:
+        return False
+    finally:
+        connection.close()
