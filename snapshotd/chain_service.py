@@ -1,0 +1,163 @@
+"""What service SnapshotStore does with whole snapshots, beside serving their blocks: verify, diff, export, and so on.
+
+Long calls stream how far they are and end with what they found. A call that is cancelled stops its work: each is
+one chain of generators, closed from here. None holds more in memory than what its module says.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+
+from blockstore.domain import SnapshotId, check_id, make_id
+from blockstore.errors import InvalidRequest, NotFound
+from blockstore.rpc import snapshot_pb2 as pb
+from snapshotd import adopt, check, prune, statistics, verify
+from snapshotd.diff import diff
+from snapshotd.export import export
+from snapshotd.import_image import Chunk, ImageFacts, import_image
+from snapshotd.keyring import Keyring
+from snapshotd.pack_store import PackStore
+from snapshotd.prune_plan import DEFAULT_REPACK_SHARE
+from snapshotd.reader import SnapshotReader
+from snapshotd.repository import Repository
+from snapshotd.root import Root
+from snapshotd.roots import Catalog
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+else:
+    Context = grpc.aio.ServicerContext
+
+#: Ranges in one message: some 20 KiB.
+_RANGES_AT_ONCE: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ChainParts:
+    """What the daemon has. cluster: its id, the owner of the repository. keyring: opens the keyring as it is now."""
+
+    repository: Repository
+    packs: PackStore
+    reader: SnapshotReader
+    catalog: Catalog
+    cluster: str
+    keyring: Callable[[], Keyring]
+
+
+class ChainService:
+    """The methods have the names and shapes of service SnapshotStore; errors leave as CairnError."""
+
+    def __init__(self, parts: ChainParts) -> None:
+        self._parts = parts
+        self._importing: set[str] = set()
+        """Snapshots that are being imported here: control does not know them yet, so prune is told by us."""
+
+    async def Verify(self, request: pb.VerifyRequest, context: Context) -> AsyncIterator[pb.VerifyResponse]:
+        work = verify.verify(
+            self._parts.repository,
+            self._parts.catalog,
+            [check_id("snap", each) for each in request.snapshots],
+            sample=request.sample or 1.0,
+            seed=secrets.token_bytes(8),
+        )
+        async with aclosing(work) as progress:
+            async for each in progress:
+                yield verify.to_message(each)
+
+    async def Diff(self, request: pb.DiffRequest, context: Context) -> AsyncIterator[pb.DiffResponse]:
+        before = await self._root(getattr(request, "from")) if getattr(request, "from") else None
+        after = await self._root(request.to)
+        ranges: list[pb.ByteRange] = []
+        async with aclosing(diff(self._parts.reader, before, after)) as found:
+            async for each in found:
+                ranges.append(pb.ByteRange(offset=each.offset, size=each.size, zero=each.zero))
+                if len(ranges) == _RANGES_AT_ONCE:
+                    yield pb.DiffResponse(ranges=ranges)
+                    ranges = []
+        if ranges:
+            yield pb.DiffResponse(ranges=ranges)
+
+    async def Export(self, request: pb.ExportRequest, context: Context) -> AsyncIterator[pb.ExportResponse]:
+        root = await self._root(request.snapshot)
+        async with aclosing(export(self._parts.reader, root, request.offset, request.size)) as pieces:
+            async for piece in pieces:
+                yield pb.ExportResponse(offset=piece.offset, data=piece.data)
+
+    async def Import(self, request_iterator: AsyncIterator[pb.ImportRequest], context: Context) -> pb.Snapshot:
+        requests = aiter(request_iterator)
+        first = await anext(requests, None)
+        if first is None:
+            raise InvalidRequest("an import begins with the image's size")
+        snapshot = make_id("snap", secrets.token_bytes(9))
+        facts = ImageFacts(snapshot, first.size_bytes, first.description, dict(first.tags), time.time_ns() // 1_000_000)
+        self._importing.add(snapshot)
+        try:
+            parts = self._parts
+            return await import_image(parts.packs, parts.reader, parts.catalog, facts, _chunks(first, requests))
+        finally:
+            self._importing.discard(snapshot)
+
+    async def Prune(self, request: pb.PruneRequest, context: Context) -> AsyncIterator[pb.PruneResponse]:
+        pruner = prune.Pruner(
+            self._parts.repository,
+            self._parts.catalog,
+            request.repack_share or DEFAULT_REPACK_SHARE,
+            lambda: frozenset(self._importing),
+        )
+        await self._parts.repository.check_owner(self._parts.cluster)
+        async with aclosing(pruner.run(dry_run=request.dry_run)) as progress:
+            async for each in progress:
+                yield prune.to_progress_message(each)
+
+    async def CheckStore(self, request: pb.CheckStoreRequest, context: Context) -> AsyncIterator[pb.CheckStoreResponse]:
+        async with aclosing(check.check(self._parts.repository, self._parts.catalog)) as progress:
+            async for each in progress:
+                yield check.to_message(each)
+
+    async def StoreStatistics(
+        self, request: pb.StoreStatisticsRequest, context: Context
+    ) -> AsyncIterator[pb.StoreStatisticsResponse]:
+        async with aclosing(statistics.statistics(self._parts.repository, self._parts.catalog)) as progress:
+            async for each in progress:
+                yield statistics.to_message(each)
+
+    async def Adopt(self, request: pb.AdoptRequest, context: Context) -> AsyncIterator[pb.AdoptResponse]:
+        repository = self._parts.repository
+        if request.force:
+            await repository.take_over(self._parts.cluster)
+        await repository.check_owner(self._parts.cluster)
+        async with aclosing(adopt.adopt(repository, self._parts.catalog)) as progress:
+            async for each in progress:
+                yield adopt.to_message(each)
+
+    async def RotateKey(self, request: pb.RotateKeyRequest, context: Context) -> pb.RotateKeyResponse:
+        if request.new_passphrase:
+            raise InvalidRequest(
+                "a passphrase that is not in the daemon's passphrase file would lock it out at its next start: write "
+                "the new one in the line above the old one, and rotate without naming it"
+            )
+        keyring = await asyncio.to_thread(self._parts.keyring)
+        count = await self._parts.repository.rotate(keyring)
+        return pb.RotateKeyResponse(key=keyring.description, rewrapped=count)
+
+    async def _root(self, snapshot: str) -> Root:
+        """The root of a completed snapshot. Raises NotFound where control knows none, Corrupt."""
+        name = SnapshotId(check_id("snap", snapshot))
+        expected = (await self._parts.catalog.roots()).completed.get(name)
+        if expected is None:
+            raise NotFound(f"there is no completed snapshot {snapshot}: see `cairn snapshot list`")
+        return await self._parts.reader.root(snapshot, expected)
+
+
+async def _chunks(first: pb.ImportRequest, others: AsyncIterator[pb.ImportRequest]) -> AsyncIterator[Chunk]:
+    if first.data:
+        yield Chunk(first.offset, first.data)
+    async for request in others:
+        if request.data:
+            yield Chunk(request.offset, request.data)

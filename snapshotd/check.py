@@ -1,0 +1,92 @@
+"""Check: whether all that snapshots refer to is there, by names and sizes; and what is there for nothing.
+
+Reads manifests, indexes and listings, and no data: `snapshotd.verify` reads that. It changes nothing: what
+nothing refers to is prune's to remove. A root that control does not know is told as a problem and never as garbage,
+because `cairn store adopt` may be about to make it known.
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from blockstore.rpc import snapshot_pb2 as pb
+from snapshotd.inventory import Inventory
+from snapshotd.layout import root_key
+from snapshotd.references import DamagedObject, Manifests, References, references_of
+from snapshotd.repository import Repository
+from snapshotd.repository_objects import KEYS_FOLDER, REPOSITORY_KEY
+from snapshotd.roots import Catalog, Roots
+from snapshotd.object_store import PROBE_FOLDER
+from snapshotd.survey import Problems, Survey, look_at_objects, read_manifests
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """done of total shards. problems and what is unreferenced: in the last one."""
+
+    done: int
+    total: int
+    problems: Problems | None = None
+    unreferenced_objects: int = 0
+    unreferenced_bytes: int = 0
+
+
+async def check(repository: Repository, catalog: Catalog) -> AsyncGenerator[Progress, None]:
+    """Check the whole store. Raises QuorumUnavailable."""
+    roots = await catalog.roots()
+    survey = Survey(sorted(roots.completed))
+    done = total = 0
+    async with aclosing(read_manifests(repository, survey, dict(roots.completed))) as manifests:
+        async for done, total in manifests:
+            yield Progress(done, total)
+    inventory = await look_at_objects(repository, survey)
+    await _note_unknown_roots(repository, roots, inventory, survey)
+    _note_strangers(inventory, survey.problems)
+    sizes = _unreferenced(inventory, survey.needed, roots)
+    yield Progress(done, total, survey.problems, len(sizes), sum(sizes))
+
+
+async def _note_unknown_roots(repository: Repository, roots: Roots, inventory: Inventory, survey: Survey) -> None:
+    """Tell of each, and count what they need as needed."""
+    manifests = Manifests(repository)
+    for snapshot in sorted(inventory.roots.keys() - roots.completed.keys() - roots.pending):
+        try:
+            root = await manifests.root(snapshot, None)
+            await references_of(manifests, root, survey.needed)
+        except DamagedObject as error:
+            survey.problems.add(
+                error.key, f"control does not know the snapshot, and it is damaged: {error}", [snapshot]
+            )
+            continue
+        message = (
+            "control does not know this snapshot: `cairn store adopt` makes it known, and prune keeps it until then"
+        )
+        survey.problems.add(root_key(snapshot), message, [snapshot])
+
+
+def _note_strangers(inventory: Inventory, problems: Problems) -> None:
+    for key in inventory.others:
+        if key != REPOSITORY_KEY and not key.startswith((KEYS_FOLDER, PROBE_FOLDER)):
+            problems.add(key, "this is no object of a repository: nothing reads it, and prune leaves it alone")
+
+
+def _unreferenced(inventory: Inventory, needed: References, roots: Roots) -> list[int]:
+    """Sizes of the objects that nothing refers to, packs of pending snapshots left out; quarantines of prunes, too."""
+    void = inventory.replaced
+    sizes = [inventory.shards[name] for name in inventory.shards.keys() - needed.shards]
+    sizes += inventory.quarantine_sizes.values()
+    for name, entry in inventory.entries.items():
+        is_pending = any(part.snapshot in roots.pending for part in entry.parts)
+        if name in void or not (is_pending or any(part.pack in needed.frames for part in entry.parts)):
+            sizes.append(inventory.objects[name])
+    return sizes
+
+
+def to_message(progress: Progress) -> pb.CheckStoreResponse:
+    """One message of the stream."""
+    return pb.CheckStoreResponse(
+        progress=pb.WorkProgress(phase="manifests", done=progress.done, total=progress.total, unit="shards"),
+        problems=progress.problems.messages() if progress.problems else (),
+        unreferenced_objects=progress.unreferenced_objects,
+        unreferenced_bytes=progress.unreferenced_bytes,
+    )
