@@ -187,7 +187,7 @@ class SnapshotdSettings(_Checked):
         "cairn-store", "Where snapshots are kept: a directory (a path or file:///DIR), or s3://BUCKET/PREFIX."
     )
     s3_endpoint: str = setting("", "URL of an S3 server other than Amazon's, such as http://127.0.0.1:9000.")
-    s3_region: str = setting("us-east-1", "Region of the bucket; most servers other than Amazon's take any.")
+    s3_region: str = setting("", "Region of the bucket, where neither the environment nor the profile says it.")
     # What other servers than Amazon's need: bucket names in host names need a wildcard in their DNS.
     s3_addressing: Addressing = setting(Addressing.PATH, "Where a request names the bucket: in its path, or its host.")
     keyring_file: Path | None = setting(

@@ -66,8 +66,13 @@ class FlightCache(Generic[Key, Value]):
                 self._flights.pop(key, None)
                 flight.task.cancel()
 
+    def drop_where(self, matches: Callable[[Key], bool]) -> None:
+        """Forget what is not so any more."""
+        for key in [key for key in self._values if matches(key)]:
+            self.drop(key)
+
     def drop(self, key: Key) -> None:
-        """Forget the value: it is no longer so."""
+        """Forget the value: it is not so any more."""
         value = self._values.pop(key, None)
         if value is not None:
             self.size_bytes -= self._size(value)

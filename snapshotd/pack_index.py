@@ -18,7 +18,7 @@ import structlog
 from blockstore.errors import Corrupt, NotFound
 from snapshotd.ahead import ahead
 from snapshotd.index import Frame, Index, IndexEntry, IndexMap, decode_index
-from snapshotd.layout import INDEXES, index_key, name_of_key
+from snapshotd.layout import INDEXES, PACKS, index_key, name_of_key
 from snapshotd.repository import Repository
 
 _log = structlog.get_logger(__name__)
@@ -31,6 +31,7 @@ class PackIndex:
         self.map = IndexMap()
         self.damaged: dict[str, Corrupt] = {}
         """What is wrong with each index object that cannot be read, by name."""
+        self._missing: frozenset[str] = frozenset()
         self._repository = repository
         self._indexes: dict[str, Index] = {}
         self._loaded = False
@@ -51,24 +52,34 @@ class PackIndex:
         assert self._refreshing is not None
         await asyncio.shield(self._refreshing)
 
-    async def locate(self, pack: bytes, number: int, *, anew: bool = False) -> tuple[str, Frame]:
-        """(object name, frame). anew: the object that was named before is gone.
-
-        Raises Corrupt where no index has it.
-        """
-        await self.load()
-        found = None if anew else self.map.locate(pack, number)
-        if found is None:
-            await self.refresh()
-            found = self.map.locate(pack, number)
-        if found is None:
-            damaged = "".join(f"; {error}" for error in self.damaged.values())
-            raise Corrupt(f"no index says where frame {number} of pack {pack.hex()} is{damaged}")
+    def locate(self, pack: bytes, number: int) -> list[tuple[str, Frame]]:
+        """(object name, frame) for each object that is said to hold it, as of the last refresh; mostly one."""
+        found = []
+        for entry in self.map.objects_of(pack):
+            part = entry.part(pack)
+            frame = part.find(number) if part else None
+            if frame is not None:
+                found.append((entry.object, frame))
         return found
 
     def holds(self, pack: bytes, number: int) -> bool:
-        """Whether that frame is anywhere, as of the last refresh."""
-        return self.map.locate(pack, number) is not None
+        """Whether that frame is anywhere, as of the last refresh and the last listing of objects."""
+        return any(name not in self._missing for name, _ in self.locate(pack, number))
+
+    def present(self) -> list[IndexEntry]:
+        """The entries whose objects were there when they were last listed."""
+        return [entry for name, entry in self.map.entries.items() if name not in self._missing]
+
+    async def list_objects(self) -> dict[str, int]:
+        """Names and sizes of all objects of frames. What indexes name and is not among them counts as gone.
+
+        An index that a late prune wrote may list what was deleted before, so only a listing that is younger than
+        the index tells.
+        """
+        named = set(self.map.entries)
+        listed = {name_of_key(info.key): info.size async for info in self._repository.store.list(PACKS)}
+        self._missing = frozenset(named - listed.keys())
+        return listed
 
     def note(self, name: str, index: Index) -> None:
         """An index object that this process has just stored."""

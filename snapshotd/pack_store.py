@@ -5,7 +5,7 @@ others that have blocks in common with it; `indexed` is what they wait for befor
 written. Index objects gather some packs each. Bounded: packs in memory (open or being uploaded), and packs
 without an index.
 
-Packs that a process stored before it died, and did not index, are found by `recover`: their trailers say for which
+Packs that a process stored before it died, and did not index, are found by `look`: their trailers say for which
 snapshot they were made, and they are taken over by whoever ships that one, and by nobody else (a prune spares the
 packs of snapshots that are pending, so nothing in their way deletes them).
 """
@@ -13,7 +13,7 @@ packs of snapshots that are pending, so nothing in their way deletes them).
 import asyncio
 import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, Final, Protocol, TypeVar
@@ -25,7 +25,7 @@ from snapshotd.ahead import ahead
 from snapshotd.crypto import SALT_SIZE
 from snapshotd.dedupe import Dedupe, Hashes
 from snapshotd.index import MAX_INDEX_ENTRIES, Index, IndexEntry, encode_index
-from snapshotd.layout import PACKS, index_key, name_of_key, pack_key
+from snapshotd.layout import index_key, pack_key
 from snapshotd.object_store import ObjectInfo
 from snapshotd.pack import FOOTER_SIZE, Trailer, decode_trailer, trailer_range
 from snapshotd.pack_index import PackIndex, frames_by_pack
@@ -66,6 +66,8 @@ class PackStore:
         self._place_free = asyncio.Condition()
         self._on_way: dict[bytes, OpenPack] = {}
         self._unindexed: dict[bytes, tuple[IndexEntry, Hashes]] = {}
+        self._orphans: dict[str, frozenset[str]] = {}
+        """Objects that no index names, and the snapshots that they were made for."""
         self._indexing = asyncio.Lock()
         self._writing = asyncio.Lock()
         self._threads = ThreadPoolExecutor(os.cpu_count() or 1, "pack")
@@ -73,6 +75,13 @@ class PackStore:
     async def in_thread(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """Work that lets the interpreter's lock go: as many at once as there are processors."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    def hold(self, frames: Mapping[bytes, Iterable[int]], quarantined: Container[bytes]) -> bool:
+        """Whether all these frames (numbers by pack) are stored, and nobody means to delete one."""
+        return all(
+            pack not in quarantined and all(self.index.holds(pack, number) for number in numbers)
+            for pack, numbers in frames.items()
+        )
 
     # ---- packs on their way
 
@@ -142,42 +151,52 @@ class PackStore:
 
     # ---- what others stored
 
-    async def refresh(self) -> None:
-        """Learn what is in the store by now: new packs' hashes from their trailers, and what is gone."""
+    async def look(self, snapshot: str = "") -> None:
+        """Learn what is in the store by now: what others stored, and what is gone.
+
+        Packs that were made for `snapshot` and that no index names are indexed: an earlier attempt left them.
+        """
         await self.index.refresh()
+        listed = await self.index.list_objects()
         await self.write_hashes()
         dedupe = self.dedupe
         async with self._writing:
             # What is in the file was indexed before, so nothing that this process just stored counts as gone.
-            frames = frames_by_pack(self.index.map.entries.values())
+            frames = frames_by_pack(self.index.present())
             gone = [pack for pack in dedupe.packs if dedupe.frames_of(pack) & ~frames.get(pack, 0)]
             await asyncio.to_thread(dedupe.forget, gone)
         new = {pack for pack, bits in frames.items() if bits & ~dedupe.frames_of(pack)}
-        entries = [each for each in self.index.map.entries.values() if any(part.pack in new for part in each.parts)]
-        async with aclosing(
-            ahead(self._read_trailer, (ObjectInfo(each.object, each.size) for each in entries))
-        ) as read:
+        entries = [each for each in self.index.present() if any(part.pack in new for part in each.parts)]
+        trailers = ahead(self._read_trailer, [ObjectInfo(each.object, each.size) for each in entries])
+        async with aclosing(trailers) as read:
             async for _, trailer in read:
                 await self._learn(trailer)
+        if snapshot:
+            await self._recover(snapshot, listed)
         await self.write_hashes()
 
-    async def recover(self, snapshot: str) -> int:
-        """Index the packs that were made for `snapshot` and that no index names: how many there were."""
+    async def _recover(self, snapshot: str, listed: Mapping[str, int]) -> None:
+        """Index those of the objects `listed` that no index names and that were made for `snapshot`."""
         known = self.index.map.entries.keys() | self.index.map.replaced
         known |= {entry.object for entry, _ in self._unindexed.values()}
-        listed = [info async for info in self.repository.store.list(PACKS)]
-        unknown = [ObjectInfo(name_of_key(info.key), info.size) for info in listed]
+        self._orphans = {name: made_for for name, made_for in self._orphans.items() if name in listed}
+        unknown = [
+            ObjectInfo(name, size)
+            for name, size in listed.items()
+            if name not in known and (name not in self._orphans or snapshot in self._orphans[name])
+        ]
         found: list[IndexEntry] = []
-        async with aclosing(ahead(self._read_trailer, (info for info in unknown if info.key not in known))) as read:
+        async with aclosing(ahead(self._read_trailer, unknown)) as read:
             async for info, trailer in read:
-                if trailer is not None and any(part.snapshot == snapshot for part in trailer.parts):
+                made_for = {part.snapshot for part in trailer.parts} if trailer else set()
+                self._orphans[info.key] = frozenset(made_for)
+                if trailer is not None and snapshot in made_for:
                     found.append(IndexEntry(info.key, info.size, trailer.parts))
                     await self._learn(trailer)
         for at in range(0, len(found), MAX_INDEX_ENTRIES):
             await self._put_index(Index(tuple(found[at : at + MAX_INDEX_ENTRIES])))
         if found:
             _log.info("packs of an earlier attempt are taken over", snapshot=snapshot, packs=len(found))
-        return len(found)
 
     async def _learn(self, trailer: Trailer | None) -> None:
         for part, hashes in zip(trailer.parts, trailer.hashes, strict=True) if trailer else ():

@@ -69,6 +69,7 @@ class SnapshotReader:
         async def load(ticket: Ticket) -> Root:
             async with ticket:
                 stored = await self.store.get(root_key(snapshot))
+            # A root of a large volume has a name for each 128 MiB of it.
             return await asyncio.to_thread(decode_root, self.repository.keys, snapshot, stored, expected)
 
         return await self._roots.get((snapshot, expected), load, background=background)
@@ -81,12 +82,12 @@ class SnapshotReader:
     async def shard_named(self, name: str, *, background: bool = False) -> Shard:
         """The shard of that name, with all that it is a patch on. Shared: not to be changed. Raises Corrupt."""
 
-        async def load(_: Ticket) -> Shard:
-            chain = [await self.stored_shard(name, background=background)]
+        async def load(ticket: Ticket) -> Shard:
+            chain = [await self.stored_shard(name, background=ticket.background)]
             while (base := chain[-1].base) is not None:
                 if len(chain) > MAX_DEPTH:
                     raise Corrupt(f"shard {name} is a patch on more than {MAX_DEPTH} others")
-                chain.append(await self.stored_shard(base, background=background))
+                chain.append(await self.stored_shard(base, background=ticket.background))
             return await asyncio.to_thread(build_shard, chain[::-1])
 
         return await self._shards.get(name, load, background=background)
@@ -122,10 +123,9 @@ class SnapshotReader:
             start, count = start + part, count - part
         return found
 
-    def forget_root(self, snapshot: str, expected: bytes | None) -> None:
+    def forget_root(self, snapshot: str) -> None:
         """It was deleted."""
-        self._roots.drop((snapshot, expected))
-        self._roots.drop((snapshot, None))
+        self._roots.drop_where(lambda key: key[0] == snapshot)
 
     # ---- content
 
@@ -165,16 +165,24 @@ class SnapshotReader:
                 task.cancel()
 
     async def _stored_frame(self, pack: bytes, number: int) -> bytes:
-        name, frame = await self.index.locate(pack, number)
-        try:
-            return await self.store.get_range(pack_key(name), frame.offset, frame.length)
-        except NotFound:
-            name, frame = await self.index.locate(pack, number, anew=True)
-        try:
-            return await self.store.get_range(pack_key(name), frame.offset, frame.length)
-        except NotFound as error:
-            message = f"pack object {name} is gone from {self.store.url}: it held frame {number} of pack {pack.hex()}"
-            raise Corrupt(message) from error
+        """From the first object that is there, of those that are said to hold it; the index may be old."""
+        await self.index.load()
+        places = self.index.locate(pack, number)
+        for is_last in (False, True):
+            for name, frame in places:
+                try:
+                    return await self.store.get_range(pack_key(name), frame.offset, frame.length)
+                except NotFound:
+                    continue
+            if not is_last:
+                await self.index.refresh()
+                places = self.index.locate(pack, number)
+        raise Corrupt(f"frame {number} of pack {pack.hex()} is gone: {self._why_gone([name for name, _ in places])}")
+
+    def _why_gone(self, names: list[str]) -> str:
+        if names:
+            return f"{' and '.join(map(pack_key, names))} in {self.store.url} should hold it"
+        return "; ".join(["no index says where it is", *map(str, self.index.damaged.values())])
 
 
 def _block(frame: Frame, ref: BlockRef) -> bytes:

@@ -7,16 +7,18 @@ stays the base's. One that changes again after it was written is patched or writ
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from blockstore.errors import Corrupt, NotFound, QuorumUnavailable
 from blockstore.units import BLOCK_SIZE
 from snapshotd.ahead import ahead
 from snapshotd.crypto import SALT_SIZE
 from snapshotd.layout import shard_key
 from snapshotd.manifest import SHARD_BLOCKS, BlockRef, Shard, encode_patch, encode_shard, should_patch
 from snapshotd.pack_store import PackStore
+from snapshotd.prune_plan import mark
 from snapshotd.reader import SnapshotReader
 from snapshotd.root import Root
 
@@ -53,6 +55,8 @@ class ShardWriter:
         """Changes that are gathered and not written."""
         self._packs = packs
         self._reader = reader
+        self._written: set[int] = set()
+        """Numbers of the shards that are not the base's."""
         self._changes: dict[int, dict[int, BlockRef | None]] = {}
 
     def set(self, block: int, ref: BlockRef | None) -> None:
@@ -73,7 +77,34 @@ class ShardWriter:
             async for each in written:
                 self._note(each)
 
+    async def lost(self, quarantined: Collection[bytes]) -> list[int]:
+        """Numbers of shards written here that somebody means to delete, or has deleted: no root named them."""
+        store = self._packs.repository.store
+        lost = []
+        for number in sorted(self._written & self.shards.keys()):
+            name = self.shards[number]
+            try:
+                if mark(name) not in quarantined:
+                    await store.get_range(shard_key(name), 0, 1)
+                    continue
+            except NotFound:
+                pass
+            lost.append(number)
+        return lost
+
+    async def write_again(self, numbers: Iterable[int]) -> None:
+        """Store these shards whole, under new names. Raises QuorumUnavailable where one cannot be read any more."""
+        for number in numbers:
+            try:
+                old = await self._reader.shard_named(self.shards[number], background=True)
+            except Corrupt as error:
+                raise QuorumUnavailable(f"a prune took a shard before the snapshot was complete: {error}") from error
+            self.shards[number], size_bytes = await self._store(old, None, None, {}, len(old))
+            self.stored_bytes += size_bytes
+
     def _note(self, written: _Written) -> None:
+        if written.stored_bytes:
+            self._written.add(written.number)
         if written.name is None:
             self.shards.pop(written.number, None)
         else:

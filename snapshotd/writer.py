@@ -14,11 +14,12 @@ import asyncio
 import dataclasses
 import secrets
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from itertools import chain
 from typing import Final
 
 from blockstore.errors import InvalidRequest, OutOfRange
-from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS
+from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, MIB
 from snapshotd import bitmap
 from snapshotd.changes import Run
 from snapshotd.crypto import SALT_SIZE, DomainKeys
@@ -43,7 +44,7 @@ _ZEROES: Final = bytes(BLOCK_SIZE)
 class _Batch:
     """What a thread made of some blocks. digests: None for a block of zeroes; found: of those stored already."""
 
-    start: int
+    runs: Sequence[Run]
     blocks: list[bytes]
     digests: list[bytes | None]
     found: dict[bytes, BlockRef]
@@ -91,10 +92,18 @@ class SnapshotWriter:
             raise OutOfRange(f"blocks {start} to {start + count} of a volume of {self._blocks}")
         for at in range(0, count, _BATCH_BLOCKS):
             part = payload[at * BLOCK_SIZE : (at + _BATCH_BLOCKS) * BLOCK_SIZE]
-            while len(self._hashing) >= _BATCHES_AHEAD:
-                await self._place_next()
-            work = self._packs.in_thread(_hash, self._packs.repository.keys, self._packs.dedupe, start + at, part)
-            self._hashing.append(asyncio.create_task(work))
+            await self.put_runs([Run(start + at, len(part) // BLOCK_SIZE)], part)
+
+    async def put_runs(self, runs: Sequence[Run], payload: bytes) -> None:
+        """The content of `runs`, at most 1 MiB in all, one after the other. Otherwise as `put_blocks`."""
+        if sum(run.length for run in runs) * BLOCK_SIZE != len(payload) or len(payload) > MIB:
+            raise InvalidRequest(f"{len(payload)} bytes for {len(runs)} runs: they must be as long, and 1 MiB at most")
+        if any(not 0 <= run.start <= run.start + run.length <= self._blocks for run in runs):
+            raise OutOfRange(f"runs {runs} of a volume of {self._blocks} blocks")
+        while len(self._hashing) >= _BATCHES_AHEAD:
+            await self._place_next()
+        work = self._packs.in_thread(_hash, self._packs.repository.keys, self._packs.dedupe, runs, payload)
+        self._hashing.append(asyncio.create_task(work))
 
     async def remove(self, start: int, count: int) -> None:
         """`count` blocks from block `start` on are all zeroes."""
@@ -113,15 +122,18 @@ class SnapshotWriter:
         await self._write_manifest()
         await self._manifest_written()
 
-    async def pause(self) -> None:
+    def pause(self) -> None:
         """Nothing more comes for a while: hold no pack open, its place serves others."""
-        await self._place_all()
         self._packer.close_pack()
+
+    async def mend_shards(self, quarantined: Collection[bytes]) -> None:
+        """Store those shards again that a prune means to delete: no root has named them so far. After `settle`."""
+        await self._shards.write_again(await self._shards.lost(quarantined))
 
     async def stale_runs(self, quarantined: Collection[bytes]) -> list[Run]:
         """The blocks that were put here and whose place is in a quarantined pack, or gone; to be put again.
 
-        After `settle`, and after a refresh of the index.
+        After `settle`, `mend_shards`, and a look at what is stored.
         """
         runs: list[Run] = []
         for number in sorted(self._put.keys() & self.shards.keys()):
@@ -184,18 +196,18 @@ class SnapshotWriter:
 
     def _place(self, batch: _Batch) -> None:
         find_recent, found, shards = self._packs.dedupe.find_recent, batch.found, self._shards
-        for block, digest, content in zip(
-            range(batch.start, batch.start + len(batch.blocks)), batch.digests, batch.blocks, strict=True
-        ):
+        numbers = chain.from_iterable(range(run.start, run.start + run.length) for run in batch.runs)
+        for block, digest, content in zip(numbers, batch.digests, batch.blocks, strict=True):
             if digest is None:
                 shards.set(block, None)
             else:
                 ref = found.get(digest) or find_recent(digest) or self._packer.add(digest, content)
                 shards.set(block, ref)
-        self._note_put(batch.start, len(batch.blocks))
+        for run in batch.runs:
+            self._note_put(run)
 
-    def _note_put(self, start: int, count: int) -> None:
-        for block in range(start, start + count):
+    def _note_put(self, run: Run) -> None:
+        for block in range(run.start, run.start + run.length):
             number, at = divmod(block, SHARD_BLOCKS)
             bits = self._put.get(number)
             if bits is None:
@@ -219,8 +231,8 @@ def _names(ref: BlockRef | None, frames: Collection[tuple[bytes, int]]) -> bool:
     return ref is not None and (ref.pack, ref.frame) in frames
 
 
-def _hash(keys: DomainKeys, dedupe: Dedupe, start: int, payload: bytes) -> _Batch:
+def _hash(keys: DomainKeys, dedupe: Dedupe, runs: Sequence[Run], payload: bytes) -> _Batch:
     blocks = [payload[at : at + BLOCK_SIZE] for at in range(0, len(payload), BLOCK_SIZE)]
     digests = [None if block == _ZEROES else keys.block_hash(block) for block in blocks]
     found = dedupe.find([digest for digest in digests if digest is not None])
-    return _Batch(start, blocks, digests, found)
+    return _Batch(runs, blocks, digests, found)

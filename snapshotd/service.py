@@ -1,0 +1,54 @@
+"""The SnapshotStore service: what front-ends fetch to hydrate volumes, and what people ask of stored snapshots.
+
+A request is bounded before anything is read for it. What is asked for a guest comes before what is asked for the
+background (snapshotd.gate); a call that its client gave up is given up here.
+"""
+
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+import xxhash
+
+from blockstore.domain import check_id
+from blockstore.errors import InvalidRequest, OutOfRange
+from blockstore.rpc import snapshot_pb2 as pb
+from blockstore.rpc import snapshot_pb2_grpc
+from blockstore.units import EXTENT_BLOCKS
+from snapshotd.crypto import NAME_SIZE
+from snapshotd.manifest import SHARD_BLOCKS
+from snapshotd.reader import SnapshotReader
+from snapshotd.root import Root
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+else:
+    Context = grpc.aio.ServicerContext
+
+#: 1 MiB: the largest payload of any message.
+MAX_FETCH_BLOCKS: Final = EXTENT_BLOCKS
+
+
+class SnapshotStoreService(snapshot_pb2_grpc.SnapshotStoreServicer):
+    """Errors leave it as CairnError; the endpoint's interceptor turns them into a status."""
+
+    def __init__(self, reader: SnapshotReader) -> None:
+        self._reader = reader
+
+    async def MapShard(self, request: pb.MapShardRequest, context: Context) -> pb.MapShardResponse:
+        root = await self._root(request.snapshot, request.root, background=False)
+        if request.shard * SHARD_BLOCKS >= max(1, root.blocks):
+            raise OutOfRange(f"shard {request.shard} of {root.snapshot}, which has {root.blocks} blocks")
+        return pb.MapShardResponse(mapped=await self._reader.mapped(root, request.shard))
+
+    async def Fetch(self, request: pb.FetchRequest, context: Context) -> pb.FetchResponse:
+        if not 0 < request.count <= MAX_FETCH_BLOCKS:
+            raise InvalidRequest(f"{request.count} blocks in one call: 1 to {MAX_FETCH_BLOCKS}")
+        root = await self._root(request.snapshot, request.root, background=request.background)
+        mapped, payload = await self._reader.read(root, request.start, request.count, background=request.background)
+        return pb.FetchResponse(mapped=mapped, payload=payload, checksum=xxhash.xxh3_64_intdigest(payload))
+
+    async def _root(self, snapshot: str, expected: bytes, *, background: bool) -> Root:
+        check_id("snap", snapshot)
+        if len(expected) != NAME_SIZE:
+            raise InvalidRequest(f"a root's hash of {len(expected)} bytes: {NAME_SIZE} are needed")
+        return await self._reader.root(snapshot, expected, background=background)

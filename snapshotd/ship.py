@@ -1,0 +1,310 @@
+"""Ships one snapshot: from the replicas of a sealed generation into the object store, until control calls it completed.
+
+The changes since the base are listed and read in order, some reads at once, from whichever replica answers; the
+base's shards are shared where nothing changed. An attempt that failed for want of somebody who answers is made again
+after a pause, and finds what the last one stored. What no second attempt would change (damage, a request that makes
+no sense) fails the snapshot, with the reason.
+
+Prune (design, section 5; snapshotd.prune): before it relies on anything stored, an attempt reads the prune number,
+then the quarantines, then what is there, and finds no block in what is quarantined or gone. The snapshot completes
+only while the number is still that one; where it moved, everything that it refers to is checked again, and what is
+quarantined by now is written anew.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import structlog
+
+from blockstore.errors import CairnError, Corrupt, Fenced, NoSpace, NotFound, QuorumUnavailable
+from blockstore.rpc import snapshot_pb2 as pb
+from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS
+from snapshotd.ahead import ahead
+from snapshotd.changes import Changes, Run, batches
+from snapshotd.control_client import ControlClient
+from snapshotd.inventory import load_quarantines
+from snapshotd.layout import root_key
+from snapshotd.pack_store import PackStore
+from snapshotd.progress import Progress
+from snapshotd.prune_plan import Marks, mark, merge_marks
+from snapshotd.reader import SnapshotReader
+from snapshotd.replicas import NodeChannels, SealedSegment
+from snapshotd.root import Root, decode_root
+from snapshotd.writer import SnapshotWriter
+
+_log = structlog.get_logger(__name__)
+
+#: Calls of 1 MiB to a node at once: enough that the next ones are there when one was hashed.
+_READS: Final = 4
+_FIRST_PAUSE_S: Final = 0.5
+_LONGEST_PAUSE_S: Final = 10.0
+#: A node that is away is waited for in the middle of an attempt; then the attempt gives its place to others.
+_PATIENCE_S: Final = 60.0
+#: A replica that has not applied the seal yet says NotFound, as one does that merged the generation away.
+_UNKNOWN_GENERATION_S: Final = 60.0
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class ShipParts:
+    """What all ships of a daemon share. attempts: as many at once, each holds some MiB."""
+
+    packs: PackStore
+    reader: SnapshotReader
+    control: ControlClient
+    channels: NodeChannels
+    call_timeout_s: float
+    attempts: asyncio.Semaphore
+
+
+class Ship:
+    """One task of control's. `run` it once; cancel that when control takes the task away."""
+
+    def __init__(self, task: pb.ShipTask, parts: ShipParts) -> None:
+        self.snapshot = task.snapshot.id
+        self.progress = Progress(asyncio.get_running_loop().time)
+        self._task = task
+        self._parts = parts
+        self._segments = [
+            SealedSegment(task.snapshot.volume, segment, parts.channels, parts.call_timeout_s)
+            for segment in task.segments
+        ]
+
+    def move(self, task: pb.ShipTask) -> None:
+        """Control says the task again, with the addresses of now."""
+        for mine, segment in zip(self._segments, task.segments, strict=False):
+            mine.move(segment)
+
+    async def run(self) -> None:
+        """Until it is completed, failed, or somebody else's."""
+        pause_s, not_found_since = _FIRST_PAUSE_S, 0.0
+        clock = asyncio.get_running_loop().time
+        while True:
+            try:
+                async with self._parts.attempts:
+                    await _Attempt(self._task, self._parts, self._segments, self.progress).carry_out()
+                return
+            except Fenced as error:
+                _log.info("another daemon ships this snapshot", snapshot=self.snapshot, error=str(error))
+                return
+            except (QuorumUnavailable, NoSpace, NotFound) as error:
+                not_found_since = (not_found_since or clock()) if isinstance(error, NotFound) else 0.0
+                if not_found_since and clock() - not_found_since > _UNKNOWN_GENERATION_S:
+                    await self._fail(str(error))
+                    return
+                self.progress.why = str(error)
+                _log.warning("shipping pauses", snapshot=self.snapshot, error=str(error), pause_s=pause_s)
+            except CairnError as error:
+                await self._fail(str(error))
+                return
+            except Exception as error:
+                _log.exception("shipping failed in a way that nobody foresaw", snapshot=self.snapshot)
+                await self._fail(f"a defect of snapshotd: {type(error).__name__}: {error}; its log says more")
+                return
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _fail(self, reason: str) -> None:
+        """Tell control, which may be away for now; it may have taken the task away meanwhile."""
+        _log.warning("the snapshot failed", snapshot=self.snapshot, reason=reason)
+        while True:
+            try:
+                await self._parts.control.fail(self.snapshot, reason)
+                return
+            except QuorumUnavailable as error:
+                self.progress.why = f"{reason}; and control cannot be told: {error}"
+            except CairnError as error:
+                _log.info("control does not take the failure", snapshot=self.snapshot, error=str(error))
+                return
+            await asyncio.sleep(_LONGEST_PAUSE_S)
+
+
+class _Attempt:
+    """One try, from the list of changes to control's word."""
+
+    def __init__(
+        self, task: pb.ShipTask, parts: ShipParts, segments: Sequence[SealedSegment], progress: Progress
+    ) -> None:
+        self._task = task
+        self._parts = parts
+        self._segments = segments
+        self._progress = progress
+        self._number = 0
+        """The prune number at which all references were last checked."""
+        self._marks: Marks = frozenset()
+        """What was in quarantine then."""
+        self._base: Root | None = None
+        self._written: tuple[Root, bytes] | None = None
+        """The root that this attempt stored, and its SHA-256."""
+
+    async def carry_out(self) -> None:
+        snapshot = self._task.snapshot
+        await self._look()
+        self._base = await self._read_base()
+        writer = SnapshotWriter(self._parts.packs, self._parts.reader, snapshot.id, snapshot.size_bytes, self._base)
+        try:
+            await self._copy_all(writer)
+            await self._complete(writer)
+        except BaseException:
+            await writer.cancel()
+            raise
+
+    # ---- blocks
+
+    async def _copy_all(self, writer: SnapshotWriter) -> None:
+        lowest, highest = self._task.base_generation + 1, self._task.snapshot.generation
+        lists = [await segment.list_changes(lowest, highest) for segment in self._segments]
+        self._progress.begin(sum(changes.count for changes in lists) * BLOCK_SIZE)
+        first = 0
+        for segment, changes in zip(self._segments, lists, strict=True):
+            await self._copy(writer, segment, first, changes)
+            first += segment.blocks
+        await writer.settle()
+        self._progress.bytes_stored = writer.stored_bytes
+
+    async def _copy(self, writer: SnapshotWriter, segment: SealedSegment, first: int, changes: Changes) -> None:
+        """first: the segment's first block in the volume."""
+
+        async def read(runs: list[Run]) -> tuple[list[Run], bytes]:
+            generation = self._task.snapshot.generation
+            return runs, await self._patiently(lambda: segment.read(generation, runs), writer)
+
+        async with aclosing(ahead(read, changes.batches(), _READS)) as parts:
+            async for runs, payload in parts:
+                await writer.put_runs([Run(first + start, length) for start, length in runs], payload)
+                self._progress.add(len(payload))
+                self._progress.bytes_stored = writer.stored_bytes
+
+    async def _patiently(self, call: Callable[[], Awaitable[Result]], writer: SnapshotWriter) -> Result:
+        """The call's result, also where nobody answers for a while: what was done so far is not done again for it."""
+        clock = asyncio.get_running_loop().time
+        give_up_at, pause_s = clock() + _PATIENCE_S, _FIRST_PAUSE_S
+        while True:
+            try:
+                return await call()
+            except QuorumUnavailable as error:
+                if clock() > give_up_at:
+                    raise
+                self._progress.why = str(error)
+            writer.pause()
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    # ---- references
+
+    async def _read_base(self) -> Root | None:
+        """Raises Corrupt where it is not what the catalog says, or gone."""
+        if not self._task.base:
+            return None
+        try:
+            return await self._parts.reader.root(self._task.base, self._task.base_root, background=True)
+        except NotFound as error:
+            raise Corrupt(f"the root of {self._task.base}, which this is a change of, is gone: retry it") from error
+
+    async def _look(self) -> None:
+        """The prune number, then the quarantines, then what is stored: in this order."""
+        self._number = (await self._parts.control.catalog.roots()).number
+        self._marks = merge_marks((await load_quarantines(self._parts.packs.repository)).values())
+        self._parts.packs.dedupe.shun(self._marks)
+        await self._parts.packs.look(self._task.snapshot.id)
+
+    async def _mend(self, writer: SnapshotWriter) -> None:
+        """Write anew what this snapshot refers to and a prune means to delete, or has deleted."""
+        await self._look()
+        await writer.mend_shards(self._marks)
+        stale = await writer.stale_runs(self._marks)
+        _log.info("references are checked again", snapshot=writer.snapshot, stale=sum(run.length for run in stale))
+        first = 0
+        for segment in self._segments:
+            end = first + segment.blocks
+            inside = (Run(run.start - first, run.length) for run in stale if first <= run.start < end)
+            for runs in batches(inside, EXTENT_BLOCKS):
+                payload = await segment.read(self._task.snapshot.generation, runs)
+                await writer.put_runs([Run(first + start, length) for start, length in runs], payload)
+            first = end
+        await writer.settle()
+
+    # ---- root
+
+    async def _complete(self, writer: SnapshotWriter) -> None:
+        catalog, control = self._parts.control.catalog, self._parts.control
+        while True:
+            while (await catalog.roots()).number != self._number:
+                await self._mend(writer)
+            root, digest = await self._root(writer)
+            try:
+                await control.complete(writer.snapshot, digest, root.statistics, self._number)
+                _log.info("snapshot is whole in the object store", snapshot=writer.snapshot, stored=writer.stored_bytes)
+                return
+            except Fenced:
+                if (await catalog.roots()).number == self._number:
+                    raise
+
+    async def _root(self, writer: SnapshotWriter) -> tuple[Root, bytes]:
+        """The stored root that stands for what was written, and its SHA-256.
+
+        One that is there already (of an attempt whose end nobody heard of, or of a daemon that was given the same
+        task) has the same content, and is taken where all that it names is safe: control may know its hash.
+        """
+        if self._written is not None and self._written[0].shards == writer.shards:
+            return self._written
+        facts = root_of(self._task.snapshot, time.time_ns() // 1_000_000)
+        if self._written is None:
+            written = await writer.finish(facts) or await self._earlier_root()
+            if written is not None:
+                self._written = written if written[0].shards == writer.shards else None
+                return written
+        if (await self._parts.control.snapshot(writer.snapshot)).state != pb.SNAPSHOT_STATE_PENDING:
+            raise Fenced(f"snapshot {writer.snapshot} is not pending any more: its root stays as it is")
+        self._written = await writer.finish(facts, replace=True)
+        assert self._written is not None
+        return self._written
+
+    async def _earlier_root(self) -> tuple[Root, bytes] | None:
+        """The root that is stored, if it is whole and nothing that it names is in quarantine or gone."""
+        repository, snapshot = self._parts.packs.repository, self._task.snapshot
+        stored = await repository.store.get(root_key(snapshot.id))
+        try:
+            root = await asyncio.to_thread(decode_root, repository.keys, snapshot.id, stored)
+            is_safe = await self._is_safe(root)
+        except Corrupt as error:
+            _log.warning("the root of an earlier attempt is written anew", snapshot=snapshot.id, error=str(error))
+            return None
+        return (root, hashlib.sha256(stored).digest()) if is_safe else None
+
+    async def _is_safe(self, root: Root) -> bool:
+        """Whether all that it names and its base does not is there, and not in quarantine. Raises Corrupt."""
+        base = self._base.shards if self._base else {}
+        for number, name in root.shards.items():
+            if base.get(number) != name:
+                if mark(name) in self._marks:
+                    return False
+                shard = await self._parts.reader.shard_named(name, background=True)
+                if not self._parts.packs.hold(shard.frames(), self._marks):
+                    return False
+        return root.size_bytes == self._task.snapshot.size_bytes
+
+
+def root_of(snapshot: pb.Snapshot, completed_at_ms: int) -> Root:
+    """What control knows of a snapshot, for its root; without shards."""
+    return Root(
+        snapshot=snapshot.id,
+        volume=snapshot.volume,
+        volume_name=snapshot.volume_name,
+        size_bytes=snapshot.size_bytes,
+        parent=snapshot.parent,
+        barrier=snapshot.barrier,
+        generation=snapshot.generation,
+        created_at_ms=snapshot.created_at_ms,
+        sealed_at_ms=snapshot.sealed_at_ms,
+        completed_at_ms=completed_at_ms,
+        pause_us=snapshot.pause_us,
+        description=snapshot.description,
+        tags=dict(snapshot.tags),
+    )

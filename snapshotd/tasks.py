@@ -1,0 +1,116 @@
+"""What this daemon does for control: keeps itself known, ships what it is given, deletes roots that nobody needs.
+
+Control's answer to each heartbeat is all that is to be shipped here: what is new in it is begun, what is missing is
+given up. An answer may be older than the end of a ship, so what ended since the question was asked is not
+begun again by it.
+"""
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from blockstore.config import SnapshotdSettings
+from blockstore.errors import CairnError
+from blockstore.heartbeat import beat
+from blockstore.rpc import snapshot_pb2 as pb
+from snapshotd.control_client import ControlClient
+from snapshotd.layout import root_key
+from snapshotd.pack_store import PackStore
+from snapshotd.reader import SnapshotReader
+from snapshotd.replicas import NodeChannels
+from snapshotd.ship import Ship, ShipParts
+
+_log = structlog.get_logger(__name__)
+
+#: Ships that read and hash at once: each holds some 20 MiB besides its packs.
+_ATTEMPTS: Final = 8
+
+
+class Tasks:
+    """`address` is where others dial this daemon; set before `run`."""
+
+    def __init__(
+        self, settings: SnapshotdSettings, packs: PackStore, reader: SnapshotReader, control: ControlClient
+    ) -> None:
+        self.address = ""
+        self._settings = settings
+        self._packs = packs
+        self._reader = reader
+        self._control = control
+        self._channels = NodeChannels()
+        attempts = asyncio.Semaphore(_ATTEMPTS)
+        self._parts = ShipParts(packs, reader, control, self._channels, settings.call_timeout_s, attempts)
+        self._ships: dict[str, tuple[Ship, asyncio.Task[None]]] = {}
+        self._ended: set[str] = set()
+        """What was shipped, or given up, since the last heartbeat was sent."""
+        self._drops: dict[str, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Until cancelled. Raises Fenced where another process has this daemon's id."""
+        await beat(self._settings.heartbeat_s, self._register, self._report)
+
+    async def close(self) -> None:
+        """Give up what is under way; it goes on with the next start, from what is stored."""
+        tasks = [*(task for _, task in self._ships.values()), *self._drops.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._channels.close()
+
+    async def _register(self) -> None:
+        repository = self._packs.repository
+        response = await self._control.register(self.address, repository.store.url, repository.id)
+        await repository.check_owner(response.cluster)
+
+    async def _report(self) -> None:
+        self._ended.clear()
+        reports = [pb.SnapshotReport(snapshot=each, progress=ship.progress.message()) for each, ship in self._running()]
+        response = await self._control.report(self.address, reports)
+        given = {task.snapshot.id: task for task in response.ship}
+        for snapshot in self._ships.keys() - given.keys():
+            _log.info("control took a snapshot away", snapshot=snapshot)
+            self._ships[snapshot][1].cancel()
+        for snapshot, task in given.items():
+            if snapshot in self._ships:
+                self._ships[snapshot][0].move(task)
+            elif snapshot not in self._ended:
+                self._begin(task)
+        for snapshot in response.drop:
+            self._begin_drop(snapshot)
+
+    def _running(self) -> list[tuple[str, Ship]]:
+        return [(snapshot, ship) for snapshot, (ship, _) in self._ships.items()]
+
+    # ---- ships
+
+    def _begin(self, task: pb.ShipTask) -> None:
+        snapshot = task.snapshot.id
+        _log.info("shipping a snapshot", snapshot=snapshot, base=task.base, generation=task.snapshot.generation)
+        ship = Ship(task, self._parts)
+        running = asyncio.create_task(ship.run())
+        self._ships[snapshot] = ship, running
+        running.add_done_callback(lambda _: self._end(snapshot, running))
+
+    def _end(self, snapshot: str, running: "asyncio.Task[None]") -> None:
+        del self._ships[snapshot]
+        self._ended.add(snapshot)
+        if not running.cancelled() and running.exception() is not None:
+            _log.error("a ship ended in a way that nobody foresaw", snapshot=snapshot, exc_info=running.exception())
+
+    # ---- roots that nobody needs
+
+    def _begin_drop(self, snapshot: str) -> None:
+        if snapshot not in self._drops:
+            task = self._drops[snapshot] = asyncio.create_task(self._drop(snapshot))
+            task.add_done_callback(lambda _: self._drops.pop(snapshot, None))
+
+    async def _drop(self, snapshot: str) -> None:
+        """Delete the root, then say so. What fails is asked for again by a later heartbeat."""
+        try:
+            await self._packs.repository.store.delete(root_key(snapshot))
+            self._reader.forget_root(snapshot)
+            await self._control.drop(snapshot)
+            _log.info("a deleted snapshot's root is gone from the object store", snapshot=snapshot)
+        except CairnError as error:
+            _log.warning("a snapshot's root is not deleted yet", snapshot=snapshot, error=str(error))
