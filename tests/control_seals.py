@@ -66,7 +66,7 @@ class MemorySeals:
     def release_too_early(self, volume: str) -> None:
         """As if the limit had passed."""
         self.broken.add(volume)
-        self.held.pop(volume)
+        self.held.pop(volume, None)
 
     async def HoldWrites(self, request: control_pb2.HoldWritesRequest, context: Any) -> control_pb2.HoldWritesResponse:
         self._begin("HoldWrites", request)

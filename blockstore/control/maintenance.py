@@ -69,10 +69,16 @@ class Upkeep:
         """Begin, go on with, and end what is to be."""
         self._hydrations.keep_only([volume.id for volume in volumes if volume.source])
         wanted = await self._wanted(volumes)
+        registered = await self._catalog.front_ends()
+        instances = {each.id: each.instance for each in registered}
         for volume in volumes:
-            if volume.maintenance:
-                await self._go_on(volume, volume.maintenance, wanted.get(volume.id))
-        front_ends = [each for each in await self._catalog.front_ends() if self._presence.is_up(each.id)]
+            if (held := volume.maintenance) is None:
+                continue
+            if volume.id in wanted and instances[held.front_end] == held.instance and self._may_be_up(held.front_end):
+                self._go_on(volume, held)
+            else:
+                await self._end(volume, held)
+        front_ends = [each for each in registered if self._presence.is_up(each.id)]
         loads, hydrating = _loads(volumes)
         for volume in volumes:
             purpose = wanted.get(volume.id)
@@ -106,6 +112,9 @@ class Upkeep:
     def _may_try(self, volume: VolumeId) -> bool:
         return asyncio.get_running_loop().time() >= self._retry_at.get(volume, 0.0)
 
+    def _may_be_up(self, front_end: FrontEndId) -> bool:
+        return self._presence.is_up(front_end) or bool(self._presence.settling_s())
+
     # ---- one volume
 
     async def _begin(self, volume: Volume, front_end: FrontEnd, purpose: Purpose) -> None:
@@ -117,11 +126,8 @@ class Upkeep:
         assert begun.maintenance is not None
         self._start_opening(begun, begun.maintenance)
 
-    async def _go_on(self, volume: Volume, held: Maintenance, purpose: Purpose | None) -> None:
-        up = self._presence.is_up(held.front_end)
-        if purpose is None or not (up or self._presence.settling_s()):
-            await self._end(volume, held)
-        elif up and held.state is MaintenanceState.OPENING:
+    def _go_on(self, volume: Volume, held: Maintenance) -> None:
+        if held.state is MaintenanceState.OPENING and self._presence.is_up(held.front_end):
             self._start_opening(volume, held)
 
     def _start_opening(self, volume: Volume, held: Maintenance) -> None:

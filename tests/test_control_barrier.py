@@ -1,0 +1,207 @@
+"""Several volumes at one instant: no write is acknowledged between the first seal and the last, or nothing was made."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blockstore.errors import CairnError, Conflict, NotFound, QuorumUnavailable
+from blockstore.rpc import control_pb2, snapshot_pb2
+from tests.control_cluster import Cluster, Control, cluster_at, until
+
+PENDING = snapshot_pb2.SNAPSHOT_STATE_PENDING
+ERROR = snapshot_pb2.SNAPSHOT_STATE_ERROR
+
+Scenario = Callable[[Cluster, Control], Awaitable[None]]
+
+
+def run(directory: Path, scenario: Scenario, *, front_ends: int = 2, **settings: Any) -> None:
+    async def all_of_it() -> None:
+        async with cluster_at(directory, 3, front_ends) as cluster, cluster.control(**settings) as control:
+            await scenario(cluster, control)
+
+    asyncio.run(all_of_it())
+
+
+async def attached(cluster: Cluster, control: Control, *names: str) -> list[str]:
+    """The ids of new volumes, attached to the front-ends in turn."""
+    ids = []
+    for index, name in enumerate(names):
+        volume = await control.create(name=name)
+        await control.attach(name, front_end=cluster.front_ends[index % len(cluster.front_ends)].id)
+        ids.append(volume.id)
+    return ids
+
+
+def write_everywhere(cluster: Cluster) -> None:
+    for front_end in cluster.front_ends:
+        for volume in front_end.volumes:
+            front_end.write(volume)
+
+
+def all_calls(cluster: Cluster, name: str) -> int:
+    return sum(call == name for front_end in cluster.front_ends for call, _ in front_end.calls)
+
+
+async def without_pins(cluster: Cluster) -> None:
+    async def is_so() -> bool:
+        return not any(layers.pins for layers in cluster.layers.values())
+
+    await until(is_so, f"no pin is left: {dict(cluster.layers)}")
+
+
+def test_all_are_sealed_at_one_instant_and_go_on(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        ids = await attached(cluster, control, "a", "b", "c")
+        for front_end in cluster.front_ends:
+            for name in ("HoldWrites", "SealVolume", "ReleaseWrites"):
+                # Guests write all the time; what passes is what is not held.
+                front_end.hooks[name] = lambda request: write_everywhere(cluster)
+        made = await control.snapshot("a", "b", "c", description="d")
+        assert [each.volume for each in made] == ids
+        assert [each.state for each in made] == [PENDING] * 3
+        assert len({each.barrier for each in made}) == 1
+        assert made[0].barrier
+        assert all(each.pause_us > 0 and each.generation == 1 for each in made)
+        sealed = {each.volume: cluster.layers[each.volume].sealed[each.id][1] for each in made}
+        written = {volume: cluster.layers[volume].writes for volume in ids}
+        assert all_calls(cluster, "HoldWrites") == all_calls(cluster, "ReleaseWrites") == 3
+        for front_end in cluster.front_ends:
+            assert front_end.held == {}
+            order = [name for name, _ in front_end.calls]
+            assert order == sorted(order, key=["HoldWrites", "SealVolume", "ReleaseWrites"].index)
+        # From the first seal to the last no guest's write got through, on any volume.
+        assert all(sealed[volume] <= written[volume] for volume in ids)
+        assert max(cluster.layers[volume].writes - sealed[volume] for volume in ids) <= 2
+        assert {each.id for each in await control.snapshots()} == {each.id for each in made}
+
+    run(tmp_path, scenario)
+
+
+def test_no_write_gets_through_between_two_seals(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        ids = await attached(cluster, control, "a", "b")
+        acknowledged: list[str] = []
+
+        def write(request: control_pb2.SealVolumeRequest) -> None:
+            acknowledged.extend(
+                volume for front_end in cluster.front_ends for volume in front_end.volumes if front_end.write(volume)
+            )
+
+        for front_end in cluster.front_ends:
+            front_end.hooks["SealVolume"] = write
+        await control.snapshot(*ids)
+        assert all_calls(cluster, "SealVolume") == 2
+        assert acknowledged == []
+        write_everywhere(cluster)
+        assert [cluster.layers[volume].writes for volume in ids] == [1, 1]
+
+    run(tmp_path, scenario)
+
+
+def test_detached_volumes_may_be_among_them(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        await attached(cluster, control, "a")
+        await control.create(name="b")
+        made = await control.snapshot("b", "a")
+        assert [each.state for each in made] == [PENDING] * 2
+        assert (await control.get("b")).state == control_pb2.VOLUME_STATE_AVAILABLE
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("call", ["HoldWrites", "SealVolume", "ReleaseWrites"])
+@pytest.mark.parametrize("where", ["fails", "then_fails"])
+@pytest.mark.parametrize("error", [QuorumUnavailable("too slow"), Conflict("another barrier"), NotFound("moved")])
+def test_when_any_call_fails_none_is_made_all_go_on_and_no_pin_stays(
+    tmp_path: Path, call: str, where: str, error: CairnError
+) -> None:
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        await attached(cluster, control, "a", "b")
+        getattr(cluster.front_ends[1], where)[call] = error
+        made = await control.snapshot("a", "b")
+        assert [each.state for each in made] == [ERROR] * 2
+        assert all(str(error) in each.reason and "create it again" in each.reason for each in made)
+        assert all_calls(cluster, "ReleaseWrites") == 2
+        assert all_calls(cluster, "HoldWrites") == 2
+        getattr(cluster.front_ends[1], where).clear()
+        assert cluster.front_ends[0].held == {}
+        await without_pins(cluster)
+        cluster.front_ends[1].held.clear()  # What a front-end does by itself when the limit has passed.
+        assert [each.state for each in await control.snapshot("a", "b")] == [PENDING] * 2
+
+    run(tmp_path, scenario)
+
+
+def test_a_volume_that_was_released_too_early_spoils_it(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        one, other = await attached(cluster, control, "a", "b")
+        front_end = cluster.front_ends[1]
+        front_end.hooks["SealVolume"] = lambda request: front_end.release_too_early(other)
+        made = await control.snapshot("a", "b")
+        assert [each.state for each in made] == [ERROR] * 2
+        assert all(other in each.reason for each in made)
+        assert len(cluster.layers[one].sealed) == len(cluster.layers[other].sealed) == 1
+        await without_pins(cluster)
+
+    run(tmp_path, scenario)
+
+
+def test_a_volume_that_is_taken_over_in_the_middle_spoils_it(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        ids = await attached(cluster, control, "a", "b")
+        front_end = cluster.front_ends[1]
+        # A new epoch there, between the hold and the seal: the guest of the new one was never held.
+        front_end.hooks["HoldWrites"] = lambda request: setattr(front_end.volumes[ids[1]], "epoch", 7)
+        made = await control.snapshot("a", "b")
+        assert [each.state for each in made] == [ERROR] * 2
+        assert "epoch" in made[0].reason
+
+    run(tmp_path, scenario)
+
+
+def test_barriers_that_share_volumes_do_not_break_each_other(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        await attached(cluster, control, "a", "b", "c")
+        made = await asyncio.gather(
+            control.snapshot("a", "b"), control.snapshot("b", "c"), control.snapshot("c", "a"), control.snapshot("b")
+        )
+        assert [each.state for group in made for each in group] == [PENDING] * 7
+        assert len({group[0].barrier for group in made}) == 4
+
+    run(tmp_path, scenario)
+
+
+def test_one_that_control_was_killed_in_is_in_error_released_and_leaves_no_pin(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with cluster_at(tmp_path, 3, 2) as cluster:
+            stuck = asyncio.Event()
+            cluster.front_ends[1].hooks["SealVolume"] = lambda request: stuck.set()
+            cluster.front_ends[1].then_fails["SealVolume"] = QuorumUnavailable("never heard")
+            for front_end in cluster.front_ends:
+                front_end.fails["ReleaseWrites"] = QuorumUnavailable("never heard")
+            async with cluster.control() as control:
+                await attached(cluster, control, "a", "b")
+                creating = asyncio.ensure_future(control.snapshot("a", "b", client_token="t"))
+                await stuck.wait()
+                # As if killed before the end was kept: the records say no more than that it was begun.
+                begun = {each.key: each.value for each in (await control.store.list("snapshots/")).items}
+                await asyncio.gather(creating, return_exceptions=True)
+                current = {each.key: each for each in (await control.store.list("snapshots/")).items}
+                pins = [each.key for each in (await control.store.list("pins/")).items]
+                assert len(begun) == 2
+                await control.store.transact({each: current[each].revision for each in begun}, begun, pins)
+            for front_end in cluster.front_ends:
+                front_end.fails.clear()
+                front_end.then_fails.clear()
+                assert front_end.held
+            async with cluster.control() as control:
+                made = await control.snapshot("a", "b", client_token="t")
+                assert [each.state for each in made] == [ERROR] * 2
+                assert all("control was restarted" in each.reason for each in made)
+                assert [front_end.held for front_end in cluster.front_ends] == [{}, {}]
+                await without_pins(cluster)
+
+    asyncio.run(scenario())
