@@ -9,6 +9,7 @@ how many are below it. Which part of which volume a shard is does not matter to 
 In memory a shard is one number a block (256 KiB), whatever it maps. Source: docs/format.md, "Shards".
 """
 
+import operator
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -237,48 +238,49 @@ def _cell(ref: BlockRef | None, numbers: dict[bytes, int]) -> int:
 def _encode(
     keys: DomainKeys, head: bytes, cells: Iterable[tuple[int, int]], packs: Sequence[bytes], salt: bytes
 ) -> tuple[str, bytes]:
-    used, runs = _only_used(packs, list(_gather(cells)))
-    chunks = [head, len(used).to_bytes(2, "little"), *used, len(runs).to_bytes(2, "little")]
-    ends = [0, *(run.start + run.length for run in runs)]
-    chunks.append(column([run.start - end for run, end in zip(runs, ends, strict=False)], 2))
-    chunks.append(column([run.length for run in runs], 2))
-    chunks.append(column([run.pack for run in runs], 2))
-    chunks.append(column(_steps(runs), 4))
+    starts, lengths, firsts = _gather(cells)
+    used, numbers = _only_used([first >> _PACK_SHIFT for first in firsts])
+    ends = [0, *map(operator.add, starts, lengths)]
+    chunks = [head, len(used).to_bytes(2, "little"), *(packs[number - 1] for number in used)]
+    chunks += [len(starts).to_bytes(2, "little"), column([*map(operator.sub, starts, ends)], 2)]
+    chunks += [column(lengths, 2), column(numbers, 2), column(_steps(lengths, firsts), 4)]
     stored = keys.seal(Kind.SHARD, b"", compress(b"".join(chunks)), salt)
     return name_of(stored), stored
 
 
-def _gather(cells: Iterable[tuple[int, int]]) -> Iterator[_Run]:
-    """The runs of (block, cell) in order of the blocks."""
-    start = length = first = 0
-    for block, cell in cells:
-        if length and block == start + length and cell == (first + length if first else _REMOVED):
-            length += 1
-            continue
-        if length:
-            yield _Run(start, length, first >> _PACK_SHIFT, first & _POSITION_MASK)
-        start, length, first = block, 1, cell
-    if length:
-        yield _Run(start, length, first >> _PACK_SHIFT, first & _POSITION_MASK)
+def _gather(cells: Iterable[tuple[int, int]]) -> tuple[list[int], list[int], list[int]]:
+    """The runs of (block, cell) in order of the blocks: where they start, their lengths, their first cells."""
+    starts: list[int] = []
+    lengths: list[int] = []
+    firsts: list[int] = []
+    expected = (-1, 0)
+    for at in cells:
+        if at == expected:
+            lengths[-1] += 1
+        else:
+            starts.append(at[0])
+            lengths.append(1)
+            firsts.append(at[1])
+        block, cell = at
+        expected = (block + 1, cell + 1 if cell else _REMOVED)
+    return starts, lengths, firsts
 
 
-def _only_used(packs: Sequence[bytes], runs: Sequence[_Run]) -> tuple[list[bytes], list[_Run]]:
-    """The packs that runs name, in the order in which they first do, and the runs with numbers in that table."""
-    numbers = {_REMOVED: _REMOVED}
-    for run in runs:
-        if run.pack not in numbers:
-            numbers[run.pack] = len(numbers)
-    used = [packs[number - 1] for number in numbers if number != _REMOVED]
-    return used, [run._replace(pack=numbers[run.pack]) for run in runs]
+def _only_used(packs: list[int]) -> tuple[list[int], list[int]]:
+    """(the packs that runs have, each once, in order; of each run its pack's place there, from 1, or removed)."""
+    used = [number for number in dict.fromkeys(packs) if number != _REMOVED]
+    places = {number: place for place, number in enumerate(used, 1)} | {_REMOVED: _REMOVED}
+    return used, [places[number] for number in packs]
 
 
-def _steps(runs: Iterable[_Run]) -> list[int]:
+def _steps(lengths: list[int], firsts: list[int]) -> list[int]:
     """Of each run its position less that behind the last run of the same pack (at first 0), modulo 2^32."""
     ends: dict[int, int] = {}
     steps = []
-    for run in runs:
-        steps.append((run.position - ends.get(run.pack, 0)) & _POSITION_MASK if run.pack else 0)
-        ends[run.pack] = run.position + run.length
+    for length, first in zip(lengths, firsts, strict=True):
+        pack = first >> _PACK_SHIFT
+        steps.append(first - ends.get(pack, pack << _PACK_SHIFT) & _POSITION_MASK if pack else 0)
+        ends[pack] = first + length
     return steps
 
 
