@@ -18,9 +18,10 @@ import structlog
 from blockstore.config import Addressing, SnapshotdSettings
 from blockstore.daemon import stop_signals, write_address
 from blockstore.domain import check_id, make_id
-from blockstore.errors import Conflict, Fenced, NotFound, QuorumUnavailable
+from blockstore.errors import Conflict, NotFound, QuorumUnavailable
 from blockstore.grpc_endpoint import Endpoint
 from blockstore.rpc import snapshot_pb2, snapshot_pb2_grpc
+from snapshotd.chain_service import ChainParts
 from snapshotd.control_client import ControlClient
 from snapshotd.dedupe import Dedupe
 from snapshotd.object_store import ObjectStore
@@ -44,7 +45,7 @@ _NO_REPOSITORY: Final = "none yet"
 async def run(settings: SnapshotdSettings) -> int:
     """Serve until SIGTERM or SIGINT; returns 0.
 
-    Raises Conflict where the directory or the address is in use, or the repository is another cluster's;
+    Raises Conflict where the directory or the address is in use, or the cluster's snapshots are in another repository;
     InvalidRequest where the store or the key is refused; Fenced where another process runs with this daemon's id.
     """
     stopped = stop_signals()
@@ -68,16 +69,19 @@ async def _serve(settings: SnapshotdSettings, stack: AsyncExitStack) -> None:
     stack.push_async_callback(control.close)
     store = await _open_store(settings)
     stack.push_async_callback(store.close)
-    repository = await _open_repository(settings, store, control)
+    repository, cluster = await _open_repository(settings, store, control)
     index = PackIndex(repository)
     reader = SnapshotReader(repository, settings.cache_bytes, index)
     identity = (repository.id + repository.keys.domain.hex()).encode()
     dedupe = await asyncio.to_thread(Dedupe, settings.state / "hashes", identity)
     packs = PackStore(repository, index, dedupe, settings.uploads, settings.zstd_level)
     stack.push_async_callback(packs.close)
-    tasks = Tasks(settings, packs, reader, control)
+    tasks = Tasks(settings, packs, reader, control, cluster)
     stack.push_async_callback(tasks.close)
-    snapshot_pb2_grpc.add_SnapshotStoreServicer_to_server(SnapshotStoreService(reader), endpoint.server)
+    chain = ChainParts(
+        repository, packs, reader, control.catalog, cluster, lambda: open_keyring(store_settings(settings))
+    )
+    snapshot_pb2_grpc.add_SnapshotStoreServicer_to_server(SnapshotStoreService(chain), endpoint.server)
     endpoint.add_names([snapshot_pb2.DESCRIPTOR.services_by_name["SnapshotStore"].full_name])
     await endpoint.start()
     stack.push_async_callback(endpoint.stop, _GRACE_S)
@@ -134,36 +138,52 @@ async def _open_store(settings: SnapshotdSettings) -> ObjectStore:
         await asyncio.sleep(_PAUSE_S)
 
 
-async def _open_repository(settings: SnapshotdSettings, store: ObjectStore, control: ControlClient) -> Repository:
-    """The cluster's repository; made where there is none. Raises Conflict where it is another cluster's."""
+async def _open_repository(
+    settings: SnapshotdSettings, store: ObjectStore, control: ControlClient
+) -> tuple[Repository, str]:
+    """The repository in the store, made where there is none, and the name of this cluster.
+
+    One of another cluster is opened, too: to be read, and for `cairn store adopt --force`. Nothing is written to it.
+    """
     keyring = await asyncio.to_thread(open_keyring, store_settings(settings), create=True)
     known = settings.state / "cluster"
     try:
         repository = await open_repository(store, keyring, "", create=False, any_owner=True)
     except NotFound:
-        cluster = await _ask_cluster(control, store, _NO_REPOSITORY)
-        repository = await open_repository(store, keyring, cluster, create=True)
+        cluster = await _ask_cluster(control, store, _NO_REPOSITORY, "")
+        repository = await open_repository(store, keyring, cluster, create=True, any_owner=True)
     else:
-        is_known = known.exists() and known.read_text().strip() == repository.owner
-        cluster = repository.owner if is_known else await _ask_cluster(control, store, repository.id)
-        await repository.check_owner(cluster)
+        cluster = await _ask_cluster(control, store, repository.id, _read(known))
     _write(known, cluster)
-    return repository
+    if repository.owner != cluster:
+        _log.error(
+            "the object store belongs to another cluster, and nothing is written to it; if that one is gone for good, "
+            "take it over with `cairn store adopt --force`",
+            store=store.url,
+            owner=repository.owner,
+            cluster=cluster,
+        )
+    return repository, cluster
 
 
-async def _ask_cluster(control: ControlClient, store: ObjectStore, repository: str) -> str:
-    """The name of control's cluster. It is waited for: without it nobody knows whose the store is.
+async def _ask_cluster(control: ControlClient, store: ObjectStore, repository: str, known: str) -> str:
+    """The name of control's cluster; where control does not answer, the `known` one, else (empty) it is waited for.
 
     The address that is told is nobody's: the service starts when the repository is open, and registers anew.
     """
     while True:
         try:
             return (await control.register("127.0.0.1:1", store.url, repository)).cluster
-        except Fenced:
-            raise
         except QuorumUnavailable as error:
+            if known:
+                return known
             _log.warning("control does not answer; without it the store's owner is not known", error=str(error))
         await asyncio.sleep(_PAUSE_S)
+
+
+def _read(path: Path) -> str:
+    """What the file holds, empty where there is none."""
+    return path.read_text().strip() if path.exists() else ""
 
 
 def _write(path: Path, text: str) -> None:

@@ -14,9 +14,9 @@ from blockstore.errors import InvalidRequest, OutOfRange
 from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.rpc import snapshot_pb2_grpc
 from blockstore.units import EXTENT_BLOCKS
+from snapshotd.chain_service import ChainParts, ChainService
 from snapshotd.crypto import NAME_SIZE
 from snapshotd.manifest import SHARD_BLOCKS
-from snapshotd.reader import SnapshotReader
 from snapshotd.root import Root
 
 if TYPE_CHECKING:
@@ -28,14 +28,15 @@ else:
 MAX_FETCH_BLOCKS: Final = EXTENT_BLOCKS
 
 
-class SnapshotStoreService(snapshot_pb2_grpc.SnapshotStoreServicer):
-    """Errors leave it as CairnError; the endpoint's interceptor turns them into a status."""
+class SnapshotStoreService(ChainService, snapshot_pb2_grpc.SnapshotStoreServicer):
+    """Blocks here, whole snapshots in ChainService. Errors leave it as CairnError; the endpoint translates them."""
 
-    def __init__(self, reader: SnapshotReader) -> None:
-        self._reader = reader
+    def __init__(self, parts: ChainParts) -> None:
+        super().__init__(parts)
+        self._reader = parts.reader
 
     async def MapShard(self, request: pb.MapShardRequest, context: Context) -> pb.MapShardResponse:
-        root = await self._root(request.snapshot, request.root, background=False)
+        root = await self._served_root(request.snapshot, request.root, background=False)
         if request.shard * SHARD_BLOCKS >= max(1, root.blocks):
             raise OutOfRange(f"shard {request.shard} of {root.snapshot}, which has {root.blocks} blocks")
         return pb.MapShardResponse(mapped=await self._reader.mapped(root, request.shard))
@@ -43,11 +44,11 @@ class SnapshotStoreService(snapshot_pb2_grpc.SnapshotStoreServicer):
     async def Fetch(self, request: pb.FetchRequest, context: Context) -> pb.FetchResponse:
         if not 0 < request.count <= MAX_FETCH_BLOCKS:
             raise InvalidRequest(f"{request.count} blocks in one call: 1 to {MAX_FETCH_BLOCKS}")
-        root = await self._root(request.snapshot, request.root, background=request.background)
+        root = await self._served_root(request.snapshot, request.root, background=request.background)
         mapped, payload = await self._reader.read(root, request.start, request.count, background=request.background)
         return pb.FetchResponse(mapped=mapped, payload=payload, checksum=xxhash.xxh3_64_intdigest(payload))
 
-    async def _root(self, snapshot: str, expected: bytes, *, background: bool) -> Root:
+    async def _served_root(self, snapshot: str, expected: bytes, *, background: bool) -> Root:
         check_id("snap", snapshot)
         if len(expected) != NAME_SIZE:
             raise InvalidRequest(f"a root's hash of {len(expected)} bytes: {NAME_SIZE} are needed")

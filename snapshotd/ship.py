@@ -53,7 +53,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class ShipParts:
-    """What all ships of a daemon share. attempts: as many at once, each holds some MiB."""
+    """What all ships of a daemon share. attempts: as many at once, each holds some MiB. cluster: the owner."""
 
     packs: PackStore
     reader: SnapshotReader
@@ -61,6 +61,7 @@ class ShipParts:
     channels: NodeChannels
     call_timeout_s: float
     attempts: asyncio.Semaphore
+    cluster: str
 
 
 class Ship:
@@ -145,6 +146,7 @@ class _Attempt:
 
     async def carry_out(self) -> None:
         snapshot = self._task.snapshot
+        await self._parts.packs.repository.check_owner(self._parts.cluster)
         await self._look()
         self._base = await self._read_base()
         writer = SnapshotWriter(self._parts.packs, self._parts.reader, snapshot.id, snapshot.size_bytes, self._base)

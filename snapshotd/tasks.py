@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 
 from blockstore.config import SnapshotdSettings
-from blockstore.errors import CairnError
+from blockstore.errors import CairnError, Fenced
 from blockstore.heartbeat import beat
 from blockstore.rpc import snapshot_pb2 as pb
 from snapshotd.control_client import ControlClient
@@ -31,23 +31,29 @@ class Tasks:
     """`address` is where others dial this daemon; set before `run`."""
 
     def __init__(
-        self, settings: SnapshotdSettings, packs: PackStore, reader: SnapshotReader, control: ControlClient
+        self,
+        settings: SnapshotdSettings,
+        packs: PackStore,
+        reader: SnapshotReader,
+        control: ControlClient,
+        cluster: str,
     ) -> None:
         self.address = ""
         self._settings = settings
         self._packs = packs
         self._reader = reader
         self._control = control
+        self._cluster = cluster
         self._channels = NodeChannels()
         attempts = asyncio.Semaphore(_ATTEMPTS)
-        self._parts = ShipParts(packs, reader, control, self._channels, settings.call_timeout_s, attempts)
+        self._parts = ShipParts(packs, reader, control, self._channels, settings.call_timeout_s, attempts, cluster)
         self._ships: dict[str, tuple[Ship, asyncio.Task[None]]] = {}
         self._ended: set[str] = set()
         """What was shipped, or given up, since the last heartbeat was sent."""
         self._drops: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
-        """Until cancelled. Raises Fenced where another process has this daemon's id."""
+        """Until cancelled. Raises Fenced where another process has this daemon's id, or control is another cluster's."""
         await beat(self._settings.heartbeat_s, self._register, self._report)
 
     async def close(self) -> None:
@@ -61,7 +67,10 @@ class Tasks:
     async def _register(self) -> None:
         repository = self._packs.repository
         response = await self._control.register(self.address, repository.store.url, repository.id)
-        await repository.check_owner(response.cluster)
+        if response.cluster != self._cluster:
+            raise Fenced(
+                f"this daemon served the cluster {self._cluster}, and control is of {response.cluster}: restart"
+            )
 
     async def _report(self) -> None:
         self._ended.clear()
@@ -108,6 +117,7 @@ class Tasks:
     async def _drop(self, snapshot: str) -> None:
         """Delete the root, then say so. What fails is asked for again by a later heartbeat."""
         try:
+            await self._packs.repository.check_owner(self._cluster)
             await self._packs.repository.store.delete(root_key(snapshot))
             self._reader.forget_root(snapshot)
             await self._control.drop(snapshot)
