@@ -53,7 +53,7 @@ class Tasks:
         self._drops: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
-        """Until cancelled. Raises Fenced where another process has this daemon's id, or control is another cluster's."""
+        """Until cancelled. Raises Fenced where another process has this daemon's id, or control is another's."""
         await beat(self._settings.heartbeat_s, self._register, self._report)
 
     async def close(self) -> None:
@@ -68,9 +68,7 @@ class Tasks:
         repository = self._packs.repository
         response = await self._control.register(self.address, repository.store.url, repository.id)
         if response.cluster != self._cluster:
-            raise Fenced(
-                f"this daemon served the cluster {self._cluster}, and control is of {response.cluster}: restart"
-            )
+            raise Fenced(f"control is of the cluster {response.cluster}, and was of {self._cluster}: start again")
 
     async def _report(self) -> None:
         self._ended.clear()
