@@ -103,7 +103,7 @@ def store_settings(settings: SnapshotdSettings) -> StoreSettings:
     """What the store and the keyring are opened with. Where no key is named, the keyring is in the state directory."""
     keyring = settings.keyring_file
     if keyring is None and settings.passphrase_file is None:
-        keyring = settings.state / "keyring"
+        keyring = settings.state / "keyring.json"
     return StoreSettings(
         url=settings.store,
         s3_endpoint=settings.s3_endpoint,
