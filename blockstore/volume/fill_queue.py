@@ -17,9 +17,9 @@ from blockstore.units import BLOCK_SIZE, KIB, MIB
 
 #: Of what guests' reads brought, and the background pass has in hand.
 _WAITING_BYTES: Final = 16 * MIB
-#: In the log's queue: four records; one where a guest is busy, whose write then waits for no more than that.
+#: In the log's queue: four records; one window where a guest is busy, whose write waits for no more than that then.
 _IN_FLIGHT_BYTES: Final = 4 * MIB
-_BUSY_IN_FLIGHT_BYTES: Final = 512 * KIB
+_BUSY_IN_FLIGHT_BYTES: Final = 256 * KIB
 
 
 class Fills(Protocol):

@@ -135,7 +135,7 @@ class Hydration:
         self._hydrating.fills.trouble = None
         tasks: set[asyncio.Task[None]] = set()
         try:
-            for start, wanted in _parts(missing):
+            for start, wanted in self._parts(missing):
                 await self._running.wait()
                 while len(tasks) >= (1 if self._hydrating.activity.busy else _FETCHES):
                     tasks = await _go_on(tasks)
@@ -153,6 +153,21 @@ class Hydration:
     def _raise_trouble(self) -> None:
         if self._hydrating.fills.trouble is not None:
             raise self._hydrating.fills.trouble
+
+    def _parts(self, missing: Missing) -> Iterator[tuple[int, int]]:
+        """What is missing, in the pieces that are fetched: first block, and bits from there on.
+
+        Small ones while a guest is busy: its requests wait behind one of them.
+        """
+        for shard, bits in missing.shards.items():
+            first = 0
+            while first < SHARD_BLOCKS:
+                size = WINDOW_BLOCKS if self._hydrating.activity.busy else MAX_FETCH_BLOCKS
+                size -= first % size
+                wanted = bits >> first & mask(size)
+                if wanted:
+                    yield shard * SHARD_BLOCKS + first, wanted
+                first += size
 
     async def _copy_part(self, start: int, wanted: int) -> None:
         """Of at most MAX_FETCH_BLOCKS from `start` on, those that are wanted and have not come meanwhile."""
@@ -174,16 +189,9 @@ class Hydration:
             for at in range(first, first + count, WINDOW_BLOCKS):
                 length = min(WINDOW_BLOCKS, first + count - at)
                 await self._hydrating.fills.put(start + at, fetched.blocks(at, length))
+        if self._hydrating.activity.busy:
+            await self._hydrating.fills.idle()
         await self._pace.after(size_bytes, self._loop.time() - began)
-
-
-def _parts(missing: Missing) -> Iterator[tuple[int, int]]:
-    """What is missing in the pieces that are fetched: first block, and bits from there on."""
-    for shard, bits in missing.shards.items():
-        for first in range(0, SHARD_BLOCKS, MAX_FETCH_BLOCKS):
-            wanted = bits >> first & mask(MAX_FETCH_BLOCKS)
-            if wanted:
-                yield shard * SHARD_BLOCKS + first, wanted
 
 
 async def _go_on(tasks: "set[asyncio.Task[None]]") -> "set[asyncio.Task[None]]":

@@ -6,8 +6,10 @@ has not heard of the commit yet is asked again a moment later.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Any, Final, TypeVar
+
+import grpc
 
 from blockstore.domain import Position, ReplicaAddress
 from blockstore.errors import CairnError, Fenced, QuorumUnavailable
@@ -21,6 +23,8 @@ from blockstore.units import Epoch, Generation
 _PAUSE_S: Final = 0.05
 _ALL_GENERATIONS: Final = 0xFFFFFFFF
 
+Message = TypeVar("Message")
+Answer = TypeVar("Answer")
 Members = Callable[[], list[tuple[ReplicaAddress, str]]]
 """The whole members now, and where each is."""
 
@@ -37,16 +41,7 @@ class MemberQueries:
 
     async def describe(self, at_least: Position, limit_s: float) -> pb.DescribeResponse:
         """Generations, pins and source as of a position at or above that. Raises QuorumUnavailable after `limit_s`."""
-        deadline = asyncio.get_running_loop().time() + limit_s
-        while True:
-            try:
-                return await self._describe_somewhere(at_least)
-            except Fenced:
-                raise
-            except CairnError as error:
-                if asyncio.get_running_loop().time() >= deadline:
-                    raise QuorumUnavailable(f"no member describes its state at {tuple(at_least)}: {error}") from error
-            await asyncio.sleep(_PAUSE_S)
+        return await self._until(limit_s, lambda: self._describe_somewhere(at_least))
 
     async def changes(self, at_least: Position) -> AsyncGenerator[pb.ChangedExtent, None]:
         """Each extent with an entry in any generation, in order, as of a position at or above that.
@@ -57,13 +52,10 @@ class MemberQueries:
         channel = open_channel(place)
         try:
             with cairn_errors(f"node at {place}"):
-                stub = replica_pb2_grpc.ReplicaStub(channel)
-                target = make_target(address, self._epoch, self._configuration)
                 # It is as new as this says from then on, for an applied position never falls.
-                await stub.Describe(
-                    pb.DescribeRequest(target=target, applied=from_position(at_least)), timeout=self._call_timeout_s
-                )
-                call: Any = stub.ListChanges(pb.ListChangesRequest(target=target, lowest=0, highest=_ALL_GENERATIONS))
+                await self._until(self._call_timeout_s, lambda: self._describe(channel, address, place, at_least))
+                request = pb.ListChangesRequest(target=self._target(address), lowest=0, highest=_ALL_GENERATIONS)
+                call: Any = replica_pb2_grpc.ReplicaStub(channel).ListChanges(request)
                 async for response in _paced(call, self._call_timeout_s):
                     for extent in response.extents:
                         yield extent
@@ -74,16 +66,35 @@ class MemberQueries:
         address, place = self._next_member()
         channel = open_channel(place)
         try:
-            with cairn_errors(f"node at {place}"):
-                request = pb.DescribeRequest(
-                    target=make_target(address, self._epoch, self._configuration), applied=from_position(at_least)
-                )
-                response: pb.DescribeResponse = await replica_pb2_grpc.ReplicaStub(channel).Describe(
-                    request, timeout=self._call_timeout_s
-                )
-                return response
+            return await self._describe(channel, address, place, at_least)
         finally:
             await channel.close(None)
+
+    async def _describe(
+        self, channel: grpc.aio.Channel, address: ReplicaAddress, place: str, at_least: Position
+    ) -> pb.DescribeResponse:
+        request = pb.DescribeRequest(target=self._target(address), applied=from_position(at_least))
+        with cairn_errors(f"node at {place}"):
+            response: pb.DescribeResponse = await replica_pb2_grpc.ReplicaStub(channel).Describe(
+                request, timeout=self._call_timeout_s
+            )
+        return response
+
+    async def _until(self, limit_s: float, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        """A member hears of a commit with the next record, or heartbeat: until then it is asked again."""
+        deadline = asyncio.get_running_loop().time() + limit_s
+        while True:
+            try:
+                return await ask()
+            except Fenced:
+                raise
+            except CairnError as error:
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise QuorumUnavailable(f"no member tells its state within {limit_s} s: {error}") from error
+            await asyncio.sleep(_PAUSE_S)
+
+    def _target(self, address: ReplicaAddress) -> pb.Target:
+        return make_target(address, self._epoch, self._configuration)
 
     def _next_member(self) -> tuple[ReplicaAddress, str]:
         members = [(address, place) for address, place in self._members() if place]
@@ -100,9 +111,6 @@ def sealed_for(described: pb.DescribeResponse, snapshot: str) -> tuple[Generatio
         return None
     sequence, generation = max(found)
     return Generation(generation), sequence
-
-
-Message = TypeVar("Message")
 
 
 async def _paced(call: AsyncIterable[Message], limit_s: float) -> AsyncIterator[Message]:
