@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class RetryLimits:
-    """request_s: one try. retries: after the first try. total_s: all of a call. A body gets time on top of both."""
+    """request_s: of one try, to which its body adds. retries: after the first try. total_s: no try begins after it."""
 
     request_s: float = 30.0
     retries: int = 8
@@ -103,11 +103,10 @@ class Retrying:
     async def _tried(self, call: Callable[[], Awaitable[T]], what: str, size: int) -> T:
         """The result of the first try that gets an answer. size: of the body, in bytes."""
         began = time.monotonic()
-        for_body = size / SLOWEST_BYTES_S
-        ends = began + self._limits.total_s + for_body
+        limit = self._limits.request_s + size / SLOWEST_BYTES_S
+        ends = began + self._limits.total_s
         last: Exception
         for number in range(self._limits.retries + 1):
-            limit = min(self._limits.request_s + for_body, ends - time.monotonic())
             try:
                 async with asyncio.timeout(limit):
                     return await call()

@@ -17,6 +17,11 @@ _STATUS: Final = re.compile(r"Status \{\s+status: ([0-9]{3}),")
 _CODE: Final = re.compile(r"<Code>([A-Za-z0-9]{1,64})</Code>")
 #: Of a request that got no answer: what the system or the TLS library says.
 _CAUSES: Final = re.compile(r'(?:message|error): "([^"\\]{1,200})"|(TimedOut|InvalidContentType|UnexpectedEof)')
+_IN_WORDS: Final[Mapping[str, str]] = {
+    "TimedOut": "it took too long",
+    "InvalidContentType": "there is no TLS at that port: is it http?",
+    "UnexpectedEof": "the connection ended too early",
+}
 
 _REGION: Final = "the region is another: set it to the bucket's"
 _CREDENTIAL: Final = "check the access key in the environment or the profile"
@@ -71,7 +76,7 @@ class Refusal:
 def refusal_of(text: str) -> Refusal:
     """What the text of an error of obstore says."""
     status, code = _STATUS.search(text), _CODE.search(text)
-    causes = [first or second for first, second in _CAUSES.findall(text)]
+    causes = [_IN_WORDS.get(first or second, first or second) for first, second in _CAUSES.findall(text)]
     return Refusal(int(status[1]) if status else 0, code[1] if status and code else "", causes[-1] if causes else "")
 
 

@@ -20,7 +20,7 @@ class StoreSettings:
     HTTP goes without it.
 
     request_timeout_s: for the answer to one request; a body gets time on top, by its size. retries: after the first
-    try. retry_limit_s: of a whole call with its retries; it fails with QuorumUnavailable then.
+    try. retry_limit_s: after it no try of a call begins; it fails with QuorumUnavailable then.
     open_limit_s: the same while a store is opened, where somebody waits who may have written the wrong address.
 
     keyring: the file with the keys that wrap data keys. passphrase_file: instead of it; see
