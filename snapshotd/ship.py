@@ -41,7 +41,7 @@ _log = structlog.get_logger(__name__)
 
 #: Calls of 1 MiB to a node at once: enough that the next ones are there when one was hashed.
 _READS: Final = 4
-_FIRST_PAUSE_S: Final = 0.5
+_FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 10.0
 #: A node that is away is waited for in the middle of an attempt; then the attempt gives its place to others.
 _PATIENCE_S: Final = 60.0
