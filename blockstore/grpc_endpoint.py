@@ -91,3 +91,9 @@ def open_channel(address: str) -> grpc.aio.Channel:
     """A channel to HOST:PORT; it connects when the first call is made, and again when it breaks."""
     options: list[tuple[str, Any]] = list(_CLIENT)
     return grpc.aio.insecure_channel(address, options=options)
+
+
+def open_blocking_channel(address: str) -> grpc.Channel:
+    """The same for code without an event loop."""
+    options: list[tuple[str, Any]] = list(_CLIENT)
+    return grpc.insecure_channel(address, options=options)

@@ -156,8 +156,11 @@ class ChainService:
 
 
 async def _chunks(first: pb.ImportRequest, others: AsyncIterator[pb.ImportRequest]) -> AsyncIterator[Chunk]:
-    if first.data:
-        yield Chunk(first.offset, first.data)
-    async for request in others:
+    request: pb.ImportRequest | None = first
+    while request is not None:
         if request.data:
             yield Chunk(request.offset, request.data)
+        if request.last:
+            return
+        request = await anext(others, None)
+    raise InvalidRequest("the image was cut off: its stream ended without saying that this was all; nothing was made")

@@ -68,7 +68,6 @@ class CannedSnapshots(snapshot_pb2_grpc.SnapshotsServicer, snapshot_pb2_grpc.Sna
         self.error: CairnError | None = None
         self.answers: dict[str, list[Any]] = {}
         self.imported: list[pb.ImportRequest] = []
-        self.import_ended = ""
         self.requests: list[Any] = []
 
     def last(self, kind: type[Any]) -> Any:
@@ -150,20 +149,15 @@ class CannedSnapshots(snapshot_pb2_grpc.SnapshotsServicer, snapshot_pb2_grpc.Sna
         return self._stream("Adopt", request, context)
 
     def Import(self, request_iterator: Iterator[pb.ImportRequest], context: grpc.ServicerContext) -> pb.Snapshot:
-        try:
-            for each in request_iterator:
-                self.imported.append(each)
-                if self.error is not None:
-                    raise self._end(self.error, context)
-        except grpc.RpcError:
-            self.import_ended = "cancelled"
-            raise
-        self.import_ended = "whole"
+        for each in request_iterator:
+            self.imported.append(each)
+            if self.error is not None:
+                self._end(self.error, context)
         return make_snapshot(7, volume="", volume_name="", size_bytes=self.imported[0].size_bytes)
 
     def RotateKey(self, request: pb.RotateKeyRequest, context: grpc.ServicerContext) -> pb.RotateKeyResponse:
         self._note(request, context)
-        return pb.RotateKeyResponse(key="key-2", rewrapped=1)
+        return pb.RotateKeyResponse(key="the keyring /x", rewrapped=1)
 
     # ---- inside
 

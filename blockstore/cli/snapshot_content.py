@@ -8,17 +8,18 @@ from typing import Annotated
 import typer
 
 from blockstore.cli import snapshot_documents, snapshot_tables
+from blockstore.cli.client import run_with_control
 from blockstore.cli.completion import complete_snapshot
 from blockstore.cli.control_address import find_control
-from blockstore.cli.image_input import Format, ImageInput, describe, open_input
+from blockstore.cli.image_import import send_image
+from blockstore.cli.image_input import Format, describe, open_input
 from blockstore.cli.image_output import ImageOutput, open_output
 from blockstore.cli.meters import Amount, Meters, Rate, meters
 from blockstore.cli.options import ControlOption, Output, OutputOption, StateOption, key_values, size_bytes
 from blockstore.cli.screen import say, show
 from blockstore.cli.snapshot_options import DescriptionOption, SnapshotArgument, TagOption
-from blockstore.cli.store_client import StoreClient, run_with_store
+from blockstore.cli.store_client import StoreClient, find_store, run_with_store
 from blockstore.errors import Conflict, Corrupt, InvalidRequest
-from blockstore.grpc_errors import cairn_errors
 from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import format_size
 
@@ -49,7 +50,7 @@ def verify(
         with meters() as show_work:
             return [one async for each in store.work(store.stub.Verify, request, show_work) for one in each.problems]
 
-    problems = run_with_store(find_control(control, state), work)
+    problems = distinct(run_with_store(find_control(control, state), work))
     what = ", ".join(snapshots or []) or "all completed snapshots"
     document = {
         "ok": not problems,
@@ -59,6 +60,11 @@ def verify(
     }
     show(output, document, lambda: snapshot_tables.problems(problems) if problems else f"{what}: all is sound")
     refuse_damage(problems)
+
+
+def distinct(problems: Sequence[pb.StoreProblem]) -> list[pb.StoreProblem]:
+    """Each once, as it was told last: a stream may tell what it found so far."""
+    return list({(each.object, each.message): each for each in problems}.values())
 
 
 def refuse_damage(problems: Sequence[pb.StoreProblem]) -> None:
@@ -198,38 +204,10 @@ def import_image(
     """Make a snapshot of an image, to create volumes from: `cairn volume create --snapshot`."""  # fmt: skip
     tags = key_values(tag or [], "--tag")
     address = find_control(control, state)
+    store = run_with_control(address, find_store)
     with open_input(file, kind, size) as image:
         say(f"{file}: {describe(image)}")
         first = pb.ImportRequest(size_bytes=image.size_bytes, description=description, tags=tags)
-
-        async def work(store: StoreClient) -> pb.Snapshot:
-            with meters() as show_work:
-                return await _import(store, first, image, file, show_work)
-
-        found = run_with_store(address, work)
+        with meters() as show_work:
+            found = send_image(store, first, image, lambda amount: show_work.update(file, amount))
     show(output, snapshot_documents.snapshot(found), lambda: snapshot_tables.snapshot(found))
-
-
-async def _import(
-    store: StoreClient, first: pb.ImportRequest, image: ImageInput, name: str, show_work: Meters
-) -> pb.Snapshot:
-    """What control calls the snapshot. Nothing comes to be where reading fails: the call is cancelled."""
-    done, total, rate = 0, image.data_bytes, Rate()
-    chunks = image.chunks()
-    call = store.stub.Import()  # type: ignore[call-arg]  # written to below; the stubs ask for an iterator
-    with cairn_errors(f"snapshotd at {store.address}"):
-        try:
-            await call.write(first)
-            while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
-                await call.write(pb.ImportRequest(offset=chunk[0], data=chunk[1]))
-                done += len(chunk[1])
-                show_work.update(name, Amount(done, total, rate=rate.after(done)))
-            await call.done_writing()
-        except asyncio.InvalidStateError:
-            return await call  # it has ended already, and says why
-        except BaseException:
-            call.cancel()
-            image.stop()
-            raise
-        show_work.update(name, Amount(total, total, note="being stored"))
-        return await call

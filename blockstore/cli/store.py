@@ -10,7 +10,7 @@ from blockstore.cli.control_address import find_control
 from blockstore.cli.meters import meters
 from blockstore.cli.options import ControlOption, Output, OutputOption, StateOption
 from blockstore.cli.screen import show
-from blockstore.cli.snapshot_content import refuse_damage
+from blockstore.cli.snapshot_content import distinct, refuse_damage
 from blockstore.cli.store_client import StoreClient, run_with_store
 from blockstore.errors import QuorumUnavailable
 from blockstore.rpc import snapshot_pb2 as pb
@@ -80,7 +80,7 @@ def check(state: StateOption, control: ControlOption = None, output: OutputOptio
             async for each in store.work(store.stub.CheckStore, pb.CheckStoreRequest(), show_work):
                 problems += each.problems
                 last = each
-        return problems, last
+        return distinct(problems), last
 
     problems, last = run_with_store(find_control(control, state), work)
     unneeded = f"{last.unreferenced_objects:,} objects ({format_size(last.unreferenced_bytes)}) that prune would remove"
@@ -128,7 +128,7 @@ def adopt(
             async for each in store.work(store.stub.Adopt, pb.AdoptRequest(force=force), show_work):
                 found += each.snapshots
                 problems += each.problems
-        return list(dict.fromkeys(found)), problems
+        return list(dict.fromkeys(found)), distinct(problems)
 
     found, problems = run_with_store(find_control(control, state), work)
     document = {"snapshots": found, "problems": [snapshot_documents.problem(each) for each in problems]}

@@ -67,19 +67,25 @@ def _amount(value: pb.WorkProgress, rate: Rate) -> Amount:
     return Amount(value.done, value.total, value.unit, rate.after(value.done))
 
 
+async def find_store(control: ControlClient) -> str:
+    """The address of a snapshotd that is up. Raises QuorumUnavailable where none is."""
+    answer = await control.call(control.snapshots.GetStore, pb.GetStoreRequest())
+    for each in answer.daemons:
+        if each.up:
+            return each.address
+    known = ", ".join(f"{each.id} at {each.address} is down" for each in answer.daemons)
+    raise QuorumUnavailable(
+        f"no snapshotd is up{f' ({known})' if known else ''}: start it with `cairn snapshotd run`, "
+        "or look at its log; `cairn up` runs one"
+    )
+
+
 @asynccontextmanager
 async def store_connected(control: ControlClient) -> AsyncIterator[StoreClient]:
     """A client of a snapshotd that is up. Raises QuorumUnavailable where none is."""
-    answer = await control.call(control.snapshots.GetStore, pb.GetStoreRequest())
-    up = [each for each in answer.daemons if each.up]
-    if not up:
-        known = ", ".join(f"{each.id} at {each.address} is down" for each in answer.daemons)
-        raise QuorumUnavailable(
-            f"no snapshotd is up{f' ({known})' if known else ''}: start it with `cairn snapshotd run`, "
-            "or look at its log; `cairn up` runs one"
-        )
-    async with open_channel(up[0].address) as channel:
-        yield StoreClient(up[0].address, SnapshotStoreStub(channel), control)
+    address = await find_store(control)
+    async with open_channel(address) as channel:
+        yield StoreClient(address, SnapshotStoreStub(channel), control)
 
 
 def run_with_store(control_address: str, work: Callable[[StoreClient], Coroutine[Any, Any, T]]) -> T:

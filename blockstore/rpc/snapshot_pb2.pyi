@@ -1274,7 +1274,9 @@ Global___ExportResponse: _TypeAlias = ExportResponse  # noqa: Y015
 
 @_typing.final
 class ImportRequest(_message.Message):
-    """The first message has everything but data. In order; what is left out is zero."""
+    """The first message has everything but data. In order; what is left out is zero. The last message says that it is:
+    a stream that ends without it was cut off (a client that died looks like one that is done), and nothing is made.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1303,10 +1305,12 @@ class ImportRequest(_message.Message):
     TAGS_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
     description: _builtins.str
     offset: _builtins.int
     data: _builtins.bytes
+    last: _builtins.bool
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
@@ -1317,10 +1321,11 @@ class ImportRequest(_message.Message):
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         offset: _builtins.int = ...,
         data: _builtins.bytes = ...,
+        last: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "description", b"description", "offset", b"offset", "size_bytes", b"size_bytes", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "description", b"description", "last", b"last", "offset", b"offset", "size_bytes", b"size_bytes", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
