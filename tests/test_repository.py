@@ -1,0 +1,484 @@
+"""A repository: made once, owned by one cluster, opened by the right key, and never lost by a rotation."""
+
+import asyncio
+import json
+import multiprocessing
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blockstore.errors import CairnError, Conflict, Corrupt, InvalidRequest, NotFound
+from snapshotd.keyring import FileKeyring, Keyring, WrongKey
+from snapshotd.memory_store import MemoryStore
+from snapshotd.object_store import Data, ObjectInfo, ObjectStore
+from snapshotd.passphrase_keyring import Cost, PassphraseKeyring
+from snapshotd.repository import Repository, open_repository
+from snapshotd.repository_objects import RepositoryObject, decode_repository, encode_repository
+from snapshotd.store_settings import StoreSettings
+from snapshotd.stores import open_keyring, open_store
+from tests.s3_server import S3Server
+
+CHEAP = Cost(log2_n=10, r=8, p=1)
+
+
+class Crash(Exception):
+    """The process is gone at this point."""
+
+
+class CrashingStore(MemoryStore):
+    """Goes down before the change with this number (0, 1, ...), or right after it. changes: so far."""
+
+    def __init__(self, objects: dict[str, bytes], at: int, *, after: bool) -> None:
+        super().__init__()
+        self._objects = objects
+        self._at = at
+        self._after = after
+        self.changes = 0
+
+    async def put(self, key: str, data: Data, *, if_absent: bool = False) -> bool:
+        self._count(before=True)
+        is_new = await super().put(key, data, if_absent=if_absent)
+        self._count(before=False)
+        return is_new
+
+    async def delete(self, key: str) -> None:
+        self._count(before=True)
+        await super().delete(key)
+        self._count(before=False)
+
+    def _count(self, *, before: bool) -> None:
+        if self.changes == self._at and before != self._after:
+            raise Crash
+        if not before:
+            self.changes += 1
+
+
+def copy_of(store: MemoryStore) -> dict[str, bytes]:
+    return dict(store._objects)
+
+
+@pytest.fixture
+def keyring(tmp_path: Path) -> FileKeyring:
+    return FileKeyring(tmp_path / "keyring", create=True)
+
+
+async def made(store: ObjectStore, keyring: Keyring) -> Repository:
+    return await open_repository(store, keyring, "cl-1", create=True)
+
+
+async def opened(store: ObjectStore, keyring: Keyring) -> Repository:
+    return await open_repository(store, keyring, "cl-1", create=False)
+
+
+async def keys_in(store: ObjectStore) -> list[str]:
+    return [info.key async for info in store.list("keys")]
+
+
+def test_what_was_made_opens_again(keyring: FileKeyring) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        first = await made(store, keyring)
+        for again in (await opened(store, keyring), await made(store, keyring)):
+            assert (again.id, again.owner) == (first.id, "cl-1")
+            assert again.keys.check_value == first.keys.check_value
+            assert again.keys.domain == first.keys.domain
+        assert len(await keys_in(store)) == 1
+
+    asyncio.run(main())
+
+
+def test_no_repository_is_made_unasked(keyring: FileKeyring) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        with pytest.raises(NotFound, match="no repository at memory://"):
+            await opened(store, keyring)
+        assert copy_of(store) == {}
+
+    asyncio.run(main())
+
+
+def test_no_repository_is_made_where_one_lost_its_first_object(keyring: FileKeyring) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        await made(store, keyring)
+        await store.put("packs/ab/abcd", b"data")
+        await store.delete("repository")
+        with pytest.raises(Conflict, match="such as packs/ab/abcd"):
+            await made(store, keyring)
+
+    asyncio.run(main())
+
+
+def test_a_crash_while_it_is_made(keyring: FileKeyring) -> None:
+    async def at(number: int, after: bool) -> None:
+        crashing = CrashingStore({}, number, after=after)
+        with pytest.raises(Crash):
+            await made(crashing, keyring)
+        left = MemoryStore()
+        left._objects = copy_of(crashing)
+        again = await made(left, keyring)
+        assert (await opened(left, keyring)).keys.check_value == again.keys.check_value
+
+    for number in range(2):
+        for after in (False, True):
+            asyncio.run(at(number, after))
+
+
+@pytest.mark.parametrize("kind", ["directory", "s3"])
+def test_of_many_that_make_it_at_once_all_open_the_same(
+    kind: str, tmp_path: Path, keyring: FileKeyring, request: pytest.FixtureRequest
+) -> None:
+    settings = StoreSettings(str(tmp_path / "store"))
+    if kind == "s3":
+        server: S3Server = request.getfixturevalue("s3")
+        settings = server.settings()
+
+    async def main() -> None:
+        store = await open_store(settings)
+        repositories = await asyncio.gather(*(made(store, keyring) for _ in range(10)))
+        assert len({each.id for each in repositories}) == 1
+        assert len({each.keys.check_value for each in repositories}) == 1
+        assert len(await keys_in(store)) == 1
+        await store.close()
+
+    asyncio.run(main())
+
+
+def _make(url: str, keyring: Path, start: Any, told: Any) -> None:
+    async def main() -> str:
+        settings = StoreSettings(url, keyring=keyring)
+        store, ring = await open_store(settings), open_keyring(settings, create=True)
+        start.wait(60)
+        return (await made(store, ring)).keys.check_value.hex()
+
+    told.put(asyncio.run(main()))
+
+
+def test_processes_that_make_it_at_once(tmp_path: Path) -> None:
+    """The keyring as well."""
+    context = multiprocessing.get_context("spawn")
+    start, told = context.Barrier(3), context.Queue()
+    arguments = (str(tmp_path / "store"), tmp_path / "keyring", start, told)
+    making = [context.Process(target=_make, args=arguments) for _ in range(3)]
+    for process in making:
+        process.start()
+    values = {told.get(timeout=60) for _ in making}
+    for process in making:
+        process.join(60)
+        assert process.exitcode == 0
+    assert len(values) == 1
+
+
+# The owner
+
+
+def test_another_clusters_repository_is_refused_until_it_is_taken_over(keyring: FileKeyring) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        first = await made(store, keyring)
+        for create in (False, True):
+            with pytest.raises(Conflict, match=r"belongs to the cluster cl-1, and this is cl-2.*cairn store adopt"):
+                await open_repository(store, keyring, "cl-2", create=create)
+        second = await open_repository(store, keyring, "cl-2", create=False, any_owner=True)
+        assert second.owner == "cl-1"
+        await first.check_owner("cl-1")
+        await second.take_over("cl-2")
+        assert second.owner == "cl-2"
+        with pytest.raises(Conflict, match="belongs to the cluster cl-2"):
+            await first.check_owner("cl-1")
+        assert (await open_repository(store, keyring, "cl-2", create=False)).id == first.id
+
+    asyncio.run(main())
+
+
+def test_of_two_that_take_it_over_at_once_only_the_last_believes_in_it(keyring: FileKeyring) -> None:
+    class Slow(MemoryStore):
+        """Another cluster's take-over comes between the write and the look at it."""
+
+        async def put(self, key: str, data: Data, *, if_absent: bool = False) -> bool:
+            await super().put(key, data, if_absent=if_absent)
+            if key == "repository" and b"cl-2" in bytes(data):  # type: ignore[arg-type]
+                mine = decode_repository(await self.get(key), key)
+                await super().put(key, encode_repository(RepositoryObject(mine.id, "cl-3")))
+            return True
+
+    async def main() -> None:
+        store = Slow()
+        repository = await made(store, keyring)
+        with pytest.raises(Conflict, match="belongs to the cluster cl-3"):
+            await repository.take_over("cl-2")
+
+    asyncio.run(main())
+
+
+def test_another_repository_in_its_place_is_noticed(keyring: FileKeyring) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        first = await made(store, keyring)
+        await store.put("repository", encode_repository(RepositoryObject("ab" * 16, "cl-1")))
+        with pytest.raises(Conflict, match=f"the repository {'ab' * 16} now"):
+            await first.check_owner("cl-1")
+        with pytest.raises(Corrupt, match="no data key for its repository"):
+            await opened(store, keyring)
+
+    asyncio.run(main())
+
+
+# Keys
+
+
+def test_a_wrong_keyring_is_told_as_such(keyring: FileKeyring, tmp_path: Path) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        await made(store, keyring)
+        other = FileKeyring(tmp_path / "other", create=True)
+        with pytest.raises(WrongKey, match=f"does not open: .*wrapped by the key {keyring.key_ids[0]}"):
+            await opened(store, other)
+        with pytest.raises(WrongKey, match="wrapped by a passphrase"):
+            await opened(store, PassphraseKeyring(["x"], cost=CHEAP))
+
+    asyncio.run(main())
+
+
+def test_a_wrong_passphrase_is_told_as_such() -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        await made(store, PassphraseKeyring(["right"], cost=CHEAP))
+        await opened(store, PassphraseKeyring(["right"], cost=CHEAP))
+        with pytest.raises(WrongKey, match=r"passphrase .* does not open"):
+            await opened(store, PassphraseKeyring(["wrong"], cost=CHEAP))
+
+    asyncio.run(main())
+
+
+def test_rotation_wraps_anew_and_leaves_the_data_key(keyring: FileKeyring) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        repository = await made(store, keyring)
+        await store.put("packs/ab/abcd", b"data")
+        before = copy_of(store)
+        assert await repository.rotate(keyring) == 1
+        assert len(keyring.key_ids) == 2
+        changed = {key for key in {*before, *copy_of(store)} if before.get(key) != copy_of(store).get(key)}
+        assert all(key.startswith("keys/") for key in changed)
+        keyring.retire(keyring.key_ids[0])
+        assert (await opened(store, keyring)).keys.check_value == repository.keys.check_value
+        assert len(await keys_in(store)) == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("at", "after", "times"),
+    [
+        (0, False, 3),  # each time after the new key came into the keyring: one comes, however often it crashes
+        (0, True, 1),  # the new object is there
+        (1, False, 1),  # and the old one about to go
+        (1, True, 1),  # and gone
+    ],
+)
+def test_a_rotation_that_crashed_is_finished_by_the_next(
+    keyring: FileKeyring, at: int, after: bool, times: int
+) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        repository = await made(store, keyring)
+        for _ in range(times):
+            crashing = CrashingStore(copy_of(store), at, after=after)
+            with pytest.raises(Crash):
+                await (await opened(crashing, keyring)).rotate(keyring)
+            store._objects = copy_of(crashing)
+            assert (await opened(store, keyring)).keys.check_value == repository.keys.check_value
+        if len(await keys_in(store)) == 2 or times > 1:
+            assert await (await opened(store, keyring)).rotate(keyring) == 1
+        assert len(keyring.key_ids) == 2
+        assert len(await keys_in(store)) == 1
+        keyring.retire(keyring.key_ids[0])
+        assert (await opened(store, keyring)).keys.check_value == repository.keys.check_value
+
+    asyncio.run(main())
+
+
+def test_passphrases_rotate(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        old, new = PassphraseKeyring(["old"], cost=CHEAP), PassphraseKeyring(["new"], cost=CHEAP)
+        both = PassphraseKeyring(["new", "old"], cost=CHEAP)
+        repository = await made(store, old)
+        with pytest.raises(InvalidRequest, match="write the new one in the line above"):
+            await repository.rotate(old)
+        await opened(store, old)
+        assert await (await opened(store, both)).rotate(both) == 1
+        assert (await opened(store, new)).keys.check_value == repository.keys.check_value
+        with pytest.raises(WrongKey):
+            await opened(store, old)
+
+    asyncio.run(main())
+
+
+def test_from_a_passphrase_to_a_file_nothing_is_rotated_by_accident(keyring: FileKeyring) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        repository = await made(store, PassphraseKeyring(["x"], cost=CHEAP))
+        before = copy_of(store)
+        with pytest.raises(WrongKey, match=r"no data key .* opens with"):
+            await repository.rotate(keyring)
+        assert copy_of(store) == before
+
+    asyncio.run(main())
+
+
+class Interleaving(MemoryStore):
+    """Every call lets others run: what happens between two of a rotation's steps differs with the order."""
+
+    async def get(self, key: str) -> bytes:
+        await asyncio.sleep(0)
+        return await super().get(key)
+
+    async def put(self, key: str, data: Data, *, if_absent: bool = False) -> bool:
+        await asyncio.sleep(0)
+        return await super().put(key, data, if_absent=if_absent)
+
+    async def delete(self, key: str) -> None:
+        await asyncio.sleep(0)
+        await super().delete(key)
+
+    async def list(self, prefix: str = "", *, after: str = "") -> AsyncIterator[ObjectInfo]:
+        await asyncio.sleep(0)
+        async for info in super().list(prefix, after=after):
+            yield info
+
+
+def test_rotations_at_once_lose_no_key(keyring: FileKeyring) -> None:
+    async def main() -> None:
+        store = Interleaving()
+        repository = await made(store, keyring)
+        for _ in range(10):
+            await asyncio.gather(*(repository.rotate(keyring) for _ in range(4)))
+            assert (await opened(store, keyring)).keys.check_value == repository.keys.check_value
+            await repository.rotate(keyring)
+
+    asyncio.run(main())
+
+
+def test_a_damaged_wrapped_key_beside_a_whole_one_keeps_nobody_out(keyring: FileKeyring) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        await made(store, keyring)
+        await store.put("keys/" + "0" * 32, b"{}")
+        await opened(store, keyring)
+
+    asyncio.run(main())
+
+
+# Damage
+
+
+def _every_flip(data: bytes) -> list[bytes]:
+    return [data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :] for place in range(len(data))]
+
+
+def _cuts(data: bytes) -> list[bytes]:
+    return [data[:length] for length in range(0, len(data), 7)] + [
+        data + b" ",
+        data + data,
+        b"[" * 60_000,
+        b"x" * 70_000,
+    ]
+
+
+@pytest.mark.parametrize("which", ["repository", "keys"])
+@pytest.mark.parametrize("damage", [_every_flip, _cuts])
+def test_any_damage_is_told_as_damage(keyring: FileKeyring, which: str, damage: Callable[[bytes], list[bytes]]) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        await made(store, keyring)
+        key = which if which == "repository" else (await keys_in(store))[0]
+        for bad in damage(await store.get(key)):
+            await store.put(key, bad)
+            with pytest.raises(Corrupt, match=f"{key} in memory://"):
+                await opened(store, keyring)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("which", ["repository", "keys"])
+def test_a_format_of_a_later_release(keyring: FileKeyring, which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        monkeypatch.setattr("snapshotd.repository_objects.VERSION", 2)
+        await made(store, keyring)
+        later = {key: await store.get(key) for key in ["repository", *await keys_in(store)]}
+        monkeypatch.undo()
+        await store.delete("repository")
+        for key in await keys_in(store):
+            await store.delete(key)
+        await made(store, keyring)
+        if which == "keys":
+            await store.delete((await keys_in(store))[0])
+        for key, data in later.items():
+            if key.startswith(which):
+                await store.put(key, data)
+        with pytest.raises(InvalidRequest, match="format version 2, and this release reads 1: use a newer one"):
+            await opened(store, keyring)
+
+    asyncio.run(main())
+
+
+def test_a_lost_data_key_is_told(keyring: FileKeyring) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        await made(store, keyring)
+        await store.delete((await keys_in(store))[0])
+        with pytest.raises(Corrupt, match="no data key for its repository"):
+            await opened(store, keyring)
+
+    asyncio.run(main())
+
+
+def test_the_data_key_of_another_repository_is_refused(keyring: FileKeyring) -> None:
+    """Swapped by somebody who may write to the store: it is bound to its own repository."""
+
+    async def main() -> None:
+        one, two = MemoryStore(), MemoryStore()
+        await made(one, keyring)
+        await made(two, keyring)
+        mine, theirs = (await keys_in(one))[0], (await keys_in(two))[0]
+        members = json.loads(await two.get(theirs))
+        await one.put(mine, await two.get(theirs))
+        with pytest.raises(Corrupt, match="no data key"):
+            await opened(one, keyring)
+        forged = {**members, "repository": json.loads(await one.get("repository"))["repository"]}
+        del forged["sha256"]
+        await one.put(mine, _sealed(forged))
+        with pytest.raises(WrongKey):
+            await opened(one, keyring)
+
+    asyncio.run(main())
+
+
+def _sealed(members: dict[str, Any]) -> bytes:
+    from snapshotd import repository_objects  # noqa: PLC0415
+
+    kind = members.pop("format")
+    members.pop("version")
+    return repository_objects._encode(kind, members)
+
+
+def test_nothing_secret_is_told(keyring: FileKeyring) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        repository = await made(store, keyring)
+        data_key = repository._data_key
+        for shown in (repr(repository), str(repository.keys), str(copy_of(store))):
+            assert data_key.hex() not in shown
+            assert repr(data_key)[2:-1] not in shown
+
+    asyncio.run(main())
+
+
+def test_the_errors_are_those_of_the_tree() -> None:
+    assert issubclass(WrongKey, InvalidRequest)
+    assert issubclass(WrongKey, CairnError)
