@@ -98,9 +98,16 @@ class Attempt:
         return self.volume.over.result() if self.volume.over.done() else None
 
     @property
+    def failure(self) -> BaseException | None:
+        """Why it is not served and will not be: its end, or what opening it raised."""
+        if self.fate is not None or not self.served.done() or self.served.cancelled():
+            return self.fate
+        return self.served.exception()
+
+    @property
     def is_served(self) -> bool:
         """It was opened, and has not ended."""
-        return self.served.done() and not self.served.cancelled() and not self.served.exception() and not self.fate
+        return self.served.done() and not self.served.cancelled() and self.failure is None
 
     # ---- the source
 
@@ -160,11 +167,9 @@ class Attempt:
         )
 
     def _state(self) -> tuple[pb.ServingState.ValueType, str]:
-        match self.fate:
+        match self.failure:
             case None if self.is_served:
                 return pb.SERVING_STATE_SERVING, self.volume.why
-            case None if self.served.done() and not self.served.cancelled():
-                return pb.SERVING_STATE_FAILED, str(self.served.exception())
             case None:
                 return pb.SERVING_STATE_OPENING, self.volume.why
             case Fenced() as error:

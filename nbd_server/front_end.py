@@ -48,7 +48,7 @@ def front_end_id(state: Path) -> FrontEndId:
 
 
 def _may_be_tried_again(attempt: Attempt) -> bool:
-    return attempt.fate is not None and not isinstance(attempt.fate, Fenced | Corrupt)
+    return attempt.failure is not None and not isinstance(attempt.failure, Fenced | Corrupt)
 
 
 class FrontEnd(control_pb2_grpc.FrontEndServicer):
