@@ -37,8 +37,10 @@ async def until(condition: Callable[[], Awaitable[Any]], what: str) -> Any:
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + LIMIT_S
     while loop.time() < give_up_at:
-        if found := await asyncio.wait_for(condition(), LIMIT_S):
-            return found
+        # Not wait_for: before Python 3.12 it may swallow a cancellation.
+        async with asyncio.timeout(LIMIT_S):
+            if found := await condition():
+                return found
         await asyncio.sleep(0.02)
     raise AssertionError(f"never came true: {what}")
 
