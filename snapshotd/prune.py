@@ -51,7 +51,7 @@ from typing import Final
 import structlog
 
 from blockstore.domain import SnapshotId
-from blockstore.errors import Corrupt, Fenced, InvalidRequest, NotFound
+from blockstore.errors import Corrupt, Fenced, InvalidRequest, NotFound, QuorumUnavailable
 from blockstore.rpc import snapshot_pb2 as pb
 from snapshotd.ahead import ahead
 from snapshotd.crypto import SALT_SIZE
@@ -68,7 +68,16 @@ from snapshotd.layout import (
     root_key,
     shard_key,
 )
-from snapshotd.prune_plan import DEFAULT_REPACK_SHARE, Marks, Plan, make_plan, mark, merge_marks, stale_indexes
+from snapshotd.prune_plan import (
+    DEFAULT_REPACK_SHARE,
+    Marks,
+    Plan,
+    make_plan,
+    mark,
+    merge_marks,
+    missing_frames,
+    stale_indexes,
+)
 from snapshotd.quarantine import encode_quarantine
 from snapshotd.references import DamagedObject, Manifests, References, references_of
 from snapshotd.repack import Repacked, repack
@@ -80,6 +89,8 @@ _log = structlog.get_logger(__name__)
 #: The low bits of a quarantine's number are random: two prunes that begin at the same prune number never write
 #: to one object, also where the store has no conditional put.
 _RANDOM_BITS: Final = 32
+#: Snapshots that are deleted, and pruned by another, while this one looks at them.
+_MAX_LOOKS: Final = 10
 
 
 class Phase(Enum):
@@ -165,8 +176,21 @@ class Pruner:
                 yield each
 
     async def _look(self) -> _View:
-        """Roots first: what completes after they were asked for sees to itself."""
-        roots = await self.catalog.roots()
+        """Raises Corrupt where a root, or something that it needs, is damaged or gone.
+
+        Not where a snapshot was deleted meanwhile, and another prune was at work: then it looks again.
+        """
+        for _ in range(_MAX_LOOKS):
+            roots = await self.catalog.roots()
+            try:
+                return await self._look_once(roots)
+            except Corrupt:
+                if await self.catalog.roots() == roots:
+                    raise
+        raise QuorumUnavailable("snapshots come and go all the time while a prune looks at them: try again")
+
+    async def _look_once(self, roots: Roots) -> _View:
+        """Roots came first: what completes after they were asked for sees to itself."""
         damaged_indexes: set[str] = set()
 
         def damaged(key: str, error: Corrupt) -> None:
@@ -181,13 +205,20 @@ class Pruner:
         for snapshot, expected in roots.completed.items():
             await self._mark(manifests, snapshot, expected, needed)
         strong = frozenset(needed.shards)
+        missing = missing_frames(inventory.entries.values(), needed.frames)
+        if missing:
+            raise Corrupt(
+                f"frames of {len(missing)} packs that snapshots need are in no object, such as pack "
+                f"{min(missing).hex()}: nothing is pruned; `cairn snapshot verify` names the snapshots, and pruning "
+                "goes on once they are deleted"
+            )
         for unknown in sorted(inventory.roots.keys() - roots.completed.keys()):
             await self._mark_unknown(manifests, unknown, needed)
         return _View(roots, inventory, needed, strong, frozenset(damaged_indexes))
 
     def _plan(self, view: _View, condemned: Marks, allowed: Marks | None) -> Plan:
         pending = view.roots.pending | set(self.importing())
-        plan = make_plan(
+        return make_plan(
             view.inventory,
             view.needed,
             pending=pending,
@@ -195,13 +226,6 @@ class Pruner:
             repack_share=self.repack_share,
             allowed=allowed,
         )
-        if plan.missing:
-            pack, count = min(plan.missing).hex(), len(plan.missing)
-            raise Corrupt(
-                f"frames of {count} packs that snapshots need are in no object, the first being pack {pack}: nothing "
-                "was pruned; `cairn snapshot verify` names the snapshots, and pruning goes on once they are deleted"
-            )
-        return plan
 
     def _new_number(self, expected: int) -> int:
         return (expected + 1) << _RANDOM_BITS | int.from_bytes(self.random(_RANDOM_BITS // 8), "little")

@@ -4,7 +4,7 @@ Each needed frame gets a *home*: one object that keeps it. An object that is hom
 of which too large a share is dead, and one that another prune has condemned, is repacked: what it is home to
 moves. Condemned means: named by the quarantine of another prune, which may still be at work and would delete it
 any time, or void by an index; so nothing ever relies on such an object. A frame is home where most of what is
-needed lies, so that few bytes move. Damage shows as a needed frame without any home.
+needed lies, so that few bytes move.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -32,13 +32,12 @@ Marks = frozenset[bytes]
 class Plan:
     """Names of objects of frames, and of shards. repack: of each object, the frames that it is home to.
 
-    missing: needed frames that are nowhere. bytes_copied, bytes_freed, bytes_kept: of stored objects.
+    bytes_copied, bytes_freed, bytes_kept: of stored objects.
     """
 
     delete: frozenset[str]
     repack: Mapping[str, Frames]
     shards: frozenset[str]
-    missing: Frames
     bytes_freed: int
     bytes_copied: int
     bytes_kept: int
@@ -84,7 +83,7 @@ def make_plan(
     unsafe = {name for name in entries if name in void or mark(name) in condemned}
     fixed = {name for name, entry in entries.items() if allowed is not None and not _is_allowed(entry, allowed)}
     ranks = {name: (name in unsafe) + (name in unsafe & fixed) for name in entries}
-    homes, missing = _find_homes(entries, ranks, void, _all_needed(entries, needed.frames, pending))
+    homes = _find_homes(entries, ranks, void, _all_needed(entries, needed.frames, pending))
     delete, repack = set[str](), dict[str, Frames]()
     freed = copied = 0
     for name, entry in entries.items():
@@ -103,7 +102,16 @@ def make_plan(
     shards = {name for name in inventory.shards.keys() - needed.shards if allowed is None or mark(name) in allowed}
     freed += sum(inventory.shards[name] for name in shards)
     kept = inventory.stored_bytes - freed
-    return Plan(frozenset(delete), repack, frozenset(shards), missing, freed, copied, kept)
+    return Plan(frozenset(delete), repack, frozenset(shards), freed, copied, kept)
+
+
+def missing_frames(entries: Iterable[IndexEntry], needed: Frames) -> Frames:
+    """Those of `needed` that are in none of `entries`."""
+    left = dict(needed)
+    for part in (part for entry in entries for part in entry.parts):
+        if part.pack in left:
+            left[part.pack] &= ~bits_of(part.numbers)
+    return {pack: bits for pack, bits in left.items() if bits}
 
 
 def stale_indexes(inventory: Inventory, gone: Collection[str]) -> set[str]:
@@ -132,8 +140,8 @@ def _all_needed(entries: Mapping[str, IndexEntry], needed: Frames, pending: Coll
 
 def _find_homes(
     entries: Mapping[str, IndexEntry], ranks: Mapping[str, int], void: Collection[str], needed: Frames
-) -> tuple[dict[str, Frames], Frames]:
-    """(of each object the frames that it is home to; the needed frames that have none).
+) -> dict[str, Frames]:
+    """Of each object the frames that it is home to.
 
     ranks: 0 for an object that may be relied on, 1 for one that is unsafe and will be copied from, 2 for one that is
     unsafe and has to stay as it is: a home only where there is no other.
@@ -151,7 +159,7 @@ def _find_homes(
             if live:
                 homes.setdefault(entry.object, {})[part.pack] = live
                 left[part.pack] &= ~live
-    return homes, {pack: bits for pack, bits in left.items() if bits}
+    return homes
 
 
 def _is_allowed(entry: IndexEntry, allowed: Marks) -> bool:

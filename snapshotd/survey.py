@@ -13,10 +13,10 @@ from blockstore.domain import SnapshotId
 from blockstore.errors import Corrupt
 from blockstore.rpc import snapshot_pb2 as pb
 from snapshotd.ahead import ahead
-from snapshotd.index import IndexEntry
 from snapshotd.inventory import INDEX_WIDTH, Inventory, take_inventory
 from snapshotd.layout import INDEXES, pack_key
-from snapshotd.references import DamagedObject, Frames, LoadedShard, Manifests, References, bits_of
+from snapshotd.prune_plan import missing_frames
+from snapshotd.references import DamagedObject, LoadedShard, Manifests, References
 from snapshotd.repository import Repository
 from snapshotd.root import Root
 
@@ -115,7 +115,8 @@ async def look_at_objects(repository: Repository, survey: Survey) -> Inventory:
     listed = {entry.object: entry for index in inventory.indexes.values() for entry in index.entries}
     for name in inventory.replaced:
         listed.pop(name, None)
-    missing = _missing(survey.needed.frames, (entry for name, entry in listed.items() if name in inventory.objects))
+    present = (entry for name, entry in listed.items() if name in inventory.objects)
+    missing = missing_frames(present, survey.needed.frames)
     for name, entry in listed.items():
         packs = [part.pack for part in entry.parts]
         size_bytes = inventory.objects.get(name)
@@ -131,15 +132,6 @@ async def look_at_objects(repository: Repository, survey: Survey) -> Inventory:
             survey, inventory, missing.keys() - {part.pack for each in listed.values() for part in each.parts}
         )
     return inventory
-
-
-def _missing(needed: Frames, entries: Iterable[IndexEntry]) -> Frames:
-    """Those of `needed` that are in none of `entries`."""
-    left = dict(needed)
-    for part in (part for entry in entries for part in entry.parts):
-        if part.pack in left:
-            left[part.pack] &= ~bits_of(part.numbers)
-    return {pack: bits for pack, bits in left.items() if bits}
 
 
 def _note_unlisted(survey: Survey, inventory: Inventory, packs: Iterable[bytes]) -> None:

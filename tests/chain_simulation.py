@@ -1,0 +1,575 @@
+"""A seeded schedule of processes that write, read, delete and prune in one object store, one step at a time.
+
+Every call to the store and to control is two steps: it takes effect at the first and is answered at the second. Between
+any two steps the schedule decides who goes on: the process with the highest priority, and now and then
+a priority is drawn anew, so that one is held up for long where it hurts (Burckhardt et al., "A randomized scheduler
+with probabilistic guarantees of finding bugs"). A process may crash at any step: from then on it does nothing.
+
+Writers here follow the rules that snapshotd.prune states for them, with the real format and no more code than that
+takes; blocks come from a few different contents, so that everybody refers to everybody's packs.
+"""
+
+import asyncio
+import random
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from blockstore.domain import SnapshotId
+from blockstore.errors import AlreadyExists, CairnError, Corrupt, Fenced, NotFound
+from blockstore.rpc import snapshot_pb2 as pb
+from blockstore.units import BLOCK_SIZE
+from snapshotd.crypto import DomainKeys
+from snapshotd.frame import compress_frame
+from snapshotd.index import Index, IndexEntry, encode_index
+from snapshotd.inventory import load_quarantines, load_trailer, take_inventory
+from snapshotd.layout import index_key, pack_key, root_key, shard_key
+from snapshotd.manifest import MAX_DEPTH, SHARD_BLOCKS, BlockRef, Shard, encode_patch, encode_shard
+from snapshotd.memory_store import MemoryStore
+from snapshotd.object_store import Data, ObjectInfo
+from snapshotd.pack import ObjectWriter
+from snapshotd.prune import Pruner
+from snapshotd.prune_plan import Marks, mark, merge_marks
+from snapshotd.reader import SnapshotReader
+from snapshotd.references import Manifests
+from snapshotd.repository import Repository
+from snapshotd.repository_objects import RepositoryObject
+from snapshotd.root import Root, encode_root
+from snapshotd.roots import Roots
+
+KEYS = DomainKeys(bytes(16), bytes(range(32)))
+#: Blocks of a volume, in two shards.
+BLOCKS = 12
+SHARDS = 2
+CONTENTS = 10
+_MAX_STEPS = 200_000
+
+T = TypeVar("T")
+Content = Mapping[int, int]
+"""By block, which of the CONTENTS it has; not mapped where it has none."""
+
+
+def block_of(content: int) -> bytes:
+    """The bytes of one of the contents."""
+    return bytes([content + 1]) * BLOCK_SIZE
+
+
+def place_of(block: int) -> int:
+    """The volume's blocks are the first ones of its shards."""
+    return block % SHARDS * SHARD_BLOCKS + block // SHARDS
+
+
+class Crashed(BaseException):
+    """The process is no more; nothing in it may catch this."""
+
+
+class _Inline(ThreadPoolExecutor):
+    """Work for threads, done at once, so that a schedule is the same each time."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@dataclass(eq=False)
+class Process:
+    """One of those that the schedule runs."""
+
+    name: str
+    priority: float
+    crashed: bool = False
+    waiting: list["asyncio.Future[None]"] = field(default_factory=list)
+
+
+class Schedule:
+    """Runs processes by its seed. crashes: how often a step is a crash."""
+
+    def __init__(self, seed: int, crashes: float) -> None:
+        self.random = random.Random(seed)
+        self.crashes = crashes
+        self.steps = 0
+        self.processes: list[Process] = []
+        self.changes = self.random.choice([0.004, 0.01, 0.03, 0.1])
+
+    def process(self, name: str) -> Process:
+        process = Process(name, self.random.random())
+        self.processes.append(process)
+        return process
+
+    async def step(self, process: Process) -> None:
+        """Until it is this process's turn."""
+        if process.crashed:
+            raise Crashed
+        turn = asyncio.get_running_loop().create_future()
+        process.waiting.append(turn)
+        await turn
+
+    async def run(self, work: list["asyncio.Task[None]"]) -> None:
+        """Until all of `work` is done or crashed. Raises what failed."""
+        while not all(task.done() for task in work):
+            await _idle()
+            self.steps += 1
+            if self.steps > _MAX_STEPS:
+                raise TimeoutError(f"no end after {self.steps} steps")
+            ready = [each for each in self.processes if any(not turn.done() for turn in each.waiting)]
+            if ready:
+                self._one_step(ready)
+        for task in work:
+            error = task.exception()
+            if error is not None and not isinstance(error, Crashed):
+                raise error
+
+    def _one_step(self, ready: list[Process]) -> None:
+        if self.random.random() < self.changes:
+            self.random.choice(ready).priority = self.random.random()
+        process = max(ready, key=lambda each: each.priority)
+        process.waiting = [turn for turn in process.waiting if not turn.done()]
+        if self.random.random() < self.crashes and not process.name.startswith("steady"):
+            process.crashed = True
+            for turn in process.waiting:
+                turn.set_exception(Crashed())
+            return
+        process.waiting.pop(self.random.randrange(len(process.waiting))).set_result(None)
+
+
+async def _idle() -> None:
+    """Until every task waits for the schedule."""
+    loop: Any = asyncio.get_running_loop()
+    await asyncio.sleep(0)
+    while loop._ready:
+        await asyncio.sleep(0)
+
+
+class SteppedStore:
+    """One process's way to the store."""
+
+    def __init__(self, store: MemoryStore, schedule: Schedule, process: Process) -> None:
+        self.url = store.url
+        self.conditional_put = False
+        self._store = store
+        self._schedule = schedule
+        self._process = process
+
+    async def get(self, key: str) -> bytes:
+        return await self._call(lambda: self._store.get(key))
+
+    async def get_range(self, key: str, start: int, length: int) -> bytes:
+        return await self._call(lambda: self._store.get_range(key, start, length))
+
+    async def put(self, key: str, data: Data, *, if_absent: bool = False) -> bool:
+        return await self._call(lambda: self._store.put(key, data, if_absent=if_absent))
+
+    async def delete(self, key: str) -> None:
+        await self._call(lambda: self._store.delete(key))
+
+    async def list(self, prefix: str = "", *, after: str = "") -> AsyncIterator[ObjectInfo]:
+        """In pages: what changes between two of them may be seen or not."""
+        while True:
+            await self._schedule.step(self._process)
+            page = [info async for info in self._store.list(prefix, after=after)][: self._schedule.random.randint(1, 6)]
+            for info in page:
+                yield info
+            if not page:
+                return
+            after = page[-1].key
+
+    async def close(self) -> None:
+        """The schedule's store stays."""
+
+    async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
+        await self._schedule.step(self._process)
+        try:
+            return await call()
+        finally:
+            await self._schedule.step(self._process)
+
+
+@dataclass
+class Record:
+    """A snapshot in the catalog. content: what it must read back as."""
+
+    state: int
+    content: Content
+    root: bytes = b""
+    base: str = ""
+
+
+class MemoryControl:
+    """The catalog's part in this, as blockstore.control.store_warden does it; each call is one transaction."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.records: dict[SnapshotId, Record] = {}
+
+    def roots(self) -> Roots:
+        pending = {name for name, each in self.records.items() if each.state == pb.SNAPSHOT_STATE_PENDING}
+        completed = {name: each.root for name, each in self.records.items() if each.root}
+        return Roots(self.number, completed, frozenset(pending))
+
+    def raise_number(self, expected: int) -> int:
+        if expected != self.number:
+            raise Fenced(f"the prune number is {self.number}, not {expected}")
+        self.number += 1
+        return self.number
+
+    def complete(self, name: SnapshotId, root: bytes, number: int) -> None:
+        if number != self.number:
+            raise Fenced(f"the prune number is {self.number}, not {number}")
+        record = self.records[name]
+        if record.state != pb.SNAPSHOT_STATE_PENDING:
+            raise Fenced(f"{name} is not pending")
+        record.state, record.root = pb.SNAPSHOT_STATE_COMPLETED, root
+
+    def add(self, snapshot: pb.Snapshot, number: int) -> pb.Snapshot:
+        if number != self.number:
+            raise Fenced(f"the prune number is {self.number}, not {number}")
+        known = self.records.get(SnapshotId(snapshot.id))
+        if known is not None and known.root != snapshot.root:
+            raise AlreadyExists(f"{snapshot.id} is known with another root")
+        self.records.setdefault(SnapshotId(snapshot.id), Record(pb.SNAPSHOT_STATE_COMPLETED, {}, snapshot.root))
+        return snapshot
+
+    def is_base(self, name: SnapshotId) -> bool:
+        return any(each.base == name and each.state == pb.SNAPSHOT_STATE_PENDING for each in self.records.values())
+
+    def snapshots(self) -> dict[SnapshotId, pb.Snapshot]:
+        return {name: pb.Snapshot(id=name, state=each.state) for name, each in self.records.items()}  # type: ignore[arg-type]
+
+
+class SteppedCatalog:
+    """One process's way to control."""
+
+    def __init__(self, control: MemoryControl, schedule: Schedule, process: Process) -> None:
+        self.control = control
+        self._schedule = schedule
+        self._process = process
+
+    async def call(self, call: Callable[[], T]) -> T:
+        await self._schedule.step(self._process)
+        try:
+            return call()
+        finally:
+            await self._schedule.step(self._process)
+
+    async def roots(self) -> Roots:
+        return await self.call(self.control.roots)
+
+    async def raise_number(self, expected: int) -> int:
+        return await self.call(lambda: self.control.raise_number(expected))
+
+    async def add(self, snapshot: pb.Snapshot, number: int) -> pb.Snapshot:
+        return await self.call(lambda: self.control.add(snapshot, number))
+
+    async def snapshots(self) -> dict[SnapshotId, pb.Snapshot]:
+        return await self.call(self.control.snapshots)
+
+
+@dataclass
+class World:
+    """All that there is. pruner: the class that prunes; broken ones are put in here."""
+
+    schedule: Schedule
+    pruner: type[Pruner] = Pruner
+    store: MemoryStore = field(default_factory=MemoryStore)
+    control: MemoryControl = field(default_factory=MemoryControl)
+    written: int = 0
+
+    def parts(self, name: str) -> tuple[Repository, SteppedCatalog]:
+        """What a new process has."""
+        process = self.schedule.process(name)
+        store = SteppedStore(self.store, self.schedule, process)
+        repository = Repository(store, KEYS, RepositoryObject("0" * 32, "cluster"), bytes(range(32)))
+        return repository, SteppedCatalog(self.control, self.schedule, process)
+
+    def random_bytes(self, count: int) -> bytes:
+        return self.schedule.random.randbytes(count)
+
+    # ---- processes
+
+    async def write(self, name: str) -> None:
+        """Write some snapshots, one after the other, most as a change of an earlier one."""
+        repository, catalog = self.parts(name)
+        for _ in range(self.schedule.random.randint(1, 3)):
+            await Writer(self, repository, catalog).run()
+
+    async def prune(self, name: str) -> None:
+        """Prune twice; who is fenced tries again, as a person would."""
+        repository, catalog = self.parts(name)
+        for _ in range(2):
+            share = self.schedule.random.choice([0.01, 0.4, 0.9])
+            pruner = self.pruner(repository, catalog, share, random=self.random_bytes)
+            try:
+                async for _ in pruner.run(dry_run=False):
+                    pass
+            except (Fenced, NotFound):
+                continue
+
+    async def delete(self, name: str) -> None:
+        """Delete some snapshots, as control and a daemon do."""
+        repository, catalog = self.parts(name)
+        for _ in range(3):
+            await catalog.roots()
+            records = self.control.records
+            done = sorted(each for each in records if records[each].state == pb.SNAPSHOT_STATE_COMPLETED)
+            if not done:
+                continue
+            snapshot = self.schedule.random.choice(done)
+            records[snapshot].state = pb.SNAPSHOT_STATE_DELETING
+            await catalog.roots()
+            if not self.control.is_base(snapshot):
+                await repository.store.delete(root_key(snapshot))
+                await catalog.call(lambda snapshot=snapshot: records.pop(snapshot, None))  # type: ignore[misc]
+
+    async def read(self, name: str) -> None:
+        """Read snapshots whole while all that goes on."""
+        repository, catalog = self.parts(name)
+        reader = SnapshotReader(repository, 1 << 20)
+        for _ in range(10):
+            completed = sorted((await catalog.roots()).completed)
+            if completed:
+                await self.check(reader, self.schedule.random.choice(completed))
+                # Its index is an old one then, and it has none of the frames.
+                reader = SnapshotReader(repository, 1 << 20, reader.index)
+
+    async def check(self, reader: SnapshotReader, snapshot: SnapshotId) -> None:
+        """It reads back exactly, or was deleted meanwhile."""
+        record = self.control.records.get(snapshot)
+        if record is None or record.state != pb.SNAPSHOT_STATE_COMPLETED:
+            return
+        try:
+            found = await read_back(reader, snapshot, record.root)
+        except CairnError as error:
+            if record.state == pb.SNAPSHOT_STATE_COMPLETED:
+                raise AssertionError(f"{snapshot} does not read back: {error}") from error
+            return
+        assert found == dict(record.content), f"{snapshot} reads back as something else"
+
+
+async def read_back(reader: SnapshotReader, snapshot: str, digest: bytes) -> dict[int, int]:
+    """Which content each block has."""
+    root = await reader.root(snapshot, digest)
+    found = {}
+    for block in range(BLOCKS):
+        _, payload = await reader.read(root, place_of(block), 1)
+        if payload:
+            assert payload == bytes([payload[0]]) * BLOCK_SIZE
+            found[block] = payload[0] - 1
+    return found
+
+
+class Writer:
+    """Writes one snapshot by the rules."""
+
+    def __init__(self, world: World, repository: Repository, catalog: SteppedCatalog) -> None:
+        world.written += 1
+        self.snapshot = SnapshotId(f"snap-{world.written:017x}")
+        self._world = world
+        self._repository = repository
+        self._catalog = catalog
+        self._random = world.schedule.random
+        self._number = 0
+        self._marks: Marks = frozenset()
+        self._stored: dict[int, BlockRef] = {}
+        """By content, where it may be referred to."""
+        self._places: dict[int, BlockRef | None] = {}
+        """Of the blocks that this snapshot changes."""
+        self._base: Root | None = None
+        self._shards: dict[int, str] = {}
+
+    async def run(self) -> None:
+        record = await self._catalog.call(self._begin)
+        await self._look()
+        if record.base:
+            self._base = await self._read_base(SnapshotId(record.base))
+            self._shards = dict(self._base.shards)
+        await self._put(self._changes(record))
+        while True:
+            await self._write_shards()
+            digest = await self._write_root()
+            try:
+                await self._catalog.call(lambda: self._world.control.complete(self.snapshot, digest, self._number))
+                return
+            except Fenced:
+                await self._look()
+                await self._mend(record)
+
+    def _begin(self) -> Record:
+        """One transaction: the base stays until this one is completed."""
+        records = self._world.control.records
+        bases = sorted(name for name, each in records.items() if each.state == pb.SNAPSHOT_STATE_COMPLETED)
+        base = self._random.choice(bases) if bases and self._random.random() < 0.6 else ""
+        content = dict(records[SnapshotId(base)].content) if base else {}
+        changed = self._random.sample(range(BLOCKS), self._random.randint(1, BLOCKS))
+        for block in changed:
+            content[block] = self._random.randrange(CONTENTS)
+            if self._random.random() < 0.2:
+                del content[block]
+        record = records[self.snapshot] = Record(pb.SNAPSHOT_STATE_PENDING, content, base=base)
+        return record
+
+    def _changes(self, record: Record) -> list[int]:
+        before = self._world.control.records[SnapshotId(record.base)].content if record.base else {}
+        return [block for block in range(BLOCKS) if before.get(block) != record.content.get(block)]
+
+    async def _read_base(self, base: SnapshotId) -> Root:
+        record = self._world.control.records[base]
+        return await Manifests(self._repository).root(base, record.root)
+
+    async def _look(self) -> None:
+        """The number, then the quarantines, then what is there."""
+        self._number = (await self._catalog.roots()).number
+        self._marks = merge_marks((await load_quarantines(self._repository)).values())
+        inventory = await take_inventory(self._repository)
+        self._stored = {}
+        void = inventory.replaced
+        for name, entry in inventory.entries.items():
+            if name in void or name in inventory.orphans:
+                continue
+            try:
+                trailer = await load_trailer(self._repository, name, entry.size)
+            except NotFound:
+                continue
+            for part, of_frames in zip(trailer.parts, trailer.hashes, strict=True):
+                for frame, hashes in zip(part.numbers, of_frames, strict=True):
+                    for slot, digest in enumerate(hashes):
+                        if part.pack not in self._marks:
+                            self._stored[_CONTENT_OF[digest]] = BlockRef(part.pack, frame, slot)
+        self._present = {name for name in inventory.shards if mark(name) not in self._marks}
+
+    async def _put(self, blocks: list[int]) -> None:
+        """Give these blocks a place: where their content is stored, or in new packs."""
+        content = self._world.control.records[self.snapshot].content
+        new = sorted({content[block] for block in blocks if block in content} - self._stored.keys())
+        entries = []
+        for at in range(0, len(new), 4):
+            entries.append(await self._put_pack(new[at : at + 4]))
+        if entries:
+            name, stored = encode_index(KEYS, Index(tuple(entries)), self._world.random_bytes(16))
+            await self._repository.store.put(index_key(name), stored)
+        for block in blocks:
+            self._places[block] = self._stored[content[block]] if block in content else None
+
+    async def _put_pack(self, contents: list[int]) -> IndexEntry:
+        """A pack of frames of two blocks, so that a part of it may die."""
+        pack = self._world.random_bytes(16)
+        writer, cipher = ObjectWriter(KEYS, pack), KEYS.frame_cipher(pack)
+        refs = {}
+        for at in range(0, len(contents), 2):
+            part = contents[at : at + 2]
+            blocks = [block_of(each) for each in part]
+            number = at // 2
+            stored = cipher.encrypt(number, compress_frame(blocks))
+            writer.copy(pack, self.snapshot, number, stored, [KEYS.block_hash(block) for block in blocks])
+            refs |= {each: BlockRef(pack, number, slot) for slot, each in enumerate(part)}
+        name, buffers, entry = writer.finish()
+        await self._repository.store.put(pack_key(name), buffers)
+        self._stored |= refs
+        return entry
+
+    async def _write_shards(self) -> None:
+        manifests = Manifests(self._repository)
+        for number in range(SHARDS):
+            changes = {
+                place_of(block) % SHARD_BLOCKS: ref
+                for block, ref in self._places.items()
+                if place_of(block) // SHARD_BLOCKS == number
+            }
+            below = self._base.shards.get(number) if self._base else None
+            if not changes:
+                continue
+            loaded = await manifests.shard(below) if below else None
+            shard = loaded.shard.copy() if loaded else Shard()
+            shard.apply(changes)
+            self._shards.pop(number, None)
+            if not len(shard):
+                continue
+            if loaded and below and len(loaded.names) < MAX_DEPTH and self._random.random() < 0.7:
+                name, stored = encode_patch(KEYS, below, len(loaded.names), changes, self._world.random_bytes(16))
+            else:
+                name, stored = encode_shard(KEYS, shard, self._world.random_bytes(16))
+            await self._repository.store.put(shard_key(name), stored)
+            self._shards[number] = name
+
+    async def _write_root(self) -> bytes:
+        root = Root(self.snapshot, "", "", SHARDS * SHARD_BLOCKS * BLOCK_SIZE, shards=dict(self._shards))
+        stored, digest = encode_root(KEYS, root, self._world.random_bytes(16))
+        await self._repository.store.put(root_key(self.snapshot), stored)
+        return digest
+
+    async def _mend(self, record: Record) -> None:
+        """What was put and is quarantined or gone is put again; shards and root are written anew in any case."""
+        safe = set(self._stored.values())
+        lost = [block for block, ref in self._places.items() if ref is not None and ref not in safe]
+        await self._put(lost)
+
+
+_CONTENT_OF = {KEYS.block_hash(block_of(content)): content for content in range(CONTENTS)}
+
+
+async def simulate(seed: int, pruner: type[Pruner] = Pruner, *, crashes: float = 0.002) -> World:
+    """One run, checked in the end. Raises AssertionError where something was lost, or left for ever."""
+    asyncio.get_running_loop().set_default_executor(_Inline())
+    world = World(Schedule(seed, crashes), pruner)
+    await _run(world, [world.write("steady writer 1"), world.write("steady writer 2")])
+    await _run(world, [world.delete("steady deleter")])
+    work = [world.write(f"writer {number}") for number in range(world.schedule.random.randint(2, 5))]
+    work += [world.prune(f"pruner {number}") for number in range(world.schedule.random.randint(1, 5))]
+    work += [world.read("steady reader 1"), world.read("steady reader 2"), world.delete("deleter")]
+    await _run(world, work)
+    await check_end(world)
+    return world
+
+
+async def _run(world: World, work: list[Any]) -> None:
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        await world.schedule.run(tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        for process in world.schedule.processes:
+            process.crashed = True
+            for turn in process.waiting:
+                turn.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def check_end(world: World) -> None:
+    """Everything reads back; a prune that nobody disturbs keeps it so; and once all is deleted, nothing is left."""
+    world.schedule.crashes, world.pruner = 0.0, Pruner
+    await _run(world, [read_all(world)])
+    records = world.control.records
+    for name in [name for name, each in records.items() if each.state == pb.SNAPSHOT_STATE_PENDING]:
+        del records[name]  # its writer crashed; somebody deletes it
+        await world.store.delete(root_key(name))
+    await _run(world, [world.prune("steady pruner")])
+    await _run(world, [read_all(world)])
+    for name in list(records):
+        await world.store.delete(root_key(name))
+    records.clear()
+    for _ in range(2):
+        await _run(world, [world.prune("steady pruner")])
+    left = [info.key async for info in world.store.list() if info.key.startswith(("packs/", "shards/", "quarantine/"))]
+    assert not left, f"{len(left)} objects are left for ever, such as {left[0]}"
+
+
+async def read_all(world: World) -> None:
+    repository, _ = world.parts("steady reader")
+    reader = SnapshotReader(repository, 1 << 20)
+    for snapshot in sorted(world.control.records):
+        await world.check(reader, snapshot)
+
+
+def seeded_secrets(seed: int) -> Callable[[int], bytes]:
+    """In place of secrets.token_bytes, where real writers are run by a schedule."""
+    chance = random.Random(seed)
+    return lambda count=32: chance.randbytes(count)
+
+
+__all__ = ["Corrupt", "World", "replace", "secrets", "seeded_secrets", "simulate"]
