@@ -92,7 +92,8 @@ class Packer:
 
     async def _carry_out(self, pack: "_Pack") -> None:
         try:
-            self.stored_bytes += await pack.carry_out()
+            size_bytes = await pack.carry_out()
+            self.stored_bytes += size_bytes  # not `+= await`, which adds to what it was before: packs overlap
         except asyncio.CancelledError:
             raise
         except Exception as error:
