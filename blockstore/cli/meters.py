@@ -75,6 +75,8 @@ def describe(amount: Amount) -> str:
 
 
 def _of(amount: Amount) -> str:
+    if not amount.total and not amount.done:
+        return "waiting"
     done = _quantity(amount.done, amount.unit)
     if not amount.total:
         return done
