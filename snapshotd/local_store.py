@@ -52,10 +52,12 @@ class LocalStore:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="store")
         self._incoming = self._root / _INCOMING
         self._durable = {self._root}
-        with self._told("open", "the store"):
+        self._is_open = False
+        with self._told("make", "the store"):
             _make_directories(self._root)
             self._make_durable(self._incoming)
             _remove_left_over(self._incoming)
+        self._is_open = True
 
     async def get(self, key: str) -> bytes:
         return await self._run(lambda: self._read(check_key(key), 0, None))
@@ -106,8 +108,12 @@ class LocalStore:
 
     def _remove(self, key: str) -> None:
         path = self._root / key
-        with self._told("delete", key), suppress(FileNotFoundError, NotADirectoryError):
-            path.unlink()
+        with self._told("delete", key):
+            try:
+                path.unlink()
+            except (FileNotFoundError, NotADirectoryError):
+                os.stat(self._incoming)
+                return
             _sync_directory(path.parent)
 
     def _next_of(self, entries: Iterator[ObjectInfo], prefix: str) -> Sequence[ObjectInfo]:
@@ -130,9 +136,9 @@ class LocalStore:
         try:
             yield
         except OSError as error:
-            raise _translated(
-                error, f"cannot {doing} {key} in {self.url}: {error.strerror}".replace("  ", " ")
-            ) from error
+            if self._is_open and not self._incoming.exists():
+                raise QuorumUnavailable(f"the store {self.url} is not there: is its disk mounted?") from error
+            raise _translated(error, f"cannot {doing} {key} in {self.url}: {error.strerror}") from error
 
 
 def _translated(error: OSError, text: str) -> CairnError:

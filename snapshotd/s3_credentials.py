@@ -32,6 +32,7 @@ _IN_ENVIRONMENT: Final = (
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 )
 _READ_AGAIN: Final = timedelta(minutes=5)
+CredentialProvider = Callable[[], "S3Credential"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def read_profile(environment: Mapping[str, str] = os.environ) -> Profile | None:
     return Profile(name, members.get("region", ""), endpoint, *keys, members.get("aws_session_token", ""))
 
 
-def provider_of(environment: Mapping[str, str] = os.environ) -> "Callable[[], S3Credential] | None":
+def provider_of(environment: Mapping[str, str] = os.environ) -> CredentialProvider | None:
     """What obstore asks for a credential, where the files have one and the environment has none; else None."""
     profile = None if is_in_environment(environment) else read_profile(environment)
     if profile is None or not profile.access_key:

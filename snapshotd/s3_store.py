@@ -33,6 +33,7 @@ from snapshotd.object_store import (
     size_of,
 )
 from snapshotd.s3_answers import error_of, refusal_of
+from snapshotd.s3_credentials import CredentialProvider
 from snapshotd.store_settings import StoreSettings
 
 #: Packs (16 MiB) go as one request: that costs a quarter of four parts, and a crash leaves no parts behind.
@@ -68,10 +69,14 @@ class S3Store:
         self.url = str(address)
         self.conditional_put = False
         self._folder = address.folder
-        self._store = _client_of(address, settings)
+        provider = s3_credentials.provider_of()
+        self._store = _client_of(address, settings, provider)
+        self._where = f"in {self.url}"
+        if provider is None and not s3_credentials.is_in_environment():
+            self._where += " (with the instance's own, as there is no credential in the environment or in ~/.aws)"
 
     async def get(self, key: str) -> bytes:
-        path, what = self._folder + check_key(key), f"cannot read {key} in {self.url}"
+        path, what = self._folder + check_key(key), f"cannot read {key} {self._where}"
         result = await _told(self._store.get_async(path), what, key)
         size = result.meta["size"]
         if size > MAX_OBJECT_BYTES:
@@ -83,14 +88,14 @@ class S3Store:
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
         check_range(start, length)
-        path, what = self._folder + check_key(key), f"cannot read {length} bytes from {start} of {key} in {self.url}"
+        path, what = self._folder + check_key(key), f"cannot read {length} bytes from {start} of {key} {self._where}"
         data = (await _told(self._store.get_range_async(path, start=start, length=length), what, key)).to_bytes()
         if len(data) != length:
             raise Corrupt(f"{what}: it ends after {len(data)} of them")
         return data
 
     async def put(self, key: str, data: Data, *, if_absent: bool = False) -> bool:
-        path, what = self._folder + check_key(key), f"cannot write {key} in {self.url}"
+        path, what = self._folder + check_key(key), f"cannot write {key} {self._where}"
         options: dict[str, Any] = {"use_multipart": False}
         if if_absent:
             options["mode"] = "create"
@@ -105,12 +110,12 @@ class S3Store:
     async def delete(self, key: str) -> None:
         path = self._folder + check_key(key)
         try:
-            await _told(self._store.delete_async(path), f"cannot delete {key} in {self.url}")
+            await _told(self._store.delete_async(path), f"cannot delete {key} {self._where}")
         except FileNotFoundError:
             return  # some servers say so
 
     async def list(self, prefix: str = "", *, after: str = "") -> AsyncIterator[ObjectInfo]:
-        what = f"cannot list {prefix or 'objects'} in {self.url}"
+        what = f"cannot list {prefix or 'objects'} {self._where}"
         stream = aiter(
             self._store.list(self._folder + check_folder(prefix), offset=self._folder + after if after else None)
         )
@@ -168,11 +173,10 @@ def _check_endpoint(endpoint: str, allow_http: bool) -> None:
         raise InvalidRequest(f"the endpoint {endpoint} is not encrypted: use https, or allow http where that is fine")
 
 
-def _client_of(address: Address, settings: StoreSettings) -> ObstoreS3:
+def _client_of(address: Address, settings: StoreSettings, provider: CredentialProvider | None) -> ObstoreS3:
     where: dict[str, Any] = {}
     if address.endpoint:
         where = {"endpoint": address.endpoint, "aws_endpoint_url_s3": address.endpoint}
-    provider = s3_credentials.provider_of()
     if provider is not None:
         where["credential_provider"] = provider
     patience = timedelta(seconds=settings.request_timeout_s)

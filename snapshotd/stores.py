@@ -67,7 +67,9 @@ def _make(settings: StoreSettings) -> ObjectStore:
 
 
 async def _try_out(inner: ObjectStore, settings: StoreSettings) -> None:
-    trying = Retrying(inner, RetryLimits(settings.request_timeout_s, settings.retries, settings.open_limit_s))
+    trying: ObjectStore = Retrying(
+        inner, RetryLimits(settings.request_timeout_s, settings.retries, settings.open_limit_s)
+    )
     await check_access(trying)
     if isinstance(inner, S3Store):
         inner.conditional_put = await has_one_winner(trying)
