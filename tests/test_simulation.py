@@ -27,6 +27,7 @@ MUST_HAPPEN = {
     *("RecordEntry", "SealEntry", "TruncateEntry", "FillingEntry", "WholeEntry"),
     *("Serving", "Completed", "Sealed", "ReadDone", "ReadDropped", "Relieved", "Reconnect", "Over"),
     *("Fenced", "QuorumUnavailable", "NoSpace", "Corrupt"),
+    *("merged", "hydrated", "no room"),
 }
 
 

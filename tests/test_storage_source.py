@@ -190,3 +190,11 @@ def test_a_copy_from_before_a_discard_does_not_bring_back_what_it_took(tmp_path:
     target.write_copy(source.delta_meta(), [source.copy_extent(0)], position(1), image)
     target.checkpoint(log.image(), 0)
     assert target.read_with_absent(2, 4) == (2 * ZERO + block(2) + ZERO, [(2, 2), (5, 1)])
+
+
+def test_fills_are_part_of_every_delta(tmp_path: Path) -> None:
+    store, log = restored(tmp_path)
+    apply(store, log, [log.record(fill(1, block(1)))])
+    apply(store, log, [log.record(fill(600, block(2)))])
+    assert store.delta_extents(Sequence(0)) == [0, 2]
+    assert store.delta_extents(Sequence(1)) == [2]

@@ -12,7 +12,7 @@ which everything else is judged:
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from blockstore.domain import ORIGIN, Position, ReplicaId
@@ -22,12 +22,12 @@ from blockstore.record import Operation, OperationKind, Record
 from blockstore.replication.messages import AppendAnswer, FencedBy, SealAnswer
 from blockstore.units import FIRST_GENERATION, Epoch, Generation
 from tests.simulation.disk import DiskState, read_disk
-from tests.simulation.model_tables import values_of
+from tests.simulation.model_tables import Pin, ticket_in, values_of
 from tests.simulation.workload import Ticket
 
 if TYPE_CHECKING:
     from tests.simulation.front_end import FrontEnd
-    from tests.simulation.node import Node
+    from tests.simulation.node import Described, Node
 
 
 class Violation(AssertionError):
@@ -38,15 +38,16 @@ class Checker:
     """shown: the highest sequence whose effect a completed request has shown to a guest.
 
     loss_accepted: what was acknowledged may be gone, as somebody said with --accept-loss; all else holds.
+    source: of a restored volume, what its blocks show until they are written; a fill changes nothing.
     """
 
-    def __init__(self, members: Iterable[ReplicaId], blocks: int) -> None:
+    def __init__(self, members: Iterable[ReplicaId], blocks: int, source: Mapping[int, int]) -> None:
         self._members = tuple(members)
         self._bit = {replica: 1 << index for index, replica in enumerate(self._members)}
         self._quorum = len(self._members) // 2 + 1
         self._records: dict[Position, Record] = {}
         self._record_of: dict[int, Record] = {}
-        self._without_data: dict[int, Ticket] = {}
+        self._tickets: dict[int, Ticket] = {}
         self._held: dict[Position, int] = defaultdict(int)
         self._disks: dict[ReplicaId, DiskState] = {}
         self._answered_epoch: dict[ReplicaId, Epoch] = {}
@@ -55,7 +56,8 @@ class Checker:
         self._generation = int(FIRST_GENERATION)
         self._leader_commit: dict[Epoch, Position] = {}
         self.log: list[Record] = []
-        self.versions: list[list[tuple[int, int]]] = [[(0, 0)] for _ in range(blocks)]
+        self._source = source
+        self.versions: list[list[tuple[int, int]]] = [[(0, source.get(block, 0))] for block in range(blocks)]
         self.sealed_at: dict[int, int] = {}
         self.shown = 0
         self.loss_accepted = False
@@ -179,9 +181,8 @@ class Checker:
     # ---- guests
 
     def submitted_request(self, front_end: "FrontEnd", ticket: Ticket) -> None:
-        operation = ticket.operation
-        if operation is not None and operation.kind in (OperationKind.ZERO, OperationKind.TRIM):
-            self._without_data[id(operation)] = ticket
+        if ticket.operation is not None:
+            self._tickets[id(ticket.operation)] = ticket
 
     def completed(self, front_end: "FrontEnd", ticket: Ticket) -> None:
         record = self._record_of.get(ticket.number)
@@ -227,16 +228,50 @@ class Checker:
 
     def compare(self, node: "Node") -> None:
         """Everything is committed and applied: the replica shows what the log says."""
-        tables, blocks = node.store.tables, range(len(self.versions))
-        found = node.store.read(0, len(self.versions))
-        self.expect(found == self.content(None), f"{node.name} shows {found}, the log says {self.content(None)}")
-        self.expect(
-            tables.sealed == self.sealed_at, f"{node.name} has generations {tables.sealed}, the log {self.sealed_at}"
-        )
-        for generation in self.sealed_at:
-            shown = [tables.show(block, generation) for block in blocks]
-            expected = self.content(generation)
-            self.expect(shown == expected, f"{node.name}: generation {generation} shows {shown}, sealed as {expected}")
+        tables = node.store.tables
+        self._compare_content(node, None)
+        pins = self._pins()
+        self.expect(set(tables.pins) == pins, f"{node.name} has pins {tables.pins}, the log {pins}")
+        for generation in {generation for generation, _ in pins}:
+            sealed = tables.sealed.get(generation), self.sealed_at[generation]
+            self.expect(sealed[0] == sealed[1], f"{node.name}: generation {generation} was sealed at {sealed}")
+            self._compare_content(node, generation)
+        ended = not self._source or self.hydrated
+        self.expect(tables.source != ended, f"{node.name}: has a source is {tables.source}, the log says {not ended}")
+
+    def _compare_content(self, node: "Node", generation: int | None) -> None:
+        tables, expected = node.store.tables, self.content(generation)
+        absent = self._source if tables.source else {}
+        shown = [tables.show(block, generation) for block in range(len(self.versions))]
+        found = [absent.get(block, 0) if value is None else value for block, value in enumerate(shown)]
+        self.expect(found == expected, f"{node.name} shows {found} in generation {generation}, the log says {expected}")
+
+    def described(self, front_end: "FrontEnd", found: "Described") -> None:
+        """A replica says whether there is a source, and what is pinned, as of a position."""
+        at = found.applied.sequence
+        self.expect(self._is_committed(found.applied), f"{front_end.name} was told of {found.applied}")
+        ended = not self._source or any(_ends_source(record) for record in self.log[:at])
+        self.expect(found.meta.source != ended, f"{front_end.name}: told of a source {found.meta.source} at {at}")
+        self.expect(set(found.meta.pins) == self._pins(at), f"{front_end.name}: told of pins {found.meta.pins} at {at}")
+
+    @property
+    def hydrated(self) -> bool:
+        """Whether the log has ended the source."""
+        return any(map(_ends_source, self.log))
+
+    def _pins(self, up_to: int | None = None) -> set[Pin]:
+        """What the log pins, up to a sequence."""
+        pins: set[Pin] = set()
+        for record in self.log[:up_to]:
+            for operation in record.operations:
+                pin = int(operation.start), operation.argument
+                if operation.kind is OperationKind.SEAL:
+                    pins.add((int(record.generation), operation.argument))
+                elif operation.kind is OperationKind.PIN:
+                    pins.add(pin)
+                elif operation.kind is OperationKind.UNPIN:
+                    pins.discard(pin)
+        return pins
 
     # ---- the log
 
@@ -259,12 +294,12 @@ class Checker:
         match operation.kind:
             case OperationKind.WRITE:
                 return int.from_bytes(operation.data[:8], "little")
-            case OperationKind.ZERO | OperationKind.TRIM:
-                return self._without_data[id(operation)].number
-            case OperationKind.SEAL | OperationKind.PIN | OperationKind.UNPIN:
-                return int.from_bytes(operation.argument, "little")
-            case _:
+            case OperationKind.FILL:
+                return ticket_in(operation.data)
+            case OperationKind.EPOCH_START | OperationKind.CONFIGURATION:
                 return None
+            case _:
+                return self._tickets[id(operation)].number
 
     def _note_committed(self, position: Position, who: str) -> None:
         """`position` and all before it are committed, says `who`."""
@@ -311,12 +346,36 @@ class Checker:
             if operation.kind is OperationKind.SEAL:
                 self.sealed_at[self._generation] = int(record.sequence)
                 self._generation += 1
+            elif operation.kind is OperationKind.HYDRATED:
+                self._check_hydrated(record)
             elif operation.on_blocks:
-                values = values_of(operation) if operation.kind is OperationKind.WRITE else [0] * operation.count
-                for block, value in zip(range(operation.start, operation.end), values, strict=True):
+                for block, value in zip(range(operation.start, operation.end), values_of(operation), strict=True):
                     self.expect(block not in touched, f"operations of {record.position} overlap at {block}")
                     touched.add(block)
-                    self.versions[block].append((int(record.sequence), value))
+                    self._append_change(record, operation.kind, block, value)
+
+    def _append_change(self, record: Record, kind: OperationKind, block: int, value: int) -> None:
+        if kind is OperationKind.FILL:
+            self.expect(self._source.get(block) == value, f"{record.position} fills block {block} with {value}")
+            self.expect(not any(map(_ends_source, self.log[:-1])), f"{record.position} fills, yet is hydrated")
+            return
+        if kind is OperationKind.DISCARD:
+            self.expect(block not in self._source, f"{record.position} discards block {block}, which the source maps")
+        self.versions[block].append((int(record.sequence), value))
+
+    def _check_hydrated(self, record: Record) -> None:
+        """Whoever ends the source has seen to every block that it maps."""
+        seen = {
+            block
+            for before in self.log
+            for operation in before.operations
+            if operation.on_blocks
+            for block in range(operation.start, operation.end)
+        }
+        self.expect(
+            seen >= self._source.keys(),
+            f"{record.position} ends the source: {self._source.keys() - seen} is not filled",
+        )
 
     def _shows(self, block: int, value: int, began: int) -> int | None:
         """The sequence of a version with that value that was not overwritten by `began`; None: there is none."""
@@ -333,3 +392,7 @@ class Checker:
     def _where(self, value: int) -> str:
         record = self._record_of.get(value)
         return "nobody" if record is None else str(tuple(record.position))
+
+
+def _ends_source(record: Record) -> bool:
+    return any(operation.kind is OperationKind.HYDRATED for operation in record.operations)

@@ -33,7 +33,7 @@ def _record(record: Record) -> str:
 
 def _operation(operation: Operation) -> str:
     name = operation.kind.name
-    if operation.kind is OperationKind.WRITE:
+    if operation.kind in (OperationKind.WRITE, OperationKind.FILL):
         return f"{name} {operation.start}+{operation.count}={values_of(operation)[0]}"
     if operation.on_blocks:
         return f"{name} {operation.start}+{operation.count}"

@@ -30,6 +30,7 @@ from blockstore.replication.messages import (
     Serving,
 )
 from blockstore.units import Epoch
+from tests.simulation.hydration import Hydrator
 from tests.simulation.network import Call, Stream
 from tests.simulation.node import Node, ReadRequest
 from tests.simulation.scheduler import Process
@@ -54,7 +55,8 @@ class FrontEnd(Process):
         self._clock_offset = random.random() * 1000
         self._clock_rate = 1 + (random.random() - 0.5) * world.plan.clock_drift
         self.guest = Guest(self, world)
-        self._data: dict[int, list[int]] = {}
+        self._hydrator = Hydrator(self, world)
+        self._data: dict[int, list[int | None]] = {}
         settings = world.plan.settings
         self.leader = Leader(epoch, world.configuration, settings, self.clock(), accept_loss=accept_loss)
         self._links = [Link(self, world.node_of(member.replica)) for member in world.configuration.members]
@@ -103,6 +105,7 @@ class FrontEnd(Process):
                 self.serving = True
                 world.checker.serving(self)
                 self.guest.begin()
+                self._hydrator.begin()
             case Over(error):
                 self.serving = False
                 self.over = error

@@ -31,9 +31,7 @@ from blockstore.replication.reads import Reads
 from blockstore.replication.record_run import RecordRun, earlier
 from blockstore.replication.recovery import ChosenLog, Undecided, choose_log
 from tests.simulation.model_tables import Tables, Version
-
-Patch = tuple[Any, str, Any]
-"""Of what, which attribute, and what stands there instead."""
+from tests.simulation.table_mutations import TABLE_MUTATIONS, Patch
 
 # ---- the follower
 
@@ -258,6 +256,7 @@ MUTATIONS: Final[dict[str, tuple[Patch, ...]]] = {
         (Leader, "_advance", _count_older_records),
         (Leader, "_serve_if_due", _serve_without_epoch_start),
     ),
+    **TABLE_MUTATIONS,
 }
 
 

@@ -12,7 +12,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from blockstore.domain import ORIGIN, Position, ReplicaId
-from blockstore.errors import CairnError, Conflict, Corrupt
+from blockstore.errors import CairnError, Conflict, Corrupt, QuorumUnavailable
 from blockstore.log import LogEntry, LogImage, RecordEntry
 from blockstore.record import Record
 from blockstore.replication.follower import Follower
@@ -30,7 +30,7 @@ from blockstore.replication.messages import (
 )
 from blockstore.units import BlockNumber, Epoch, Sequence
 from tests.simulation.disk import Disk
-from tests.simulation.model_tables import EXTENT_BLOCKS, ExtentCopy, Store
+from tests.simulation.model_tables import EXTENT_BLOCKS, ExtentCopy, MetaCopy, Store
 from tests.simulation.network import Call, Stream
 from tests.simulation.scheduler import Process
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 _FETCH_TIMEOUT_S = 1.0
+#: Until a checkpoint that found no room is tried again.
+_REST_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +85,39 @@ class Copied:
     """A part of a delta: the meta, or an extent, as of `stated`."""
 
     stated: Position
-    sealed: dict[int, int] | None
+    meta: MetaCopy | None
     extents: tuple[ExtentCopy, ...]
     absent: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class DescribeRequest:
+    """What a front-end asks of a whole replica: generations and source, as of `applied` or later."""
+
+    applied: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    applied: Position
+    meta: MetaCopy
+
+
 @dataclass(slots=True)
 class TableJob:
-    """begin: whether there is anything to do; commit: the transaction; end: what follows it."""
+    """begin: whether there is anything to do; commit: the transaction; end: what follows it; failed: what instead."""
 
     begin: Callable[[], bool]
     commit: Callable[[], None]
     end: Callable[[], None]
+    failed: Callable[[], None]
 
 
 class Node(Process):
     """One node. `follower` and `store` are what it holds in memory; None of it outlives a crash."""
+
+    #: What waited for a transaction is carried out also where that found no room.
+    FOLLOWS_A_FAILURE = True
 
     def __init__(self, world: "World", name: str, replica: ReplicaId, disk: Disk, speed: DiskSpeed) -> None:
         super().__init__(world.scheduler, name)
@@ -109,6 +128,8 @@ class Node(Process):
         self.alive = False
         self.full = False
         self.corrupt = False
+        self.no_room = False
+        """No transaction of its tables goes through."""
 
     # ---- life
 
@@ -185,7 +206,30 @@ class Node(Process):
             if lost:
                 self.content_lost()
             bad = Corrupt(f"{self.replica}: a block fails its checksum, or has no entry")
-            call.deliver(bad if self.corrupt or lost else self.store.read(request.start, request.count))
+            call.deliver(bad if self.corrupt or lost else self._content(request))
+
+    def _content(self, request: ReadRequest) -> list[int | None]:
+        """Its blocks; None for those that a source has."""
+        found = self.store.read(request.start, request.count)
+        return found if self.store.has_source else [value or 0 for value in found]
+
+    def describe(self, call: Call, request: DescribeRequest) -> None:
+        """As blockstore/node/generations.py: a checkpoint first, where the tables are behind."""
+        if not self._describe(call, request) and self.follower.whole and self.follower.commit >= request.applied:
+            unable = QuorumUnavailable(f"{self.replica} cannot say how it is at {tuple(request.applied)}")
+
+            def again() -> None:
+                if not self._describe(call, request):
+                    call.deliver(unable)
+
+            self.checkpoint(again, lambda: call.deliver(unable))
+
+    def _describe(self, call: Call, request: DescribeRequest) -> bool:
+        tables = self.store.tables
+        stated = self.follower.whole and tables.image.filling is None and tables.image.applied >= request.applied
+        if stated:
+            call.deliver(Described(tables.image.applied, tables.copy_meta()))
+        return stated
 
     def content_lost(self) -> None:
         """What its shell does about lost entries: it asks the others first."""
@@ -264,8 +308,8 @@ class Node(Process):
             self._checkpoint_due = True
             self.after(0.0, lambda: self.checkpoint(lambda: None))
 
-    def checkpoint(self, then: Callable[[], None]) -> None:
-        """Bring all that is committed into the tables, and give up the journal below."""
+    def checkpoint(self, then: Callable[[], None], failed: Callable[[], None] = lambda: None) -> None:
+        """Bring all that is committed into the tables, and give up the journal below. failed: there was no room."""
         image = LogImage()
         mark = 0
 
@@ -284,7 +328,21 @@ class Node(Process):
             self.carry_out(self.follower.checkpointed(image))
             then()
 
-        self._run_job(TableJob(begin, commit, end))
+        def again() -> None:
+            self.world.trace(self.name, "no room for a checkpoint", image.applied)
+            self.after(_REST_S, self.checkpoint_soon)
+            failed()
+
+        self._run_job(TableJob(begin, commit, end, again))
+
+    def merge(self) -> None:
+        """What nobody has pinned any more goes."""
+
+        def commit() -> None:
+            if self.store.tables.merge():
+                self.world.seen["merged"] += 1
+
+        self._run_job(TableJob(lambda: True, commit, lambda: None, lambda: None))
 
     def copy(self, attempt: int, copied: Copied, then: Callable[[bool], None]) -> None:
         """Write what a peer sent. then(False) where this attempt is over."""
@@ -299,9 +357,9 @@ class Node(Process):
 
         def commit() -> None:
             assert image is not None
-            self.store.tables.write_copy(copied.sealed, copied.extents, copied.stated, image)
+            self.store.tables.write_copy(copied.meta, copied.extents, copied.stated, image)
 
-        self._run_job(TableJob(begin, commit, lambda: then(True)))
+        self._run_job(TableJob(begin, commit, lambda: then(True), lambda: then(False)))
 
     def _checkpoint_by_age(self) -> None:
         if self.store.memtable:
@@ -322,13 +380,22 @@ class Node(Process):
     def _end_job(self) -> None:
         job, self._job = self._job, None
         assert job is not None
-        job.commit()
-        self.world.checker.disk_changed(self)
+        failed = self.no_room
+        if failed:
+            self.world.seen["no room"] += 1
+            self.world.seen["no room beside a reset"] += bool(self._deferred)
+        else:
+            job.commit()
+            self.world.checker.disk_changed(self)
         self._job = job  # the lock is held until what follows the transaction has been told
-        job.end()
+        if failed:
+            job.failed()
+        else:
+            job.end()
         self._job = None
         deferred, self._deferred = self._deferred, deque()
-        self.carry_out(deferred)
+        if not failed or self.FOLLOWS_A_FAILURE:
+            self.carry_out(deferred)
         self._next_job()
 
     # ---- for peers
@@ -339,7 +406,7 @@ class Node(Process):
         elif isinstance(request, LogRequest):
             self._serve_log(stream, request)
         elif self.store.tables.image.applied < request.at_least:
-            self.checkpoint(lambda: self._serve_delta(stream, request))
+            self.checkpoint(lambda: self._serve_delta(stream, request), lambda: stream.deliver(None))
         else:
             self._serve_delta(stream, request)
 
@@ -375,7 +442,7 @@ class Node(Process):
             stream.deliver(None)
             return
         extents = tables.delta_extents(request.since)
-        stream.deliver((len(extents), Copied(tables.image.applied, dict(tables.sealed), ())))
+        stream.deliver((len(extents), Copied(tables.image.applied, tables.copy_meta(), ())))
         self._serve_extents(stream, extents, 0)
 
     def _serve_extents(self, stream: Stream, extents: list[int], at: int) -> None:
@@ -462,7 +529,7 @@ class Fetch:
             self._end_delta()
             return
         total, copied = message
-        if copied.sealed is not None:
+        if copied.meta is not None:
             self._began = copied.stated
         self._extents |= {copy.extent for copy in copied.extents}
         self._busy = True

@@ -4,7 +4,7 @@ Each written block carries its ticket's number, so a value read says which write
 volume and a few hot blocks make requests overlap.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
@@ -21,9 +21,7 @@ _KINDS: Final = {
     "write": OperationKind.WRITE,
     "zero": OperationKind.ZERO,
     "trim": OperationKind.TRIM,
-    "seal": OperationKind.SEAL,
-    "pin": OperationKind.PIN,
-    "unpin": OperationKind.UNPIN,
+    "discard": OperationKind.DISCARD,
 }
 #: Between the reads of a chain, at most.
 _READ_PAUSE_S: Final = 0.08
@@ -33,7 +31,8 @@ _READ_PAUSE_S: Final = 0.08
 class Ticket:
     """A request. operation: None for a read. began: the highest sequence that a completed request had shown.
 
-    reads: it is one of a chain of reads, which goes on while writes wait.
+    reads: it is one of a chain of reads, which goes on while writes wait. then: told whether it was done,
+    in place of a next request.
     """
 
     number: int
@@ -42,6 +41,7 @@ class Ticket:
     operation: Operation | None
     began: int
     reads: bool = False
+    then: Callable[[bool], None] | None = None
 
 
 class Guest:
@@ -78,29 +78,50 @@ class Guest:
 
     def completed(self, tickets: tuple[Hashable, ...]) -> None:
         for number in tickets:
-            self._world.checker.completed(self._front_end, self._take(number))
+            self._world.checker.completed(self._front_end, self._take(number, done=True))
 
     def sealed(self, number: Hashable, generation: Generation) -> None:
         ticket = self._take(number)
         self._world.checker.sealed(self._front_end, ticket, generation)
+        assert ticket.operation is not None
+        self._world.pinned.append((generation, ticket.operation.argument))
 
     def failed(self, tickets: tuple[Hashable, ...], error: CairnError) -> None:
         for number in tickets:
             self._world.checker.failed(self._front_end, self._take(number), error)
 
-    def read_done(self, number: Hashable, values: list[int]) -> None:
-        self._world.checker.read(self._front_end, self._take(number), values)
+    def read_done(self, number: Hashable, values: list[int | None]) -> None:
+        """None: the block has no entry, and the source's content is filled behind the answer."""
+        ticket, source = self._take(number), self._world.source
+        shown = [source.get(block, 0) if value is None else value for block, value in enumerate(values, ticket.start)]
+        self._world.checker.read(self._front_end, ticket, shown)
+        for block, value in enumerate(values, ticket.start):
+            if value is None and block in source and self._world.chaos and not self.stopped:
+                self.fill(block, lambda done: None)
+
+    def fill(self, block: int, then: Callable[[bool], None]) -> None:
+        """Bring a block from the source, behind whatever the guest does."""
+        number = self._world.next_ticket()
+        data = block_of(self._world.source[block], number)
+        self._send(number, block, 1, Operation(OperationKind.FILL, BlockNumber(block), 1, data), then=then)
+
+    def end_source(self, then: Callable[[bool], None]) -> None:
+        """All that it maps has been filled."""
+        self._send(self._world.next_ticket(), 0, 0, Operation(OperationKind.HYDRATED), then=then)
 
     def relieved(self) -> None:
         if self._waiting:
             self._waiting = False
             self._later()
 
-    def _take(self, number: Hashable) -> Ticket:
+    def _take(self, number: Hashable, *, done: bool = False) -> Ticket:
         ticket = self._open.pop(cast(int, number), None)
         self._world.checker.expect(ticket is not None, f"request {number} was answered twice, or never made")
         assert ticket is not None
-        self._later(reads=ticket.reads)
+        if ticket.then is not None:
+            ticket.then(done)
+        else:
+            self._later(reads=ticket.reads)
         return ticket
 
     def _later(self, *, reads: bool = False) -> None:
@@ -126,10 +147,22 @@ class Guest:
         self._submit(kind, start, min(count, plan.blocks - start), reads=reads)
 
     def _submit(self, kind: str, start: int, count: int, *, reads: bool = False) -> None:
-        front_end, world = self._front_end, self._world
-        number = world.next_ticket()
+        number = self._world.next_ticket()
         operation = None if kind == "read" else self._operation(kind, number, start, count)
-        ticket = Ticket(number, start, count, operation, world.checker.shown, reads)
+        self._send(number, start, count, operation, reads=reads)
+
+    def _send(
+        self,
+        number: int,
+        start: int,
+        count: int,
+        operation: Operation | None,
+        *,
+        reads: bool = False,
+        then: Callable[[bool], None] | None = None,
+    ) -> None:
+        front_end, world = self._front_end, self._world
+        ticket = Ticket(number, start, count, operation, world.checker.shown, reads, then)
         self._open[number] = ticket
         world.checker.submitted_request(front_end, ticket)
         now = front_end.clock()
@@ -142,8 +175,26 @@ class Guest:
     def _operation(self, kind: str, number: int, start: int, count: int) -> Operation:
         if kind == "write":
             return Operation(OperationKind.WRITE, BlockNumber(start), count, block_of(number) * count)
-        if kind in ("zero", "trim"):
-            return Operation(_KINDS[kind], BlockNumber(start), count)
+        if kind in _KINDS:
+            return self._zeroing(kind, start, count)
         if kind == "seal":
             return Operation(OperationKind.SEAL, argument=number.to_bytes(8, "little"))
-        return Operation(_KINDS[kind], BlockNumber(1), argument=number.to_bytes(8, "little"))
+        return self._pinning(kind, number, start)
+
+    def _zeroing(self, kind: str, start: int, count: int) -> Operation:
+        """A DISCARD ends where the source maps something; and is a TRIM where it would begin there."""
+        mapped = [block for block in range(start, start + count) if block in self._world.source]
+        if kind == "discard" and mapped:
+            kind, count = ("discard", mapped[0] - start) if mapped[0] > start else ("trim", count)
+        return Operation(_KINDS[kind], BlockNumber(start), count)
+
+    def _pinning(self, kind: str, number: int, block: int) -> Operation:
+        """Of a generation that is pinned for certain, as far as guests know; without one, a write."""
+        pinned, random = self._world.pinned, self._world.random
+        if not pinned:
+            return Operation(OperationKind.WRITE, BlockNumber(block), 1, block_of(number))
+        index = random.randrange(len(pinned))
+        if kind == "pin":
+            return Operation(OperationKind.PIN, BlockNumber(pinned[index][0]), argument=number.to_bytes(8, "little"))
+        generation, holder = pinned.pop(index)
+        return Operation(OperationKind.UNPIN, BlockNumber(generation), argument=holder)

@@ -27,11 +27,16 @@ from tests.simulation.scheduler import Scheduler
 #: Virtual seconds within which a healed cluster must have converged.
 CONVERGENCE_S: Final = 30.0
 _ENOUGH_EVENTS: Final = 60_000
+#: Above every ticket's number.
+_SOURCE_VALUES: Final = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a seed decides before anything happens. Rates are events per virtual second."""
+    """What a seed decides before anything happens. Rates are events per virtual second.
+
+    mapped: of a restored volume, the blocks that its source maps; none for any other.
+    """
 
     members: int
     created_filling: bool
@@ -54,6 +59,8 @@ class Plan:
     final_power_cut: bool
     loses_a_quorum: bool
     goes_back: bool
+    mapped: tuple[int, ...]
+    fill_pause_s: float
 
 
 #: Each kind of fault, and how often it happens in a seed that has it.
@@ -78,11 +85,15 @@ FAULTS: Final = {
     "old_copy": 0.8,
     "forgotten_copy": 0.3,
     "checkpoint": 2.0,
+    "no_room": 2.0,
+    "merge": 5.0,
 }
 
 #: Half of the seeds look for trouble of one kind: faults that belong together, each as often as said here.
 _SPLITS: Final = {"split": 0.8, "pause_front_end": 0.5, "checkpoint": 1.0}
-_FILLINGS: Final = {"crash_node": 0.8, "damage_node": 0.8, "crash_front_end": 0.4, "checkpoint": 3.0}
+_FILLINGS: Final = {
+    "crash_node": 0.8, "damage_node": 0.8, "crash_front_end": 0.4, "checkpoint": 3.0, "no_room": 3.0, "merge": 4.0,
+}  # fmt: skip
 _ATTACHMENTS: Final = {"attach_briefly": 4.0, "crash_node": 0.5, "break_stream": 2.0}
 _OLD_COPIES: Final = {"forgotten_copy": 6.0, "checkpoint": 10.0, "isolate_node": 0.5, "crash_front_end": 0.5}
 _TROUBLES: Final = (_SPLITS, _FILLINGS, _ATTACHMENTS, _OLD_COPIES)
@@ -100,14 +111,17 @@ def draw_plan(random: Random) -> Plan:
     fills = trouble is _FILLINGS or random.random() < 0.2
     weights = {
         "write": 6.0, "read": 4.0, "trim": 4.0 if fills else some(0.6, 4), "zero": some(0.4, 2),
-        "seal": some(0.4, 1), "pin": some(0.1, 0.5), "unpin": some(0.1, 0.5),
+        "seal": some(0.5, 3 if fills else 2), "pin": some(0.2, 0.5), "unpin": some(0.8 if fills else 0.5, 3),
+        "discard": some(0.4, 2),
     }  # fmt: skip
     slow_disk = DiskSpeed(0.003, 0.3, 0.3)
     retained = random.choice((2, 4) if fills else (2, 4, 8, 40))
+    blocks = 8 if fills else random.choice((8, 12, 16, 24))
+    restored = random.random() < 0.35
     return Plan(
         members=5 if random.random() < 0.08 else 3,
         created_filling=random.random() < 0.12,
-        blocks=8 if fills else random.choice((8, 12, 16, 24)),
+        blocks=blocks,
         requests=random.choice((60, 100, 150)),
         depth=random.choice((1, 2, 4, 8)),
         think_s=random.choice((0.02, 0.05) if fills or trouble else (0.002, 0.02, 0.1, 0.3)),
@@ -133,6 +147,8 @@ def draw_plan(random: Random) -> Plan:
         final_power_cut=random.random() < 0.2,
         loses_a_quorum=random.random() < 0.04,
         goes_back=random.random() < 0.04,
+        mapped=tuple(block for block in range(blocks) if restored and random.random() < 0.6),
+        fill_pause_s=random.choice((0.01, 0.05, 0.2)),
     )  # fmt: skip
 
 
@@ -150,7 +166,11 @@ class World:
         self._tracing = tracing
         self.configuration = _configuration(self.plan.members)
         replicas = [member.replica for member in self.configuration.members]
-        self.checker = Checker(replicas, self.plan.blocks)
+        #: What a restored volume's blocks show until somebody writes them.
+        self.source = {block: _SOURCE_VALUES + block for block in self.plan.mapped}
+        #: Generations with one who holds them, as guests know.
+        self.pinned: list[tuple[int, bytes]] = []
+        self.checker = Checker(replicas, self.plan.blocks, self.source)
         self.nodes = [self._new_node(index, replica) for index, replica in enumerate(replicas)]
         self._node_of = {node.replica: node for node in self.nodes}
         self.front_ends: list[FrontEnd] = []
@@ -233,7 +253,13 @@ class World:
     def _new_node(self, index: int, replica: ReplicaId) -> Node:
         filling = self.plan.created_filling and index == self.plan.members - 1
         image = LogImage(filling=Filling(UNKNOWN_FLOOR, ORIGIN, Sequence(0))) if filling else LogImage()
-        return Node(self, f"node-{index}", replica, Disk(image), self.plan.disk)
+        return Node(self, f"node-{index}", replica, self._new_disk(image), self.plan.disk)
+
+    def _new_disk(self, image: LogImage) -> Disk:
+        """As Create makes it: control says of a volume what its source is, until it has heard that it ended."""
+        disk = Disk(image)
+        disk.tables.source = bool(self.source) and not self.checker.hydrated
+        return disk
 
     def _run_until(self, time: float, done: Callable[[], bool] = lambda: False) -> bool:
         """Step until `time`, or until `done`, which is asked every 50 virtual milliseconds."""
@@ -257,7 +283,7 @@ class World:
             node.speed = DiskSpeed(node.speed.sync_s)
             node.paused_until = 0.0
             node.set_full(False)
-            node.corrupt = False
+            node.corrupt = node.no_room = False
             if not node.alive:
                 node.start()
         for front_end in self.front_ends:
@@ -323,7 +349,7 @@ class World:
         for node in again:
             self._made_anew.add(node.name)
             node.crash()
-            node.disk = Disk(LogImage(filling=Filling(UNKNOWN_FLOOR, ORIGIN, Sequence(0))))
+            node.disk = self._new_disk(LogImage(filling=Filling(UNKNOWN_FLOOR, ORIGIN, Sequence(0))))
             self.trace(node.name, "is made anew")
             self.checker.disk_changed(node, put_back=True)
             node.start()
@@ -514,6 +540,21 @@ class World:
         living = self._living()
         if living:
             self.random.choice(living).checkpoint_soon()
+
+    def _no_room(self) -> None:
+        """Nothing goes into a node's tables for a while."""
+        node = self.random.choice(self.nodes)
+        node.no_room = True
+
+        def room() -> None:
+            node.no_room = False
+
+        self.later(1.0, room)
+
+    def _merge(self) -> None:
+        living = self._living()
+        if living:
+            self.random.choice(living).merge()
 
     def others_hold_everything(self, node: Node) -> bool:
         """Whether all other members are whole on disk: then one may lose what it holds, and nothing is lost."""
