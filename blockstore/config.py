@@ -122,6 +122,12 @@ class ControlSettings(_Checked):
     call_timeout_s: float = setting(5.0, "Deadline of each call to a node or a front-end.", minimum=0.1)
     # Longer: opening a volume seals, catches up and waits for leases of the front-end before.
     open_timeout_s: float = setting(30.0, "Deadline of opening a volume at a front-end.", minimum=0.1)
+    # Later it would show another instant than the one that was asked for.
+    seal_limit_s: float = setting(30.0, "Seconds after which a snapshot that could not be sealed fails.", minimum=0.1)
+    # Sealing takes milliseconds; this is for a front-end that hears nothing more of the barrier.
+    hold_limit_s: float = setting(
+        4.0, "Most seconds that a snapshot of several volumes holds back guests' writes.", minimum=0.1
+    )
     map_size_bytes: int = setting(1 * GIB, "Most that the metastore may grow to.", size=True, minimum=16 * MIB)
 
 

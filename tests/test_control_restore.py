@@ -107,7 +107,7 @@ def test_what_cannot_be_restored_says_why(tmp_path: Path) -> None:
         with pytest.raises(Conflict, match="wait until it is completed"):
             await control.create(0, snapshot=pending.id)
         await control.delete_snapshot(snapshot)
-        with pytest.raises(Conflict, match="deleting"):
+        with pytest.raises(Conflict, match="being deleted"):
             await control.create(0, snapshot=snapshot)
 
     run(tmp_path, scenario)

@@ -236,6 +236,45 @@ def test_what_can_never_be_sealed_is_in_error_and_keeps_no_pin(tmp_path: Path) -
     run(tmp_path, scenario, daemons=0)
 
 
+def test_what_is_not_sealed_in_time_is_in_error_and_keeps_no_pin(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        volume, front_end = await control.create(name="v"), cluster.front_ends[0]
+        await control.attach("v")
+        front_end.then_fails["SealVolume"] = QuorumUnavailable("one member answers")
+        (snapshot,) = await control.snapshot("v")
+        assert snapshot.state == ERROR
+        assert "within 1 s" in snapshot.reason
+        assert "one member answers" in snapshot.reason
+        front_end.then_fails.clear()
+        await pins_of(cluster, volume.id, set())
+
+    run(tmp_path, scenario, daemons=0, seal_limit_s=1.0)
+
+
+def test_a_snapshot_waits_for_an_attach_that_is_under_way(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        await control.create(name="v")
+        front_end = cluster.front_ends[0]
+        front_end.may_open.clear()
+        attaching = asyncio.ensure_future(control.attach("v"))
+        await front_end.opening.wait()
+        creating = asyncio.ensure_future(control.snapshot("v"))
+
+        async def is_entered() -> bool:
+            return bool(await control.snapshots())
+
+        await until(is_entered, "it is entered")
+        with pytest.raises(Conflict, match="until it is sealed"):
+            await control.delete_snapshot((await control.snapshots())[0].id)
+        assert not creating.done()
+        front_end.may_open.set()
+        attached = await attaching
+        (snapshot,) = await creating
+        assert (snapshot.state, attached.epoch) == (PENDING, 1)
+
+    run(tmp_path, scenario)
+
+
 # ---- shipping
 
 

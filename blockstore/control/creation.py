@@ -25,7 +25,7 @@ from blockstore.control.records import (
     check_token,
 )
 from blockstore.control.snapshot_catalog import SnapshotCatalog, key_of
-from blockstore.control.snapshot_records import SnapshotState
+from blockstore.control.snapshot_transitions import check_completed
 from blockstore.domain import Configuration, Member, NodeId, ReplicaId, SegmentNumber, VolumeId, VolumeState, make_id
 from blockstore.errors import CairnError, Conflict, InvalidRequest
 from blockstore.rpc import control_pb2
@@ -88,9 +88,7 @@ class Creation:
             return None, request.size_bytes, {}
         stored = await self._snapshots.stored(request.snapshot)
         snapshot = stored.record
-        if snapshot.state is not SnapshotState.COMPLETED:
-            why = f" ({snapshot.reason})" if snapshot.reason else ""
-            raise Conflict(f"snapshot {snapshot.id} is {snapshot.state.value}{why}: wait until it is completed")
+        check_completed(snapshot)
         size_bytes = request.size_bytes or snapshot.size_bytes
         if size_bytes < snapshot.size_bytes:
             raise InvalidRequest(

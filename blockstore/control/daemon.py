@@ -92,7 +92,8 @@ async def assemble(settings: ControlSettings, store: Metastore, peers: Peers) ->
     reconciler = Reconciler(
         store, catalog, presence, floors, peers, hydrations=hydrations, interval_s=settings.reconcile_s
     )
-    sealing = Sealing(catalog, snapshots, presence, peers, reconciler)
+    limits = {"seal_limit_s": settings.seal_limit_s, "hold_limit_s": settings.hold_limit_s}
+    sealing = Sealing(catalog, snapshots, presence, peers, reconciler, **limits)
     shipping = Shipping(catalog, snapshots, presence)
     unpinning = Unpinning(catalog, snapshots, peers, reconciler)
     upkeep = Upkeep(catalog, snapshots, presence, peers, reconciler, hydrations=hydrations)

@@ -19,14 +19,14 @@ from blockstore.control.catalog import Catalog
 from blockstore.control.hydration import Hydrations
 from blockstore.control.peers import Peers
 from blockstore.control.presence import Presence
-from blockstore.control.reconcile import Reconciler
+from blockstore.control.reconcile import MOVED_ON, Reconciler
 from blockstore.control.records import FrontEnd, Maintenance, MaintenanceState, Volume
 from blockstore.control.snapshot_catalog import SnapshotCatalog
 from blockstore.control.snapshot_transitions import Phase as SnapshotPhase
 from blockstore.control.snapshot_transitions import phase_of as snapshot_phase_of
 from blockstore.control.transitions import Phase, phase_of
 from blockstore.domain import FrontEndId, VolumeId
-from blockstore.errors import CairnError, Conflict, Corrupt, Fenced, NotFound, QuorumUnavailable
+from blockstore.errors import CairnError, Corrupt, QuorumUnavailable
 
 _log = structlog.get_logger(__name__)
 
@@ -68,13 +68,17 @@ class Upkeep:
     async def reconcile(self, volumes: tuple[Volume, ...]) -> None:
         """Begin, go on with, and end what is to be."""
         self._hydrations.keep_only([volume.id for volume in volumes if volume.source])
+        for gone in self._retry_at.keys() - {volume.id for volume in volumes}:
+            del self._retry_at[gone]
         wanted = await self._wanted(volumes)
         registered = await self._catalog.front_ends()
         instances = {each.id: each.instance for each in registered}
         for volume in volumes:
             if (held := volume.maintenance) is None:
                 continue
-            if volume.id in wanted and instances[held.front_end] == held.instance and self._may_be_up(held.front_end):
+            # Right after a start of control a daemon that serves its source may not have been heard yet.
+            needed = volume.id in wanted or self._presence.settling_s()
+            if needed and instances.get(held.front_end) == held.instance and self._may_be_up(held.front_end):
                 self._go_on(volume, held)
             else:
                 await self._end(volume, held)
@@ -120,7 +124,7 @@ class Upkeep:
     async def _begin(self, volume: Volume, front_end: FrontEnd, purpose: Purpose) -> None:
         try:
             begun = await self._catalog.change_volume(volume.id, lambda now: transitions.maintain(now, front_end))
-        except (Conflict, NotFound):
+        except MOVED_ON:
             return  # A user was first.
         _log.info("volume opens for maintenance", volume=volume.id, front_end=front_end.id, purpose=purpose.value)
         assert begun.maintenance is not None
@@ -159,7 +163,7 @@ class Upkeep:
     async def _end(self, volume: Volume, held: Maintenance) -> None:
         try:
             await self._catalog.change_volume(volume.id, lambda now: transitions.end_maintenance(now, held.epoch))
-        except (Fenced, NotFound):
+        except MOVED_ON:
             return  # A user's request ended it.
         _log.info("maintenance of a volume ends", volume=volume.id, front_end=held.front_end)
         if self._presence.is_up(held.front_end):

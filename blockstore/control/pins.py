@@ -5,18 +5,20 @@ What is older, deleted or was never finished leaves a pin to be taken away in th
 transaction that made it so), until a front-end has done it. Source: design, section 4.
 """
 
+from contextlib import suppress
+
 import structlog
 
 from blockstore.control import snapshot_transitions
 from blockstore.control.catalog import Catalog
 from blockstore.control.peers import Peers
-from blockstore.control.reconcile import Reconciler
+from blockstore.control.reconcile import MOVED_ON, Reconciler
 from blockstore.control.records import Volume
 from blockstore.control.snapshot_catalog import SnapshotCatalog
 from blockstore.control.snapshot_records import Pin, Snapshot, SnapshotState
 from blockstore.control.transitions import place_of
 from blockstore.domain import VolumeId
-from blockstore.errors import Conflict, NotFound
+from blockstore.errors import NotFound
 
 _log = structlog.get_logger(__name__)
 
@@ -42,10 +44,8 @@ class Unpinning:
                 await self._snapshots.remove_pin(pin)
 
     async def _give_up(self, snapshot: Snapshot) -> None:
-        try:
+        with suppress(*MOVED_ON):  # Deleted meanwhile, it has given its pin up so.
             await self._snapshots.change([snapshot.id], snapshot_transitions.unpinned)
-        except (Conflict, NotFound):
-            _log.debug("a snapshot is deleted, and gives its pin up so", snapshot=snapshot.id)
 
     def _start(self, pin: Pin) -> None:
         self._reconciler.steps.start(("unpin", pin.snapshot), f"pin of {pin.snapshot}", lambda: self._take_away(pin))

@@ -54,7 +54,7 @@ _HOPELESS: Final = (AlreadyExists, Conflict, Corrupt, InvalidRequest)
 
 #: What a transition raises where the volume was taken over, detached or deleted while a step ran:
 #: what the step found does not count any more, and the next step carries on from what holds now.
-_MOVED_ON: Final = (Fenced, Conflict, NotFound)
+MOVED_ON: Final = (Fenced, Conflict, NotFound)
 
 
 class Work(Protocol):
@@ -127,7 +127,8 @@ class Reconciler:
             if self._presence.is_up(tombstone.node):
                 self._start_burial(tombstone)
         for work in self._works:
-            await work.reconcile(volumes)
+            with suppress(*MOVED_ON):  # What it looked at has changed meanwhile: that is another pass.
+                await work.reconcile(volumes)
         await self._floors.save()
         await self._close_channels()
 
@@ -138,7 +139,7 @@ class Reconciler:
 
     async def end_attempt(self, volume: VolumeId, end: Callable[[Volume], Volume]) -> None:
         """The transition that something under way ends in, unless the volume has moved on meanwhile."""
-        with suppress(*_MOVED_ON):
+        with suppress(*MOVED_ON):
             await self._catalog.change_volume(volume, end)
 
     async def close_quietly(self, front_end: FrontEndId, volume: VolumeId, epoch: Epoch) -> None:

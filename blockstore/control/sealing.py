@@ -12,6 +12,7 @@ error leaves a pin to be taken away wherever a seal may have been made (design, 
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -23,7 +24,7 @@ from blockstore.control.clock import now_ms
 from blockstore.control.maintenance import subject_of
 from blockstore.control.peers import Peers
 from blockstore.control.presence import Presence
-from blockstore.control.reconcile import Reconciler
+from blockstore.control.reconcile import MOVED_ON, Reconciler
 from blockstore.control.records import FrontEnd, Volume
 from blockstore.control.snapshot_catalog import SnapshotCatalog
 from blockstore.control.snapshot_records import Pin, Snapshot
@@ -35,11 +36,6 @@ from blockstore.rpc import control_pb2
 from blockstore.units import Epoch
 
 _log = structlog.get_logger(__name__)
-
-#: After this a snapshot that could not be sealed is in error: its instant would not be what was asked for.
-SEAL_LIMIT_S: Final = 30.0
-#: A front-end holds a guest's writes at most so long; sealing takes milliseconds.
-HOLD_LIMIT_S: Final = 4.0
 
 #: What a front-end answers where the volume has moved or its members are away: another try may succeed.
 _MAY_PASS: Final = (QuorumUnavailable, NotFound, Fenced)
@@ -68,7 +64,8 @@ class Sealing:
         peers: Peers,
         reconciler: Reconciler,
         *,
-        seal_limit_s: float = SEAL_LIMIT_S,
+        seal_limit_s: float,
+        hold_limit_s: float,
     ) -> None:
         self._catalog = catalog
         self._snapshots = snapshots
@@ -76,6 +73,7 @@ class Sealing:
         self._peers = peers
         self._reconciler = reconciler
         self._seal_limit_s = seal_limit_s
+        self._hold_limit_s = hold_limit_s
         self._untried: set[SnapshotId] = set()
         """Entered by this process, and no seal was sent yet."""
         self._barriers: set[str] = set()
@@ -153,6 +151,8 @@ class Sealing:
     # ---- one volume
 
     async def _seal_one(self, snapshot: Snapshot) -> None:
+        if not await self._is_sealing([snapshot]):
+            return
         (part,) = await self._parts([snapshot])
         try:
             answer = await self._seal(part)
@@ -167,6 +167,8 @@ class Sealing:
 
     async def _barrier(self, group: list[Snapshot]) -> None:
         async with self._turn:
+            if not await self._is_sealing(group):
+                return
             parts = await self._parts(group)
             began = asyncio.get_running_loop().time()
             answers: list[control_pb2.SealVolumeResponse] = []
@@ -184,13 +186,16 @@ class Sealing:
             await self._sealed(group, answers, [pause_us] * len(group))
 
     async def _hold(self, part: _Part) -> None:
-        await self._peers.hold_writes(part.front_end, part.volume, part.epoch, part.snapshot.barrier, HOLD_LIMIT_S)
+        limit_s = self._hold_limit_s
+        await self._peers.hold_writes(part.front_end, part.volume, part.epoch, part.snapshot.barrier, limit_s)
 
     async def _release(self, part: _Part) -> bool:
         return await self._peers.release_writes(part.front_end, part.volume, part.epoch, part.snapshot.barrier)
 
     async def _give_up_interrupted(self, group: list[Snapshot]) -> None:
         """Control was killed between the first hold and the last release. The instant is over."""
+        if not await self._is_sealing(group):
+            return
         served = [each for each in group if place_of(await self._catalog.volume(each.volume))]
         _, error = await _all(self._release(part) for part in await self._parts(served))
         if error:
@@ -212,6 +217,10 @@ class Sealing:
                 raise QuorumUnavailable(f"front-end {front_end.id} is down, which has volume {volume.id}")
             parts.append(_Part(snapshot, front_end, volume.id, place.epoch))
         return parts
+
+    async def _is_sealing(self, group: Sequence[Snapshot]) -> bool:
+        """Whether that is so still: the list that named them may have been read before another step ended."""
+        return all([phase_of(await self._snapshots.snapshot(each.id)) is Phase.SEALING for each in group])
 
     async def _seal(self, part: _Part) -> control_pb2.SealVolumeResponse:
         again = part.snapshot.id not in self._untried
@@ -238,11 +247,12 @@ class Sealing:
     async def _fail(self, group: Sequence[Snapshot], reason: str) -> None:
         tried = [each for each in group if each.id not in self._untried]
         pins = [Pin(each.volume, each.id, 0) for each in tried]
-        await self._snapshots.change(
-            [each.id for each in group], lambda now: snapshot_transitions.failed(now, reason), pins=pins
-        )
-        self.forget(group)
-        _log.warning("snapshots could not be sealed", snapshots=[each.id for each in group], reason=reason)
+        with suppress(*MOVED_ON):
+            await self._snapshots.change(
+                [each.id for each in group], lambda now: snapshot_transitions.given_up(now, reason), pins=pins
+            )
+            self.forget(group)
+            _log.warning("snapshots could not be sealed", snapshots=[each.id for each in group], reason=reason)
 
 
 async def _all(calls: Iterable[Awaitable[Result]]) -> tuple[list[Result], CairnError | None]:

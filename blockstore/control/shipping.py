@@ -9,7 +9,8 @@ Who ships what is in memory only: after a restart of control the daemons say it.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 
 import structlog
 
@@ -18,6 +19,7 @@ from blockstore.control.catalog import Catalog
 from blockstore.control.messages import Messages
 from blockstore.control.metastore.interface import Revision
 from blockstore.control.presence import Presence
+from blockstore.control.reconcile import MOVED_ON
 from blockstore.control.records import Volume
 from blockstore.control.snapshot_catalog import SnapshotCatalog, key_of, key_of_volume
 from blockstore.control.snapshot_messages import bare_message
@@ -44,12 +46,8 @@ class Shipping:
         present = {volume.id for volume in volumes}
         snapshots = await self._snapshots.snapshots()
         for snapshot in snapshots:
-            phase = phase_of(snapshot)
-            if phase is Phase.DELETING and not (snapshot.touched or snapshot.root):
-                await self._snapshots.remove(snapshot.id)
-                _log.info("a snapshot that was never shipped is gone", snapshot=snapshot.id)
-            elif phase is Phase.SHIPPING and snapshot.volume not in present:
-                await self._fail_without_volume(snapshot)
+            with suppress(*MOVED_ON):
+                await self._tidy_up(snapshot, present)
         self._forget_others(snapshots)
 
     async def tasks(
@@ -116,7 +114,16 @@ class Shipping:
         for snapshot in self._given.keys() - shipping:
             del self._given[snapshot]
 
+    async def _tidy_up(self, snapshot: Snapshot, volumes: Collection[VolumeId]) -> None:
+        phase = phase_of(snapshot)
+        if phase is Phase.DELETING and not (snapshot.touched or snapshot.root):
+            await self._snapshots.remove(snapshot.id)
+            _log.info("a snapshot that was never shipped is gone", snapshot=snapshot.id)
+        elif phase is Phase.SHIPPING and snapshot.volume not in volumes:
+            await self._fail_without_volume(snapshot)
+
     async def _fail_without_volume(self, snapshot: Snapshot) -> None:
+        """Looks once more: the list of volumes may be older than the snapshot."""
         try:
             await self._catalog.volume(snapshot.volume)
         except NotFound:

@@ -69,7 +69,7 @@ class SnapshotService(snapshot_pb2_grpc.SnapshotsServicer):
             raise InvalidRequest(f"{len(request.volumes)} volumes: a snapshot is of 1 to {MAX_VOLUMES}")
         entered = await self._enter(request)
         sealed = await self._sealing.wait([each.id for each in entered])
-        return snapshot_pb2.CreateSnapshotResponse(snapshots=[await self._message(each) for each in sealed])
+        return snapshot_pb2.CreateSnapshotResponse(snapshots=await self._messages(sealed))
 
     async def GetSnapshot(self, request: snapshot_pb2.GetSnapshotRequest, context: _Context) -> snapshot_pb2.Snapshot:
         return await self._message(await self._snapshots.snapshot(request.snapshot))
@@ -100,7 +100,7 @@ class SnapshotService(snapshot_pb2_grpc.SnapshotsServicer):
         if request.volume:
             wanted = await self._volume_id(request.volume, snapshots)
             snapshots = tuple(each for each in snapshots if each.volume == wanted)
-        return snapshot_pb2.ListSnapshotsResponse(snapshots=[await self._message(each) for each in snapshots])
+        return snapshot_pb2.ListSnapshotsResponse(snapshots=await self._messages(snapshots))
 
     async def DeleteSnapshot(
         self, request: snapshot_pb2.DeleteSnapshotRequest, context: _Context
@@ -239,18 +239,25 @@ class SnapshotService(snapshot_pb2_grpc.SnapshotsServicer):
             raise
 
     async def _message(self, snapshot: Snapshot) -> snapshot_pb2.Snapshot:
-        users = used_by(snapshot.id, await self._catalog.volumes())
-        pending = snapshot.state is SnapshotState.PENDING
-        return full_message(snapshot, await self._progress(snapshot) if pending else None, users)
+        (message,) = await self._messages([snapshot])
+        return message
 
-    async def _progress(self, snapshot: Snapshot) -> snapshot_pb2.ShipProgress:
-        if phase_of(snapshot) is Phase.SEALING:
+    async def _messages(self, snapshots: Sequence[Snapshot]) -> list[snapshot_pb2.Snapshot]:
+        volumes, all_of_them = await self._catalog.volumes(), await self._snapshots.snapshots()
+        return [full_message(each, self._progress(each, all_of_them), used_by(each.id, volumes)) for each in snapshots]
+
+    def _progress(self, snapshot: Snapshot, snapshots: Sequence[Snapshot]) -> snapshot_pb2.ShipProgress | None:
+        """How far a pending one is, and why it stands still if it does."""
+        phase = phase_of(snapshot)
+        if phase is Phase.SEALING:
             return snapshot_pb2.ShipProgress(why=self._sealing.why([snapshot]))
+        if phase is not Phase.SHIPPING:
+            return None
         if said := self._shipping.progress(snapshot.id):
             return said
         if not self._presence.daemons_up():
             return snapshot_pb2.ShipProgress(why=NO_DAEMON)
-        before: SnapshotId | None = waits_for(snapshot, await self._snapshots.snapshots())
+        before = waits_for(snapshot, snapshots)
         return snapshot_pb2.ShipProgress(why=f"waits until {before} is shipped" if before else "")
 
 

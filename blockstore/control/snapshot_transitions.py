@@ -28,6 +28,7 @@ class Move(Enum):
     """What may happen to a snapshot."""
 
     SEAL = auto()
+    GIVE_UP = auto()
     START = auto()
     COMPLETE = auto()
     FAIL = auto()
@@ -39,7 +40,7 @@ class Move(Enum):
 #: The machine: move, phase before, phase after. What is not here is refused.
 MOVES: Final[dict[tuple[Move, Phase], Phase]] = {
     (Move.SEAL, Phase.SEALING): Phase.SHIPPING,
-    (Move.FAIL, Phase.SEALING): Phase.ERROR,
+    (Move.GIVE_UP, Phase.SEALING): Phase.ERROR,
     (Move.START, Phase.SHIPPING): Phase.SHIPPING,
     (Move.COMPLETE, Phase.SHIPPING): Phase.COMPLETED,
     (Move.FAIL, Phase.SHIPPING): Phase.ERROR,
@@ -93,6 +94,17 @@ def sealed(snapshot: Snapshot, *, generation: int, size_bytes: int, pause_us: in
     )
 
 
+def given_up(snapshot: Snapshot, reason: str) -> Snapshot:
+    """Its content will not be fixed. Conflict where it was, meanwhile."""
+    return _move(snapshot, Move.GIVE_UP, reason=reason[:MAX_REASON])
+
+
+def check_completed(snapshot: Snapshot) -> None:
+    """Raises Conflict unless a volume can be made from it."""
+    if phase_of(snapshot) is not Phase.COMPLETED:
+        raise _refused(snapshot)
+
+
 def started(snapshot: Snapshot, parent: str, base_generation: int) -> Snapshot:
     """A daemon is to ship it as a change of `parent`, or whole where that is empty. Once for each try."""
     if snapshot.started:
@@ -110,7 +122,7 @@ def completed(snapshot: Snapshot, root: str, statistics: Statistics, now_ms: int
 
 
 def failed(snapshot: Snapshot, reason: str) -> Snapshot:
-    """It does not come to be without a retry; in error already, it keeps its first reason."""
+    """It could not be shipped; in error already, it keeps its first reason."""
     if phase_of(snapshot) is Phase.ERROR:
         return snapshot
     return _move(snapshot, Move.FAIL, reason=reason[:MAX_REASON])
@@ -143,7 +155,13 @@ def _move(snapshot: Snapshot, move: Move, **changes: Any) -> Snapshot:
     before = phase_of(snapshot)
     after = MOVES.get((move, before))
     if after is None:
-        raise Conflict(f"snapshot {snapshot.id} is {before.value}: {_ADVICE[before]}")
+        raise _refused(snapshot)
     moved = replace(snapshot, state=_STATES[after], **changes)
     assert phase_of(moved) is after
     return moved
+
+
+def _refused(snapshot: Snapshot) -> Conflict:
+    phase = phase_of(snapshot)
+    why = f" ({snapshot.reason})" if snapshot.reason else ""
+    return Conflict(f"snapshot {snapshot.id} is {phase.value}{why}: {_ADVICE[phase]}")
