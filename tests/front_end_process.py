@@ -58,7 +58,9 @@ class ServedFrontEnd:
 
 
 @asynccontextmanager
-async def serving_front_end(directory: Path, stack: Stack, retry_limit_s: float = 5.0) -> AsyncIterator[ServedFrontEnd]:
+async def serving_front_end(
+    directory: Path, stack: Stack, retry_limit_s: float = 20.0
+) -> AsyncIterator[ServedFrontEnd]:
     """One front-end; control is nowhere, and not needed."""
     settings = FrontEndSettings(
         state=directory,

@@ -16,7 +16,7 @@ from blockstore.rpc import replica_pb2
 from blockstore.units import BLOCK_SIZE, MIB
 from tests.front_end_process import ServedFrontEnd, serving_front_end
 from tests.nbd_client import NbdClient, NbdError
-from tests.stack import FAST, LIMIT_S, VOLUME, Stack, in_loop, running_stack, until
+from tests.stack import LIMIT_S, VOLUME, Stack, in_loop, running_stack, until
 
 SIZE = 16 * MIB
 SNAPSHOTS = [make_id("snap", bytes([number]) * 9) for number in range(4)]
@@ -102,10 +102,11 @@ def test_a_barrier_ends_by_itself_and_says_so(tmp_path: Path) -> None:
     async def test() -> None:
         async with attached(tmp_path) as (_, served):
             client = await served.client()
-            await served.hold(1, "too long", limit_s=GRACE_S)
-            began = asyncio.get_running_loop().time()
+            await served.hold(1, "too long", limit_s=1.0)
+            attempt = next(iter(served.front_end._attachments))
+            assert attempt.device.hold is not None
             await client.write(0, bytes(BLOCK_SIZE))
-            assert asyncio.get_running_loop().time() - began > GRACE_S / 2
+            assert attempt.device.hold is None
             assert not await served.release(1, "too long")
             await refused(served.hold(1, "too long"), grpc.StatusCode.FAILED_PRECONDITION)
             await served.hold(1, "another")
@@ -120,9 +121,9 @@ def test_a_barrier_ends_by_itself_and_says_so(tmp_path: Path) -> None:
 def test_holding_again_starts_the_limit_anew(tmp_path: Path) -> None:
     async def test() -> None:
         async with attached(tmp_path) as (_, served):
-            for _ in range(5):
-                await served.hold(1, "barrier", limit_s=1.0)
-                await asyncio.sleep(0.3)
+            for _ in range(4):
+                await served.hold(1, "barrier", limit_s=2.0)
+                await asyncio.sleep(0.7)
             assert await served.release(1, "barrier")
 
     in_loop(test)
@@ -270,7 +271,7 @@ def test_the_position_of_a_seal_has_what_was_acknowledged_before_it(tmp_path: Pa
             before = attempt.volume.status().commit
             sealed = await served.seal(1, SNAPSHOTS[0])
             assert before < Position(sealed.position.epoch, sealed.position.sequence)  # type: ignore[arg-type]
-            assert FAST.retry_limit_s > sealed.took_us / 1e6
+            assert 0 < sealed.took_us < LIMIT_S * 1e6
             await writer.stop()
 
     in_loop(test)

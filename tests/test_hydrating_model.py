@@ -19,7 +19,7 @@ from blockstore.errors import QuorumUnavailable
 from blockstore.rpc import control_pb2 as pb
 from blockstore.units import BLOCK_SIZE
 from nbd_server.attempt import Attempt
-from tests.restored import Restored, go_on, restored_volume, until_hydrated
+from tests.restored import Restored, go_on, patient, restored_volume, until_hydrated
 from tests.stack import LIMIT_S
 
 BLOCKS = 600
@@ -169,7 +169,12 @@ def test_it_shows_what_a_bytearray_shows(source: list[tuple[int, int]], script: 
     async def run() -> None:
         with TemporaryDirectory() as directory:
             async with restored_volume(
-                Path(directory), blocks, source_bytes=SOURCE_BLOCKS * BLOCK_SIZE, size_bytes=SIZE, checkpoint_s=0.3
+                Path(directory),
+                blocks,
+                source_bytes=SOURCE_BLOCKS * BLOCK_SIZE,
+                size_bytes=SIZE,
+                leader=patient(20),
+                checkpoint_s=0.3,
             ) as restored:
                 play = Play(restored)
                 await play.attach()

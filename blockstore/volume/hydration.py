@@ -15,7 +15,7 @@ from typing import Final
 
 import structlog
 
-from blockstore.errors import CairnError, Corrupt
+from blockstore.errors import CairnError, Corrupt, QuorumUnavailable
 from blockstore.rpc import control_pb2 as pb
 from blockstore.units import BLOCK_SIZE
 from blockstore.volume.block_bits import mask, runs_of
@@ -94,19 +94,26 @@ class Hydration:
     async def _run(self) -> None:
         while not self.hydrated.done():
             try:
-                self._missing = await self._find_missing()
-                self._why = ""
-                if self._missing.shards:
-                    await self._copy(self._missing)
-                else:
-                    await self._hydrating.finish()
-                    _log.info("volume is hydrated", volume=self._volume.volume)
-                    self.hydrated.set_result(None)
+                await self._pass()
             except CairnError as error:
                 if self._volume.over.done():
                     return
                 self._note(error)
                 await asyncio.sleep(_PAUSE_S)
+
+    async def _pass(self) -> None:
+        before, self._missing = self._missing, await self._find_missing()
+        self._why = ""
+        if not self._missing.shards:
+            await self._hydrating.finish()
+            _log.info("volume is hydrated", volume=self._volume.volume)
+            self.hydrated.set_result(None)
+            return
+        if before.shards and self._missing.blocks_done <= before.blocks_done:
+            # What was thought to be there is not listed: then nothing is thought to be, and there is no hurry.
+            self._hydrating.present.forget()
+            raise QuorumUnavailable(f"{self._missing.blocks_total - self._missing.blocks_done} blocks stay missing")
+        await self._copy(self._missing)
 
     async def _find_missing(self) -> Missing:
         hydrating = self._hydrating

@@ -37,6 +37,10 @@ class PresentBlocks:
         bits |= int.from_bytes(bitmap, "little")
         bitmap[:] = bits.to_bytes(len(bitmap), "little")
 
+    def forget(self) -> None:
+        """Nothing is known."""
+        self._shards.clear()
+
     def bits(self, start: int, count: int) -> int:
         """Bit i: block start + i is known to be there."""
         bits = at = 0
