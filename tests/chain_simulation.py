@@ -10,15 +10,15 @@ takes; blocks come from a few different contents, so that everybody refers to ev
 """
 
 import asyncio
+import functools
 import random
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from blockstore.domain import SnapshotId
-from blockstore.errors import AlreadyExists, CairnError, Corrupt, Fenced, NotFound
+from blockstore.errors import AlreadyExists, CairnError, Fenced, NotFound
 from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import BLOCK_SIZE
 from snapshotd.crypto import DomainKeys
@@ -142,7 +142,7 @@ async def _idle() -> None:
     """Until every task waits for the schedule."""
     loop: Any = asyncio.get_running_loop()
     await asyncio.sleep(0)
-    while loop._ready:
+    while loop._ready:  # noqa: ASYNC110 - it is the loop itself that is waited for
         await asyncio.sleep(0)
 
 
@@ -324,7 +324,7 @@ class World:
             await catalog.roots()
             if not self.control.is_base(snapshot):
                 await repository.store.delete(root_key(snapshot))
-                await catalog.call(lambda snapshot=snapshot: records.pop(snapshot, None))  # type: ignore[misc]
+                await catalog.call(functools.partial(records.pop, snapshot, None))
 
     async def read(self, name: str) -> None:
         """Read snapshots whole while all that goes on."""
@@ -393,7 +393,8 @@ class Writer:
             await self._write_shards()
             digest = await self._write_root()
             try:
-                await self._catalog.call(lambda: self._world.control.complete(self.snapshot, digest, self._number))
+                complete = functools.partial(self._world.control.complete, self.snapshot, digest, self._number)
+                await self._catalog.call(complete)
                 return
             except Fenced:
                 await self._look()
@@ -564,12 +565,3 @@ async def read_all(world: World) -> None:
     reader = SnapshotReader(repository, 1 << 20)
     for snapshot in sorted(world.control.records):
         await world.check(reader, snapshot)
-
-
-def seeded_secrets(seed: int) -> Callable[[int], bytes]:
-    """In place of secrets.token_bytes, where real writers are run by a schedule."""
-    chance = random.Random(seed)
-    return lambda count=32: chance.randbytes(count)
-
-
-__all__ = ["Corrupt", "World", "replace", "secrets", "seeded_secrets", "simulate"]

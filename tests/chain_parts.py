@@ -1,0 +1,112 @@
+"""ChainService over a store and the parts of snapshotd, with the catalog of roots in memory; and ways to do damage."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from blockstore.domain import SnapshotId
+from blockstore.rpc import snapshot_pb2 as pb
+from blockstore.units import BLOCK_SIZE
+from snapshotd.chain_service import ChainParts, ChainService
+from snapshotd.keyring import FileKeyring
+from snapshotd.memory_store import MemoryStore
+from snapshotd.object_store import ObjectStore
+from snapshotd.root import Root
+from snapshotd.roots import Roots
+from tests.chain_simulation import MemoryControl, Record
+from tests.snapshot_parts import CLUSTER, Parts, opened
+
+CONTEXT: Any = None
+"""Of calls that are made without gRPC: no method looks at it."""
+
+
+class LocalCatalog:
+    """MemoryControl as the object store's upkeep sees it."""
+
+    def __init__(self, control: MemoryControl | None = None) -> None:
+        self.control = control or MemoryControl()
+
+    async def roots(self) -> Roots:
+        return self.control.roots()
+
+    async def raise_number(self, expected: int) -> int:
+        return self.control.raise_number(expected)
+
+    async def add(self, snapshot: pb.Snapshot, number: int) -> pb.Snapshot:
+        return self.control.add(snapshot, number)
+
+    async def snapshots(self) -> Mapping[SnapshotId, pb.Snapshot]:
+        return self.control.snapshots()
+
+
+@dataclass
+class Chain:
+    """One daemon's parts with its service."""
+
+    parts: Parts
+    catalog: LocalCatalog
+    service: ChainService
+    store: ObjectStore
+
+    async def snapshot(self, number: int, size_bytes: int, changes: dict[int, bytes], base: Root | None = None) -> Root:
+        """A completed snapshot; control knows it."""
+        root, digest = await self.parts.snapshot(number, size_bytes, changes, base)
+        self.catalog.control.records[SnapshotId(root.snapshot)] = Record(pb.SNAPSHOT_STATE_COMPLETED, {}, digest)
+        return root
+
+    async def delete(self, root: Root) -> None:
+        """As control and a daemon do it."""
+        await self.store.delete(f"snapshots/{root.snapshot}")
+        self.parts.reader.forget_root(root.snapshot)
+        del self.catalog.control.records[SnapshotId(root.snapshot)]
+
+    async def prune(self, **request: Any) -> list[pb.PruneResponse]:
+        return [each async for each in self.service.Prune(pb.PruneRequest(**request), CONTEXT)]
+
+    async def verify(self, **request: Any) -> dict[str, set[str]]:
+        """Problems: by object, the snapshots that need it."""
+        responses = [each async for each in self.service.Verify(pb.VerifyRequest(**request), CONTEXT)]
+        problems: dict[str, set[str]] = {}
+        for each in responses[-1].problems:
+            problems.setdefault(each.object, set()).update(each.snapshots)
+        return problems
+
+    async def check(self) -> pb.CheckStoreResponse:
+        return [each async for each in self.service.CheckStore(pb.CheckStoreRequest(), CONTEXT)][-1]
+
+    async def keys(self, folder: str = "") -> dict[str, int]:
+        """Of all objects in the folder, with their sizes."""
+        return {info.key: info.size async for info in self.store.list(folder)}
+
+
+@asynccontextmanager
+async def chain_at(
+    directory: Path, store: ObjectStore | None = None, catalog: LocalCatalog | None = None
+) -> AsyncIterator[Chain]:
+    """A daemon's parts over `store` (default: memory), its keyring in `directory`."""
+    store, catalog = store or MemoryStore(), catalog or LocalCatalog()
+    async with opened(directory, store) as parts:
+        service = ChainService(
+            ChainParts(
+                parts.repository,
+                parts.packs,
+                parts.reader,
+                catalog,
+                CLUSTER,
+                lambda: FileKeyring(directory / "keyring"),
+            )
+        )
+        yield Chain(parts, catalog, service, store)
+
+
+def content(seed: int, size: int = BLOCK_SIZE) -> bytes:
+    """Bytes that no other seed has."""
+    return Random(seed).randbytes(size)
+
+
+def blocks(numbers: range, seed: int = 0) -> dict[int, bytes]:
+    """Different content for each block."""
+    return {number: content(seed * 1_000_003 + number) for number in numbers}
