@@ -37,6 +37,8 @@ _MAGIC: Final = b"cairn"
 _FIRST_NONCE: Final = bytes(12)
 #: Where a sealed object's text in clear begins, with its length.
 _TOLD_AT: Final = HEADER_SIZE + SALT_SIZE
+SEALED_SIZE: Final = _TOLD_AT + 1 + TAG_SIZE
+"""Of a sealed object with nothing in it."""
 
 
 class Kind(Enum):

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from blockstore.errors import Corrupt
+from snapshotd.compression import HEADER_SIZE as BODY_HEADER_SIZE
 from snapshotd.compression import compress, expand
-from snapshotd.crypto import HASH_SIZE, HEADER_SIZE, DomainKeys, Kind, check_header, check_name
+from snapshotd.crypto import HASH_SIZE, HEADER_SIZE, SEALED_SIZE, DomainKeys, Kind, check_header, check_name
 from snapshotd.fields import Fields
 from snapshotd.frame import FRAME_BLOCKS, MAX_STORED_FRAME, MIN_STORED_FRAME, decode_frame
 from snapshotd.index import (
@@ -38,6 +39,7 @@ PACK_SIZE: Final = 16 << 20
 FOOTER_SIZE: Final = 4 + HEADER_SIZE
 MAX_TRAILER: Final = 8 << 20
 """Of its stored bytes and of its content."""
+MIN_TRAILER: Final = SEALED_SIZE + BODY_HEADER_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,8 @@ def trailer_range(footer: bytes, object_size: int, what: str) -> tuple[int, int]
     check_header(Kind.TRAILER, footer[4:], f"{what}'s footer")
     length = int.from_bytes(footer[:4], "little")
     start = object_size - FOOTER_SIZE - length
-    if len(footer) != FOOTER_SIZE or object_size > MAX_OBJECT_SIZE or length > MAX_TRAILER or start < 0:
+    possible = MIN_TRAILER <= length <= MAX_TRAILER and start > 0 and object_size <= MAX_OBJECT_SIZE
+    if len(footer) != FOOTER_SIZE or not possible:
         raise Corrupt(f"{what} has {object_size} bytes and a trailer of {length}: that cannot be")
     return start, length
 

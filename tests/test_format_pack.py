@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockstore.errors import Corrupt
+from blockstore.units import MIB
 from snapshotd.compression import compress
 from snapshotd.crypto import DomainKeys, Kind
 from snapshotd.frame import MAX_STORED_FRAME, decode_frame
@@ -167,19 +168,33 @@ def test_a_trailer_that_says_something_else_is_refused() -> None:
             check_object(KEYS, hashlib.sha256(changed).hexdigest(), changed)
 
 
+def _footer(length: int) -> bytes:
+    return length.to_bytes(4, "little") + Kind.TRAILER.header
+
+
 @pytest.mark.parametrize(
     ("footer", "size"),
     [
         (b"", 0),
-        (b"\0\0\0\0" + Kind.INDEX.header, 1000),
-        (b"\xe9\x03\0\0" + Kind.TRAILER.header, 1012),
-        (b"\x01\0\0\x01" + Kind.TRAILER.header, 32 << 20),
-        (b"\x01\0\0\0" + Kind.TRAILER.header, 65 << 20),
+        (_footer(100)[:-1], 1000),
+        (_footer(100)[:-8] + Kind.INDEX.header, 1000),
+        (_footer(1000), 1012),
+        (_footer(1000), 500),
+        (_footer(0), 1000),
+        (_footer(45), 1000),
+        (_footer((8 << 20) + 1), 32 << 20),
+        (_footer(1000), (64 << 20) + 1),
     ],
 )
 def test_a_footer_that_cannot_be_is_refused(footer: bytes, size: int) -> None:
+    """Also where the trailer would be empty, or all of the object: no ranged read of nothing is asked for."""
     with pytest.raises(Corrupt):
         trailer_range(footer, size, "this")
+
+
+def test_a_footer_that_can_be_tells_where_the_trailer_is() -> None:
+    assert trailer_range(_footer(46), 1000, "this") == (942, 46)
+    assert trailer_range(_footer(8 << 20), 64 << 20, "this") == (56 * MIB - 12, 8 * MIB)
 
 
 def test_the_same_blocks_in_another_domain_are_other_bytes() -> None:
