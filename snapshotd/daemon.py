@@ -38,8 +38,8 @@ from snapshotd.throttle import Throttled, TokenBucket
 _log = structlog.get_logger(__name__)
 _GRACE_S: Final = 1.0
 _PAUSE_S: Final = 1.0
-#: What registers before there is a repository: control names the cluster that will own it.
-_NO_REPOSITORY: Final = "none yet"
+#: What registers before there is a repository: control names the cluster that will own it, and no more.
+_NO_REPOSITORY: Final = ""
 
 
 async def run(settings: SnapshotdSettings) -> int:

@@ -160,7 +160,9 @@ class _Attempt:
     # ---- blocks
 
     async def _copy_all(self, writer: SnapshotWriter) -> None:
-        lowest, highest = self._task.base_generation + 1, self._task.snapshot.generation
+        # Without a base the fills count as well: they are in generation 0.
+        lowest = self._task.base_generation + 1 if self._task.base else 0
+        highest = self._task.snapshot.generation
         lists = [await segment.list_changes(lowest, highest) for segment in self._segments]
         self._progress.begin(sum(changes.count for changes in lists) * BLOCK_SIZE)
         first = 0

@@ -2,10 +2,9 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from contextlib import suppress
 from typing import Any
 
-from blockstore.errors import CairnError
+from blockstore.errors import CairnError, NotFound
 from blockstore.grpc_endpoint import Endpoint, open_channel
 from blockstore.grpc_errors import cairn_errors
 from blockstore.rpc import control_pb2_grpc, snapshot_pb2_grpc
@@ -55,7 +54,7 @@ class Beating(ABC):
             if self.control:
                 control, channel = self.control, open_channel(self.control)
                 try:
-                    with suppress(CairnError), cairn_errors("control"):
+                    with cairn_errors("control"):
                         while control == self.control:
                             stub = Stubs(channel)
                             if known != control:
@@ -63,6 +62,10 @@ class Beating(ABC):
                                 known = control
                             await self.report(stub)
                             await asyncio.sleep(BEAT_S)
+                except NotFound:
+                    known = ""
+                except CairnError:
+                    pass  # Told again with the next beat.
                 finally:
                     await channel.close(None)
             await asyncio.sleep(BEAT_S)

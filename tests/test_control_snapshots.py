@@ -627,6 +627,22 @@ def test_a_base_stays_in_the_store_while_something_is_shipped_as_a_change_of_it(
 # ---- daemons
 
 
+def test_who_has_no_repository_yet_is_told_the_clusters_name_and_no_more(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        request = snapshot_pb2.RegisterDaemonRequest(
+            daemon="sd-000000000000000ff", instance="i", address="127.0.0.1:1", store="memory://"
+        )
+        name = (await control.call("RegisterDaemon", request)).cluster
+        assert len(name) == 32
+        assert not (await control.call("GetStore", snapshot_pb2.GetStoreRequest())).daemons
+        request.repository = "mine"
+        assert (await control.call("RegisterDaemon", request)).cluster == name
+        (daemon,) = (await control.call("GetStore", snapshot_pb2.GetStoreRequest())).daemons
+        assert (daemon.id, daemon.up, daemon.store, daemon.repository) == (request.daemon, True, "memory://", "mine")
+
+    run(tmp_path, scenario, daemons=0)
+
+
 def test_a_daemon_with_another_repository_is_refused_once_there_is_a_snapshot(tmp_path: Path) -> None:
     async def scenario(cluster: Cluster, control: Control) -> None:
         (daemon,) = cluster.daemons
@@ -636,11 +652,10 @@ def test_a_daemon_with_another_repository_is_refused_once_there_is_a_snapshot(tm
         answer = await control.call("RegisterDaemon", request)
         assert answer.cluster == daemon.cluster
         assert len(answer.cluster) == 32
-        request.repository = "the-repository"
-        await control.call("RegisterDaemon", request)
+        # While nothing was shipped the last one counts; the other one has to register anew, and does.
         await control.create(name="v")
-        await control.snapshot("v")
-        request.repository = "new"
+        (snapshot,) = await control.snapshot("v")
+        await in_state(control, snapshot.id, COMPLETED)
         with pytest.raises(Conflict, match="the-repository"):
             await control.call("RegisterDaemon", request)
         request.daemon = "sd-1"

@@ -94,7 +94,7 @@ class Store:
     """The one object store of this cluster.
 
     cluster: names this cluster to the repository, for good. repository: claimed by the first daemon
-    that registered. prune_number: raised by each prune before it deletes anything; no snapshot
+    that registered, empty before that. prune_number: raised by each prune before it deletes anything; no snapshot
     completes whose references were checked at an older one (design, section 5).
     """
 
@@ -127,10 +127,10 @@ def check_root(root: bytes) -> str:
 
 def check_daemon(instance: str, store: str, repository: str) -> None:
     """Raises InvalidRequest unless a daemon may register so."""
-    for name, text, limit in (
-        ("instance", instance, MAX_INSTANCE),
-        ("store", store, MAX_STORE),
-        ("repository", repository, MAX_REPOSITORY),
+    for name, text, least, most in (
+        ("instance", instance, 1, MAX_INSTANCE),
+        ("store", store, 1, MAX_STORE),
+        ("repository", repository, 0, MAX_REPOSITORY),
     ):
-        if not 0 < len(text) <= limit:
-            raise InvalidRequest(f"{name} of a daemon has {len(text)} characters: expected 1 to {limit}")
+        if not least <= len(text) <= most:
+            raise InvalidRequest(f"{name} of a daemon has {len(text)} characters: expected {least} to {most}")

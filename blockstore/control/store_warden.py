@@ -54,8 +54,14 @@ class StoreWarden:
         self._lease_s = lease_s
 
     async def register(self, request: snapshot_pb2.RegisterDaemonRequest) -> snapshot_pb2.RegisterDaemonResponse:
-        """Raises InvalidRequest, and Conflict where another repository is the cluster's."""
+        """Raises InvalidRequest, and Conflict where another repository is the cluster's.
+
+        Without a repository it only asks whose one is to be made, and is not registered.
+        """
         check_daemon(request.instance, request.store, request.repository)
+        if not request.repository:
+            cluster = (await self._snapshots.change_store(lambda now: now or _new_store())).cluster
+            return snapshot_pb2.RegisterDaemonResponse(lease_s=self._lease_s, cluster=cluster)
         daemon = StoreDaemon(
             DaemonId(check_id("sd", request.daemon)),
             request.instance,
@@ -71,13 +77,12 @@ class StoreWarden:
         return snapshot_pb2.RegisterDaemonResponse(lease_s=self._lease_s, cluster=store.cluster)
 
     async def _claim(self, daemon: StoreDaemon) -> Store:
-        """The cluster's record; its repository is this daemon's. A cluster without a snapshot may take another."""
-        has_snapshots = bool(await self._snapshots.snapshots())
+        """The cluster's record; its repository is this daemon's. While nothing was shipped it may take another."""
+        shipped = any(each.touched or each.root for each in await self._snapshots.snapshots())
 
         def change(now: Store | None) -> Store:
-            if now is None:
-                return Store(secrets.token_hex(CLUSTER_SIZE), daemon.repository)
-            if now.repository != daemon.repository and has_snapshots:
+            now = now or _new_store()
+            if now.repository not in ("", daemon.repository) and shipped:
                 raise Conflict(
                     f"the object store {daemon.store} has the repository {daemon.repository}, and this cluster's "
                     f"snapshots are in {now.repository}: give the daemon that one, or start a new cluster for this one"
@@ -167,4 +172,11 @@ class StoreWarden:
         registered = await self._snapshots.daemon(daemon)
         if registered.instance != instance:
             raise Fenced(f"another process has registered as {daemon}: this one must stop")
+        store = await self._snapshots.store()
+        if store is None or store.repository != registered.repository:
+            raise NotFound(f"the repository of {daemon} is not the cluster's any more: it has to register")
         return registered
+
+
+def _new_store() -> Store:
+    return Store(secrets.token_hex(CLUSTER_SIZE))

@@ -521,7 +521,9 @@ class RegisterDaemonRequest(_message.Message):
     address: _builtins.str
     store: _builtins.str
     repository: _builtins.str
-    """FAILED_PRECONDITION where another repository is this cluster's already."""
+    """FAILED_PRECONDITION where another repository has snapshots of this cluster already. Empty: it only asks for
+    the cluster's name, and is not registered.
+    """
     def __init__(
         self,
         *,
@@ -630,7 +632,7 @@ class ShipTask(_message.Message):
     base: _builtins.str
     """The completed snapshot that this one is a change of, if there is one: its blocks that did not change
     are the base's. Of generations above base_generation up to snapshot.generation the changes are listed
-    (for a volume's source that is 0, which leaves out the fills).
+    (for a volume's source that is 0, which leaves out the fills). Without a base those of 0 are listed, too.
     """
     base_root: _builtins.bytes
     base_generation: _builtins.int
