@@ -102,6 +102,16 @@ def test_what_a_crash_left_half_made_goes_at_the_next_start(tmp_path: Path) -> N
     assert [path.name for path in replicas.iterdir()] == [address(3).replica]
 
 
+def test_a_restored_volumes_replica_that_lost_its_tables_still_knows_its_source(tmp_path: Path) -> None:
+    """Where peers give it the log from its beginning, no copy tells."""
+    store = NodeStore.open(tmp_path)
+    store.create_replica(address(1), LogImage(), source=b"snap-1").close()
+    (tmp_path / "replicas" / REPLICA / "tables.mdb").unlink()
+    anew = store.make_anew(REPLICA, mark=7)
+    assert (anew.has_source, anew.origin) == (True, b"snap-1")
+    anew.close()
+
+
 def test_a_suspect_stays_one_until_cleared(tmp_path: Path) -> None:
     store = NodeStore.open(tmp_path)
     store.create_replica(address(1), LogImage()).close()

@@ -117,7 +117,10 @@ class CreateRequest(_message.Message):
     with this floor above everything.
     """
     source: _builtins.bytes
-    """Of a restored volume: what blocks without an entry come from (a snapshot's id); empty for none."""
+    """Of a restored volume: what blocks without an entry come from (a snapshot's id); empty for none. Also for a
+    filling replica: where it gets the log from its beginning, nothing else tells it.
+    FAILED_PRECONDITION where the replica was made with another one.
+    """
     @_builtins.property
     def target(self) -> Global___Target: ...
     def __init__(
@@ -865,6 +868,8 @@ Global___DescribeResponse: _TypeAlias = DescribeResponse  # noqa: Y015
 class ListChangesRequest(_message.Message):
     """The blocks written, zeroed, trimmed or filled in the generations from `lowest` to `highest`, as of the
     applied state; never less, but more where generations between them were merged.
+    lowest = 0 includes the fills; highest = 2^32 - 1 means all that there is, what is not sealed yet included.
+    NOT_FOUND: `highest` was not sealed here (or not applied yet), or merged away, also in the middle of the list.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

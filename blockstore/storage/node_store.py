@@ -4,7 +4,8 @@
     DATA/LOCK                   held while a process uses the directory
     DATA/ballast                room for checkpoints and deletions when the disk is full
     DATA/journal/               one for all replicas
-    DATA/replicas/REPLICA/      tables.mdb, `address`, and `suspect` after a failure that the process died of
+    DATA/replicas/REPLICA/      tables.mdb, `address`, `source` where it was made with one, and `suspect` after
+                                a failure that the process died of
 
 A replica appears and vanishes by the rename of a whole directory: a crash leaves it there or not, and
 what is left half made or half removed has a name of its own and goes at the next start. Tables that are
@@ -28,6 +29,7 @@ _NEW: Final = ".new"
 _DELETED: Final = ".deleted"
 _SUSPECT: Final = "suspect"
 _ADDRESS: Final = "address"
+_SOURCE: Final = "source"
 
 
 class NodeStore:
@@ -76,7 +78,7 @@ class NodeStore:
         staged = target.with_name(target.name + _NEW)
         shutil.rmtree(staged, ignore_errors=True)
         ReplicaStore.create(staged, address, image, mark=mark, source=source, make_room=self.space.make_room).close()
-        _write_address(staged, address)
+        _write_address(staged, address, source)
         staged.rename(target)
         sync_path(self._replicas)
         return self.open_replica(address.replica)
@@ -97,13 +99,18 @@ class NodeStore:
     def make_anew(self, replica: ReplicaId, *, mark: int) -> ReplicaStore:
         """Empty tables for a replica that lacks its own; it is suspect from before they are there.
 
+        They begin with the source that it was made with: where nothing is copied, the log from its beginning says
+        whether that has ended, and where something is, the copy does.
         Raises Corrupt where nobody knows whose replica it is, NoSpace.
         """
         directory = self._existing(replica)
         address = _read_address(directory)
         staged = directory.with_name(directory.name + _NEW)
         shutil.rmtree(staged, ignore_errors=True)
-        ReplicaStore.create(staged, address, LogImage(), mark=mark, make_room=self.space.make_room).close()
+        make_room = self.space.make_room
+        ReplicaStore.create(
+            staged, address, LogImage(), mark=mark, source=_read_source(directory), make_room=make_room
+        ).close()
         self.mark_suspect(replica)
         (staged / FILE_NAME).rename(directory / FILE_NAME)
         sync_path(directory)
@@ -178,12 +185,21 @@ def replicas_in(data: Path) -> tuple[ReplicaId, ...]:
     return tuple(found)
 
 
-def _write_address(directory: Path, address: ReplicaAddress) -> None:
+def _write_address(directory: Path, address: ReplicaAddress, source: bytes) -> None:
     """What the tables say as well, for when they are lost."""
     path = directory / _ADDRESS
     path.write_text(f"{address.volume} {address.segment} {address.replica}\n")
     sync_path(path)
+    if source:
+        path = directory / _SOURCE
+        path.write_bytes(source)
+        sync_path(path)
     sync_path(directory)
+
+
+def _read_source(directory: Path) -> bytes:
+    path = directory / _SOURCE
+    return path.read_bytes() if path.exists() else b""
 
 
 def _read_address(directory: Path) -> ReplicaAddress:
