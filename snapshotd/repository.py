@@ -166,7 +166,7 @@ def _check_owner(stored: RepositoryObject, cluster: str, url: str) -> None:
     if stored.owner != cluster:
         raise Conflict(
             f"the repository at {url} belongs to the cluster {stored.owner}, and this is {cluster}: two must not write "
-            "to one. Where that cluster is gone for good, take it over with `cairn store adopt`"
+            "to one. Where that cluster is gone for good, take it over with `cairn store adopt --force`"
         )
 
 
