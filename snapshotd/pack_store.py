@@ -116,12 +116,13 @@ class PackStore:
         waited = [self._on_way[pack] for pack in packs & self._on_way.keys()]
         for each in waited:
             each.close()
-        for each in waited:
-            await asyncio.wait({each.stored})
-            if each.stored.cancelled() or each.stored.exception() is not None:
-                raise QuorumUnavailable("a pack that this snapshot shares with another was not stored: try again")
+        if waited:
+            await asyncio.wait({each.stored for each in waited})
         if packs & self._unindexed.keys():
             await self.write_index()
+        lost = [pack.hex() for pack in packs if not self.index.map.objects_of(pack)]
+        if lost:
+            raise QuorumUnavailable(f"pack {lost[0]}, which this snapshot has blocks in, was not stored: try again")
 
     # ---- index
 
