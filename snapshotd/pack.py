@@ -146,7 +146,7 @@ def decode_trailer(keys: DomainKeys, stored: bytes, start: int, what: str) -> Tr
     parts, end = decode_parts(fields)
     hashes = tuple(tuple(tuple(fields.names(count, HASH_SIZE)) for count in part.blocks) for part in parts)
     fields.end()
-    if end != start or not parts:
+    if end != start:
         raise Corrupt(f"{what} lists frames up to byte {end} of its object, which has them up to {start}")
     return Trailer(parts, hashes)
 
