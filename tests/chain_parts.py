@@ -1,5 +1,6 @@
 """ChainService over a store and the parts of snapshotd, with the catalog of roots in memory; and ways to do damage."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -8,16 +9,20 @@ from random import Random
 from typing import Any
 
 from blockstore.domain import SnapshotId
+from blockstore.errors import Fenced
 from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import BLOCK_SIZE
 from snapshotd.chain_service import ChainParts, ChainService
+from snapshotd.inventory import load_quarantines
 from snapshotd.keyring import FileKeyring
 from snapshotd.memory_store import MemoryStore
 from snapshotd.object_store import ObjectStore
+from snapshotd.prune_plan import Marks, merge_marks
 from snapshotd.root import Root
 from snapshotd.roots import Roots
+from snapshotd.writer import SnapshotWriter
 from tests.chain_simulation import MemoryControl, Record
-from tests.snapshot_parts import CLUSTER, Parts, opened
+from tests.snapshot_parts import CLUSTER, Parts, facts, opened, snapshot_id
 
 CONTEXT: Any = None
 """Of calls that are made without gRPC: no method looks at it."""
@@ -56,6 +61,41 @@ class Chain:
         root, digest = await self.parts.snapshot(number, size_bytes, changes, base)
         self.catalog.control.records[SnapshotId(root.snapshot)] = Record(pb.SNAPSHOT_STATE_COMPLETED, {}, digest)
         return root
+
+    async def upload(self, number: int, size_bytes: int, changes: dict[int, bytes]) -> bytes:
+        """Write a snapshot beside prunes, by the rules that snapshotd.prune states for writers; its root's SHA-256."""
+        snapshot = SnapshotId(snapshot_id(number))
+        records = self.catalog.control.records
+        records[snapshot] = Record(pb.SNAPSHOT_STATE_PENDING, {})
+        prune_number, marks = await self._look(snapshot)
+        writer = SnapshotWriter(self.parts.packs, self.parts.reader, snapshot, size_bytes)
+        for block, content in sorted(changes.items()):
+            await writer.put_blocks(block, content)
+        await writer.settle()
+        while True:
+            while (await self.catalog.roots()).number != prune_number:
+                prune_number, marks = await self._look(snapshot)
+                await writer.mend_shards(marks)
+                for run in await writer.stale_runs(marks):
+                    for block in range(run.start, run.start + run.length):
+                        await writer.put_blocks(block, changes[block])
+                await writer.settle()
+            written = await writer.finish(facts(number, size_bytes), replace=True)
+            assert written is not None
+            await asyncio.sleep(0)
+            try:
+                self.catalog.control.complete(snapshot, written[1], prune_number)
+                return written[1]
+            except Fenced:
+                continue
+
+    async def _look(self, snapshot: str) -> tuple[int, Marks]:
+        """The prune number, then the quarantines, then what is stored."""
+        number = (await self.catalog.roots()).number
+        marks = merge_marks((await load_quarantines(self.parts.repository)).values())
+        self.parts.dedupe.shun(marks)
+        await self.parts.packs.look(snapshot)
+        return number, marks
 
     async def delete(self, root: Root) -> None:
         """As control and a daemon do it."""
