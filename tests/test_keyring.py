@@ -6,6 +6,7 @@ import os
 import stat
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -162,8 +163,9 @@ def test_a_file_of_a_later_release(tmp_path: Path) -> None:
         FileKeyring(path)
 
 
-def _add_keys(path: Path, count: int) -> None:
+def _add_keys(path: Path, count: int, start: Any) -> None:
     ring = FileKeyring(path)
+    start.wait(60)
     for _ in range(count):
         ring.add_key()
 
@@ -171,13 +173,15 @@ def _add_keys(path: Path, count: int) -> None:
 def test_no_key_is_lost_where_several_processes_add_some(tmp_path: Path) -> None:
     path = tmp_path / "keyring"
     first = FileKeyring(path, create=True).key_ids
-    adding = [multiprocessing.get_context("spawn").Process(target=_add_keys, args=(path, 20)) for _ in range(3)]
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(3)
+    adding = [context.Process(target=_add_keys, args=(path, 40, start)) for _ in range(3)]
     for process in adding:
         process.start()
     for process in adding:
         process.join(60)
         assert process.exitcode == 0
-    assert len(FileKeyring(path).key_ids) == 61
+    assert len(FileKeyring(path).key_ids) == 121
     assert FileKeyring(path).key_ids[:1] == first
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from blockstore.errors import CairnError, Conflict, Corrupt, InvalidRequest, NotFound
+from snapshotd import repository_objects
 from snapshotd.keyring import FileKeyring, Keyring, WrongKey
 from snapshotd.memory_store import MemoryStore
 from snapshotd.object_store import Data, ObjectInfo, ObjectStore
@@ -363,6 +364,37 @@ def test_rotations_at_once_lose_no_key(keyring: FileKeyring) -> None:
     asyncio.run(main())
 
 
+def test_a_rotation_puts_back_what_another_took_away(keyring: FileKeyring) -> None:
+    """With another keyring's eyes, or by hand: as long as a process has the data key, it is not lost."""
+
+    class Sweeping(MemoryStore):
+        async def delete(self, key: str) -> None:
+            for each in await keys_in(self):
+                await super().delete(each)
+
+    async def main() -> None:
+        store = Sweeping()
+        repository = await made(store, keyring)
+        await repository.rotate(keyring)
+        assert (await opened(store, keyring)).keys.check_value == repository.keys.check_value
+
+    asyncio.run(main())
+
+
+def test_a_data_key_that_is_not_the_repositorys_is_refused(keyring: FileKeyring) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        await made(store, keyring)
+        key = (await keys_in(store))[0]
+        members = json.loads(await store.get(key))
+        del members["sha256"]
+        await store.put(key, _sealed({**members, "check": "00" * 16}))
+        with pytest.raises(WrongKey, match="it is not the one of this repository"):
+            await opened(store, keyring)
+
+    asyncio.run(main())
+
+
 def test_a_damaged_wrapped_key_beside_a_whole_one_keeps_nobody_out(keyring: FileKeyring) -> None:
     async def main() -> None:
         store = MemoryStore()
@@ -460,8 +492,6 @@ def test_the_data_key_of_another_repository_is_refused(keyring: FileKeyring) -> 
 
 
 def _sealed(members: dict[str, Any]) -> bytes:
-    from snapshotd import repository_objects  # noqa: PLC0415
-
     kind = members.pop("format")
     members.pop("version")
     return repository_objects._encode(kind, members)
