@@ -189,6 +189,7 @@ def test_volumes_that_nobody_attached_are_hydrated_a_few_at_once(tmp_path: Path)
         await until(is_full, "as many as may are open")
         whys = [(await control.get(name)).hydration.why for name in names]
         assert sum("its turn" in why for why in whys) == 2
+        assert not (await control.status()).problems  # To wait for one's turn is none.
         assert all([(await control.get(name)).state == AVAILABLE for name in names])
         assert len(maintained(cluster)) == MAX_HYDRATING
         cluster.front_ends[0].hydrates = True

@@ -49,18 +49,24 @@ class HydrationView:
             rate_bytes=volume.source.rate_bytes,
             paused=volume.source.paused,
             rate_now_bytes=0 if why else heard.rate_now_bytes,
-            why=why or heard.why,
+            why=why,
         )
+
+    def trouble(self, volume: Volume) -> str:
+        """Why it stands still although it should not; empty where all is as it was set up, or waits for its turn."""
+        if volume.source is None or volume.source.paused:
+            return ""
+        if not self.addresses:
+            return NO_DAEMON
+        if place_of(volume) is None:
+            return self.waits.get(volume.id, "")
+        return self.progress.get(volume.id, control_pb2.Hydration()).why
 
     def _why(self, volume: Volume) -> str:
         assert volume.source is not None
         if volume.source.paused:
             return "paused"
-        if not self.addresses:
-            return NO_DAEMON
-        if place_of(volume) is None:
-            return self.waits.get(volume.id, "waits for a front-end to open it")
-        return ""
+        return self.trouble(volume) or ("" if place_of(volume) else "waits for its turn to be opened")
 
 
 class Hydrations:
@@ -85,7 +91,7 @@ class Hydrations:
         self._progress[volume] = said
 
     def waits(self, volume: VolumeId, why: str) -> None:
-        """Why nobody has it open for the copying; empty where nothing stands in the way."""
+        """Why nobody can have it open for the copying; empty where nothing stands in the way."""
         if why:
             self._waits[volume] = why
         else:

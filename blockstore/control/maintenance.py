@@ -93,7 +93,7 @@ class Upkeep:
                 loads[front_end.id] += 1
                 hydrating[front_end.id] += purpose is Purpose.HYDRATE
             else:
-                self._hydrations.waits(volume.id, _no_place(front_ends))
+                self._hydrations.waits(volume.id, "" if front_ends else "no front-end is up")
 
     async def _wanted(self, volumes: Iterable[Volume]) -> dict[VolumeId, Purpose]:
         """The work on volumes that nobody has attached."""
@@ -197,7 +197,3 @@ def _choose(
     """The one with the fewest volumes; for hydration only one that has room for it."""
     free = [each for each in front_ends if purpose is not Purpose.HYDRATE or hydrating[each.id] < MAX_HYDRATING]
     return min(free, key=lambda each: (loads[each.id], each.id), default=None)
-
-
-def _no_place(front_ends: Iterable[FrontEnd]) -> str:
-    return f"waits for its turn: {MAX_HYDRATING} at once" if any(front_ends) else "no front-end is up"

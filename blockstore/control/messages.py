@@ -100,6 +100,10 @@ class Messages:
             maintenance=volume.attachment is None,
         )
 
+    def hydration_trouble(self, volume: Volume) -> str:
+        """Why its copying out of the object store stands still; empty where it goes on, or is paused."""
+        return self._hydrations.trouble(volume)
+
     def node(self, node: Node, volumes: Iterable[Volume]) -> control_pb2.Node:
         """A node, and of `volumes` how many have a replica there."""
         word = self._presence.node(node.id)

@@ -4,9 +4,11 @@ A call changes the catalog first and then waits for the step that the change ask
 waiting stops nothing. What daemons say goes to the warden (blockstore/control/store_warden.py).
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -31,6 +33,9 @@ from blockstore.errors import Conflict, InvalidRequest, NotFound, QuorumUnavaila
 from blockstore.rpc import control_pb2, snapshot_pb2, snapshot_pb2_grpc
 
 _log = structlog.get_logger(__name__)
+
+#: A daemon that falls silent changes what is known without a word.
+WATCH_S: Final = 1.0
 
 _Context = Any
 
@@ -91,7 +96,9 @@ class SnapshotService(snapshot_pb2_grpc.SnapshotsServicer):
                 yield message
             if snapshot.state in (SnapshotState.COMPLETED, SnapshotState.ERROR):
                 return
-            await changed.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_S):
+                    await changed.wait()
 
     async def ListSnapshots(
         self, request: snapshot_pb2.ListSnapshotsRequest, context: _Context

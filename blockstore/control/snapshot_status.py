@@ -30,13 +30,16 @@ class StoreObserver:
         self._snapshots = tuple(snapshots)
         self._daemons = tuple(daemons)
 
-    def problems(self, volumes: Sequence[Volume], why: Sequence[str]) -> Iterator[Problem]:
-        """why: of each volume, why its hydration stands still; empty where it does not."""
+    def problems(self, volumes: Sequence[Volume], troubles: Sequence[str]) -> Iterator[Problem]:
+        """troubles: of each volume, why its hydration stands still; empty where it goes on, or is paused."""
         served = bool(self._presence.daemons_up())
         for snapshot in self._snapshots:
             yield from self._of_snapshot(snapshot, served, volumes)
-        for volume, reason in zip(volumes, why, strict=True):
-            yield from _of_hydration(volume, reason)
+        for volume, trouble in zip(volumes, troubles, strict=True):
+            if trouble and volume.state in _AT_WORK:
+                severity = DEGRADED if volume.attachment else WARNING
+                message = f"its hydration stands still: {trouble}"
+                yield Problem(severity=severity, subject=volume.id, message=message)
         yield from self._of_daemons(served, volumes)
 
     def _of_snapshot(self, snapshot: Snapshot, served: bool, volumes: Sequence[Volume]) -> Iterator[Problem]:
@@ -60,11 +63,3 @@ class StoreObserver:
                 message = "down: not heard since control started"
             severity = DEGRADED if needed and not served else WARNING
             yield Problem(severity=severity, subject=daemon.id, message=message)
-
-
-def _of_hydration(volume: Volume, reason: str) -> Iterator[Problem]:
-    """A restored volume that is paused is as somebody wished; one that only waits for its turn is well."""
-    if volume.source is None or volume.source.paused or not reason or volume.state not in _AT_WORK:
-        return
-    severity = DEGRADED if volume.attachment else WARNING
-    yield Problem(severity=severity, subject=volume.id, message=f"its hydration stands still: {reason}")

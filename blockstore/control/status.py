@@ -58,7 +58,7 @@ class Observer:
         problems = [problem for volume, seen in zip(volumes, health, strict=True) for problem in self._of(volume, seen)]
         problems += self._node_problems(volumes, tombstones)
         problems += self._front_end_problems(volumes)
-        problems += self._store.problems(volumes, [each.volume.hydration.why for each in health])
+        problems += self._store.problems(volumes, [self._messages.hydration_trouble(each) for each in volumes])
         problems.sort(key=lambda problem: (-problem.severity, problem.subject))
         return control_pb2.StatusResponse(
             healthy=all(problem.severity == WARNING for problem in problems),
