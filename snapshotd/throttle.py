@@ -49,7 +49,8 @@ class TokenBucket:
             while (wait_s := self._wait_s()) > 0:
                 self._changed.clear()
                 try:
-                    await asyncio.wait_for(self._changed.wait(), wait_s)
+                    async with asyncio.timeout(wait_s):
+                        await self._changed.wait()
                 except TimeoutError:
                     continue
             if self._rate:

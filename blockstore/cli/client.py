@@ -77,7 +77,8 @@ async def connected(address: str, timeout_s: float = CONNECT_TIMEOUT_S) -> Async
     """A client of control at `address`. Raises QuorumUnavailable where nothing answers there."""
     async with open_channel(address) as channel:
         try:
-            await asyncio.wait_for(channel.channel_ready(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await channel.channel_ready()
         except (TimeoutError, grpc.aio.UsageError) as error:
             raise QuorumUnavailable(
                 f"no control answers at {address}: start a cluster with `cairn up`, "

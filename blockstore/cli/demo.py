@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -110,7 +111,7 @@ def _check_nodes(directory: StateDirectory, cluster: dict[str, Any], steps: Step
         done = _cairn("node", "check", str(directory.data(node["name"])), "--output", "json", output=output)
         if done.returncode:
             raise Corrupt(f"the check of {node['name']} ended with exit code {done.returncode}: {done.stdout}")
-        replicas = json.loads(done.stdout)["replicas"]
+        replicas = sorted(json.loads(done.stdout)["replicas"], key=itemgetter("volume"))
         for replica in replicas:
             digests[replica["volume"]].add(replica["digest"])
         found = ", ".join(replica["digest"] for replica in replicas)

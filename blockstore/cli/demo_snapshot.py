@@ -107,14 +107,15 @@ async def _restore(client: ControlClient, snapshot: snapshot_pb2.Snapshot, steps
     steps("volume", f"restored it as {volume.id}, attached after {time.monotonic() - began:.1f} s: {_uri(volume)}")
     async with await NbdClient.connect(_target(volume)) as nbd:
         asked = time.monotonic()
-        await nbd.read(0, BLOCK_SIZE)
-        steps("demo", f"read its first block in {(time.monotonic() - asked) * 1000:.0f} ms, from the object store")
+        await nbd.read(volume.size_bytes // 2 // BLOCK_SIZE * BLOCK_SIZE, BLOCK_SIZE)
+        took_ms = (time.monotonic() - asked) * 1000
+    steps("demo", f"read a block in its middle in {took_ms:.0f} ms; {_how_far(await client.volume(volume.id))}")
     return volume
 
 
 async def _read_while_hydrating(client: ControlClient, volume: pb.Volume, load: Load, steps: Steps) -> None:
     """Compare all of it while the background is slow, then let that go."""
-    steps("volume", f"reading all of {volume.name} while it hydrates: {_how_far(await client.volume(volume.id))}")
+    steps("volume", f"reading all of {volume.name} while it hydrates")
     comparing = asyncio.create_task(load.wrong_offsets(_target(volume)))
     while not (await asyncio.wait({comparing}, timeout=1.0))[0]:
         steps("volume", _how_far(await client.volume(volume.id)))

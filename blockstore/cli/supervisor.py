@@ -84,7 +84,8 @@ class Supervisor:
         child.stopping.set()
         _signal(child, signal.SIGTERM)
         try:
-            await asyncio.wait_for(asyncio.shield(self._keepers[child]), STOP_TIMEOUT_S)
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await asyncio.shield(self._keepers[child])
         except TimeoutError:
             self._say(child.name, f"does not stop within {STOP_TIMEOUT_S:.0f} s: killed")
             _signal(child, signal.SIGKILL)
@@ -154,7 +155,8 @@ def _signal(child: Child, number: signal.Signals) -> None:
 
 async def _wait(event: asyncio.Event, limit_s: float) -> None:
     try:
-        await asyncio.wait_for(event.wait(), limit_s)
+        async with asyncio.timeout(limit_s):
+            await event.wait()
     except TimeoutError:
         return
 

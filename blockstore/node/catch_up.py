@@ -122,9 +122,11 @@ class CatchUpClient:
         try:
             while True:
                 try:
-                    yield await asyncio.wait_for(anext(responses), self._idle_timeout_s)
+                    async with asyncio.timeout(self._idle_timeout_s):
+                        response = await anext(responses)
                 except StopAsyncIteration:
                     return
+                yield response
         except TimeoutError:
             raise QuorumUnavailable(f"the peer sent nothing for {self._idle_timeout_s} s") from None
         except grpc.RpcError as error:

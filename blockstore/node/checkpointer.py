@@ -92,7 +92,8 @@ class Checkpointer:
         if self._resting:
             age = min(age, self._settings.heartbeat_s)
         try:
-            await asyncio.wait_for(self._wake.wait(), max(age, 0.001))
+            async with asyncio.timeout(max(age, 0.001)):
+                await self._wake.wait()
         except TimeoutError:
             return
 

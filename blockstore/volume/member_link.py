@@ -152,7 +152,8 @@ class MemberLink:
 
     async def _reach(self, channel: grpc.aio.Channel, address: str) -> None:
         try:
-            await asyncio.wait_for(channel.channel_ready(), min(self._call_timeout_s, _REACH_S))
+            async with asyncio.timeout(min(self._call_timeout_s, _REACH_S)):
+                await channel.channel_ready()
         except TimeoutError:
             raise QuorumUnavailable(f"node at {address} cannot be reached") from None
 

@@ -118,7 +118,8 @@ async def _paced(call: AsyncIterable[Message], limit_s: float) -> AsyncIterator[
     messages = aiter(call)
     while True:
         try:
-            message = await asyncio.wait_for(anext(messages), limit_s)
+            async with asyncio.timeout(limit_s):
+                message = await anext(messages)
         except StopAsyncIteration:
             return
         except TimeoutError:

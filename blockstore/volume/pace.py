@@ -43,7 +43,8 @@ class Pace:
         begin = max(self._free_at, self._loop.time() - _BURST_S)
         self._free_at = begin + size_bytes / self.rate_bytes
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), begin - self._loop.time())
+            async with asyncio.timeout(begin - self._loop.time()):
+                await self._changed.wait()
 
     async def after(self, size_bytes: int, took_s: float) -> None:
         """So much was done; give way where somebody waits."""

@@ -171,7 +171,8 @@ class SourceClient:
         """Shorter where other addresses become known."""
         self._refreshed.clear()
         try:
-            await asyncio.wait_for(self._refreshed.wait(), pause_s)
+            async with asyncio.timeout(pause_s):
+                await self._refreshed.wait()
         except TimeoutError:
             return
 
