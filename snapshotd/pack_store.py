@@ -110,7 +110,7 @@ class PackStore:
     async def indexed(self, packs: Iterable[bytes]) -> None:
         """Return once each of `packs` is stored and some index object says where; those long stored are fine.
 
-        Raises QuorumUnavailable where one of them was given up by whoever made it.
+        Raises QuorumUnavailable where one of them was given up by whoever made it, or is gone.
         """
         packs = set(packs)
         waited = [self._on_way[pack] for pack in packs & self._on_way.keys()]
@@ -120,9 +120,14 @@ class PackStore:
             await asyncio.wait({each.stored for each in waited})
         if packs & self._unindexed.keys():
             await self.write_index()
-        lost = [pack.hex() for pack in packs if not self.index.map.objects_of(pack)]
-        if lost:
-            raise QuorumUnavailable(f"pack {lost[0]}, which this snapshot has blocks in, was not stored: try again")
+        if self._lost(packs):
+            await self.index.refresh()
+        if lost := self._lost(packs):
+            raise QuorumUnavailable(f"pack {lost[0]}, which this snapshot has blocks in, is not stored: try again")
+
+    def _lost(self, packs: Iterable[bytes]) -> list[str]:
+        """Those that no index knows."""
+        return [pack.hex() for pack in packs if not self.index.map.objects_of(pack)]
 
     # ---- index
 

@@ -248,7 +248,7 @@ def test_whoever_shares_a_pack_that_is_given_up_fails_too(tmp_path: Path) -> Non
             await sharer.put_blocks(0, block(1))
             await sharer._place_all()
             await maker.cancel()
-            with pytest.raises(QuorumUnavailable, match="was not stored"):
+            with pytest.raises(QuorumUnavailable, match="is not stored"):
                 await sharer.settle()
             await sharer.cancel()
             root, _ = await parts.snapshot(2, 4 * MIB, {0: block(1)})
