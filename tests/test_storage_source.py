@@ -1,11 +1,16 @@
 """A replica whose absent blocks come from somewhere else: what counts as absent, and until when."""
 
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from blockstore.log import Filling, LogImage
+from blockstore.storage import apply as apply_module
+from blockstore.storage.check import check_replica
 from blockstore.storage.copies import decode_meta
-from blockstore.storage.replica_store import ReplicaStore
-from blockstore.units import MAX_BLOCKS, Sequence
+from blockstore.storage.replica_store import FILE_NAME, ReplicaStore
+from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, MAX_BLOCKS, Sequence
 from tests.storage_model import (
     EPOCH,
     ZERO,
@@ -198,3 +203,26 @@ def test_fills_are_part_of_every_delta(tmp_path: Path) -> None:
     apply(store, log, [log.record(fill(600, block(2)))])
     assert store.delta_extents(Sequence(0)) == [0, 2]
     assert store.delta_extents(Sequence(1)) == [2]
+
+
+def test_a_wide_trim_over_a_source_goes_in_by_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves an entry for each block, so it must not be held in memory as a whole."""
+    monkeypatch.setattr(apply_module, "_PUTS_AT_ONCE", 100)
+    put: list[int] = []
+    put_sorted = apply_module.put_sorted
+
+    def counted(cursor: Any, items: Any) -> None:
+        put.append(len(items))
+        put_sorted(cursor, items)
+
+    monkeypatch.setattr(apply_module, "put_sorted", counted)
+    store, log = restored(tmp_path)
+    apply(store, log, [log.record(write(700, block(1)), fill(2, block(2)))])
+    apply(store, log, [log.record(trim(10, 3000)), log.record(discard(1500, 10)), log.record(write(900, block(3)))])
+    assert max(put) <= 100 + EXTENT_BLOCKS
+    assert entries(store) == 3000 - 10 + 1
+    content, absent = store.read_with_absent(0, 256)
+    assert (content[2 * BLOCK_SIZE : 3 * BLOCK_SIZE], absent) == (block(2), [(0, 2), (3, 7)])
+    assert store.read(899, 3) == ZERO + block(3) + ZERO
+    store.close()
+    assert check_replica(tmp_path / FILE_NAME).problems == []

@@ -7,11 +7,12 @@ are met with `present`, so they cost what exists in them and not what they span.
 bits in `extents` and raises the row's sequence, also where it deletes.
 """
 
+import heapq
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from itertools import groupby
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from blockstore.record import ZEROING, OperationKind, Record
 from blockstore.storage.keys import (
@@ -34,6 +35,9 @@ from blockstore.storage.meta import MAX_PIN_ID, Meta, Pin, SealedGeneration, Tom
 from blockstore.storage.reads import BlockVersion, CorruptBlocks
 from blockstore.storage.tables import Tables, WriteCursor, Writing
 from blockstore.units import EXTENT_BLOCKS, BlockNumber, Generation, Sequence
+
+#: Entries that wait to be put in one go: what a trim of a whole restored volume holds in memory.
+_PUTS_AT_ONCE: Final = 65_536
 
 
 class Touched(NamedTuple):
@@ -67,25 +71,33 @@ class Applier:
     def _apply_layer(self, generation: Generation, layer: Layer) -> None:
         for touched in _by_extent(self._entries(layer)):
             self._apply_extent(generation, touched)
+            if len(self._index_puts) >= _PUTS_AT_ONCE:
+                self._flush()
+        self._flush()
+
+    def _flush(self) -> None:
         put_sorted(self._transaction.cursor(self._tables.index), self._index_puts)
         put_sorted(self._transaction.cursor(self._tables.data), self._data_puts)
         self._index_puts, self._data_puts = [], []
 
-    def _entries(self, layer: Layer) -> list[tuple[int, Entry]]:
-        """The layer's blocks, and those that exist under its ranges of zeroes, in order."""
-        entries = list(layer.blocks.items())
+    def _entries(self, layer: Layer) -> Iterable[tuple[int, Entry]]:
+        """The layer's blocks, and those that matter under its ranges of zeroes, in order; never all at once."""
+        blocks = sorted(layer.blocks.items(), key=_number)
+        return heapq.merge(blocks, self._zeroed(layer), key=_number) if layer.zeroes else blocks
+
+    def _zeroed(self, layer: Layer) -> Iterator[tuple[int, Entry]]:
         for start, end, zero in layer.zeroes:
             numbers = range(start, end) if self._covers_source(zero) else self._existing(start, end)
-            entries += [(number, zero) for number in numbers if number not in layer.blocks]
-        entries.sort(key=lambda item: item[0])
-        return entries
+            for number in numbers:
+                if number not in layer.blocks:
+                    yield number, zero
 
     def _covers_source(self, zero: Entry) -> bool:
         """Whether absence would mean something else: what the source has."""
         return self._has_source and not zero.discarded
 
     def _existing(self, start: int, end: int) -> Iterator[int]:
-        """The blocks of [start, end) that have an entry."""
+        """The blocks of [start, end) that have an entry; `present` may change meanwhile, in extents before the next."""
         cursor = self._transaction.cursor(self._tables.present)
         found = cursor.set_range(number_key(start // EXTENT_BLOCKS))
         while found:
@@ -94,7 +106,7 @@ class Applier:
             if extent * EXTENT_BLOCKS >= end:
                 return
             yield from blocks_of(extent, decode_bits(key, value) & bits_between(start, end, extent))
-            found = cursor.next()
+            found = cursor.set_range(number_key(extent + 1))
 
     def _apply_extent(self, generation: Generation, touched: Touched) -> None:
         key = number_key(touched.extent)
@@ -199,7 +211,11 @@ def put_sorted(cursor: WriteCursor, items: Seq[tuple[bytes, bytes | memoryview]]
     assert consumed == added, "items behind the end of a table were not in order"
 
 
-def _by_extent(entries: list[tuple[int, Entry]]) -> Iterator[Touched]:
+def _number(item: tuple[int, Entry]) -> int:
+    return item[0]
+
+
+def _by_extent(entries: Iterable[tuple[int, Entry]]) -> Iterator[Touched]:
     for extent, group in groupby(entries, key=lambda item: item[0] // EXTENT_BLOCKS):
         yield Touched(extent, list(group))
 
