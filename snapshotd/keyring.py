@@ -153,7 +153,6 @@ class FileKeyring:
             self._store(keys)
 
     def _create(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._locked():
             if not self._path.exists():
                 self._store(_new_key())
@@ -190,12 +189,16 @@ class FileKeyring:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """One writer at a time, in whatever process: the directory is locked, as the file itself is replaced."""
-        descriptor = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise InvalidRequest(f"cannot write {self.description}: {error.strerror}") from error
 
 
 def _new_key() -> dict[str, bytes]:

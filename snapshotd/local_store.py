@@ -101,7 +101,11 @@ class LocalStore:
                     _write_all(descriptor, memoryview(buffer).cast("B"))
                 os.fsync(descriptor)
                 self._make_durable(path.parent)
-                is_ours = _give_name(temporary, path, if_absent)
+                try:
+                    is_ours = _give_name(temporary, path, if_absent)
+                except FileNotFoundError as error:
+                    self._durable = {self._root}
+                    raise QuorumUnavailable(f"somebody removed {path.parent}: it is made again") from error
             # Also for one that was there: its writer may not have come so far, and the caller relies on it.
             _sync_directory(path.parent)
             return is_ours
@@ -150,7 +154,7 @@ def _translated(error: OSError, text: str) -> CairnError:
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return InvalidRequest(f"{text}: give this user the right to write there")
         case errno.EIO:
-            return Corrupt(f"{text}: the disk cannot read it")
+            return Corrupt(f"{text}: the disk fails")
     return QuorumUnavailable(text)
 
 

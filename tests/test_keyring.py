@@ -99,6 +99,12 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         FileKeyring(tmp_path / "keyring")
 
 
+def test_a_place_where_no_keyring_can_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InvalidRequest, match=r"cannot write the keyring .*/file/keyring"):
+        FileKeyring(tmp_path / "file" / "keyring", create=True)
+
+
 def test_making_a_file_keeps_one_that_is_there(tmp_path: Path) -> None:
     first = FileKeyring(tmp_path / "keyring", create=True).key_ids
     assert FileKeyring(tmp_path / "keyring", create=True).key_ids == first

@@ -196,6 +196,20 @@ def test_a_disk_that_is_not_mounted_is_no_empty_store(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_folder_that_somebody_removed_is_made_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = LocalStore(tmp_path)
+        await store.put("a/b/x", b"1")
+        (tmp_path / "a/b/x").unlink()
+        (tmp_path / "a/b").rmdir()
+        with pytest.raises(QuorumUnavailable, match="somebody removed"):
+            await store.put("a/b/x", b"2")
+        assert await store.put("a/b/x", b"2") is True
+        await store.close()
+
+    asyncio.run(main())
+
+
 def test_what_is_too_large_to_be_ours_is_not_read(tmp_path: Path) -> None:
     async def main() -> None:
         store = LocalStore(tmp_path)
