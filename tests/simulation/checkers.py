@@ -27,7 +27,8 @@ from tests.simulation.workload import Ticket
 
 if TYPE_CHECKING:
     from tests.simulation.front_end import FrontEnd
-    from tests.simulation.node import Described, Node
+    from tests.simulation.node import Node
+    from tests.simulation.requests import Described
 
 
 class Violation(AssertionError):

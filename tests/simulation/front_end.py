@@ -32,7 +32,8 @@ from blockstore.replication.messages import (
 from blockstore.units import Epoch
 from tests.simulation.hydration import Hydrator
 from tests.simulation.network import Call, Stream
-from tests.simulation.node import Node, ReadRequest
+from tests.simulation.node import Node
+from tests.simulation.requests import ReadRequest
 from tests.simulation.scheduler import Process
 from tests.simulation.workload import Guest
 

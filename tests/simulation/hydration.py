@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from blockstore.errors import CairnError
 from tests.simulation.network import Call
-from tests.simulation.node import DescribeRequest
+from tests.simulation.requests import DescribeRequest
 
 if TYPE_CHECKING:
     from tests.simulation.front_end import FrontEnd

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from blockstore.domain import ORIGIN, Position, ReplicaId
+from blockstore.domain import Position, ReplicaId
 from blockstore.errors import CairnError, Conflict, Corrupt, QuorumUnavailable
 from blockstore.log import LogEntry, LogImage, RecordEntry
 from blockstore.record import Record
@@ -28,16 +28,16 @@ from blockstore.replication.messages import (
     ResetLog,
     SealEpoch,
 )
-from blockstore.units import BlockNumber, Epoch, Sequence
 from tests.simulation.disk import Disk
-from tests.simulation.model_tables import EXTENT_BLOCKS, ExtentCopy, MetaCopy, Store
+from tests.simulation.fetch import Fetch
+from tests.simulation.model_tables import EXTENT_BLOCKS, Store
 from tests.simulation.network import Call, Stream
+from tests.simulation.requests import Copied, DeltaRequest, Described, DescribeRequest, LogRequest, ReadRequest
 from tests.simulation.scheduler import Process
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-_FETCH_TIMEOUT_S = 1.0
 #: Until a checkpoint that found no room is tried again.
 _REST_S = 0.1
 
@@ -53,54 +53,6 @@ class DiskSpeed:
     def draw(self, random: Random) -> float:
         delay = self.sync_s * (0.5 + random.random())
         return delay + random.random() * self.slow_s if self.slow and random.random() < self.slow else delay
-
-
-@dataclass(frozen=True, slots=True)
-class ReadRequest:
-    """What a front-end asks of a replica's tables."""
-
-    epoch: Epoch
-    configuration: int
-    commit: Position
-    start: BlockNumber
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class LogRequest:
-    epoch: Epoch
-    after: Position
-    up_to: Position
-
-
-@dataclass(frozen=True, slots=True)
-class DeltaRequest:
-    epoch: Epoch
-    since: Sequence
-    at_least: Position
-
-
-@dataclass(frozen=True, slots=True)
-class Copied:
-    """A part of a delta: the meta, or an extent, as of `stated`."""
-
-    stated: Position
-    meta: MetaCopy | None
-    extents: tuple[ExtentCopy, ...]
-    absent: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class DescribeRequest:
-    """What a front-end asks of a whole replica: generations and source, as of `applied` or later."""
-
-    applied: Position
-
-
-@dataclass(frozen=True, slots=True)
-class Described:
-    applied: Position
-    meta: MetaCopy
 
 
 @dataclass(slots=True)
@@ -462,113 +414,3 @@ class Node(Process):
             return
         stream.deliver((len(extents), Copied(tables.image.applied, None, (tables.copy_extent(extents[at]),))))
         self.after(self.speed.draw(self.world.random), lambda: self._serve_extents(stream, extents, at + 1))
-
-
-class Fetch:
-    """What a replica fetches from a peer: one of a kind at a time, a newer one ends the one before."""
-
-    def __init__(self, node: Node, effect: FetchLog | FetchDelta) -> None:
-        self.node = node
-        self.effect = effect
-        self.open = True
-        self._arrived: deque[Any] = deque()
-        self._busy = False
-        self._done = 0
-        self._began = ORIGIN
-        self._extents: set[int] = set()
-        self._heard = node.scheduler.now
-        world = node.world
-        peer = world.node_of(effect.peer)
-        self._stream = Stream(world.network, node, peer, handle=peer.serve, answered=self._receive, broken=self._fail)
-        epoch = node.follower.epoch
-        if isinstance(effect, FetchLog):
-            self._stream.send(LogRequest(epoch, effect.after, effect.target))
-        else:
-            self._stream.send(DeltaRequest(epoch, effect.since, effect.at_least))
-        node.after(_FETCH_TIMEOUT_S, self._watch)
-
-    def close(self) -> None:
-        self.open = False
-        self._stream.close()
-
-    def _watch(self) -> None:
-        if self.open and not self._busy and self.node.scheduler.now - self._heard >= _FETCH_TIMEOUT_S:
-            self._fail()
-        elif self.open:
-            self.node.after(_FETCH_TIMEOUT_S, self._watch)
-
-    def _receive(self, message: Any) -> None:
-        self._heard = self.node.scheduler.now
-        self._arrived.append(message)
-        self._go_on()
-
-    def _go_on(self) -> None:
-        while self.open and self._arrived and not self._busy:
-            message = self._arrived.popleft()
-            if message is None:
-                self._fail()
-            elif isinstance(self.effect, FetchLog):
-                self._take_log(message)
-            else:
-                self._take_delta(message)
-
-    def _take_log(self, message: Any) -> None:
-        node, attempt = self.node, self.effect.attempt
-        if message == "not held":
-            self.close()
-            node.carry_out(node.follower.log_not_held(attempt))
-        elif message == "end":
-            self.close()
-            node.carry_out(node.follower.log_ended(attempt))
-        else:
-            node.carry_out(node.follower.log_fetched(attempt, message))
-
-    def _take_delta(self, message: Any) -> None:
-        node, attempt = self.node, self.effect.attempt
-        if message == "end":
-            self._end_delta()
-            return
-        total, copied = message
-        if copied.meta is not None:
-            self._began = copied.stated
-        self._extents |= {copy.extent for copy in copied.extents}
-        self._busy = True
-
-        def then(accepted: bool) -> None:
-            self._busy = False
-            if not self.open:
-                return
-            if not accepted:
-                self._fail()
-                return
-            self._done += len(copied.extents)
-            node.follower.delta_progress(attempt, self._done, total)
-            self._go_on()
-
-        node.copy(attempt, copied, then)
-
-    def _end_delta(self) -> None:
-        """A copy of everything takes away what the peer did not have when it began."""
-        node, effect = self.node, self.effect
-        assert isinstance(effect, FetchDelta)
-        absent = node.store.tables.extents_held() - self._extents if not effect.since else set()
-
-        def then(accepted: bool) -> None:
-            if self.open and accepted:
-                self.close()
-                node.carry_out(node.follower.delta_done(effect.attempt))
-            else:
-                self._fail()
-
-        if not absent:
-            then(True)
-            return
-        copies = tuple(ExtentCopy(extent, {}, {}) for extent in sorted(absent))
-        node.copy(effect.attempt, Copied(self._began, None, copies, absent=True), then)
-
-    def _fail(self) -> None:
-        if self.open:
-            self.close()
-            follower, attempt = self.node.follower, self.effect.attempt
-            failed = follower.fetch_failed if isinstance(self.effect, FetchLog) else follower.delta_failed
-            self.node.carry_out(failed(attempt))

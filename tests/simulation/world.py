@@ -6,22 +6,21 @@ and show the same. Every random choice comes from one generator, in the order of
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
 
 from blockstore.domain import ORIGIN, Configuration, Member, NodeId, Position, ReplicaId
 from blockstore.errors import Corrupt
 from blockstore.log import UNKNOWN_FLOOR, Filling, LogImage
-from blockstore.replication.leader import LeaderSettings
-from blockstore.units import BLOCK_SIZE, Epoch, Sequence
+from blockstore.units import Epoch, Sequence
 from tests.simulation.checkers import Checker, Violation
 from tests.simulation.describe import describe
 from tests.simulation.disk import Disk
 from tests.simulation.front_end import FrontEnd
-from tests.simulation.network import Network, NetworkFaults
+from tests.simulation.network import Network
 from tests.simulation.node import DiskSpeed, Node
 from tests.simulation.old_copies import OldCopies
+from tests.simulation.plan import draw_plan
 from tests.simulation.scheduler import Scheduler
 
 #: Virtual seconds within which a healed cluster must have converged.
@@ -29,127 +28,6 @@ CONVERGENCE_S: Final = 30.0
 _ENOUGH_EVENTS: Final = 60_000
 #: Above every ticket's number.
 _SOURCE_VALUES: Final = 1 << 40
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a seed decides before anything happens. Rates are events per virtual second.
-
-    mapped: of a restored volume, the blocks that its source maps; none for any other.
-    """
-
-    members: int
-    created_filling: bool
-    blocks: int
-    requests: int
-    depth: int
-    think_s: float
-    hot: float
-    kinds: tuple[str, ...]
-    weights: tuple[float, ...]
-    checkpoint_s: float
-    checkpoint_records: int
-    history_records: int
-    clock_drift: float
-    chaos_s: float
-    faults: tuple[tuple[str, float], ...]
-    network: NetworkFaults
-    disk: DiskSpeed
-    settings: LeaderSettings
-    final_power_cut: bool
-    loses_a_quorum: bool
-    goes_back: bool
-    mapped: tuple[int, ...]
-    fill_pause_s: float
-
-
-#: Each kind of fault, and how often it happens in a seed that has it.
-FAULTS: Final = {
-    "crash_node": 0.6,
-    "crash_all_nodes": 0.25,
-    "crash_front_end": 0.5,
-    "attach_beside": 0.4,
-    "attach_briefly": 0.3,
-    "split": 0.4,
-    "pause_front_end": 0.4,
-    "pause_node": 0.4,
-    "isolate_node": 0.5,
-    "isolate_front_end": 0.4,
-    "cut_one_way": 0.5,
-    "slow_way": 0.5,
-    "break_stream": 2.0,
-    "full_node": 0.4,
-    "bad_blocks": 1.0,
-    "lost_entries": 0.5,
-    "damage_node": 0.4,
-    "old_copy": 0.8,
-    "forgotten_copy": 0.3,
-    "checkpoint": 2.0,
-    "no_room": 2.0,
-    "merge": 5.0,
-}
-
-#: Half of the seeds look for trouble of one kind: faults that belong together, each as often as said here.
-_SPLITS: Final = {"split": 0.8, "pause_front_end": 0.5, "checkpoint": 1.0}
-_FILLINGS: Final = {
-    "crash_node": 0.8, "damage_node": 0.8, "crash_front_end": 0.4, "checkpoint": 3.0, "no_room": 3.0, "merge": 4.0,
-}  # fmt: skip
-_ATTACHMENTS: Final = {"attach_briefly": 4.0, "crash_node": 0.5, "break_stream": 2.0}
-_OLD_COPIES: Final = {"forgotten_copy": 6.0, "checkpoint": 10.0, "isolate_node": 0.5, "crash_front_end": 0.5}
-_TROUBLES: Final = (_SPLITS, _FILLINGS, _ATTACHMENTS, _OLD_COPIES)
-
-
-def draw_plan(random: Random) -> Plan:
-    """Each seed has a few kinds of faults and of requests, some of them often: so rare meetings happen."""
-
-    def some(probability: float, value: float) -> float:
-        return value * random.random() if random.random() < probability else 0.0
-
-    trouble = random.choice(_TROUBLES) if random.random() < 0.5 else None
-    share = 0.1 if trouble else 0.35
-    faults = {kind: rate * (0.5 + random.random()) for kind, rate in FAULTS.items() if random.random() < share}
-    fills = trouble is _FILLINGS or random.random() < 0.2
-    weights = {
-        "write": 6.0, "read": 4.0, "trim": 4.0 if fills else some(0.6, 4), "zero": some(0.4, 2),
-        "seal": some(0.5, 3 if fills else 2), "pin": some(0.2, 0.5), "unpin": some(0.8 if fills else 0.5, 3),
-        "discard": some(0.4, 2),
-    }  # fmt: skip
-    slow_disk = DiskSpeed(0.003, 0.3, 0.3)
-    retained = random.choice((2, 4) if fills else (2, 4, 8, 40))
-    blocks = 8 if fills else random.choice((8, 12, 16, 24))
-    restored = random.random() < 0.35
-    return Plan(
-        members=5 if random.random() < 0.08 else 3,
-        created_filling=random.random() < 0.12,
-        blocks=blocks,
-        requests=random.choice((60, 100, 150)),
-        depth=random.choice((1, 2, 4, 8)),
-        think_s=random.choice((0.02, 0.05) if fills or trouble else (0.002, 0.02, 0.1, 0.3)),
-        hot=random.choice((0.0, 0.3, 0.8)),
-        kinds=tuple(weights),
-        weights=tuple(weights.values()),
-        checkpoint_s=random.choice((0.1, 0.5, 2.0)),
-        checkpoint_records=random.choice((1, 4) if fills else (1, 4, 16, 100)),
-        history_records=0 if fills else random.choice((0, 0, 4, 100)),
-        clock_drift=random.choice((0.0, 0.1)),
-        chaos_s=4.0 if trouble is _SPLITS else 1.0 + random.random() * 4,
-        faults=tuple({**faults, **(trouble or {})}.items()),
-        network=NetworkFaults(
-            latency_s=random.choice((0.0003, 0.002, 0.01)), late=some(0.5, 0.2), late_s=random.choice((0.05, 0.5, 2.0)),
-            lost=some(0.3, 0.1), repeated=some(0.4, 0.3),
-        ),
-        disk=slow_disk if fills else DiskSpeed(random.choice((0.0005, 0.003)), some(0.5, 0.2), 0.3),
-        settings=LeaderSettings(
-            heartbeat_s=0.3, retry_limit_s=random.choice((1.0, 3.0)), max_records_in_flight=random.choice((1, 2, 4)),
-            max_record_bytes=random.choice((4, 8)) * BLOCK_SIZE, retained_bytes=retained * BLOCK_SIZE,
-            queue_bytes=random.choice((8, 64)) * BLOCK_SIZE, batch_bytes=random.choice((0, 0, 4)) * BLOCK_SIZE,
-        ),
-        final_power_cut=random.random() < 0.2,
-        loses_a_quorum=random.random() < 0.04,
-        goes_back=random.random() < 0.04,
-        mapped=tuple(block for block in range(blocks) if restored and random.random() < 0.6),
-        fill_pause_s=random.choice((0.01, 0.05, 0.2)),
-    )  # fmt: skip
 
 
 class World:
