@@ -15,7 +15,8 @@ One prune does this, and may end at any point:
 
 Roots are those that control names (completed snapshots; deleted ones that somebody still needs), and every other
 root that lies in the object store: it may be about to complete, or wait for `cairn store adopt`; so a root that control
-does not know is never deleted, and neither is what it needs. Packs that name a snapshot still pending are kept whole.
+does not know is never deleted, and neither is what it needs. Packs that name a snapshot still pending are kept whole,
+and so are shards that name such packs.
 
 No clock decides, and none of these hold for a time only:
 
@@ -214,6 +215,7 @@ class Pruner:
             )
         for unknown in sorted(inventory.roots.keys() - roots.completed.keys()):
             await self._mark_unknown(manifests, unknown, needed)
+        await self._spare_pending_shards(manifests, inventory, roots, needed)
         return _View(roots, inventory, needed, strong, frozenset(damaged_indexes))
 
     def _plan(self, view: _View, condemned: Marks, allowed: Marks | None) -> Plan:
@@ -266,6 +268,25 @@ class Pruner:
             await references_of(manifests, await manifests.root(snapshot, None), needed)
         except DamagedObject as error:
             _log.warning("a root that control does not know is damaged", snapshot=snapshot, error=str(error))
+
+    async def _spare_pending_shards(
+        self, manifests: Manifests, inventory: Inventory, roots: Roots, needed: References
+    ) -> None:
+        """Keep shards that name packs of pending snapshots: a large one writes its shards hours before its root.
+
+        No more than a kindness. Who finds a shard of his in quarantine, or gone, writes it again; and where all of its
+        blocks were stored before, a shard says nothing of whom it was made for.
+        """
+        pending = roots.pending | set(self.importing())
+        entries = inventory.entries.values()
+        packs = {part.pack for entry in entries for part in entry.parts if part.snapshot in pending}
+        for name in sorted(inventory.shards.keys() - needed.shards) if packs else ():
+            try:
+                loaded = await manifests.shard(name)
+            except DamagedObject:
+                continue  # nobody needs it
+            if not packs.isdisjoint(loaded.frames()):
+                needed.shards.update(loaded.names)
 
     # ---- steps 5 to 7
 

@@ -18,7 +18,7 @@ from collections.abc import Collection, Sequence
 from itertools import chain
 from typing import Final
 
-from blockstore.errors import InvalidRequest, OutOfRange
+from blockstore.errors import Corrupt, InvalidRequest, OutOfRange, QuorumUnavailable
 from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, MIB
 from snapshotd import bitmap
 from snapshotd.changes import Run
@@ -137,7 +137,10 @@ class SnapshotWriter:
         """
         runs: list[Run] = []
         for number in sorted(self._put.keys() & self.shards.keys()):
-            shard = await self._reader.shard_named(self.shards[number], background=True)
+            try:
+                shard = await self._reader.shard_named(self.shards[number], background=True)
+            except Corrupt as error:
+                raise QuorumUnavailable(f"a prune took a shard before the snapshot was complete: {error}") from error
             bad = {
                 (pack, frame)
                 for pack, frames in shard.frames().items()

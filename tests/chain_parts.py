@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from blockstore.domain import SnapshotId
-from blockstore.errors import Fenced
+from blockstore.errors import Fenced, QuorumUnavailable
 from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import BLOCK_SIZE
 from snapshotd.chain_service import ChainParts, ChainService
@@ -24,6 +24,8 @@ from snapshotd.writer import SnapshotWriter
 from tests.chain_simulation import MemoryControl, Record
 from tests.snapshot_parts import CLUSTER, Parts, facts, opened, snapshot_id
 
+#: Of one upload, while prunes follow one another without a pause.
+_MAX_ATTEMPTS = 50
 CONTEXT: Any = None
 """Of calls that are made without gRPC: no method looks at it."""
 
@@ -63,12 +65,22 @@ class Chain:
         return root
 
     async def upload(self, number: int, size_bytes: int, changes: dict[int, bytes]) -> bytes:
-        """Write a snapshot beside prunes, by the rules that snapshotd.prune states for writers; its root's SHA-256."""
-        snapshot = SnapshotId(snapshot_id(number))
-        records = self.catalog.control.records
-        records[snapshot] = Record(pb.SNAPSHOT_STATE_PENDING, {})
+        """Write a snapshot beside prunes, by the rules that snapshotd.prune states for writers; its root's SHA-256.
+
+        As often as a pack that it shares with another upload goes before it is indexed: so does snapshotd.ship.
+        """
+        self.catalog.control.records[SnapshotId(snapshot_id(number))] = Record(pb.SNAPSHOT_STATE_PENDING, {})
+        for _ in range(_MAX_ATTEMPTS):
+            writer = SnapshotWriter(self.parts.packs, self.parts.reader, snapshot_id(number), size_bytes)
+            try:
+                return await self._attempt(writer, facts(number, size_bytes), changes)
+            except QuorumUnavailable:
+                await writer.cancel()
+        raise AssertionError(f"snapshot {number} did not complete in {_MAX_ATTEMPTS} attempts")
+
+    async def _attempt(self, writer: SnapshotWriter, root: Root, changes: dict[int, bytes]) -> bytes:
+        snapshot = SnapshotId(writer.snapshot)
         prune_number, marks = await self._look(snapshot)
-        writer = SnapshotWriter(self.parts.packs, self.parts.reader, snapshot, size_bytes)
         for block, content in sorted(changes.items()):
             await writer.put_blocks(block, content)
         await writer.settle()
@@ -80,7 +92,7 @@ class Chain:
                     for block in range(run.start, run.start + run.length):
                         await writer.put_blocks(block, changes[block])
                 await writer.settle()
-            written = await writer.finish(facts(number, size_bytes), replace=True)
+            written = await writer.finish(root, replace=True)
             assert written is not None
             await asyncio.sleep(0)
             try:

@@ -1,7 +1,7 @@
 """A hundred concurrent uploads that dedupe against the very blocks that two prunes delete: nothing is lost.
 
-The writers are snapshotd's own, over a local directory; two daemons prune, again and again, while waves of uploads refer to
-what the snapshots before them left. Then the same on purpose at the worst instants, where a rule left out shows.
+The writers are snapshotd's own, over a local directory; two daemons prune, again and again, while the uploads refer to
+what a deleted snapshot left. Then the same on purpose at the worst instants, where a rule left out shows.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from snapshotd.prune_plan import Marks
 from snapshotd.reader import SnapshotReader
 from tests.chain_parts import Chain, LocalCatalog, blocks, chain_at, content
 from tests.chain_simulation import MemoryControl
-from tests.snapshot_parts import snapshot_id
+from tests.snapshot_parts import Parts, snapshot_id
 
 SIZE: Final = 8 * MIB
 UPLOADS: Final = 100
@@ -43,9 +43,8 @@ def test_a_prune_racing_a_hundred_uploads_loses_nothing(tmp_path: Path) -> None:
 
     async def check() -> None:
         catalog, store = LocalCatalog(), LocalStore(tmp_path / "store")
-        (tmp_path / "one").mkdir()
-        async with chain_at(tmp_path / "one", store, catalog) as one:
-            other = await _second_daemon(one, tmp_path)
+        async with chain_at(tmp_path, store, catalog) as one:
+            other = replace(one, parts=Parts(one.parts.repository, await _directory(tmp_path / "other")))
             await one.delete(await one.snapshot(1, SIZE, dict(enumerate(pool))))
             uploading, pruned = True, 0
 
@@ -72,9 +71,9 @@ def test_a_prune_racing_a_hundred_uploads_loses_nothing(tmp_path: Path) -> None:
     asyncio.run(check())
 
 
-async def _second_daemon(one: Chain, directory: Path) -> Chain:
-    """Of the same cluster, with parts of its own where prune has any."""
-    return replace(one, parts=one.parts)
+async def _directory(path: Path) -> Path:
+    await asyncio.to_thread(path.mkdir)
+    return path
 
 
 async def _expect(chain: Chain, number: int, digest: bytes, changes: Changes) -> None:
