@@ -84,7 +84,7 @@ ROOT = Root(
     completed_at_ms=1_700_000_009_000,
     pause_us=1234,
     description="vor dem Umbau: größer",
-    tags={"kind": "nightly", "owner": "ops"},
+    tags={"owner": "ops", "kind": "nightly"},
     statistics=Statistics(6 * BLOCK_SIZE, 5 * BLOCK_SIZE, BLOCK_SIZE, 9999),
     shards={0: "ab" * 32, 8191: "cd" * 32},
 )

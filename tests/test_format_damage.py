@@ -5,11 +5,15 @@ name, where the hash tells, and under the name that the damaged bytes have, wher
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from blockstore.errors import Corrupt
-from snapshotd.crypto import name_of
+from snapshotd.compression import compress, expand
+from snapshotd.crypto import Kind, name_of
 from snapshotd.frame import compress_frame, decode_frame
 from tests.format_objects import KEYS, OTHER_SNAPSHOT, SNAPSHOT, Sample, salt, samples, words
 
@@ -95,3 +99,28 @@ def test_a_frame_that_was_changed_cut_extended_or_exchanged_is_refused() -> None
     for damaged in (*_flipped(stored), *_cut(stored), *_extended(stored), *others):
         with pytest.raises(Corrupt, match=r"^frame 3 of pack"):
             decode_frame(KEYS, salt(1), 3, damaged)
+
+
+_CONTEXTS = {"root": SNAPSHOT.encode(), "quarantine": (5).to_bytes(8, "little")}
+_SEALED = {
+    "index": Kind.INDEX,
+    "shard": Kind.SHARD,
+    "patch": Kind.SHARD,
+    "root": Kind.ROOT,
+    "quarantine": Kind.QUARANTINE,
+}
+
+
+@pytest.mark.parametrize("kind", list(_SEALED))
+@settings(max_examples=150)
+@given(data=st.data())
+def test_whatever_is_sealed_is_read_or_refused(kind: str, data: st.DataObject) -> None:
+    """What somebody with the keys may write: any content, or a good one with some bytes changed, cut out or put in."""
+    sample, context = _SAMPLES[kind], _CONTEXTS.get(kind, b"")
+    content = expand(KEYS.open(_SEALED[kind], context, sample.stored, kind), 10_000, kind)
+    at, length = data.draw(st.integers(0, len(content))), data.draw(st.integers(0, 9))
+    changed = content[:at] + data.draw(st.binary(max_size=9)) + content[at + length :]
+    body = compress(data.draw(st.just(changed) | st.binary(max_size=200)))
+    stored = KEYS.seal(_SEALED[kind], context, body, salt(1))
+    with suppress(Corrupt):
+        assert sample.read(name_of(stored) if sample.is_named_by_content else sample.name, stored) is not None
