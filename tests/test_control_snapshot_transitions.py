@@ -2,15 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from blockstore.control import snapshot_transitions as moves
+from blockstore.control import transitions
 from blockstore.control.codec import decode, encode
+from blockstore.control.pins import superseded
+from blockstore.control.records import Maintenance, MaintenanceState, Source, Volume
+from blockstore.control.shipping import newest_before, next_of_each_volume, waits_for
 from blockstore.control.snapshot_records import Snapshot, SnapshotState, Statistics
 from blockstore.control.snapshot_transitions import MOVES, Move, Phase, phase_of
-from blockstore.domain import SnapshotId, VolumeId
-from blockstore.errors import AlreadyExists, Conflict
+from blockstore.domain import FrontEndId, SnapshotId, VolumeId, VolumeState
+from blockstore.errors import AlreadyExists, Conflict, Fenced
+from blockstore.units import Epoch
 
 ROOT = "ab" * 32
 NEW = Snapshot(
@@ -85,3 +91,54 @@ def test_a_completed_one_keeps_its_root() -> None:
 def test_a_record_is_read_as_it_was_written(phase: Phase) -> None:
     record = replace(EXAMPLES[phase], tags={"k": "v"}, description="d")
     assert decode(Snapshot, encode(record)) == record
+
+
+# ---- in which order, and as a change of what
+
+
+def of_volume(number: int, generation: int, **changes: Any) -> Snapshot:
+    """A sealed snapshot of one volume."""
+    named = replace(NEW, id=SnapshotId(f"snap-{number:017x}"))
+    sealed = moves.sealed(named, generation=generation, size_bytes=4096, pause_us=0, now_ms=1)
+    return replace(sealed, **changes)
+
+
+def done(number: int, generation: int, **changes: Any) -> Snapshot:
+    return replace(moves.completed(of_volume(number, generation), ROOT, Statistics(), 2), **changes)
+
+
+def test_a_base_is_the_newest_completed_one_before_it_that_is_pinned() -> None:
+    snapshot = of_volume(9, 5)
+    assert newest_before(snapshot, [done(1, 1), done(2, 3), snapshot]) == done(2, 3)
+    assert newest_before(snapshot, [done(1, 1), done(2, 3, pinned=False)]) == done(1, 1)
+    assert newest_before(snapshot, [done(1, 7), of_volume(2, 4)]) is None
+    assert newest_before(snapshot, [done(1, 1, volume=VolumeId("vol-00000000000000002"))]) is None
+
+
+def test_of_a_volume_what_was_started_goes_on_and_else_the_oldest_content_is_first() -> None:
+    first, second = of_volume(2, 1), of_volume(1, 2)
+    assert next_of_each_volume([second, first]) == [first]
+    assert next_of_each_volume([first, replace(second, started=True)]) == [replace(second, started=True)]
+    assert waits_for(second, [first, second]) == first.id
+    assert waits_for(first, [first, second]) is None
+    other = of_volume(3, 1, volume=VolumeId("vol-00000000000000002"))
+    assert next_of_each_volume([first, other, done(4, 1)]) == [first, other]
+
+
+def test_only_the_newest_completed_one_of_a_volume_stays_pinned() -> None:
+    old, new, other = done(1, 1), done(2, 2), done(3, 1, volume=VolumeId("vol-00000000000000002"))
+    assert superseded((new, old, other, of_volume(4, 3))) == [old]
+    assert superseded((new, replace(old, pinned=False))) == []
+    assert superseded((of_volume(1, 1), new)) == []  # In its turn to be shipped, also after a retry.
+
+
+def test_hydrated_counts_for_the_present_epoch_only() -> None:
+    source = Source(SnapshotId("snap-00000000000000001"), ROOT, 4096)
+    held = Maintenance(FrontEndId("fe-00000000000000001"), "i", Epoch(4), MaintenanceState.OPEN)
+    volume = Volume(NEW.volume, "v", 4096, VolumeState.AVAILABLE, 0, (), Epoch(4), source=source, maintenance=held)
+    with pytest.raises(Fenced):
+        transitions.hydrated(volume, Epoch(3))
+    with pytest.raises(Fenced):
+        transitions.hydrated(replace(volume, maintenance=None), Epoch(4))
+    after = transitions.hydrated(volume, Epoch(4))
+    assert (after.source, after.maintenance) == (None, held)

@@ -56,7 +56,7 @@ class Shipping:
         """All that this daemon is to ship now. reported: what it says that it ships."""
         snapshots = await self._snapshots.snapshots()
         ready = next_of_each_volume(snapshots)
-        self._give(daemon, ready, set(reported))
+        self._give(daemon, ready, set(reported), await self._all_heard())
         tasks = []
         for snapshot in ready:
             if self._given.get(snapshot.id) == daemon:
@@ -93,14 +93,19 @@ class Shipping:
 
     # ---- who
 
-    def _give(self, daemon: DaemonId, ready: list[Snapshot], reported: set[SnapshotId]) -> None:
+    async def _all_heard(self) -> bool:
+        """Whoever ships something has said so; right after a start of control some may not have been heard yet."""
+        daemons = await self._snapshots.daemons()
+        return not self._presence.settling_s() or all(self._presence.is_up(each.id) for each in daemons)
+
+    def _give(self, daemon: DaemonId, ready: list[Snapshot], reported: set[SnapshotId], all_heard: bool) -> None:
         """Each that nobody ships goes to whoever says that he ships it, or has the least."""
         mine = sum(each == daemon for each in self._given.values())
         for snapshot in ready:
             holder = self._given.get(snapshot.id)
             if holder == daemon or (holder and self._presence.is_up(holder)):
                 continue
-            if snapshot.id in reported or (not self._presence.settling_s() and mine <= self._least()):
+            if snapshot.id in reported or (all_heard and mine <= self._least()):
                 self._given[snapshot.id] = daemon
                 mine += 1
                 _log.info("a snapshot is given to a daemon", snapshot=snapshot.id, daemon=daemon)
