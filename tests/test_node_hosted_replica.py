@@ -64,7 +64,8 @@ def test_a_checkpoint_that_failed_is_due_again(tmp_path: Path, monkeypatch: pyte
             volume = await stack.open(SIZE)
             await volume.write(0, b"x" * BLOCK_SIZE)
             hosted = stack.hosted(0)
-            await until(lambda: hosted.dirty_since is not None, "something is committed")
+            await stack.until_all_whole(volume)
+            await until(lambda: hosted.follower.commit == volume.status().commit, "all is committed here")
             since = hosted.dirty_since
             with monkeypatch.context() as patched:
                 patched.setattr(hosted.store, "checkpoint", finds_no_room)
@@ -73,5 +74,35 @@ def test_a_checkpoint_that_failed_is_due_again(tmp_path: Path, monkeypatch: pyte
             assert hosted.dirty_since == since
             await hosted.checkpoint()
             assert hosted.dirty_since is None
+
+    in_loop(test)
+
+
+def test_a_deletion_whose_caller_hangs_up_goes_on_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the directory stayed, with nobody to answer for it, and pinned the journal until the next start."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    async def test() -> None:
+        async with running_stack(tmp_path) as stack:
+            volume = await stack.open(SIZE)
+            await volume.write(0, b"x" * BLOCK_SIZE)
+            hosted, node = stack.hosted(0), stack._nodes[0].node
+            close = hosted.store.close
+
+            def waits() -> None:
+                entered.set()
+                go_on.wait(30)
+                close()
+
+            monkeypatch.setattr(hosted.store, "close", waits)
+            deletion = asyncio.create_task(node.delete(hosted.address))
+            await until(entered.is_set, "the deletion has begun")
+            deletion.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await deletion
+            go_on.set()
+            directory = hosted.store.directory
+            await until(lambda: not directory.exists(), "the directory is gone")
+            await until(lambda: hosted.replica in node.journal._forgotten, "the journal has forgotten it")
 
     in_loop(test)

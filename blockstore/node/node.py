@@ -55,6 +55,7 @@ class Node:
         self.memory = MemoryBudget(settings.max_unapplied_bytes)
         self._hosted: dict[ReplicaId, HostedReplica] = {}
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._deletions: set[asyncio.Task[None]] = set()
         self._catch_up = CatchUpClient(self._channel, self.memory, settings.call_timeout_s)
         self._repairer = Repairer(self._channel, settings.call_timeout_s)
         replicas = self.store.replicas()
@@ -140,13 +141,20 @@ class Node:
             return False
         hosted = self.find(address)
         del self._hosted[address.replica]
-        self._catch_up.stop(address.replica)
-        await hosted.close()
-        await self._loop.run_in_executor(None, self.store.delete_replica, address.replica)
-        if self.journal.forget(address.replica):
-            self._writer.room_made()
-        _log.info("replica deleted", replica=address.replica, volume=address.volume)
+        # To its end, also where the caller hangs up: else its directory, and what it holds of the journal, stayed.
+        deletion = self._loop.create_task(self._delete(hosted))
+        self._deletions.add(deletion)
+        deletion.add_done_callback(self._deletions.discard)
+        await asyncio.shield(deletion)
         return True
+
+    async def _delete(self, hosted: HostedReplica) -> None:
+        self._catch_up.stop(hosted.replica)
+        await hosted.close()
+        await self._loop.run_in_executor(None, self.store.delete_replica, hosted.replica)
+        if self.journal.forget(hosted.replica):
+            self._writer.room_made()
+        _log.info("replica deleted", replica=hosted.replica, volume=hosted.address.volume)
 
     def repair(self, hosted: HostedReplica, error: CairnError) -> None:
         """Fetch the blocks that `error` names from peers, in the background."""
@@ -183,6 +191,7 @@ class Node:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._deletions, return_exceptions=True)
         self._repairer.stop()
         for hosted in self.replicas():
             self._catch_up.stop(hosted.replica)
