@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from blockstore.errors import Corrupt, InvalidRequest, NotFound, QuorumUnavailable
-from blockstore.units import KIB, MIB
+from blockstore.units import MIB
 from snapshotd.memory_store import MemoryStore
 from snapshotd.object_store import Data, ObjectInfo
 from snapshotd.retrying import Retrying, RetryLimits
@@ -103,8 +103,8 @@ def test_no_try_begins_after_the_limit() -> None:
         began = time.monotonic()
         with pytest.raises(QuorumUnavailable, match=r"no answer in 0\.1 s"):
             await Retrying(inner, limits(request_s=0.1, retries=1000, total_s=0.55), chance=no_pause).put("x", b"")
-        assert 0.5 < time.monotonic() - began < 2
-        assert 3 <= inner.calls <= 6
+        assert 0.5 < time.monotonic() - began < 10
+        assert 2 <= inner.calls <= 6
 
     asyncio.run(main())
 
@@ -114,7 +114,7 @@ def test_a_body_has_time_by_its_size() -> None:
         inner = Ailing()
         store = Retrying(inner, limits(request_s=0.1, retries=0))
         inner.ills = [0.6, 0.6]
-        assert await store.put("large", bytes(512 * KIB)) is True
+        assert await store.put("large", bytes(4 * MIB)) is True
         with pytest.raises(QuorumUnavailable):
             await store.put("small", b"x")
 
@@ -170,19 +170,13 @@ def test_a_cancelled_call_is_not_tried_again() -> None:
     asyncio.run(main())
 
 
-async def elapsed(*calls: asyncio.Future[None]) -> float:
-    began = time.monotonic()
-    await asyncio.gather(*calls)
-    return time.monotonic() - began
-
-
 def test_a_bucket_is_shared() -> None:
     async def main() -> None:
+        began = time.monotonic()
         bucket = TokenBucket(4 * MIB)
-        await bucket.take(MIB)
-        took = await elapsed(*(asyncio.ensure_future(bucket.take(MIB // 4)) for _ in range(8)))
-        # Of 2.75 MiB in all each waits for those before it, the last one's quarter is a debt.
-        assert 0.5 < took < 1.5
+        await asyncio.gather(*(bucket.take(MIB // 4) for _ in range(12)))
+        # Each waits for those before it, less what was saved up at most: 2.75 MiB less 1 MiB.
+        assert 0.4 < time.monotonic() - began < 10
 
     asyncio.run(main())
 
@@ -190,7 +184,7 @@ def test_a_bucket_is_shared() -> None:
 def test_no_rate_is_no_bound() -> None:
     async def main() -> None:
         bucket = TokenBucket()
-        assert await elapsed(*(asyncio.ensure_future(bucket.take(1 << 40)) for _ in range(100))) < 0.5
+        await asyncio.wait_for(asyncio.gather(*(bucket.take(1 << 40) for _ in range(100))), 10)
         bucket.set_rate(1)
         await bucket.take(1)
 
@@ -205,12 +199,12 @@ def test_a_new_rate_holds_for_those_that_wait() -> None:
         done, _ = await asyncio.wait([waiting], timeout=0.1)
         assert not done
         bucket.set_rate(MIB)
-        await asyncio.wait_for(waiting, 2)
+        await asyncio.wait_for(waiting, 10)
         bucket.set_rate(1)
         await bucket.take(1_000_000)
         waiting = asyncio.ensure_future(bucket.take(1))
         bucket.set_rate(0)
-        await asyncio.wait_for(waiting, 2)
+        await asyncio.wait_for(waiting, 10)
 
     asyncio.run(main())
 
@@ -222,7 +216,7 @@ def test_who_is_cancelled_while_it_waits_takes_nothing() -> None:
         waiting = asyncio.ensure_future(bucket.take(1 << 40))
         await asyncio.sleep(0)
         waiting.cancel()
-        assert await elapsed(asyncio.ensure_future(bucket.take(1))) < 2
+        await asyncio.wait_for(bucket.take(1), 10)
 
     asyncio.run(main())
 
@@ -235,21 +229,19 @@ def test_what_is_no_rate_is_refused(rate: float) -> None:
 
 def test_each_direction_has_its_own_rate() -> None:
     async def main() -> None:
-        inner = MemoryStore()
-        store = Throttled(inner, up=TokenBucket(MIB))
         began = time.monotonic()
-        for number in range(3):
+        store = Throttled(MemoryStore(), up=TokenBucket(MIB))
+        for number in range(4):
             await store.put(f"x/{number}", bytes(MIB // 4))
-        assert 0.4 < time.monotonic() - began < 2
-        began = time.monotonic()
-        for _ in range(50):
+        assert 0.4 < time.monotonic() - began < 10
+        for _ in range(1000):  # 500 s at the other rate
             await store.get("x/0")
             await store.get_range("x/0", 0, MIB // 4)
-        assert time.monotonic() - began < 1
-        slow = Throttled(inner, down=TokenBucket(MIB))
         began = time.monotonic()
-        for _ in range(3):
+        slow = Throttled(store, down=TokenBucket(MIB))
+        for _ in range(2):
             await slow.get("x/0")
-        assert 0.4 < time.monotonic() - began < 2
+            await slow.get_range("x/0", 0, MIB // 4)
+        assert 0.4 < time.monotonic() - began < 10
 
     asyncio.run(main())

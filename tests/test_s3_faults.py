@@ -31,7 +31,8 @@ from tests.http_faults import (
 from tests.proxy import Proxy, free_address
 from tests.s3_server import MinioServer, S3Server, running_minio
 
-QUICK: dict[str, Any] = {"request_timeout_s": 1.0, "retry_limit_s": 10.0, "open_limit_s": 3.0, "retries": 20}
+#: Tries that end soon, and enough of them also on a machine that is busy with other tests.
+QUICK: dict[str, Any] = {"request_timeout_s": 1.0, "retry_limit_s": 30.0, "open_limit_s": 30.0, "retries": 50}
 ANSWERS = (slow_down, too_many_requests, internal_error, lost)
 
 
@@ -103,7 +104,7 @@ def test_retries_end(s3: S3Server) -> None:
             began, before = time.monotonic(), between.requests
             with pytest.raises(QuorumUnavailable, match=r"get x was tried [0-9]+ times .* SlowDown"):
                 await store.get("x")
-            assert time.monotonic() - began < 4
+            assert time.monotonic() - began < 15
             assert 3 < between.requests - before <= QUICK["retries"] + 1
 
     asyncio.run(main())
@@ -178,7 +179,7 @@ def test_a_network_that_says_nothing_for_too_long(proxy: Proxy, s3: S3Server) ->
         began = time.monotonic()
         with pytest.raises(QuorumUnavailable, match="does not answer"):
             await store.put("x", b"content")
-        assert 2 <= time.monotonic() - began < 5
+        assert 2 <= time.monotonic() - began < 15
 
     through(proxy, s3, body, retry_limit_s=2.5)
 
@@ -272,7 +273,7 @@ def test_a_credential_in_an_address_is_refused_and_not_repeated(s3: S3Server, ur
 def opening_fails(s3: S3Server, kind: type[CairnError], **others: Any) -> CairnError:
     """The error, which shows no part of a credential, also not in its traceback."""
     with pytest.raises(kind) as caught:
-        asyncio.run(open_store(s3.settings(**{**QUICK, **others})))
+        asyncio.run(open_store(s3.settings(**{**QUICK, "open_limit_s": 2.0, **others})))
     assert_tells_no_credential(caught.value, s3)
     return caught.value
 
