@@ -173,7 +173,7 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
                 # Each attempt at maintenance is control's.
                 if _may_be_tried_again(attempt) and not current[volume].maintenance:
                     self._open_again(volume)
-            elif not isinstance(attempt.fate, Fenced):
+            elif attempt.maintenance or not isinstance(attempt.fate, Fenced):
                 _log.info("volume was taken away", volume=volume, epoch=epoch)
                 await self._attachments.close(volume, epoch)
 

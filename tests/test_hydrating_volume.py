@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from blockstore.errors import Conflict, Corrupt, QuorumUnavailable
+from blockstore.errors import Conflict, Corrupt, NoSpace, QuorumUnavailable
 from blockstore.rpc import control_pb2 as pb
 from blockstore.units import BLOCK_SIZE, MIB
 from nbd_server.device import Device
@@ -289,3 +289,32 @@ async def guest(device: Device, model: bytearray, number: int) -> None:
             model[at : at + BLOCK_SIZE] = bytes(BLOCK_SIZE)
             await (device.trim(at, BLOCK_SIZE) if kind == "trim" else device.zero(at, BLOCK_SIZE, allocate=True))
         assert await device.read(at, BLOCK_SIZE) == model[at : at + BLOCK_SIZE], (number, kind, at)
+
+
+def test_a_pass_that_gains_nothing_is_made_again(tmp_path: Path) -> None:
+    """Its fills fail, and what was thought to be there is not: in the end it is all there."""
+
+    async def test() -> None:
+        async with over(tmp_path) as restored:
+            attempt = await restored.attach()
+            hydrating = attempt._hydrating
+            assert hydrating is not None
+            hydrating.present.add(0, SOURCE_BLOCKS)
+            submit, hydrating.fills._volume = hydrating.fills._volume, FullVolume()
+            hydrating.fills.offer(0, memoryview(BLOCKS[0]))
+            go_on(attempt)
+            await asyncio.sleep(0.5)
+            hydrating.fills._volume = submit
+            await until_hydrated(attempt)
+            assert await attempt.device.read(0, SIZE) == restored.source.content(SIZE)
+
+    in_loop(test)
+
+
+class FullVolume:
+    """Nodes without room: every fill fails."""
+
+    def fill(self, start: int, data: bytes | memoryview) -> "asyncio.Future[None]":
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future.set_exception(NoSpace("no room"))
+        return future

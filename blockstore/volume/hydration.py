@@ -15,7 +15,7 @@ from typing import Final
 
 import structlog
 
-from blockstore.errors import CairnError, Corrupt, QuorumUnavailable
+from blockstore.errors import CairnError, Corrupt
 from blockstore.rpc import control_pb2 as pb
 from blockstore.units import BLOCK_SIZE
 from blockstore.volume.block_bits import mask, runs_of
@@ -50,6 +50,7 @@ class Hydration:
         self._why = ""
         self._task = self._loop.create_task(self._run())
         self._task.add_done_callback(self._ended)
+        volume.over.add_done_callback(lambda _: self._task.cancel())
 
     def set(self, wanted: pb.Hydration) -> None:
         """Rate and pause, as control wants them now."""
@@ -96,8 +97,6 @@ class Hydration:
             try:
                 await self._pass()
             except CairnError as error:
-                if self._volume.over.done():
-                    return
                 self._note(error)
                 await asyncio.sleep(_PAUSE_S)
 
@@ -112,7 +111,7 @@ class Hydration:
         if before.shards and self._missing.blocks_done <= before.blocks_done:
             # What was thought to be there is not listed: then nothing is thought to be, and there is no hurry.
             self._hydrating.present.forget()
-            raise QuorumUnavailable(f"{self._missing.blocks_total - self._missing.blocks_done} blocks stay missing")
+            await asyncio.sleep(_PAUSE_S)
         await self._copy(self._missing)
 
     async def _find_missing(self) -> Missing:
