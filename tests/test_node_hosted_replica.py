@@ -60,13 +60,14 @@ def test_a_checkpoint_that_failed_is_due_again(tmp_path: Path, monkeypatch: pyte
         raise NoSpace("the disk is full")
 
     async def test() -> None:
-        async with running_stack(tmp_path) as stack:
+        async with running_stack(tmp_path, checkpoint_s=60) as stack:
             volume = await stack.open(SIZE)
             await volume.write(0, b"x" * BLOCK_SIZE)
             hosted = stack.hosted(0)
             await stack.until_all_whole(volume)
             await until(lambda: hosted.follower.commit == volume.status().commit, "all is committed here")
             since = hosted.dirty_since
+            assert since is not None
             with monkeypatch.context() as patched:
                 patched.setattr(hosted.store, "checkpoint", finds_no_room)
                 with pytest.raises(NoSpace):
