@@ -68,7 +68,8 @@ class ObjectStore(Protocol):
     async def put(self, key: str, data: Data, *, if_absent: bool = False) -> bool:
         """Store an object, durably. if_absent: leave one that is there as it is, and return False.
 
-        The data must not change before this returns. Raises NoSpace.
+        The data must not change while this runs, nor after it failed or was cancelled: a write may still be under
+        way. Raises NoSpace.
         """
         ...
 

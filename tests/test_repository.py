@@ -147,6 +147,30 @@ def test_of_many_that_make_it_at_once_all_open_the_same(
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("kind", ["directory", "s3"])
+def test_of_many_clusters_that_claim_it_at_once_one_owns_it(
+    kind: str, tmp_path: Path, keyring: FileKeyring, request: pytest.FixtureRequest
+) -> None:
+    settings = StoreSettings(str(tmp_path / "store"))
+    if kind == "s3":
+        server: S3Server = request.getfixturevalue("s3")
+        settings = server.settings()
+
+    async def main() -> None:
+        store = await open_store(settings)
+        claims = (open_repository(store, keyring, f"cl-{number}", create=True) for number in range(8))
+        told = await asyncio.gather(*claims, return_exceptions=True)
+        owners = [each.owner for each in told if isinstance(each, Repository)]
+        assert len(owners) == 1
+        refused = [each for each in told if isinstance(each, Conflict)]
+        assert len(refused) == 7
+        assert all(f"belongs to the cluster {owners[0]}" in str(each) for each in refused)
+        assert len(await keys_in(store)) == 1
+        await store.close()
+
+    asyncio.run(main())
+
+
 def _make(url: str, keyring: Path, start: Any, told: Any) -> None:
     async def main() -> str:
         settings = StoreSettings(url, keyring=keyring)
