@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import grpc
 import pytest
@@ -180,7 +181,8 @@ def quarantine_all_packs(cluster: Cluster) -> None:
         repository = await opened_repository(cluster)
         index = PackIndex(repository)
         await index.load()
-        stored = encode_quarantine(repository.keys, 1, list(index.map.packs), os.urandom(SALT_SIZE))
+        packs = {part.pack for entry in index.present() for part in entry.parts}
+        stored = encode_quarantine(repository.keys, 1, packs, os.urandom(SALT_SIZE))
         await repository.store.put(quarantine_key(1), stored)
         await repository.store.close()
 
@@ -212,10 +214,10 @@ def test_a_fetch_that_makes_no_sense(
     served: tuple[Cluster, pb.Snapshot], change: Mapping[str, object], code: object
 ) -> None:
     cluster, snapshot = served
-    fields = {"snapshot": snapshot.id, "root": snapshot.root, "start": 0, "count": 8} | dict(change)
+    fields: dict[str, Any] = {"snapshot": snapshot.id, "root": snapshot.root, "start": 0, "count": 8} | dict(change)
     with store_of(cluster) as stub, pytest.raises(grpc.RpcError) as raised:
-        stub.Fetch(pb.FetchRequest(**fields))  # type: ignore[arg-type]
-    assert raised.value.code() is code  # type: ignore[attr-defined]
+        stub.Fetch(pb.FetchRequest(**fields))
+    assert raised.value.code() is code
 
 
 def test_the_first_block_comes_soon(served: tuple[Cluster, pb.Snapshot]) -> None:

@@ -1,0 +1,106 @@
+"""The cache of hashes: what it finds, what it must not find, and what is left of it after damage."""
+
+import hashlib
+from pathlib import Path
+from random import Random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from snapshotd.dedupe import Dedupe
+from snapshotd.manifest import BlockRef
+
+
+def digest(number: int) -> bytes:
+    return hashlib.sha256(str(number).encode()).digest()[:16]
+
+
+def pack(number: int) -> bytes:
+    return bytes([number]) * 16
+
+
+def test_entries_survive_a_restart(tmp_path: Path) -> None:
+    dedupe = Dedupe(tmp_path / "hashes", b"mine")
+    dedupe.add(pack(1), [0, 5], [[digest(1), digest(2)], [digest(3)]])
+    expected = {
+        digest(1): BlockRef(pack(1), 0, 0),
+        digest(2): BlockRef(pack(1), 0, 1),
+        digest(3): BlockRef(pack(1), 5, 0),
+    }
+    asked = [digest(number) for number in range(5)]
+    assert dedupe.find(asked) == expected
+    dedupe.write()
+    assert dedupe.find(asked) == expected
+    dedupe.close()
+    again = Dedupe(tmp_path / "hashes", b"mine")
+    assert again.find(asked) == expected
+    assert again.frames_of(pack(1)) == 0b100001
+    again.close()
+
+
+def test_a_file_of_another_repository_is_not_used(tmp_path: Path) -> None:
+    dedupe = Dedupe(tmp_path / "hashes", b"mine")
+    dedupe.add(pack(1), [0], [[digest(1)]])
+    dedupe.close()
+    other = Dedupe(tmp_path / "hashes", b"another")
+    assert other.find([digest(1)]) == {}
+    assert list(other.packs) == []
+    other.close()
+
+
+def test_a_file_that_is_none_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "hashes").write_bytes(b"no database" * 1000)
+    dedupe = Dedupe(tmp_path / "hashes", b"mine")
+    assert dedupe.find([digest(1)]) == {}
+    dedupe.close()
+
+
+def test_forgotten_and_shunned_packs_are_not_found(tmp_path: Path) -> None:
+    dedupe = Dedupe(tmp_path / "hashes", b"mine")
+    for number in (1, 2):
+        dedupe.add(pack(number), [0], [[digest(number)]])
+    dedupe.shun({pack(1)})
+    assert dedupe.find([digest(1), digest(2)]).keys() == {digest(2)}
+    assert dedupe.find_recent(digest(1)) is None
+    dedupe.write()
+    assert dedupe.find([digest(1), digest(2)]).keys() == {digest(2)}
+    dedupe.shun(frozenset())
+    dedupe.forget([pack(2)])
+    assert dedupe.find([digest(1), digest(2)]).keys() == {digest(1)}
+    dedupe.add(pack(2), [7], [[digest(3)]])
+    dedupe.write()
+    assert dedupe.find([digest(2), digest(3)]) == {digest(3): BlockRef(pack(2), 7, 0)}
+    dedupe.close()
+
+
+def test_what_was_disowned_is_not_found(tmp_path: Path) -> None:
+    dedupe = Dedupe(tmp_path / "hashes", b"mine")
+    dedupe.claim(digest(1), BlockRef(pack(1), 0, 0))
+    dedupe.claim(digest(2), BlockRef(pack(2), 0, 0))
+    assert dedupe.find([digest(1)]) == {digest(1): BlockRef(pack(1), 0, 0)}
+    dedupe.disown(pack(1), [digest(1), digest(2)])
+    assert dedupe.find([digest(1), digest(2)]).keys() == {digest(2)}
+    dedupe.close()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1 << 32))
+def test_a_flipped_bit_never_makes_a_wrong_reference(tmp_path_factory: object, seed: int) -> None:
+    """Anywhere in the entries: each is found as it was, or not at all."""
+    directory: Path = tmp_path_factory.mktemp("flip")  # type: ignore[attr-defined]
+    dedupe = Dedupe(directory / "hashes", b"mine")
+    hashes = [[digest(frame * 64 + slot) for slot in range(64)] for frame in range(8)]
+    dedupe.add(pack(1), range(8), hashes)
+    dedupe.close()
+    data = bytearray((directory / "hashes").read_bytes())
+    chance = Random(seed)
+    victim = digest(chance.randrange(512))
+    at = data.find(victim) + chance.randrange(16, 27)
+    data[at] ^= 1 << chance.randrange(8)
+    (directory / "hashes").write_bytes(data)
+    again = Dedupe(directory / "hashes", b"mine")
+    for frame, digests in enumerate(hashes):
+        for slot, each in enumerate(digests):
+            found = again.find([each])
+            assert found == {each: BlockRef(pack(1), frame, slot)} or (each == victim and not found)
+    again.close()
