@@ -29,6 +29,8 @@ START_ATTEMPTS: Final = 3
 """Starts that fail in a row before a process counts as one that does not start."""
 RESUME_TIMEOUT_S: Final = 30.0
 """For volumes that were attached to be served again; the cluster goes on in any case."""
+SNAPSHOTD_TIMEOUT_S: Final = 20.0
+"""Longer than it looks for its object store: nobody waits for the volumes because of that."""
 _PROBE_S: Final = 0.5
 
 Overrides = Mapping[str, Mapping[str, Any]]
@@ -135,7 +137,7 @@ class LocalCluster:
             return next((each for each in daemons if each.address == self.plan.snapshotd and each.up), None)
 
         try:
-            found = await wait_until(registered, START_TIMEOUT_S, lambda: self._too_slow(child))
+            found = await wait_until(registered, SNAPSHOTD_TIMEOUT_S, lambda: self._does_not_start(child))
         except CairnError as error:
             self._say("cairn", f"{error}; going on without snapshots, it is tried again")
             return
@@ -221,7 +223,10 @@ class LocalCluster:
     def _check(self, child: Child) -> None:
         """Raises CairnError where it does not start."""
         if child.given_up or child.failures >= START_ATTEMPTS:
-            raise CairnError(f"{child.name} does not start: {last_line(child.log)} (all of it: {child.log})")
+            raise self._does_not_start(child)
+
+    def _does_not_start(self, child: Child) -> CairnError:
+        return CairnError(f"{child.name} does not start: {last_line(child.log)} (all of it: {child.log})")
 
     def _too_slow(self, child: Child) -> CairnError:
         return CairnError(f"{child.name} is not up after {START_TIMEOUT_S:.0f} s: see {child.log}")

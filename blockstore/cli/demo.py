@@ -29,6 +29,7 @@ from blockstore.cli.options import STATE_VARIABLE, Output, OutputOption, S3Endpo
 from blockstore.cli.screen import Steps, program, say
 from blockstore.cli.snapshot_documents import snapshot
 from blockstore.cli.state_directory import StateDirectory
+from blockstore.cli.store_client import find_store
 from blockstore.errors import CairnError, Corrupt, InvalidRequest
 from blockstore.rpc import control_pb2 as pb
 from blockstore.units import BLOCK_SIZE, MIB, format_size
@@ -128,7 +129,8 @@ def _cairn(*arguments: str, output: Output) -> "subprocess.CompletedProcess[str]
 
 
 async def _main_job(client: ControlClient, directory: StateDirectory, size: int, steps: Steps) -> _Done:
-    """All from the empty cluster to two verified volumes."""
+    """All from the empty cluster to two verified volumes. Raises QuorumUnavailable where there is no object store."""
+    await find_store(client)
     volume = await _create(client, size, steps)
     load = Load(nbd_uri.parse_uri(volume.attachment.uris[0]), volume.size_bytes)
     steps(
