@@ -1,11 +1,16 @@
-"""For all tests: where CI=true nothing is skipped, so a skip is a failure there; and a real S3 server."""
+"""For all tests: where CI=true nothing is skipped, so a skip is a failure there; hypothesis without a clock; a real S3 server."""
 
 import os
 from collections.abc import Generator, Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.s3_server import S3Server, running_server
+
+#: How long one example takes says how busy the machine is; pytest's timeout finds what hangs.
+settings.register_profile("cairn", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("cairn")
 
 
 def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
