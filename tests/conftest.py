@@ -1,4 +1,4 @@
-"""For all tests: where CI=true nothing is skipped, so a skip is a failure there; hypothesis without a clock; a real S3 server."""
+"""For all tests: where CI=true a skip is a failure; hypothesis without deadlines; a real S3 server."""
 
 import os
 from collections.abc import Generator, Iterator
