@@ -30,9 +30,9 @@ No clock decides, and none of these hold for a time only:
   (rule A); no prune ever relies on what another's quarantine names, but copies what is needed out of it (rule B,
   `unsafe` in snapshotd.prune_plan); and nobody removes another's quarantine before everything in it is gone or, for
   a shard, is needed by a root of control's, which its prune then knew too (rule C). So whatever a late prune does
-  hits what nobody needs. Its copies are spare ones, and its index may list objects that are gone again: every look
-  compares with a listing of objects taken after the indexes were read, and readers try each object that is said to
-  hold a frame.
+  hits what nobody needs; step 6 only keeps it from doing more of it. Its copies are spare ones, and its index may
+  list objects that are gone again: every look compares with a listing of objects taken after the indexes were read,
+  and readers try each object that is said to hold a frame.
 - *A crash* leaves spare objects without an index, indexes of which a part is void, and a quarantine. The next prune
   removes all of it by the same rules.
 - *Readers* find a frame in its old object until step 7, and in the new one from step 5 on: one that gets NotFound

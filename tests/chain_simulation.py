@@ -460,7 +460,7 @@ class Writer:
         """A pack of frames of two blocks, so that a part of it may die."""
         pack = self._world.random_bytes(16)
         writer, cipher = ObjectWriter(KEYS, pack), KEYS.frame_cipher(pack)
-        refs = {}
+        refs: dict[int, BlockRef] = {}
         for at in range(0, len(contents), 2):
             part = contents[at : at + 2]
             blocks = [block_of(each) for each in part]

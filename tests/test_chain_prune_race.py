@@ -23,22 +23,27 @@ from snapshotd.prune_plan import Marks
 from snapshotd.reader import SnapshotReader
 from tests.chain_parts import Chain, LocalCatalog, blocks, chain_at, content
 from tests.chain_simulation import MemoryControl
-from tests.snapshot_parts import Parts, snapshot_id
+from tests.snapshot_parts import Parts, facts, snapshot_id
 
 SIZE: Final = 8 * MIB
 UPLOADS: Final = 100
-POOL: Final = 800
+ROUNDS: Final = 2
+#: Different blocks, and how many of them each upload has.
+POOL: Final = 400
+BLOCKS_EACH: Final = 12
+_COINS: Final = 20
 
 Changes = dict[int, bytes]
 
 
 def test_a_prune_racing_a_hundred_uploads_loses_nothing(tmp_path: Path) -> None:
+    """Each upload is deleted once the next one of its volume is there, so blocks that others refer to keep dying."""
     pool = [content(number) for number in range(POOL)]
 
     def image(number: int) -> Changes:
-        """Mostly blocks that were stored before, some that were not."""
+        """Mostly blocks that were stored before, one that was not."""
         chance = Random(number)
-        chosen = {chance.randrange(2048): pool[chance.randrange(POOL)] for _ in range(40)}
+        chosen = {chance.randrange(2047): pool[chance.randrange(POOL)] for _ in range(BLOCKS_EACH)}
         return {**chosen, 2047: content(10_000 + number)}
 
     async def check() -> None:
@@ -56,17 +61,25 @@ def test_a_prune_racing_a_hundred_uploads_loses_nothing(tmp_path: Path) -> None:
                     except Fenced:
                         continue
 
+            async def upload(volume: int) -> tuple[int, bytes]:
+                for number in range(2 + volume, 2 + volume + ROUNDS * UPLOADS, UPLOADS):
+                    digest = await one.upload(number, SIZE, image(number))
+                    await _expect(one, number, digest, image(number))
+                    if number >= 2 + UPLOADS:
+                        await one.delete(facts(number - UPLOADS, SIZE))
+                return number, digest
+
             prunes = [asyncio.create_task(prune(each)) for each in (one, other)]
-            images = {number: image(number) for number in range(2, 2 + UPLOADS)}
-            uploads = [one.upload(number, SIZE, changes) for number, changes in images.items()]
-            digests = dict(zip(images, await asyncio.gather(*uploads), strict=True))
-            uploading = False
-            await asyncio.gather(*prunes)
-            assert pruned, "no prune ended while they were uploaded"
+            try:
+                written = await asyncio.gather(*map(upload, range(UPLOADS)))
+            finally:
+                uploading = False
+                await asyncio.gather(*prunes)
+            assert pruned > 1, "no prune ended while they were uploaded"
             await one.prune()
             assert await one.verify() == {}
-            for number, changes in images.items():
-                await _expect(one, number, digests[number], changes)
+            for number, digest in written:
+                await _expect(one, number, digest, image(number))
 
     asyncio.run(check())
 
@@ -164,7 +177,7 @@ async def _upload_in_the_middle(
             await _expect(chain, 2, digests[2], kept)
 
         prune = pruner(chain.parts.repository, chain.catalog, 0.1)
-        prune.at, prune.meanwhile = step, meanwhile  # type: ignore[method-assign]
+        prune.at, prune.meanwhile = step, meanwhile
         async for _ in prune.run(dry_run=False):
             pass
         assert 3 in digests, f"there is no step {step!r}"
@@ -200,7 +213,7 @@ def test_without_the_number_an_upload_is_lost(tmp_path: Path) -> None:
             wanted = blocks(range(100, 180))
 
             async def upload() -> bytes:
-                chain.catalog.roots = _held(chain, begun, go)  # type: ignore[method-assign]
+                chain.catalog.roots = _held(chain, begun, go)  # type: ignore[method-assign, assignment]
                 return await chain.upload(2, SIZE, wanted)
 
             task = asyncio.create_task(upload())
@@ -245,7 +258,7 @@ async def _two_prunes(directory: Path, step: str, second: type[Pruner]) -> None:
                 pass
 
         prune = _Held(chain.parts.repository, chain.catalog, 0.1)
-        prune.at, prune.meanwhile = step, meanwhile  # type: ignore[method-assign]
+        prune.at, prune.meanwhile = step, meanwhile
         try:
             async for _ in prune.run(dry_run=False):
                 pass
@@ -274,6 +287,15 @@ class _TrustsOthers(Pruner):
 
 
 def test_a_prune_that_relies_on_what_another_condemned_loses(tmp_path: Path) -> None:
-    """The held one's copies are garbage to the second, its sources are not; then its late index declares those void."""
-    with pytest.raises((AssertionError, CairnError)):
-        asyncio.run(_two_prunes(tmp_path, "before its index", _TrustsOthers))
+    """The held one's copies are garbage to the second, its sources are not; then its late index declares those void.
+
+    Which of two equal objects the second one keeps goes by their names, which are random.
+    """
+    for number in range(_COINS):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        try:
+            asyncio.run(_two_prunes(directory, "before its index", _TrustsOthers))
+        except (AssertionError, CairnError):
+            return
+    pytest.fail(f"nothing was lost in {_COINS} tries, each of which should lose every other time")
