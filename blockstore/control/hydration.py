@@ -86,6 +86,11 @@ class Hydrations:
         """Of the daemons that are up."""
         return tuple(each.address for each in await self._snapshots.daemons() if self._presence.is_up(each.id))
 
+    async def may_be_served(self) -> bool:
+        """A daemon is up, or there is one that may not have been heard yet, right after a start of control."""
+        daemons = await self._snapshots.daemons()
+        return any(self._presence.is_up(each.id) for each in daemons) or bool(daemons and self._presence.settling_s())
+
     def learn(self, volume: VolumeId, said: control_pb2.Hydration) -> None:
         """What the front-end that has the volume says."""
         self._progress[volume] = said

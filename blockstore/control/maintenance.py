@@ -76,9 +76,11 @@ class Upkeep:
         for volume in volumes:
             if (held := volume.maintenance) is None:
                 continue
-            # Right after a start of control a daemon that serves its source may not have been heard yet.
-            needed = volume.id in wanted or self._presence.settling_s()
-            if needed and instances.get(held.front_end) == held.instance and self._may_be_up(held.front_end):
+            if (
+                volume.id in wanted
+                and instances.get(held.front_end) == held.instance
+                and self._may_be_up(held.front_end)
+            ):
                 self._go_on(volume, held)
             else:
                 await self._end(volume, held)
@@ -100,7 +102,7 @@ class Upkeep:
         snapshots, pins = await self._snapshots.snapshots(), await self._snapshots.pins()
         sealing = {each.volume for each in snapshots if snapshot_phase_of(each) is SnapshotPhase.SEALING}
         unpinning = {each.volume for each in pins}
-        served = bool(await self._hydrations.addresses())
+        served = await self._hydrations.may_be_served()
         found = {}
         for volume in volumes:
             if phase_of(volume) is not Phase.AVAILABLE:
