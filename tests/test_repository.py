@@ -3,78 +3,27 @@
 import asyncio
 import json
 import multiprocessing
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from blockstore.errors import CairnError, Conflict, Corrupt, InvalidRequest, NotFound
-from snapshotd import repository_objects
-from snapshotd.keyring import FileKeyring, Keyring, WrongKey
+from snapshotd.keyring import FileKeyring, WrongKey
 from snapshotd.memory_store import MemoryStore
-from snapshotd.object_store import Data, ObjectInfo, ObjectStore
-from snapshotd.passphrase_keyring import Cost, PassphraseKeyring
+from snapshotd.object_store import Data
 from snapshotd.repository import Repository, open_repository
 from snapshotd.repository_objects import RepositoryObject, decode_repository, encode_repository
 from snapshotd.store_settings import StoreSettings
 from snapshotd.stores import open_keyring, open_store
+from tests.repository_parts import Crash, CrashingStore, copy_of, keys_in, made, opened, sealed
 from tests.s3_server import S3Server
-
-CHEAP = Cost(log2_n=10, r=8, p=1)
-
-
-class Crash(Exception):
-    """The process is gone at this point."""
-
-
-class CrashingStore(MemoryStore):
-    """Goes down before the change with this number (0, 1, ...), or right after it. changes: so far."""
-
-    def __init__(self, objects: dict[str, bytes], at: int, *, after: bool) -> None:
-        super().__init__()
-        self._objects = objects
-        self._at = at
-        self._after = after
-        self.changes = 0
-
-    async def put(self, key: str, data: Data, *, if_absent: bool = False) -> bool:
-        self._count(before=True)
-        is_new = await super().put(key, data, if_absent=if_absent)
-        self._count(before=False)
-        return is_new
-
-    async def delete(self, key: str) -> None:
-        self._count(before=True)
-        await super().delete(key)
-        self._count(before=False)
-
-    def _count(self, *, before: bool) -> None:
-        if self.changes == self._at and before != self._after:
-            raise Crash
-        if not before:
-            self.changes += 1
-
-
-def copy_of(store: MemoryStore) -> dict[str, bytes]:
-    return dict(store._objects)
 
 
 @pytest.fixture
 def keyring(tmp_path: Path) -> FileKeyring:
     return FileKeyring(tmp_path / "keyring", create=True)
-
-
-async def made(store: ObjectStore, keyring: Keyring) -> Repository:
-    return await open_repository(store, keyring, "cl-1", create=True)
-
-
-async def opened(store: ObjectStore, keyring: Keyring) -> Repository:
-    return await open_repository(store, keyring, "cl-1", create=False)
-
-
-async def keys_in(store: ObjectStore) -> list[str]:
-    return [info.key async for info in store.list("keys")]
 
 
 def test_what_was_made_opens_again(keyring: FileKeyring) -> None:
@@ -251,184 +200,6 @@ def test_another_repository_in_its_place_is_noticed(keyring: FileKeyring) -> Non
     asyncio.run(main())
 
 
-# Keys
-
-
-def test_a_wrong_keyring_is_told_as_such(keyring: FileKeyring, tmp_path: Path) -> None:
-    async def main() -> None:
-        store = MemoryStore()
-        await made(store, keyring)
-        other = FileKeyring(tmp_path / "other", create=True)
-        with pytest.raises(WrongKey, match=f"does not open: .*wrapped by the key {keyring.key_ids[0]}"):
-            await opened(store, other)
-        with pytest.raises(WrongKey, match="wrapped by a passphrase"):
-            await opened(store, PassphraseKeyring(["x"], cost=CHEAP))
-
-    asyncio.run(main())
-
-
-def test_a_wrong_passphrase_is_told_as_such() -> None:
-    async def main() -> None:
-        store = MemoryStore()
-        await made(store, PassphraseKeyring(["right"], cost=CHEAP))
-        await opened(store, PassphraseKeyring(["right"], cost=CHEAP))
-        with pytest.raises(WrongKey, match=r"passphrase .* does not open"):
-            await opened(store, PassphraseKeyring(["wrong"], cost=CHEAP))
-
-    asyncio.run(main())
-
-
-def test_rotation_wraps_anew_and_leaves_the_data_key(keyring: FileKeyring) -> None:
-    async def main() -> None:
-        store = MemoryStore()
-        repository = await made(store, keyring)
-        await store.put("packs/ab/abcd", b"data")
-        before = copy_of(store)
-        assert await repository.rotate(keyring) == 1
-        assert len(keyring.key_ids) == 2
-        changed = {key for key in {*before, *copy_of(store)} if before.get(key) != copy_of(store).get(key)}
-        assert all(key.startswith("keys/") for key in changed)
-        keyring.retire(keyring.key_ids[0])
-        assert (await opened(store, keyring)).keys.check_value == repository.keys.check_value
-        assert len(await keys_in(store)) == 1
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize(
-    ("at", "after", "times"),
-    [
-        (0, False, 3),  # each time after the new key came into the keyring: one comes, however often it crashes
-        (0, True, 1),  # the new object is there
-        (1, False, 1),  # and the old one about to go
-        (1, True, 1),  # and gone
-    ],
-)
-def test_a_rotation_that_crashed_is_finished_by_the_next(
-    keyring: FileKeyring, at: int, after: bool, times: int
-) -> None:
-    async def main() -> None:
-        store = MemoryStore()
-        repository = await made(store, keyring)
-        for _ in range(times):
-            crashing = CrashingStore(copy_of(store), at, after=after)
-            with pytest.raises(Crash):
-                await (await opened(crashing, keyring)).rotate(keyring)
-            store._objects = copy_of(crashing)
-            assert (await opened(store, keyring)).keys.check_value == repository.keys.check_value
-        if len(await keys_in(store)) == 2 or times > 1:
-            assert await (await opened(store, keyring)).rotate(keyring) == 1
-        assert len(keyring.key_ids) == 2
-        assert len(await keys_in(store)) == 1
-        keyring.retire(keyring.key_ids[0])
-        assert (await opened(store, keyring)).keys.check_value == repository.keys.check_value
-
-    asyncio.run(main())
-
-
-def test_passphrases_rotate(tmp_path: Path) -> None:
-    async def main() -> None:
-        store = MemoryStore()
-        old, new = PassphraseKeyring(["old"], cost=CHEAP), PassphraseKeyring(["new"], cost=CHEAP)
-        both = PassphraseKeyring(["new", "old"], cost=CHEAP)
-        repository = await made(store, old)
-        with pytest.raises(InvalidRequest, match="write the new one in the line above"):
-            await repository.rotate(old)
-        await opened(store, old)
-        assert await (await opened(store, both)).rotate(both) == 1
-        assert (await opened(store, new)).keys.check_value == repository.keys.check_value
-        with pytest.raises(WrongKey):
-            await opened(store, old)
-
-    asyncio.run(main())
-
-
-def test_from_a_passphrase_to_a_file_nothing_is_rotated_by_accident(keyring: FileKeyring) -> None:
-    async def main() -> None:
-        store = MemoryStore()
-        repository = await made(store, PassphraseKeyring(["x"], cost=CHEAP))
-        before = copy_of(store)
-        with pytest.raises(WrongKey, match=r"no data key .* opens with"):
-            await repository.rotate(keyring)
-        assert copy_of(store) == before
-
-    asyncio.run(main())
-
-
-class Interleaving(MemoryStore):
-    """Every call lets others run: what happens between two of a rotation's steps differs with the order."""
-
-    async def get(self, key: str) -> bytes:
-        await asyncio.sleep(0)
-        return await super().get(key)
-
-    async def put(self, key: str, data: Data, *, if_absent: bool = False) -> bool:
-        await asyncio.sleep(0)
-        return await super().put(key, data, if_absent=if_absent)
-
-    async def delete(self, key: str) -> None:
-        await asyncio.sleep(0)
-        await super().delete(key)
-
-    async def list(self, prefix: str = "", *, after: str = "") -> AsyncIterator[ObjectInfo]:
-        await asyncio.sleep(0)
-        async for info in super().list(prefix, after=after):
-            yield info
-
-
-def test_rotations_at_once_lose_no_key(keyring: FileKeyring) -> None:
-    async def main() -> None:
-        store = Interleaving()
-        repository = await made(store, keyring)
-        for _ in range(10):
-            await asyncio.gather(*(repository.rotate(keyring) for _ in range(4)))
-            assert (await opened(store, keyring)).keys.check_value == repository.keys.check_value
-            await repository.rotate(keyring)
-
-    asyncio.run(main())
-
-
-def test_a_rotation_puts_back_what_another_took_away(keyring: FileKeyring) -> None:
-    """With another keyring's eyes, or by hand: as long as a process has the data key, it is not lost."""
-
-    class Sweeping(MemoryStore):
-        async def delete(self, key: str) -> None:
-            for each in await keys_in(self):
-                await super().delete(each)
-
-    async def main() -> None:
-        store = Sweeping()
-        repository = await made(store, keyring)
-        await repository.rotate(keyring)
-        assert (await opened(store, keyring)).keys.check_value == repository.keys.check_value
-
-    asyncio.run(main())
-
-
-def test_a_data_key_that_is_not_the_repositorys_is_refused(keyring: FileKeyring) -> None:
-    async def main() -> None:
-        store = MemoryStore()
-        await made(store, keyring)
-        key = (await keys_in(store))[0]
-        members = json.loads(await store.get(key))
-        del members["sha256"]
-        await store.put(key, _sealed({**members, "check": "00" * 16}))
-        with pytest.raises(WrongKey, match="it is not the one of this repository"):
-            await opened(store, keyring)
-
-    asyncio.run(main())
-
-
-def test_a_damaged_wrapped_key_beside_a_whole_one_keeps_nobody_out(keyring: FileKeyring) -> None:
-    async def main() -> None:
-        store = MemoryStore()
-        await made(store, keyring)
-        await store.put("keys/" + "0" * 32, b"{}")
-        await opened(store, keyring)
-
-    asyncio.run(main())
-
-
 # Damage
 
 
@@ -508,17 +279,11 @@ def test_the_data_key_of_another_repository_is_refused(keyring: FileKeyring) -> 
             await opened(one, keyring)
         forged = {**members, "repository": json.loads(await one.get("repository"))["repository"]}
         del forged["sha256"]
-        await one.put(mine, _sealed(forged))
+        await one.put(mine, sealed(forged))
         with pytest.raises(WrongKey):
             await opened(one, keyring)
 
     asyncio.run(main())
-
-
-def _sealed(members: dict[str, Any]) -> bytes:
-    kind = members.pop("format")
-    members.pop("version")
-    return repository_objects._encode(kind, members)
 
 
 def test_nothing_secret_is_told(keyring: FileKeyring) -> None:
