@@ -44,12 +44,15 @@ class NodeChannels:
 
 
 class SealedSegment:
-    """The generations of one segment up to a sealed one, `segment` being where it is as control knows."""
+    """The generations of one segment up to a sealed one, `segment` being where it is as control knows.
+
+    blocks: that it had when it was sealed; volumes grow.
+    """
 
     def __init__(
-        self, volume: str, segment: control_pb2.Segment, channels: NodeChannels, call_timeout_s: float
+        self, volume: str, segment: control_pb2.Segment, blocks: int, channels: NodeChannels, call_timeout_s: float
     ) -> None:
-        self.blocks = segment.size_bytes // BLOCK_SIZE
+        self.blocks = blocks
         self._volume = volume
         self._segment = segment
         self._channels = channels

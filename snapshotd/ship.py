@@ -72,10 +72,13 @@ class Ship:
         self.progress = Progress(asyncio.get_running_loop().time)
         self._task = task
         self._parts = parts
-        self._segments = [
-            SealedSegment(task.snapshot.volume, segment, parts.channels, parts.call_timeout_s)
-            for segment in task.segments
-        ]
+        self._segments: list[SealedSegment] = []
+        left = task.snapshot.size_bytes // BLOCK_SIZE
+        for segment in task.segments:
+            blocks = min(segment.size_bytes // BLOCK_SIZE, left)
+            left -= blocks
+            where = task.snapshot.volume, segment, blocks, parts.channels, parts.call_timeout_s
+            self._segments.append(SealedSegment(*where))
 
     def move(self, task: pb.ShipTask) -> None:
         """Control says the task again, with the addresses of now."""
