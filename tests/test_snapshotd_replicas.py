@@ -1,0 +1,94 @@
+"""Sealed generations read from real nodes: what changed, what it holds, and the next replica where one is away."""
+
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from blockstore.errors import NotFound, QuorumUnavailable
+from blockstore.rpc import control_pb2
+from blockstore.units import BLOCK_SIZE, MIB, BlockNumber
+from blockstore.volume.open_volume import OpenVolume
+from snapshotd.changes import Run
+from snapshotd.replicas import NodeChannels, SealedSegment
+from tests.snapshot_parts import snapshot_id
+from tests.stack import LIMIT_S, VOLUME, Stack, in_loop, running_stack
+
+SIZE = 16 * MIB
+
+
+def segment_of(stack: Stack) -> control_pb2.Segment:
+    """Where the replicas are now, as control would say."""
+    segment = stack.where().segments[0]
+    segment.size_bytes = SIZE
+    return segment
+
+
+async def write(volume: OpenVolume, start: int, data: bytes) -> None:
+    await volume.write(BlockNumber(start), data)
+
+
+async def sealed(volume: OpenVolume, number: int) -> int:
+    return int((await volume.seal(snapshot_id(number).encode())).generation)
+
+
+def test_changes_and_content_of_each_generation(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with running_stack(tmp_path) as stack:
+            volume = await stack.open(SIZE)
+            old, new = Random(1).randbytes(3 * BLOCK_SIZE), Random(2).randbytes(BLOCK_SIZE)
+            await write(volume, 100, old)
+            await write(volume, 700, new)
+            first = await sealed(volume, 1)
+            await write(volume, 101, new)
+            second = await sealed(volume, 2)
+            await write(volume, 5, new)
+            await stack.until_all_whole(volume)
+            channels = NodeChannels()
+            segment = SealedSegment(VOLUME, segment_of(stack), SIZE // BLOCK_SIZE, channels, LIMIT_S)
+            changes = await segment.list_changes(1, first)
+            assert list(changes.runs()) == [Run(100, 3), Run(700, 1)]
+            assert list((await segment.list_changes(first + 1, second)).runs()) == [Run(101, 1)]
+            runs = [Run(99, 4), Run(700, 1)]
+            assert await segment.read(first, runs) == bytes(BLOCK_SIZE) + old + new
+            expected = bytes(BLOCK_SIZE) + old[:BLOCK_SIZE] + new + old[2 * BLOCK_SIZE :] + new
+            assert await segment.read(second, runs) == expected
+            with pytest.raises(NotFound):
+                await segment.read(second + 1, [Run(5, 1)])
+            await channels.close()
+
+    in_loop(check)
+
+
+def test_the_next_replica_is_asked_where_one_is_away(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with running_stack(tmp_path) as stack:
+            volume = await stack.open(SIZE)
+            data = Random(3).randbytes(BLOCK_SIZE)
+            await write(volume, 7, data)
+            generation = await sealed(volume, 1)
+            await stack.until_all_whole(volume)
+            channels = NodeChannels()
+            segment = SealedSegment(VOLUME, segment_of(stack), SIZE // BLOCK_SIZE, channels, 5.0)
+            for index in (0, 1):
+                assert await segment.read(generation, [Run(7, 1)]) == data
+                await stack.stop_node(index)
+            assert await segment.read(generation, [Run(7, 1)]) == data
+            await stack.stop_node(2)
+            with pytest.raises(QuorumUnavailable):
+                await segment.read(generation, [Run(7, 1)])
+            await stack.start_node(1)
+            segment.move(segment_of(stack))
+            assert await segment.read(generation, [Run(7, 1)]) == data
+            await channels.close()
+
+    in_loop(check)
+
+
+def test_nobody_to_ask() -> None:
+    async def check() -> None:
+        segment = SealedSegment(VOLUME, control_pb2.Segment(), 10, NodeChannels(), 1.0)
+        with pytest.raises(QuorumUnavailable, match="control does not know"):
+            await segment.list_changes(1, 1)
+
+    in_loop(check)
