@@ -19,7 +19,7 @@ from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import MIB
 from snapshotd.local_store import LocalStore
 from snapshotd.prune import Pruner, _View
-from snapshotd.prune_plan import Marks
+from snapshotd.prune_plan import Marks, Plan
 from snapshotd.reader import SnapshotReader
 from tests.chain_parts import Chain, LocalCatalog, blocks, chain_at, content
 from tests.chain_simulation import MemoryControl
@@ -135,6 +135,13 @@ class _HeldWithoutQuarantine(_Held):
         await super()._publish(number, frozenset())
 
 
+class _HeldGoingBeyond(_Held):
+    """Carries out all of its second plan, also what its quarantine does not name."""
+
+    def _plan(self, view: _View, condemned: Marks, allowed: Marks | None) -> Plan:
+        return super()._plan(view, condemned, None)
+
+
 class _HeldDeletingFirst(_Held):
     """Objects go before an index says where their frames are now."""
 
@@ -199,6 +206,37 @@ def test_without_a_quarantine_an_upload_is_lost(tmp_path: Path) -> None:
 def test_without_the_order_of_index_and_deletion_a_reader_is_lost(tmp_path: Path) -> None:
     with pytest.raises((AssertionError, CairnError)):
         asyncio.run(_upload_in_the_middle(tmp_path, "before its index", _HeldDeletingFirst))
+
+
+async def _die_in_the_middle(directory: Path, pruner: type[_Held]) -> None:
+    """A snapshot is deleted between quarantine and second look; then an upload refers to what it left."""
+    async with chain_at(directory) as chain:
+        await chain.delete(await chain.snapshot(1, SIZE, blocks(range(300, 400))))
+        dying = await chain.snapshot(2, SIZE, blocks(range(100)))
+        digests = []
+
+        async def meanwhile() -> None:
+            await chain.delete(dying)
+            prune.at, prune.meanwhile = "before its index", upload
+
+        async def upload() -> None:
+            digests.append(await chain.upload(3, SIZE, blocks(range(50))))
+
+        prune = pruner(chain.parts.repository, chain.catalog, 0.1)
+        prune.at, prune.meanwhile = "before it raises the number", meanwhile
+        async for _ in prune.run(dry_run=False):
+            pass
+        await _expect(chain, 3, digests[0], blocks(range(50)))
+        assert await chain.verify() == {}
+
+
+def test_what_dies_after_the_quarantine_waits_for_the_next_prune(tmp_path: Path) -> None:
+    asyncio.run(_die_in_the_middle(tmp_path, _Held))
+
+
+def test_going_beyond_the_quarantine_loses_an_upload(tmp_path: Path) -> None:
+    with pytest.raises((AssertionError, CairnError)):
+        asyncio.run(_die_in_the_middle(tmp_path, _HeldGoingBeyond))
 
 
 def test_without_the_number_an_upload_is_lost(tmp_path: Path) -> None:
@@ -282,7 +320,7 @@ def test_a_prune_that_goes_on_after_another_one(tmp_path: Path, step: str) -> No
 class _TrustsOthers(Pruner):
     """Relies on objects that another prune has condemned."""
 
-    def _plan(self, view: _View, condemned: Marks, allowed: Marks | None) -> object:  # type: ignore[override]
+    def _plan(self, view: _View, condemned: Marks, allowed: Marks | None) -> Plan:
         return super()._plan(view, frozenset(), allowed)
 
 
