@@ -4,14 +4,16 @@ import random
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from blockstore.errors import Corrupt, NotFound, QuorumUnavailable
 from blockstore.log import Filling
 from blockstore.storage import merge as merge_module
-from blockstore.storage.keys import MAX_GENERATION, blocks_of, extent_key
+from blockstore.storage.keys import MAX_GENERATION, blocks_of, extent_key, version_key
 from blockstore.storage.merge import merge
+from blockstore.storage.reads import CorruptBlocks
 from blockstore.storage.replica_store import FILE_NAME, ReplicaStore
 from blockstore.units import EXTENT_BLOCKS, Generation
 from tests.storage_model import (
@@ -188,3 +190,25 @@ def test_a_replica_that_fills_lists_nothing(tmp_path: Path) -> None:
         store.read_generation(Generation(1), 0, 1)
     with pytest.raises(QuorumUnavailable):
         store.describe()
+
+
+def test_a_lost_entry_is_never_read_as_the_older_version(tmp_path: Path) -> None:
+    """A reader of generations keeps what it gets; a read of the present is mended when scrub comes by."""
+    store, log = new_store(tmp_path), Log()
+    for generation in (1, 2):
+        log.record(write(5, block(generation), block(generation), block(generation)))
+        log.record(seal(b"snap-%d" % generation))
+    apply(store, log, log.records)
+    newest, other = store.read_generation(Generation(2), 5, 1), store.read_generation(Generation(2), 6, 2)
+    assert newest == block(2)
+
+    def lose(transaction: Any) -> None:
+        for table in (store._tables.index, store._tables.data):
+            assert transaction.delete(version_key(5, 2), db=table)
+
+    store._tables.change(lose)
+    with pytest.raises(CorruptBlocks) as raised:
+        store.read_ranges(Generation(2), [(0, 2), (4, 9)])
+    assert [tuple(version) for version in raised.value.versions] == [(5, None, None)]
+    assert store.read_generation(Generation(2), 6, 2) == other
+    assert store.read_generation(Generation(1), 5, 1) == block(1)

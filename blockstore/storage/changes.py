@@ -10,12 +10,17 @@ whose key was damaged fails its check there, instead of being passed over.
 """
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import reduce
 from itertools import groupby
+from operator import or_
 
-from blockstore.storage.keys import EXTENT_KEY, ExtentRow, extent_key
+from blockstore.storage.delta import read_rows
+from blockstore.storage.keys import EXTENT_KEY, ExtentRow, bits_between, blocks_of, extent_key
+from blockstore.storage.meta import Meta
+from blockstore.storage.reads import BlockVersion, TableReader
 from blockstore.storage.tables import Reading, Tables
-from blockstore.units import MAX_BLOCKS, Generation
+from blockstore.units import EXTENT_BLOCKS, MAX_BLOCKS, BlockNumber, Generation
 
 ChangedExtent = tuple[int, int]
 """An extent, and the bits of the blocks that changed in it."""
@@ -34,6 +39,31 @@ def changed_extents(
         for _, changed in rows:
             bits |= changed
         found.append((extent, bits))
+    return found
+
+
+def hidden_changes(
+    tables: Tables, transaction: Reading, generation: Generation, ranges: Iterable[range]
+) -> list[BlockVersion]:
+    """The blocks that changed behind the last pinned generation below, yet show that one's version: an entry is lost.
+
+    For readers who keep what they get: a snapshot that was shipped with the older content is never looked at again.
+    """
+    meta = Meta(tables, transaction)
+    before = meta.pinned_below(generation)
+    layers = meta.sealed_between(before, generation)
+    reader = TableReader(tables, transaction)
+    changed: dict[int, int] = {}
+    found: list[BlockVersion] = []
+    for blocks in ranges:
+        shown = reader.shown(blocks.start, blocks.stop, generation)
+        for extent in range(blocks.start // EXTENT_BLOCKS, (blocks.stop - 1) // EXTENT_BLOCKS + 1):
+            if extent not in changed:
+                rows = read_rows(tables, transaction, extent, layers)
+                changed[extent] = reduce(or_, (row.bits for row in rows.values()), 0)
+            bits = changed[extent] & bits_between(blocks.start, blocks.stop, extent)
+            hidden = [number for number in blocks_of(extent, bits) if shown.get(number, generation) <= before]
+            found += [BlockVersion(BlockNumber(number), None, None) for number in hidden]
     return found
 
 

@@ -16,7 +16,7 @@ from blockstore.log import LogImage, decode_filling, encode_filling
 from blockstore.record import HEADER_SIZE, Record, decode_record
 from blockstore.storage.keys import number_key, with_check, without_check
 from blockstore.storage.tables import Reading, Tables, Writing
-from blockstore.units import Epoch, Generation, Sequence
+from blockstore.units import FILL_GENERATION, Epoch, Generation, Sequence
 
 FORMAT: Final = b"cairn tables 1"
 
@@ -247,6 +247,28 @@ class Meta:
 
     def pinned(self) -> set[Generation]:
         return {pin.generation for pin in self.pins() if pin.held}
+
+    def pinned_below(self, generation: Generation) -> Generation:
+        """The highest generation below that somebody holds, FILL_GENERATION without one. Of a whole replica."""
+        cursor = self._transaction.cursor(self._table)
+        cursor.set_range(_PIN_PREFIX + _GENERATION.pack(generation))
+        if not cursor.prev() or bytes(cursor.key()[: len(_PIN_PREFIX)]) != _PIN_PREFIX:
+            return FILL_GENERATION
+        without_check(cursor.key(), cursor.value())
+        return Generation(*_GENERATION.unpack_from(cursor.key(), len(_PIN_PREFIX)))
+
+    def sealed_between(self, after: Generation, up_to: Generation) -> list[Generation]:
+        """The generations in (after, up_to] that were sealed and not merged away, oldest first."""
+        found: list[Generation] = []
+        cursor = self._transaction.cursor(self._table)
+        here = cursor.set_range(_GENERATION_PREFIX + _GENERATION.pack(after + 1))
+        while here and bytes(cursor.key()[: len(_GENERATION_PREFIX)]) == _GENERATION_PREFIX:
+            generation = Generation(*_GENERATION.unpack_from(cursor.key(), len(_GENERATION_PREFIX)))
+            if generation > up_to:
+                break
+            found.append(generation)
+            here = cursor.next()
+        return found
 
     def put_pin(self, pin: Pin) -> None:
         name = _PIN_PREFIX + _GENERATION.pack(pin.generation) + pin.holder

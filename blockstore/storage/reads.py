@@ -116,6 +116,12 @@ class TableReader:
             self._check_absent(at, end)
         return found
 
+    def shown(self, start: int, end: int, generation: int) -> dict[int, Generation]:
+        """By block of [start, end): the generation of the version that shows in `generation`, where there is one."""
+        rows, _ = self._newest_rows(start, end, generation)
+        found = VERSION_KEY.iter_unpack(b"".join([key for key, _ in rows]))
+        return {number: Generation(MAX_GENERATION - inverted) for number, inverted in found}
+
     def load(self, number: int, generation: Generation) -> Found | None:
         """Exactly that version; None where there is none or it is damaged."""
         value = self._transaction.get(version_key(number, generation), db=self._tables.index)

@@ -20,7 +20,7 @@ from blockstore.errors import Conflict, InvalidRequest, NoSpace, NotFound, OutOf
 from blockstore.log import LogImage
 from blockstore.record import Record, block_checksum
 from blockstore.storage.apply import Applier
-from blockstore.storage.changes import ChangedExtent, changed_extents
+from blockstore.storage.changes import ChangedExtent, changed_extents, hidden_changes
 from blockstore.storage.compaction import compact, remove_leftovers
 from blockstore.storage.copies import MetaCopy, decode_extent, decode_meta, encode_extent, encode_meta
 from blockstore.storage.delta import CopyWriter, check_stated, extents_above, held_extents, read_extent, read_meta
@@ -192,6 +192,8 @@ class ReplicaStore:
             reader = TableReader(self._tables, transaction)
             pieces = [piece for start, count in ranges for piece in reader.read(start, start + count, generation)]
             content = b"".join(pieces)
+            blocks = [range(start, start + count) for start, count in ranges]
+            reader.damaged += hidden_changes(self._tables, transaction, generation, blocks)
             reader.raise_damage()
             return content
 
