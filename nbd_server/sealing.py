@@ -18,6 +18,9 @@ from blockstore.volume.open_volume import OpenVolume
 
 #: Of this attachment: an older one is found at the replicas.
 _REMEMBERED: Final = 1024
+#: How long members may take to hear that a SEAL is committed, before that is left to the next heartbeat: whoever
+#: asked may end the attachment, and then they would not hear of it before the next one.
+_KNOWN_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,9 @@ class Sealing:
         loop = asyncio.get_running_loop()
         began = loop.time()
         sealed = await self._volume.seal(snapshot.encode())
-        return SealedSnapshot(sealed.generation, sealed.position, round((loop.time() - began) * 1e6))
+        took_us = round((loop.time() - began) * 1e6)
+        await self._volume.wait_until_known(sealed.position, _KNOWN_S)
+        return SealedSnapshot(sealed.generation, sealed.position, took_us)
 
     def _end(self, snapshot: str, task: "asyncio.Task[SealedSnapshot]") -> None:
         del self._sealing[snapshot]

@@ -13,7 +13,7 @@ import pytest
 from blockstore.domain import Position, make_id
 from blockstore.rpc import control_pb2 as pb
 from blockstore.rpc import replica_pb2
-from blockstore.units import BLOCK_SIZE, MIB
+from blockstore.units import BLOCK_SIZE, MIB, Generation
 from tests.front_end_process import ServedFrontEnd, serving_front_end
 from tests.nbd_client import NbdClient, NbdError
 from tests.stack import LIMIT_S, VOLUME, Stack, in_loop, running_stack, until
@@ -167,6 +167,18 @@ def test_a_snapshot_is_sealed_once_and_pins_its_generation(tmp_path: Path) -> No
             content = stack.hosted(0).store
             await stack.hosted(0).checkpoint()
             assert bytes(content.read_generation(1, 0, 1)).startswith(b"before")  # type: ignore[arg-type]
+
+    in_loop(test)
+
+
+def test_once_it_is_answered_the_members_know_of_it_also_without_the_front_end(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with attached(tmp_path) as (stack, served):
+            generation = (await served.seal(1, SNAPSHOTS[0])).generation
+            await served.front_end.close()
+            for index in range(3):
+                await stack.hosted(index).checkpoint()
+                assert stack.hosted(index).store.read_generation(Generation(generation), 0, 1) == bytes(BLOCK_SIZE)
 
     in_loop(test)
 

@@ -427,7 +427,15 @@ class Leader:
                     tickets.append(write.ticket)
             for write in record.writes:
                 effects += self._release(write, now)
+            if record.writes and record.writes[-1].operation.kind is OperationKind.SEAL:
+                effects += self._tell_commit(now)
         return [Completed(tuple(tickets)), *effects] if tickets else effects
+
+    def _tell_commit(self, now: float) -> list[LeaderEffect]:
+        """At once, and not with the next record: a generation can be read where it is known to be committed."""
+        return [
+            self._heartbeat(member, now) for member in self._members.values() if member.sealed and not member.foreign
+        ]
 
     def _release(self, write: Write, now: float) -> list[LeaderEffect]:
         """Reads that waited for this write go on."""

@@ -79,6 +79,8 @@ class OpenVolume:
         self._loop = loop
         self._heartbeat_s = settings.heartbeat_s
         self._serving: asyncio.Future[None] = loop.create_future()
+        self._heard = asyncio.Event()
+        """Set by each answer of a member to a record, or to a heartbeat."""
         self._arrived: dict[int, memoryview | SparseBlocks] = {}
         self.names_absent = False
         """Reads of a volume with a source are done with SparseBlocks where blocks are absent; else those are zeroes."""
@@ -206,6 +208,23 @@ class OpenVolume:
         """Close the current generation, and pin it. argument: the snapshot's id."""
         return self._control(Operation(OperationKind.SEAL, argument=argument))
 
+    async def wait_until_known(self, position: Position, limit_s: float) -> None:
+        """Until every whole member that is here knows that `position` is committed, or for `limit_s`.
+
+        A record that nobody but this front-end knows to be committed takes no effect before the next attachment.
+        """
+        try:
+            async with asyncio.timeout(limit_s):
+                while not self.over.done() and not self._is_known(position):
+                    self._heard.clear()
+                    await self._heard.wait()
+        except TimeoutError:
+            _log.warning("members have not heard of a commit", volume=self.volume, position=tuple(position))
+
+    def _is_known(self, position: Position) -> bool:
+        here = [member for member in self._leader.status().members if member.sealed and member.whole]
+        return bool(here) and all(member.commit >= position for member in here)
+
     def unpin(self, generation: Generation, argument: bytes) -> asyncio.Future[None]:
         """Nothing more is wanted of a sealed generation on behalf of this snapshot; idempotent."""
         return self._control(Operation(OperationKind.UNPIN, BlockNumber(generation), argument=argument))
@@ -242,6 +261,7 @@ class OpenVolume:
 
     def answered(self, replica: ReplicaId, message: SealAnswer | AppendAnswer | FencedBy) -> None:
         self._carry_out(self._leader.answered(replica, message, boot_time_s()))
+        self._heard.set()
 
     def read_arrived(self, attempt: int, data: memoryview) -> None:
         self._arrived[attempt] = data
