@@ -1,12 +1,15 @@
 """`cairn snapshot` as control answers it: requests, tables, documents, waiting."""
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from blockstore.cli import snapshot_tables
 from blockstore.cli.completion import complete_snapshot
 from blockstore.cli.main import run
 from blockstore.errors import Conflict
@@ -213,3 +216,11 @@ def test_completion(cluster: CannedSnapshots) -> None:
     assert complete_snapshot("snap-") == [(ONE, "db"), (TWO, "db nightly")]
     assert complete_snapshot(TWO[:-1]) == [(ONE, "db"), (TWO, "db nightly")]
     assert complete_snapshot(TWO) == [(TWO, "db nightly")]
+
+
+def test_ids_are_whole_in_a_narrow_terminal() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    with console.capture() as capture:
+        console.print(snapshot_tables.snapshots([make_snapshot(1, description="long " * 20)]))
+        console.print(snapshot_tables.tree([make_snapshot(1)], {}))
+    assert capture.get().count(ONE) == 2

@@ -159,7 +159,8 @@ def export(
             return found.size_bytes, await _export(store, found, target, show_work)
 
     size, data = run_with_store(find_control(control, state), work)
-    text = f"{snapshot} is in {file}: {format_size(size)}, of which {format_size(data)} are data"
+    where = "stdout" if file == "-" else file
+    text = f"{snapshot} went to {where}: {format_size(size)}, of which {format_size(data)} are data"
     if file == "-":
         say(text)
     else:

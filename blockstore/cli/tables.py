@@ -21,6 +21,9 @@ _COLORS = {
     "error": "red", "down": "red", "unavailable": "red", "failed": "red", "fenced": "red",
 }  # fmt: skip
 
+_COPIED = ("ID", "SNAPSHOT")
+"""Columns that are whole also in a narrow terminal: ids are there to be copied."""
+
 
 def state(word: str) -> Text:
     """A state in its color."""
@@ -32,7 +35,12 @@ def grid(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     for column in columns:
         right = column.endswith(">")
-        table.add_column(column.removesuffix(">"), justify="right" if right else "left", overflow="fold")
+        table.add_column(
+            column.removesuffix(">"),
+            justify="right" if right else "left",
+            overflow="fold",
+            no_wrap=column in _COPIED,
+        )
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
     return table
