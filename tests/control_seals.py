@@ -10,6 +10,7 @@ from typing import Any
 
 from blockstore.errors import CairnError, Conflict, NotFound
 from blockstore.rpc import control_pb2
+from blockstore.rpc.replica_pb2 import Position
 
 
 @dataclass
@@ -55,6 +56,7 @@ class MemorySeals:
         self.calls: list[tuple[str, str]] = []
         self.held: dict[str, str] = {}
         self.broken: set[str] = set()
+        self.position = Position()
 
     def write(self, volume: str) -> bool:
         """A write of a guest: False where it is not acknowledged now."""
@@ -90,7 +92,7 @@ class MemorySeals:
         self._begin("SealVolume", request)
         generation = self.layers[request.volume].seal(request.snapshot, request.again)
         self._end("SealVolume")
-        return control_pb2.SealVolumeResponse(generation=generation, took_us=250)
+        return control_pb2.SealVolumeResponse(generation=generation, position=self.position, took_us=250)
 
     async def UnpinGeneration(
         self, request: control_pb2.UnpinGenerationRequest, context: Any

@@ -14,7 +14,7 @@ from blockstore.control.records import Maintenance, MaintenanceState, Source, Vo
 from blockstore.control.shipping import newest_before, next_of_each_volume, waits_for
 from blockstore.control.snapshot_records import Snapshot, SnapshotState, Statistics
 from blockstore.control.snapshot_transitions import MOVES, Move, Phase, phase_of
-from blockstore.domain import FrontEndId, SnapshotId, VolumeId, VolumeState
+from blockstore.domain import ORIGIN, FrontEndId, SnapshotId, VolumeId, VolumeState
 from blockstore.errors import AlreadyExists, Conflict, Fenced
 from blockstore.units import Epoch
 
@@ -22,7 +22,7 @@ ROOT = "ab" * 32
 NEW = Snapshot(
     SnapshotId("snap-00000000000000001"), VolumeId("vol-00000000000000001"), "v", 4096, SnapshotState.PENDING, 5
 )
-SEALED = moves.sealed(NEW, generation=3, size_bytes=8192, pause_us=7, now_ms=9)
+SEALED = moves.sealed(NEW, generation=3, position=ORIGIN, size_bytes=8192, pause_us=7, now_ms=9)
 COMPLETED = moves.completed(SEALED, ROOT, Statistics(1, 2, 3, 4), 11)
 FAILED = moves.failed(SEALED, "no room")
 
@@ -34,7 +34,7 @@ EXAMPLES: dict[Phase, Snapshot] = {
     Phase.DELETING: moves.deleting(COMPLETED),
 }
 WAYS: dict[Move, Callable[[Snapshot], Snapshot]] = {
-    Move.SEAL: lambda now: moves.sealed(now, generation=4, size_bytes=1, pause_us=2, now_ms=3),
+    Move.SEAL: lambda now: moves.sealed(now, generation=4, position=ORIGIN, size_bytes=1, pause_us=2, now_ms=3),
     Move.GIVE_UP: lambda now: moves.given_up(now, "late"),
     Move.START: lambda now: moves.started(now, "snap-0", 2),
     Move.COMPLETE: lambda now: moves.completed(now, ROOT, Statistics(), 3),
@@ -99,7 +99,7 @@ def test_a_record_is_read_as_it_was_written(phase: Phase) -> None:
 def of_volume(number: int, generation: int, **changes: Any) -> Snapshot:
     """A sealed snapshot of one volume."""
     named = replace(NEW, id=SnapshotId(f"snap-{number:017x}"))
-    sealed = moves.sealed(named, generation=generation, size_bytes=4096, pause_us=0, now_ms=1)
+    sealed = moves.sealed(named, generation=generation, position=ORIGIN, size_bytes=4096, pause_us=0, now_ms=1)
     return replace(sealed, **changes)
 
 

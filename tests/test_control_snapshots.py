@@ -19,6 +19,7 @@ from blockstore.errors import (
 )
 from blockstore.grpc_errors import cairn_errors
 from blockstore.rpc import control_pb2, snapshot_pb2
+from blockstore.rpc.replica_pb2 import Position
 from blockstore.units import GIB
 from tests.control_cluster import Cluster, Control, cluster_at, until
 from tests.control_store import STATISTICS, MemoryDaemon, root_of
@@ -271,6 +272,34 @@ def test_a_snapshot_waits_for_an_attach_that_is_under_way(tmp_path: Path) -> Non
         attached = await attaching
         (snapshot,) = await creating
         assert (snapshot.state, attached.epoch) == (PENDING, 1)
+
+    run(tmp_path, scenario)
+
+
+def test_a_volume_stays_open_until_a_replica_knows_that_the_seal_is_committed(tmp_path: Path) -> None:
+    """Else nobody could read the generation: replicas hear of a commit from the front-end only."""
+
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        volume, front_end = await control.create(name="v"), cluster.front_ends[0]
+        cluster.daemons[0].ships = False
+        front_end.position = Position(epoch=1, sequence=7)
+        (snapshot,) = await control.snapshot("v")
+        assert snapshot.state == PENDING
+        await task_of(cluster.daemons[0], snapshot.id)
+        await control.attach("v")
+        await control.detach("v")  # A user's detach is no end of it either.
+
+        async def is_open() -> bool:
+            return volume.id in front_end.volumes and front_end.volumes[volume.id].ticket.maintenance
+
+        await until(is_open, "it is open for maintenance")
+        (status,) = cluster.nodes[0].replicas.values()
+        status.commit.CopyFrom(Position(epoch=1, sequence=7))
+
+        async def is_closed() -> bool:
+            return not front_end.volumes
+
+        await until(is_closed, "it is closed")
 
     run(tmp_path, scenario)
 

@@ -15,13 +15,14 @@ from typing import Final
 import structlog
 
 from blockstore.control import transitions
-from blockstore.control.catalog import Catalog
+from blockstore.control.catalog import Catalog, tombstones_of
 from blockstore.control.hydration import Hydrations
 from blockstore.control.peers import Peers
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import MOVED_ON, Reconciler
 from blockstore.control.records import FrontEnd, Maintenance, MaintenanceState, Volume
 from blockstore.control.snapshot_catalog import SnapshotCatalog
+from blockstore.control.snapshot_records import Snapshot
 from blockstore.control.snapshot_transitions import Phase as SnapshotPhase
 from blockstore.control.snapshot_transitions import phase_of as snapshot_phase_of
 from blockstore.control.transitions import Phase, phase_of
@@ -40,6 +41,7 @@ class Purpose(Enum):
     """What a volume is opened for."""
 
     SEAL = "a snapshot to be sealed"
+    SETTLE = "a seal that its replicas do not know as committed"
     UNPIN = "a generation to be given up"
     HYDRATE = "hydration"
 
@@ -101,6 +103,7 @@ class Upkeep:
         """The work on volumes that nobody has attached."""
         snapshots, pins = await self._snapshots.snapshots(), await self._snapshots.pins()
         sealing = {each.volume for each in snapshots if snapshot_phase_of(each) is SnapshotPhase.SEALING}
+        shipping = [each for each in snapshots if snapshot_phase_of(each) is SnapshotPhase.SHIPPING]
         unpinning = {each.volume for each in pins}
         served = await self._hydrations.may_be_served()
         found = {}
@@ -109,11 +112,26 @@ class Upkeep:
                 continue
             if volume.id in sealing:
                 found[volume.id] = Purpose.SEAL
+            elif any(each.volume == volume.id and not self._is_readable(volume, each) for each in shipping):
+                found[volume.id] = Purpose.SETTLE
             elif volume.id in unpinning:
                 found[volume.id] = Purpose.UNPIN
             elif volume.source and not volume.source.paused and served:
                 found[volume.id] = Purpose.HYDRATE
         return found
+
+    def _is_readable(self, volume: Volume, snapshot: Snapshot) -> bool:
+        """A whole replica knows that the seal is committed, and so has its generation, or will soon.
+
+        A front-end tells it with what it sends next; one that let go of the volume too early never does.
+        """
+        seal = (snapshot.seal_epoch, snapshot.seal_sequence)
+        for each in tombstones_of(volume):
+            word = self._presence.node(each.node)
+            status = word.replicas.get(each.replica) if word and word.replicas else None
+            if status and status.whole and (status.commit.epoch, status.commit.sequence) >= seal:
+                return True
+        return False
 
     def _may_try(self, volume: VolumeId) -> bool:
         return asyncio.get_running_loop().time() >= self._retry_at.get(volume, 0.0)

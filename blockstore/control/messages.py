@@ -15,6 +15,7 @@ from blockstore.control.records import AttachmentState, FrontEnd, MaintenanceSta
 from blockstore.control.transitions import place_epoch
 from blockstore.domain import FrontEndId, Member, NodeId, Position, VolumeId, VolumeState
 from blockstore.rpc import control_pb2, replica_pb2
+from blockstore.units import Epoch, Sequence
 
 VOLUME_STATES: Final[Mapping[VolumeState, "control_pb2.VolumeState.ValueType"]] = {
     VolumeState.CREATING: control_pb2.VOLUME_STATE_CREATING,
@@ -180,6 +181,11 @@ class Messages:
 def position_message(position: Position) -> replica_pb2.Position:
     """A position as it crosses the network."""
     return replica_pb2.Position(epoch=position.epoch, sequence=position.sequence)
+
+
+def to_position(message: replica_pb2.Position) -> Position:
+    """The reverse of position_message."""
+    return Position(Epoch(message.epoch), Sequence(message.sequence))
 
 
 def export_uri(uri: str, export: str) -> str:

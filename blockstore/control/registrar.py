@@ -16,7 +16,7 @@ from blockstore.control import transitions
 from blockstore.control.catalog import Catalog, attached_to, maintained_by, tombstones_of
 from blockstore.control.floors import Floors
 from blockstore.control.hydration import Hydrations
-from blockstore.control.messages import position_message
+from blockstore.control.messages import position_message, to_position
 from blockstore.control.peers import target_of
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import Reconciler
@@ -33,7 +33,7 @@ from blockstore.control.records import (
 from blockstore.domain import FrontEndId, NodeId, Position, ReplicaId, VolumeId, check_id
 from blockstore.errors import Fenced, NotFound
 from blockstore.rpc import control_pb2, replica_pb2
-from blockstore.units import Epoch, Sequence
+from blockstore.units import Epoch
 
 _log = structlog.get_logger(__name__)
 
@@ -106,9 +106,9 @@ class Registrar:
                 if each.node != node or status is None or not status.whole:
                     continue
                 known = self._floors.of(volume.id, each.replica)
-                if _position(status.end) < known:
+                if to_position(status.end) < known:
                     below.append(_known_message(each.replica, known))
-                self._floors.learn(volume, each.replica, _position(status.end))
+                self._floors.learn(volume, each.replica, to_position(status.end))
         return below
 
     # ---- front-ends
@@ -180,7 +180,7 @@ class Registrar:
                 continue
             for member in report.members:
                 if member.whole:
-                    self._floors.learn(volume, ReplicaId(member.replica), _position(member.matched))
+                    self._floors.learn(volume, ReplicaId(member.replica), to_position(member.matched))
             if transitions.place_epoch(volume) == report.epoch:
                 await self._take_in_state(volume, report)
                 await self._take_in_hydration(volume, report)
@@ -227,10 +227,6 @@ def checked_address(address: str) -> str:
     """`address`, if it is HOST:PORT. Raises InvalidRequest."""
     split_address(address)
     return address
-
-
-def _position(message: replica_pb2.Position) -> Position:
-    return Position(Epoch(message.epoch), Sequence(message.sequence))
 
 
 def _known_message(replica: ReplicaId, position: Position) -> control_pb2.KnownPosition:

@@ -22,6 +22,7 @@ from blockstore.control import snapshot_transitions, transitions
 from blockstore.control.catalog import Catalog
 from blockstore.control.clock import now_ms
 from blockstore.control.maintenance import subject_of
+from blockstore.control.messages import to_position
 from blockstore.control.peers import Peers
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import MOVED_ON, Reconciler
@@ -232,12 +233,13 @@ class Sealing:
     ) -> None:
         sizes = [(await self._catalog.volume(each.volume)).size_bytes for each in group]
         found = zip(group, answers, sizes, pauses_us, strict=True)
-        by_id = {each.id: (answer.generation, size, pause) for each, answer, size, pause in found}
+        by_id = {each.id: (answer, size, pause) for each, answer, size, pause in found}
 
         def change(now: Snapshot) -> Snapshot:
-            generation, size_bytes, pause_us = by_id[now.id]
+            answer, size_bytes, pause_us = by_id[now.id]
+            generation, position = answer.generation, to_position(answer.position)
             return snapshot_transitions.sealed(
-                now, generation=generation, size_bytes=size_bytes, pause_us=pause_us, now_ms=now_ms()
+                now, generation=generation, position=position, size_bytes=size_bytes, pause_us=pause_us, now_ms=now_ms()
             )
 
         await self._snapshots.change([each.id for each in group], change)

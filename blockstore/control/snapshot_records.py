@@ -47,7 +47,8 @@ class Statistics:
 class Snapshot:
     """A snapshot as the catalog knows it.
 
-    sealed_at_ms: when its content was fixed, 0 before that. pinned: its generation is to be kept by
+    sealed_at_ms: when its content was fixed, 0 before that; by the record at position (seal_epoch,
+    seal_sequence) of its volume's log. pinned: its generation is to be kept by
     the volume's replicas, for a ship to come or as base of the next one. touched: a daemon was ever told
     to ship it, so that there may be something of it in the object store. started: of the present try;
     `parent` and `base_generation` are then what it ships the changes since. barrier: one text for all
@@ -67,6 +68,8 @@ class Snapshot:
     barrier: str = ""
     sealed_at_ms: int = 0
     generation: int = 0
+    seal_epoch: int = 0
+    seal_sequence: int = 0
     pause_us: int = 0
     pinned: bool = False
     touched: bool = False

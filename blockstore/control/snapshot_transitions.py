@@ -11,6 +11,7 @@ from enum import Enum, auto
 from typing import Any, Final
 
 from blockstore.control.snapshot_records import MAX_REASON, Snapshot, SnapshotState, Statistics
+from blockstore.domain import Position
 from blockstore.errors import AlreadyExists, Conflict
 
 
@@ -81,12 +82,16 @@ def phase_of(snapshot: Snapshot) -> Phase:
             return Phase.DELETING
 
 
-def sealed(snapshot: Snapshot, *, generation: int, size_bytes: int, pause_us: int, now_ms: int) -> Snapshot:
-    """Its content is fixed, and pinned. size_bytes: the volume's, read after it was sealed."""
+def sealed(
+    snapshot: Snapshot, *, generation: int, position: Position, size_bytes: int, pause_us: int, now_ms: int
+) -> Snapshot:
+    """Its content is fixed, and pinned. size_bytes: the volume's, read after it was sealed. position: of the seal."""
     return _move(
         snapshot,
         Move.SEAL,
         generation=generation,
+        seal_epoch=position.epoch,
+        seal_sequence=position.sequence,
         size_bytes=size_bytes,
         pause_us=pause_us,
         sealed_at_ms=now_ms,
