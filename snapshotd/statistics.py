@@ -138,28 +138,36 @@ async def statistics(repository: Repository, catalog: Catalog) -> AsyncGenerator
     completed = (await catalog.roots()).completed
     inventory = await take_inventory(repository, lambda key, error: None)
     owners, needs = _Owners(inventory), _Needs(repository)
-    roots = [await needs.manifests.root(snapshot, expected) for snapshot, expected in completed.items()]
-    roots.sort(key=lambda root: (root.volume, root.created_at_ms, root.snapshot))
-    usages = [Usage() for _ in roots]
-    for number, root in enumerate(roots):
-        shards = await needs.of_root(root)
-        size_bytes = inventory.roots.get(root.snapshot, 0)
+    order = await _by_volume(needs.manifests, completed)
+    usages = [Usage() for _ in order]
+    for number, snapshot in enumerate(order):
+        shards = await needs.of_root(await needs.manifests.root(snapshot, completed[snapshot]))
+        size_bytes = inventory.roots.get(snapshot, 0)
         usages[number].logical_bytes = sum(each.blocks for each in shards) * BLOCK_SIZE
         usages[number].shared_bytes = owners.note(number, shards)
         usages[number].own_bytes = size_bytes
-        yield Progress(number + 1, len(roots))
-    for usage, own_bytes in zip(usages, owners.own_bytes(len(roots)), strict=True):
+        yield Progress(number + 1, len(order))
+    for usage, own_bytes in zip(usages, owners.own_bytes(len(order)), strict=True):
         usage.own_bytes += own_bytes
         usage.shared_bytes -= own_bytes
     yield Progress(
-        len(roots),
-        len(roots),
-        {SnapshotId(root.snapshot): usage for root, usage in zip(roots, usages, strict=True)},
+        len(order),
+        len(order),
+        dict(zip(order, usages, strict=True)),
         inventory.count,
         inventory.stored_bytes,
         _unique_bytes(inventory),
         sum(usage.logical_bytes for usage in usages),
     )
+
+
+async def _by_volume(manifests: Manifests, completed: Mapping[SnapshotId, bytes]) -> list[SnapshotId]:
+    """Those of one volume together, the oldest first. No root is kept: one of a large volume takes a megabyte."""
+    keys = []
+    for snapshot, expected in completed.items():
+        root = await manifests.root(snapshot, expected)
+        keys.append((root.volume, root.created_at_ms, snapshot))
+    return [snapshot for _, _, snapshot in sorted(keys)]
 
 
 def _unique_bytes(inventory: Inventory) -> int:

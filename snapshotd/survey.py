@@ -18,7 +18,6 @@ from snapshotd.layout import INDEXES, pack_key
 from snapshotd.prune_plan import missing_frames
 from snapshotd.references import DamagedObject, LoadedShard, Manifests, References
 from snapshotd.repository import Repository
-from snapshotd.root import Root
 
 
 class Problems:
@@ -48,11 +47,10 @@ class Problems:
 
 @dataclass(slots=True)
 class Survey:
-    """snapshots: in the order of the bits. roots: of those that could be read."""
+    """snapshots: in the order of the bits. needed, pack_users: of all of them, and of each pack."""
 
     snapshots: list[SnapshotId]
     problems: Problems = field(default_factory=Problems)
-    roots: dict[SnapshotId, Root] = field(default_factory=dict)
     needed: References = field(default_factory=References)
     pack_users: dict[bytes, int] = field(default_factory=dict)
 
@@ -76,7 +74,7 @@ async def read_manifests(
     users: dict[str, int] = {}
     for place, snapshot in enumerate(survey.snapshots):
         try:
-            root = survey.roots[snapshot] = await manifests.root(snapshot, expected.get(snapshot))
+            root = await manifests.root(snapshot, expected.get(snapshot))
         except DamagedObject as error:
             survey.problems.add(error.key, str(error), [snapshot])
             continue
