@@ -1,0 +1,225 @@
+"""Ships from real nodes into a store in memory; control is played by the test, which decides when it answers what."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import Any, cast
+
+from blockstore.domain import SnapshotId
+from blockstore.errors import CairnError, Fenced, QuorumUnavailable
+from blockstore.rpc import snapshot_pb2 as pb
+from blockstore.units import BLOCK_SIZE, MIB, BlockNumber
+from snapshotd.control_client import ControlClient
+from snapshotd.layout import QUARANTINES, SHARDS, pack_key, root_key
+from snapshotd.memory_store import MemoryStore
+from snapshotd.prune_plan import mark
+from snapshotd.quarantine import encode_quarantine
+from snapshotd.replicas import NodeChannels
+from snapshotd.root import Statistics
+from snapshotd.roots import Roots
+from snapshotd.ship import Ship, ShipParts
+from tests.snapshot_parts import CLUSTER, CountingStore, Parts, opened, snapshot_id
+from tests.stack import VOLUME, Stack, in_loop, running_stack, until
+
+SIZE = 8 * MIB
+
+
+class PlayedControl:
+    """Control's side of a ship. errors: what the next calls of `complete` raise, after (True) or before it counts."""
+
+    def __init__(self) -> None:
+        self.number = 1
+        self.errors: list[tuple[bool, CairnError]] = []
+        self.completed: dict[str, bytes] = {}
+        self.failed: dict[str, str] = {}
+        self.calls = 0
+        self.before_complete: Callable[[], Awaitable[None]] | None = None
+
+    @property
+    def catalog(self) -> "PlayedControl":
+        return self
+
+    async def roots(self) -> Roots:
+        return Roots(self.number, {SnapshotId(each): root for each, root in self.completed.items()})
+
+    async def snapshot(self, snapshot: str) -> pb.Snapshot:
+        is_completed = snapshot in self.completed
+        state = pb.SNAPSHOT_STATE_COMPLETED if is_completed else pb.SNAPSHOT_STATE_PENDING
+        return pb.Snapshot(id=snapshot, state=state)
+
+    async def complete(self, snapshot: str, root: bytes, statistics: Statistics, prune_number: int) -> None:
+        self.calls += 1
+        before, self.before_complete = self.before_complete, None
+        if before is not None:
+            await before()
+        counts, error = self.errors.pop(0) if self.errors else (True, None)
+        if prune_number != self.number:
+            raise Fenced("the prune number has moved")
+        if counts:
+            assert self.completed.setdefault(snapshot, root) == root
+        if error is not None:
+            raise error
+
+    async def fail(self, snapshot: str, reason: str) -> None:
+        self.failed[snapshot] = reason
+
+
+class Shipping:
+    """One volume on three nodes, the parts of a daemon, and control."""
+
+    def __init__(self, stack: Stack, parts: Parts, store: CountingStore) -> None:
+        self.stack, self.parts, self.store = stack, parts, store
+        self.control = PlayedControl()
+        self.channels = NodeChannels()
+
+    def ship(self, number: int, generation: int, base: int = 0) -> Ship:
+        segment = self.stack.where().segments[0]
+        segment.size_bytes = SIZE
+        snapshot = pb.Snapshot(
+            id=snapshot_id(number), volume=VOLUME, volume_name="disk", size_bytes=SIZE, generation=generation
+        )
+        task = pb.ShipTask(snapshot=snapshot, segments=[segment])
+        if base:
+            task.base, task.base_generation = snapshot_id(base), base
+            task.base_root = self.control.completed[task.base]
+        parts = self.parts
+        control = cast(ControlClient, self.control)
+        return Ship(
+            task,
+            ShipParts(parts.packs, parts.reader, control, self.channels, 5.0, asyncio.Semaphore(1), CLUSTER),
+        )
+
+    async def content(self, number: int) -> bytes:
+        """As completed."""
+        root = await self.parts.reader.root(snapshot_id(number), self.control.completed[snapshot_id(number)])
+        return await self.parts.content(root)
+
+
+@asynccontextmanager
+async def shipping(tmp_path: Path) -> AsyncIterator[tuple[Shipping, Any, bytearray]]:
+    store = CountingStore(MemoryStore())
+    async with running_stack(tmp_path) as stack, opened(tmp_path, store) as parts:
+        volume = await stack.open(SIZE)
+        content = bytearray(SIZE)
+        data = Random(1).randbytes(200 * BLOCK_SIZE)
+        await volume.write(BlockNumber(50), data)
+        content[50 * BLOCK_SIZE : 250 * BLOCK_SIZE] = data
+        await volume.seal(snapshot_id(1).encode())
+        here = Shipping(stack, parts, store)
+        yield here, volume, content
+        await here.channels.close()
+
+
+def test_a_change_ships_as_one(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with shipping(tmp_path) as (here, volume, content):
+            await here.ship(1, 1).run()
+            assert await here.content(1) == bytes(content)
+            before = here.store.put_bytes("")
+            await volume.trim(60, 10)
+            content[60 * BLOCK_SIZE : 70 * BLOCK_SIZE] = bytes(10 * BLOCK_SIZE)
+            await volume.seal(snapshot_id(2).encode())
+            ship = here.ship(2, 2, base=1)
+            await ship.run()
+            assert await here.content(2) == bytes(content)
+            assert here.store.put_bytes("") - before < 2048
+            progress = ship.progress.message()
+            assert progress.bytes_done == progress.bytes_total == 10 * BLOCK_SIZE
+
+    in_loop(check)
+
+
+def test_an_answer_that_was_lost_is_asked_for_again_with_the_same_root(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with shipping(tmp_path) as (here, _, content):
+            here.control.errors = [(True, QuorumUnavailable("the answer is lost"))]
+            await here.ship(1, 1).run()
+            assert here.control.calls == 2
+            assert await here.content(1) == bytes(content)
+            assert [key for key, _ in here.store.puts].count(
+                root_key(snapshot_id(1))
+            ) == 2  # the second changed nothing
+            assert 200 * BLOCK_SIZE < here.store.put_bytes("packs/") < 200 * BLOCK_SIZE * 1.1
+
+    in_loop(check)
+
+
+def test_a_prune_in_the_middle_has_what_it_means_to_delete_written_anew(tmp_path: Path) -> None:
+    """Between the root and the completion: everything stored so far is in quarantine, and then gone."""
+
+    async def check() -> None:
+        async with shipping(tmp_path) as (here, _, content):
+            keys = here.parts.repository.keys
+            names: list[str] = []
+            old: list[str] = []
+
+            async def prune() -> None:
+                packs = {part.pack for entry in here.parts.index.present() for part in entry.parts}
+                names.extend([key.rpartition("/")[2] async for key in _keys(here, SHARDS)])
+                old.extend(here.parts.index.map.entries)
+                marks = packs | {mark(name) for name in names}
+                await here.store.inner.put(QUARANTINES + "7", encode_quarantine(keys, 7, marks, bytes(16)))
+                here.control.number += 1
+
+            here.control.before_complete = prune
+            await here.ship(1, 1).run()
+            assert here.control.calls == 2
+            assert names
+            assert old
+            for name in old:
+                await here.store.delete(pack_key(name))
+            for name in names:
+                await here.store.delete(SHARDS + name)
+            assert await here.content(1) == bytes(content)
+
+    in_loop(check)
+
+
+async def _keys(here: Shipping, folder: str) -> AsyncIterator[str]:
+    async for info in here.store.list(folder):
+        yield info.key
+
+
+def test_a_base_that_is_gone_fails_the_snapshot_with_the_reason(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with shipping(tmp_path) as (here, volume, _):
+            await here.ship(1, 1).run()
+            await volume.seal(snapshot_id(2).encode())
+            ship = here.ship(2, 2, base=1)
+            await here.store.delete(root_key(snapshot_id(1)))
+            await ship.run()
+            assert snapshot_id(1) in here.control.failed[snapshot_id(2)]
+
+    in_loop(check)
+
+
+def test_nodes_that_are_away_are_waited_for_and_it_says_so(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with shipping(tmp_path) as (here, volume, content):
+            await here.stack.until_all_whole(volume)
+            ship = here.ship(1, 1)
+            for index in range(3):
+                await here.stack.stop_node(index)
+            running = asyncio.create_task(ship.run())
+            await until(lambda: bool(ship.progress.why), "the progress says why it stands still")
+            for index in range(3):
+                await here.stack.start_node(index)
+            segment = here.stack.where().segments[0]
+            segment.size_bytes = SIZE
+            ship.move(pb.ShipTask(segments=[segment]))
+            await running
+            assert await here.content(1) == bytes(content)
+
+    in_loop(check)
+
+
+def test_a_task_that_is_somebody_elses_ends(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with shipping(tmp_path) as (here, _, _):
+            here.control.errors = [(False, Fenced("it was given to another daemon"))]
+            await here.ship(1, 1).run()
+            assert (here.control.completed, here.control.failed) == ({}, {})
+
+    in_loop(check)
