@@ -16,6 +16,7 @@ class Ticket:
         self._gate = gate
         self.background = background
         self.entered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.inside = False
 
     def promote(self) -> None:
         """A guest waits for this one now."""
@@ -58,13 +59,14 @@ class Gate:
             self._background.remove(ticket)
             self._guests.append(ticket)
             self._admit()
-        elif ticket.entered.done():
+        elif ticket.inside:
             self._free_for_background += 1
             self._admit()
 
     def leave(self, ticket: Ticket) -> None:
         """The place is free again, or the ticket waits no more."""
-        if ticket.entered.done() and not ticket.entered.cancelled():
+        if ticket.inside:
+            ticket.inside = False
             self._free += 1
             self._free_for_background += ticket.background
         else:
@@ -76,4 +78,5 @@ class Gate:
             ticket = (self._guests or self._background).popleft()
             self._free -= 1
             self._free_for_background -= ticket.background
+            ticket.inside = True
             ticket.entered.set_result(None)

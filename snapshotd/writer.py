@@ -105,16 +105,6 @@ class SnapshotWriter:
         work = self._packs.in_thread(_hash, self._packs.repository.keys, self._packs.dedupe, runs, payload)
         self._hashing.append(asyncio.create_task(work))
 
-    async def remove(self, start: int, count: int) -> None:
-        """`count` blocks from block `start` on are all zeroes."""
-        if not 0 <= start <= start + count <= self._blocks:
-            raise OutOfRange(f"blocks {start} to {start + count} of a volume of {self._blocks}")
-        await self._place_all()
-        for block in range(start, start + count):
-            self._shards.set(block, None)
-            if self._shards.count >= _MANIFEST_AT:
-                await self._write_manifest()
-
     async def settle(self) -> None:
         """Until all that was put is stored, indexed, and in shards."""
         await self._place_all()

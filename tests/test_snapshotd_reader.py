@@ -11,6 +11,7 @@ import pytest
 from blockstore.errors import Corrupt, NotFound, OutOfRange, QuorumUnavailable
 from blockstore.units import BLOCK_SIZE, MIB
 from snapshotd.crypto import SALT_SIZE
+from snapshotd.gate import Gate
 from snapshotd.index import Index, encode_index
 from snapshotd.layout import index_key, pack_key, root_key, shard_key
 from snapshotd.memory_store import MemoryStore
@@ -201,5 +202,37 @@ def test_a_store_without_an_answer_is_no_corruption(tmp_path: Path) -> None:
             store.get_range = unanswered  # type: ignore[method-assign]
             with pytest.raises(QuorumUnavailable):
                 await parts.reader.read(root, 10, 1)
+
+    asyncio.run(check())
+
+
+def test_the_gate_counts_right_whenever_a_fetch_is_promoted() -> None:
+    """Before it waits, while it waits, inside, and after: then as many places are free as before."""
+
+    async def check() -> None:
+        gate = Gate(3)
+        before, inside, after = (gate.ticket(background=True) for _ in range(3))
+        before.promote()
+        async with before, inside:
+            inside.promote()
+            waiting = [gate.ticket(background=True) for _ in range(2)]
+            tasks = [asyncio.create_task(each.__aenter__()) for each in waiting]
+            await asyncio.sleep(0)
+            assert [each.inside for each in waiting] == [True, False]
+            waiting[1].promote()
+            tasks[1].cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await waiting[0].__aexit__()
+        async with after:
+            pass
+        after.promote()
+        last = [gate.ticket(background=True) for _ in range(3)]
+        tasks = [asyncio.create_task(each.__aenter__()) for each in last]
+        await asyncio.sleep(0)
+        assert [each.inside for each in last] == [True, True, False]
+        guest = gate.ticket(background=False)
+        await guest.__aenter__()
+        tasks[2].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(check())

@@ -305,8 +305,6 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
                 await writer.put_runs([Run(0, 2)], ZEROES)
             with pytest.raises(OutOfRange):
                 await writer.put_blocks(256, ZEROES)
-            with pytest.raises(OutOfRange):
-                await writer.remove(250, 7)
 
     asyncio.run(check())
 
