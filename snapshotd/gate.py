@@ -70,12 +70,16 @@ class Gate:
             self._free += 1
             self._free_for_background += ticket.background
         else:
-            (self._background if ticket.background else self._guests).remove(ticket)
+            queue = self._background if ticket.background else self._guests
+            if ticket in queue:
+                queue.remove(ticket)
         self._admit()
 
     def _admit(self) -> None:
         while self._free and (self._guests or (self._background and self._free_for_background)):
             ticket = (self._guests or self._background).popleft()
+            if ticket.entered.done():
+                continue  # it was cancelled, and has not come round to leaving yet
             self._free -= 1
             self._free_for_background -= ticket.background
             ticket.inside = True

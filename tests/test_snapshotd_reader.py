@@ -236,3 +236,18 @@ def test_the_gate_counts_right_whenever_a_fetch_is_promoted() -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(check())
+
+
+def test_a_place_is_not_given_to_who_was_just_cancelled() -> None:
+    async def check() -> None:
+        gate = Gate(1)
+        first, second, third = (gate.ticket(background=False) for _ in range(3))
+        await first.__aenter__()
+        tasks = [asyncio.create_task(each.__aenter__()) for each in (second, third)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        await first.__aexit__()
+        await asyncio.wait(tasks)
+        assert (second.inside, third.inside) == (False, True)
+
+    asyncio.run(check())
