@@ -24,6 +24,7 @@ from snapshotd.inventory import Inventory, load_trailer
 from snapshotd.layout import pack_key
 from snapshotd.pack import Trailer, check_object
 from snapshotd.repository import Repository
+from snapshotd.repository_objects import KEYS_FOLDER, REPOSITORY_KEY, decode_key, decode_repository
 from snapshotd.roots import Catalog
 from snapshotd.survey import Problems, Survey, look_at_objects, read_manifests
 
@@ -73,11 +74,31 @@ async def verify(
     async with aclosing(read_manifests(repository, survey, dict(expected))) as manifests:
         async for done, total in manifests:
             yield Progress("manifests", done, total, "shards")
+    await _check_keys(repository, survey)
     inventory = await look_at_objects(repository, survey)
     async with aclosing(_read_objects(repository, survey, inventory, _Sample(sample, seed))) as objects:
         async for done, total in objects:
             yield Progress("packs", done, total, "bytes")
     yield Progress("packs", 0, 0, "bytes", survey.problems)
+
+
+async def _check_keys(repository: Repository, survey: Survey) -> None:
+    """What is in clear: whose repository it is, and the wrapped data keys, without which nobody opens anything."""
+    keys = [info.key async for info in repository.store.list(KEYS_FOLDER)]
+    for key in (REPOSITORY_KEY, *keys):
+        try:
+            stored = await repository.store.get(key)
+            if key == REPOSITORY_KEY:
+                decode_repository(stored, key)
+                continue
+            found = decode_key(stored, key)
+            if (found.domain, found.check) != (repository.keys.domain, repository.keys.check_value):
+                raise Corrupt(f"{key} belongs to another data key than this repository's")
+        except NotFound:
+            if key == REPOSITORY_KEY:
+                survey.problems.add(key, "it is gone", survey.snapshots)
+        except (Corrupt, InvalidRequest) as error:
+            survey.problems.add(key, str(error), survey.snapshots)
 
 
 async def _read_objects(

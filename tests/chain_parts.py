@@ -21,7 +21,7 @@ from snapshotd.prune_plan import Marks, merge_marks
 from snapshotd.root import Root
 from snapshotd.roots import Roots
 from snapshotd.writer import SnapshotWriter
-from tests.chain_simulation import MemoryControl, Record
+from tests.chain_schedule import MemoryControl, Record
 from tests.snapshot_parts import CLUSTER, Parts, facts, opened, snapshot_id
 
 #: Of one upload, while prunes follow one another without a pause.

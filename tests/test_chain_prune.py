@@ -12,7 +12,7 @@ from blockstore.units import BLOCK_SIZE, MIB
 from snapshotd.prune import Pruner
 from snapshotd.reader import SnapshotReader
 from tests.chain_parts import Chain, blocks, chain_at
-from tests.chain_simulation import Record
+from tests.chain_schedule import Record
 from tests.snapshot_parts import VOLUME, snapshot_id
 
 SIZE = 8 * MIB

@@ -22,7 +22,7 @@ from snapshotd.prune import Pruner, _View
 from snapshotd.prune_plan import Marks, Plan
 from snapshotd.reader import SnapshotReader
 from tests.chain_parts import Chain, LocalCatalog, blocks, chain_at, content
-from tests.chain_simulation import MemoryControl
+from tests.chain_schedule import MemoryControl
 from tests.snapshot_parts import Parts, facts, snapshot_id
 
 SIZE: Final = 8 * MIB

@@ -89,6 +89,18 @@ async def _read(chain: Chain, root: Root) -> bytes:
     return await chain.parts.content(stored)
 
 
+@pytest.mark.parametrize("folder", ["keys", "repository"])
+def test_damage_to_what_opens_the_repository_is_named(tmp_path: Path, folder: str) -> None:
+    async def check() -> None:
+        async with chain_at(tmp_path) as chain:
+            await chain.snapshot(1, SIZE, blocks(range(10)))
+            key = next(key for key in await chain.keys() if key.startswith(folder))
+            await _truncate(chain, key, "")
+            assert await chain.verify() == {key: {snapshot_id(1)}}
+
+    asyncio.run(check())
+
+
 def test_a_shared_object_is_needed_by_all_who_share_it(tmp_path: Path) -> None:
     async def check() -> None:
         async with chain_at(tmp_path) as chain:
