@@ -1,4 +1,4 @@
-"""The parts of snapshotd around one object store, as its daemon puts them together; a store that counts and can fail."""
+"""The parts of snapshotd around one object store, as its daemon makes them; a store that counts and can fail."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
