@@ -6,6 +6,7 @@ with canned_cluster() as cluster:
     run(["snapshot", "list", "--control", cluster.address])
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,7 +55,8 @@ def make_progress(done: int, total: int = 10 * MIB, **values: Any) -> pb.ShipPro
 class CannedSnapshots(snapshot_pb2_grpc.SnapshotsServicer, snapshot_pb2_grpc.SnapshotStoreServicer):
     """Answers both services; remembers each request. `error`: what every call ends with.
 
-    watched: what a watch tells before the snapshot as it is. answers: what each streaming method of snapshotd
+    watched: what a watch tells before the snapshot as it is. stands_still: it tells no more, then.
+    answers: what each streaming method of snapshotd
     answers, by its name; an exception among them ends the stream. imported: what came with Import.
     """
 
@@ -64,6 +66,7 @@ class CannedSnapshots(snapshot_pb2_grpc.SnapshotsServicer, snapshot_pb2_grpc.Sna
         self.snapshots = {snapshot_id(n): make_snapshot(n) for n in (1, 2)}
         self.created_state = pb.SNAPSHOT_STATE_PENDING
         self.watched: list[pb.Snapshot] = []
+        self.stands_still = False
         self.daemons_up = True
         self.error: CairnError | None = None
         self.answers: dict[str, list[Any]] = {}
@@ -94,6 +97,11 @@ class CannedSnapshots(snapshot_pb2_grpc.SnapshotsServicer, snapshot_pb2_grpc.Sna
         found = self._find(request.snapshot, context)
         while self.watched:
             yield self.watched.pop(0)
+        if self.stands_still:
+            yield found
+            ended = threading.Event()
+            context.add_callback(ended.set)
+            ended.wait(60)
         if found.state == pb.SNAPSHOT_STATE_PENDING:
             found.CopyFrom(make_snapshot(found.generation))
         yield found

@@ -196,6 +196,13 @@ def test_wait_for_one_that_was_never_sealed(cluster: CannedSnapshots, capsys: py
     assert "take another" in error
 
 
+def test_wait_no_longer_than_was_said(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster.snapshots[THREE] = make_snapshot(3, pb.SNAPSHOT_STATE_PENDING)
+    cluster.stands_still = True
+    assert run(["snapshot", "wait", ONE, THREE, "--timeout", "1"]) == 8
+    assert "not all of" in capsys.readouterr().err
+
+
 def test_wait_for_nothing(cluster: CannedSnapshots) -> None:
     assert run(["snapshot", "wait", "snap-x"]) == 4
 
