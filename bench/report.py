@@ -82,7 +82,7 @@ def _speed_table(medians: dict[str, Any]) -> list[str]:
     targets = list(medians)
     workloads = list(next(iter(medians.values())))
     rows = [[workload, *(_cell(workload, medians[target][workload]) for target in targets)] for workload in workloads]
-    return _table(["workload: rate (p50 / p99 ms)", *targets], rows)
+    return table(["workload: rate (p50 / p99 ms)", *targets], rows)
 
 
 def _cell(workload: str, figures: dict[str, float]) -> str:
@@ -95,7 +95,7 @@ def _sustained_table(sustained: dict[str, Any]) -> list[str]:
         [target, f"{each['mib_s']:,.0f}", f"{each['low_mib_s']:,.0f}", f"{each['high_mib_s']:,.0f}"]
         for target, each in sustained.items()
     ]
-    return _table(["sustained sequential write, MiB/s", "mean", "worst half second", "best half second"], rows)
+    return table(["sustained sequential write, MiB/s", "mean", "worst half second", "best half second"], rows)
 
 
 def _process_table(medians: dict[str, Any]) -> list[str]:
@@ -114,7 +114,7 @@ def _process_table(medians: dict[str, Any]) -> list[str]:
                     f"{max(e['private_mib'] for e in used):,.0f}",
                 ]
             )
-    return _table(["cores used by", *workloads, "private MiB at most"], rows)
+    return table(["cores used by", *workloads, "private MiB at most"], rows)
 
 
 def _space_table(space: dict[str, Any]) -> list[str]:
@@ -128,10 +128,11 @@ def _space_table(space: dict[str, Any]) -> list[str]:
         for moment, each in moments.items()
     ]
     head = ["disk space of all replicas", "in tables per user byte and replica", "tables", "journal", "ballast"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of Markdown; the first column is text, the others figures."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return [f"| {' | '.join(line)} |" for line in lines]
 

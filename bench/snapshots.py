@@ -1,0 +1,285 @@
+"""python -m bench.snapshots: shipping and restoring snapshots, with restic and borg on the same image in one run.
+
+The image is made of this machine's files under /usr, one behind the other, each from a new block on. All of
+them store it in a directory on the same disk, compressed and encrypted: a full backup, then one of 1% of
+the blocks rewritten at random, then the same files in another order, then a restore. Cairn reads the image
+from the replicas of a volume and restores it to a volume that is used meanwhile; the others read and write a file.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from bench.fio import run_timed
+from bench.report import describe_machine, table
+from bench.workloads import Workload
+from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, SnapshotdSettings
+from blockstore.rpc import control_pb2, snapshot_pb2
+from blockstore.units import BLOCK_SIZE, GIB, KIB, MIB, format_size, parse_size
+from tests.cluster import Cluster
+from tests.daemons import wait_for
+from tests.nbd_client import NbdClient
+from tests.programs import find_program
+
+_CHANGED_SHARE: Final = 0.01
+_PAUSES: Final = 20
+_GUEST: Final = Workload("randwrite", 4 * KIB, 4)
+_GUEST_S: Final = 4.0
+#: A test's password, for directories that are deleted at the end.
+_SECRET: Final = {"RESTIC_PASSWORD": "bench", "BORG_PASSPHRASE": "bench"}
+
+Figures = dict[str, str]
+
+
+def make_image(path: Path, size: int, *, backwards: bool = False) -> None:
+    """`size` bytes of the files under /usr, by name; backwards: in the other order."""
+    with path.open("wb") as image:
+        for file in sorted(_files(), reverse=backwards):
+            content = file.read_bytes()
+            image.write(content[: size - image.tell()])
+            image.seek(-image.tell() % BLOCK_SIZE, os.SEEK_CUR)
+            if image.tell() >= size:
+                break
+        image.truncate(size)
+
+
+def _files() -> Iterator[Path]:
+    for path in Path("/usr").rglob("*"):
+        if path.is_file() and not path.is_symlink() and os.access(path, os.R_OK) and path.stat().st_size < 64 * MIB:
+            yield path
+
+
+def change_image(path: Path, size: int) -> list[int]:
+    """Write 1% of the blocks anew, at random; returns which."""
+    chance = random.Random(1)
+    numbers = sorted(chance.sample(range(size // BLOCK_SIZE), int(size // BLOCK_SIZE * _CHANGED_SHARE)))
+    with path.open("r+b") as image:
+        for number in numbers:
+            image.seek(number * BLOCK_SIZE)
+            image.write(chance.randbytes(BLOCK_SIZE))
+    return numbers
+
+
+class Peer:
+    """A backup program. commands: its repository is made by the first; {image}, {out} and {name} are filled in."""
+
+    def __init__(self, directory: Path, init: str, backup: str, restore: str) -> None:
+        self._directory = directory
+        self._backup, self._restore = backup, restore
+        self._run(init)
+
+    def backup(self, image: Path, name: str) -> tuple[float, int]:
+        """Seconds, and bytes that its repository grew by."""
+        before, began = size_of(self._directory), time.monotonic()
+        self._run(self._backup, image=image, name=name)
+        return time.monotonic() - began, size_of(self._directory) - before
+
+    def restore(self, name: str, scratch: Path) -> float:
+        scratch.mkdir()
+        began = time.monotonic()
+        self._run(self._restore, name=name, out=scratch)
+        seconds = time.monotonic() - began
+        shutil.rmtree(scratch)
+        return seconds
+
+    def _run(self, command: str, image: Path | None = None, name: str = "", out: Path | None = None) -> None:
+        words = [word.format(repo=self._directory, image=image, name=name, out=out) for word in command.split()]
+        words[0] = str(find_program(words[0]))
+        cache = {"XDG_CACHE_HOME": str(self._directory.parent / "cache"), "HOME": str(self._directory.parent)}
+        done = subprocess.run(
+            words, capture_output=True, text=True, check=False, env={**os.environ, **_SECRET, **cache},
+            cwd=out or self._directory.parent,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(words)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+PEERS: Final = {
+    "restic": (
+        "restic -r {repo} init --repository-version 2",
+        "restic -r {repo} backup --tag {name} --compression auto {image}",
+        "restic -r {repo} restore latest --tag {name} --target {out}",
+    ),
+    "borg": (
+        "borg init -e repokey {repo}",
+        "borg create --compression zstd,3 {repo}::{name} {image}",
+        "borg extract {repo}::{name}",
+    ),
+}
+
+
+def size_of(directory: Path) -> int:
+    """Bytes of the files in it."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) if directory.exists() else 0
+
+
+def measure_peer(name: str, scratch: Path, images: dict[str, Path]) -> Figures:
+    """Each image backed up in turn, and the second one restored."""
+    peer = Peer(scratch / name, *PEERS[name])
+    figures = {image: _shipped(*peer.backup(path, image)) for image, path in images.items()}
+    figures["restore, whole"] = f"{peer.restore('increment', scratch / 'out'):.2f} s"
+    return figures
+
+
+def _shipped(seconds: float, stored: int) -> str:
+    return f"{seconds:.2f} s, {format_size(stored)}"
+
+
+class Cairn:
+    """A cluster with its defaults, a volume that holds the first image, and another one for the third."""
+
+    def __init__(self, cluster: Cluster, size: int, scratch: Path) -> None:
+        self._cluster, self._size, self._scratch = cluster, size, scratch
+        self._store = scratch / "cairn" / "store"
+        self.volume = cluster.create(size)
+        self._uri = cluster.attach(self.volume)
+
+    def load(self, uri: str, image: Path) -> None:
+        subprocess.run([str(find_program("nbdcopy")), str(image), uri], check=True)
+
+    def measure(self, images: dict[str, Path], changed: list[int]) -> Figures:
+        self.load(self._uri, images["full"])
+        figures = {"full": self._ship(self.volume)}
+        self._change(images["increment"], changed)
+        figures["increment"] = self._ship(self.volume)
+        source = self._latest
+        other = self._cluster.create(self._size)
+        self.load(self._cluster.attach(other), images["reordered"])
+        figures["reordered"] = self._ship(other)
+        return figures | self._restore(source) | self._guest(source) | self._pauses()
+
+    def _ship(self, volume: str) -> str:
+        before, began = size_of(self._store), time.monotonic()
+        (self._latest,) = self._cluster.snapshot(volume)
+        return _shipped(time.monotonic() - began, size_of(self._store) - before)
+
+    def _change(self, image: Path, changed: list[int]) -> None:
+        """Write these blocks as `image` has them."""
+
+        async def write() -> None:
+            client = await NbdClient.connect(self._uri)
+            with image.open("rb") as file:
+                for number in changed:
+                    file.seek(number * BLOCK_SIZE)
+                    await client.write(number * BLOCK_SIZE, file.read(BLOCK_SIZE))
+            await client.close()
+
+        asyncio.run(write())
+
+    def _new_volume(self, snapshot: str) -> tuple[str, str]:
+        """A volume made from it, and where it is attached."""
+        request = control_pb2.CreateVolumeRequest(snapshot=snapshot)
+        volume = str(self._cluster.call("CreateVolume", request).id)
+        wait_for(volume, lambda: self._cluster.volume(volume).state == control_pb2.VOLUME_STATE_AVAILABLE)
+        return volume, self._cluster.attach(volume)
+
+    def _restore(self, snapshot: str) -> Figures:
+        began = time.monotonic()
+        volume, uri = self._new_volume(snapshot)
+        read = ["qemu-io", "-f", "raw", "-r", "-c", f"read {self._size // 2} {BLOCK_SIZE}", uri]
+        subprocess.run([str(find_program(read[0])), *read[1:]], check=True, capture_output=True)
+        first = time.monotonic() - began
+        wait_for("the volume to be hydrated", lambda: not self._cluster.volume(volume).HasField("source"), 600)
+        whole = time.monotonic() - began
+        return {
+            "restore, first byte": f"{first:.2f} s (create, attach and qemu-io's start included)",
+            "restore, whole": f"{whole:.2f} s, {self._size / MIB / whole:.0f} MiB/s",
+        }
+
+    def _guest(self, snapshot: str) -> Figures:
+        """What a guest's writes feel of shipping and of hydration beside them: p50 and p99."""
+        guest = self._cluster.create(self._size)
+        uri = self._cluster.attach(guest)
+        figures = {"guest alone": self._latency(uri)}
+        shipping = threading.Thread(target=self._cluster.snapshot, args=(self._fresh(),))
+        shipping.start()
+        figures["guest while shipping"] = self._latency(uri)
+        shipping.join()
+        self._new_volume(snapshot)
+        figures["guest while hydrating"] = self._latency(uri)
+        return figures
+
+    def _fresh(self) -> str:
+        """A volume of content that the store does not have."""
+        volume = self._cluster.create(self._size)
+        path = self._scratch / "fresh"
+        with path.open("wb") as file:
+            for _ in range(self._size // MIB):
+                file.write(os.urandom(MIB))
+        self.load(self._cluster.attach(volume), path)
+        path.unlink()
+        return volume
+
+    def _latency(self, uri: str) -> str:
+        figures = run_timed(_GUEST, uri, self._size // 4, _GUEST_S, self._scratch)
+        return f"{figures.iops:,.0f} IOPS, {figures.p50_us / 1000:.1f} / {figures.p99_us / 1000:.1f} ms"
+
+    def _pauses(self) -> Figures:
+        """How long the guest's writes stand still for a snapshot, under load."""
+        load = threading.Thread(target=lambda: run_timed(_GUEST, self._uri, self._size // 4, 6.0, self._scratch))
+        load.start()
+        paused: list[float] = []
+        while load.is_alive() and len(paused) < _PAUSES:
+            (snapshot,) = self._cluster.snapshot(self.volume, wait=False)
+            found = self._cluster.call("GetSnapshot", snapshot_pb2.GetSnapshotRequest(snapshot=snapshot))
+            paused.append(found.pause_us / 1000)
+        load.join()
+        return {
+            "pause for a snapshot": f"{statistics.median(paused):.1f} ms, {max(paused):.1f} at most of {len(paused)}"
+        }
+
+
+def measure_cairn(scratch: Path, images: dict[str, Path], changed: list[int], size: int) -> Figures:
+    """All of it, on a cluster with the defaults of every process."""
+    with Cluster(
+        scratch / "cairn",
+        control_settings=ControlSettings(),
+        node_settings=NodeSettings(),
+        front_end_settings=FrontEndSettings(),
+        snapshotds=1,
+        snapshotd_settings=SnapshotdSettings(),
+    ) as cluster:
+        return Cairn(cluster, size, scratch).measure(images, changed)
+
+
+def main(arguments: list[str]) -> int:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(prog="python -m bench.snapshots", description=__doc__)
+    parser.add_argument("--size", type=parse_size, default=GIB, help="of the image (1G)")
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS), help="default: all")
+    parser.add_argument("--directory", type=Path, help="for the data (default: the system's for temporary files)")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(dir=options.directory) as name:
+        scratch = Path(name)
+        (scratch / "cairn").mkdir()
+        machine = describe_machine(scratch)
+        images = {each: scratch / each for each in ("full", "increment", "reordered")}
+        make_image(images["full"], options.size)
+        shutil.copyfile(images["full"], images["increment"])
+        changed = change_image(images["increment"], options.size)
+        make_image(images["reordered"], options.size, backwards=True)
+        results = {peer: measure_peer(peer, scratch, images) for peer in options.peers}
+        results["cairn"] = measure_cairn(scratch, images, changed, options.size)
+    print(_report(machine, results, options.size))
+    return 0
+
+
+def _report(machine: dict[str, Any], results: dict[str, Figures], size: int) -> str:
+    rows = list(dict.fromkeys(row for figures in results.values() for row in figures))
+    head = [f"image of {format_size(size)}; load {machine['load_average']}", *results]
+    return "\n".join(table(head, [[row, *(figures.get(row, "") for figures in results.values())] for row in rows]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
