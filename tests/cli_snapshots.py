@@ -56,7 +56,8 @@ class CannedSnapshots(snapshot_pb2_grpc.SnapshotsServicer, snapshot_pb2_grpc.Sna
     """Answers both services; remembers each request. `error`: what every call ends with.
 
     watched: what a watch tells before the snapshot as it is. stands_still: it tells no more, then.
-    answers: what each streaming method of snapshotd answers, by its name; an exception among them ends the stream. imported: what came with Import.
+    answers: what each streaming method of snapshotd answers, by its name; an exception among them ends
+    the stream. imported: what came with Import.
     """
 
     def __init__(self) -> None:
