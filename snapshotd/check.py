@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from blockstore.rpc import snapshot_pb2 as pb
 from snapshotd.inventory import Inventory
 from snapshotd.layout import root_key
+from snapshotd.object_store import PROBE_FOLDER
 from snapshotd.references import DamagedObject, Manifests, References, references_of
 from snapshotd.repository import Repository
 from snapshotd.repository_objects import KEYS_FOLDER, REPOSITORY_KEY
 from snapshotd.roots import Catalog, Roots
-from snapshotd.object_store import PROBE_FOLDER
 from snapshotd.survey import Problems, Survey, look_at_objects, read_manifests
 
 
