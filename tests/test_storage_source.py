@@ -197,6 +197,40 @@ def test_a_copy_from_before_a_discard_does_not_bring_back_what_it_took(tmp_path:
     assert target.read_with_absent(2, 4) == (2 * ZERO + block(2) + ZERO, [(2, 2), (5, 1)])
 
 
+@pytest.mark.parametrize("source_known", [True, False])
+def test_a_fill_that_comes_after_a_copy_brings_nothing_back_that_a_merge_took_away(
+    tmp_path: Path, source_known: bool
+) -> None:
+    """The peer was hydrated and merged before the copy; the live stream with fill and end lags behind it."""
+    source, log = restored(tmp_path / "source")
+    apply(source, log, [log.record(trim(1, 1)), log.record(seal()), log.record(write(9, block(9)))])
+    target, _ = restored(tmp_path / "target")
+    apply(target, log, log.records)
+    image = fill_anew(target, log, 3)
+    meta = source.delta_meta()
+    late = [log.record(fill(1, block(1), block(2))), log.record(hydrated())]
+    apply(source, log, late)
+    assert source.merge()
+    assert entries(source) == 2
+    stated = position(log.sequence)
+    image = LogImage(position(3), EPOCH, 1, image.filling, (), image.generation, stated)
+    target.write_copy(meta if source_known else source.delta_meta(), [source.copy_extent(0)], stated, image)
+    target.commit(late)
+    target.checkpoint(log.image(), 0)
+    assert not target.has_source
+    assert target.read(1, 2) == source.read(1, 2) == ZERO + block(2)
+
+
+def test_a_fill_that_comes_again_changes_nothing(tmp_path: Path) -> None:
+    store, log = restored(tmp_path)
+    apply(store, log, [log.record(fill(1, block(1)))])
+    apply(store, log, [log.record(fill(0, block(0), block(1), block(2)))])
+    assert store.read(0, 4) == block(0) + block(1) + block(2) + ZERO
+    assert [(extent, bits) for extent, bits in store.changes(0, (1 << 32) - 1, 0, 9)] == [(0, 0b111)]
+    store.close()
+    assert check_replica(tmp_path / FILE_NAME).problems == []
+
+
 def test_fills_are_part_of_every_delta(tmp_path: Path) -> None:
     store, log = restored(tmp_path)
     apply(store, log, [log.record(fill(1, block(1)))])

@@ -34,7 +34,7 @@ from blockstore.storage.memtable import Entry, Layer, Memtable
 from blockstore.storage.meta import MAX_PIN_ID, Meta, Pin, SealedGeneration, Tombstone
 from blockstore.storage.reads import BlockVersion, CorruptBlocks
 from blockstore.storage.tables import Tables, WriteCursor, Writing
-from blockstore.units import EXTENT_BLOCKS, BlockNumber, Generation, Sequence
+from blockstore.units import EXTENT_BLOCKS, FILL_GENERATION, BlockNumber, Generation, Sequence
 
 #: Entries that wait to be put in one go: what a trim of a whole restored volume holds in memory.
 _PUTS_AT_ONCE: Final = 65_536
@@ -70,7 +70,9 @@ class Applier:
 
     def _apply_layer(self, generation: Generation, layer: Layer) -> None:
         for touched in _by_extent(self._entries(layer)):
-            self._apply_extent(generation, touched)
+            new = self._never_filled(touched) if generation == FILL_GENERATION else touched
+            if new.entries:
+                self._apply_extent(generation, new)
             if len(self._index_puts) >= _PUTS_AT_ONCE:
                 self._flush()
         self._flush()
@@ -107,6 +109,20 @@ class Applier:
                 return
             yield from blocks_of(extent, decode_bits(key, value) & bits_between(start, end, extent))
             found = cursor.set_range(number_key(extent + 1))
+
+    def _never_filled(self, touched: Touched) -> Touched:
+        """Of fills, those of blocks that no fill is noted of: what an earlier one left is there, or went for good.
+
+        A copy may be ahead of this log: it reflects a fill that is applied here only now, and may come from after
+        the end of the source, when a merge took both the fill and the zero entry away that a trim had left over it.
+        """
+        key = extent_key(FILL_GENERATION, touched.extent)
+        stored = self._transaction.get(key, db=self._tables.extents)
+        if stored is None:
+            return touched
+        filled = ExtentRow.decode(key, stored).bits
+        entries = [item for item in touched.entries if not filled >> item[0] % EXTENT_BLOCKS & 1]
+        return Touched(touched.extent, entries)
 
     def _apply_extent(self, generation: Generation, touched: Touched) -> None:
         key = number_key(touched.extent)
