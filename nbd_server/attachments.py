@@ -95,12 +95,17 @@ class Attachments:
             return addresses_of(await self._ask_control(ticket.volume, ticket.epoch))
 
         volume = OpenVolume(ticket, self._settings, self._call_timeout_s, refresh)
-        attempt = Attempt(message, volume, source, self._settings.retry_limit_s, self._call_timeout_s)
+        attempt = Attempt(
+            message, volume, source, self._settings.retry_limit_s, self._call_timeout_s, self._guests_wait
+        )
         attempt.served = asyncio.get_running_loop().create_task(self._serve(attempt))
         attempt.served.add_done_callback(_retrieved)
         volume.over.add_done_callback(lambda _: self._take_out(attempt))
         self._attempts[ticket.volume] = attempt
         return attempt
+
+    def _guests_wait(self) -> bool:
+        return self._server.in_flight_requests > 0
 
     async def _serve(self, attempt: Attempt) -> None:
         await attempt.open()

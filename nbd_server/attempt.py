@@ -7,6 +7,7 @@ of the volume until the background pass is through; then the device asks the vol
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -16,6 +17,7 @@ from blockstore.replica_codec import from_position
 from blockstore.rpc import control_pb2 as pb
 from blockstore.units import format_size
 from blockstore.volume.control_messages import member_reports
+from blockstore.volume.guest_activity import GuestActivity
 from blockstore.volume.hydrating_volume import HydratingVolume
 from blockstore.volume.hydration import Hydration
 from blockstore.volume.open_volume import OpenVolume
@@ -31,7 +33,10 @@ _DESCRIBE_S: Final = 10.0
 
 
 class Attempt:
-    """See the module. source: None where the volume has none. retry_limit_s: how long a guest waits for what it has."""
+    """See the module. source: None where the volume has none. retry_limit_s: how long a guest waits for what it has.
+
+    guests_wait: whether any guest of this process has a request in flight.
+    """
 
     def __init__(
         self,
@@ -40,6 +45,7 @@ class Attempt:
         source: Source | None,
         retry_limit_s: float,
         call_timeout_s: float,
+        guests_wait: Callable[[], bool],
     ) -> None:
         self.volume = volume
         self.epoch: int = message.epoch
@@ -53,6 +59,7 @@ class Attempt:
         self._message = message
         self._retry_limit_s = retry_limit_s
         self._call_timeout_s = call_timeout_s
+        self._guests_wait = guests_wait
         self._source = source
         self._hydrated = source is None
         self._hydrating: HydratingVolume | None = None
@@ -127,7 +134,8 @@ class Attempt:
                 f"{self.volume.volume} was made from {described.source!r}, and control says {source.snapshot}"
             )
         else:
-            self._hydrate(HydratingVolume(self.volume, SourceClient(source, self._call_timeout_s), self._retry_limit_s))
+            client, activity = SourceClient(source, self._call_timeout_s), GuestActivity(self._guests_wait)
+            self._hydrate(HydratingVolume(self.volume, client, self._retry_limit_s, activity))
 
     def _hydrate(self, hydrating: HydratingVolume) -> None:
         self._hydrating = hydrating

@@ -13,6 +13,7 @@ packs of snapshots that are pending, so nothing in their way deletes them).
 import asyncio
 import os
 import secrets
+import threading
 from collections.abc import Callable, Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -33,6 +34,8 @@ from snapshotd.repository import Repository
 
 _log = structlog.get_logger(__name__)
 
+#: Of the threads that hash, compress and encrypt: guests' I/O, and what they read of a source, goes first.
+_NICE: Final = 10
 #: Packs in one index object, unless somebody waits for one of them.
 _INDEX_AT: Final = 16
 
@@ -70,7 +73,7 @@ class PackStore:
         """Objects that no index names, and the snapshots that they were made for."""
         self._indexing = asyncio.Lock()
         self._writing = asyncio.Lock()
-        self._threads = ThreadPoolExecutor(os.cpu_count() or 1, "pack")
+        self._threads = ThreadPoolExecutor(os.cpu_count() or 1, "pack", initializer=_give_way)
 
     async def in_thread(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """Work that lets the interpreter's lock go: as many at once as there are processors."""
@@ -235,3 +238,8 @@ class PackStore:
         async with self._writing:
             await asyncio.to_thread(self.dedupe.close)
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _give_way() -> None:
+    """Lower the priority of the thread that calls it: Linux keeps one for each thread (setpriority(2), notes)."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

@@ -42,12 +42,22 @@ Zeroes = Callable[[int, int], "asyncio.Future[None]"]
 
 
 class HydratingVolume:
-    """`volume` with a source. retry_limit_s: how long a request waits for what the source has."""
+    """`volume` with a source.
 
-    def __init__(self, volume: OpenVolume, client: SourceClient, retry_limit_s: float) -> None:
+    retry_limit_s: how long a request waits for what the source has. activity: of the guests that the background
+    gives way to.
+    """
+
+    def __init__(
+        self,
+        volume: OpenVolume,
+        client: SourceClient,
+        retry_limit_s: float,
+        activity: GuestActivity | None = None,
+    ) -> None:
         self.client = client
         self.map = SourceMap(client)
-        self.activity = GuestActivity()
+        self.activity = activity or GuestActivity()
         self.present = PresentBlocks(client.block_count)
         self.fills = FillQueue(volume, self.present.add, lambda: self.activity.busy)
         self._volume = volume
