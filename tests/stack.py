@@ -94,6 +94,10 @@ class Stack:
         address = ReplicaAddress(VOLUME, SEGMENT, self.replicas[index])
         await node.node.create(address, filling=False, source=self.source)
 
+    async def delete(self, index: int) -> None:
+        """The replica of a node that goes on."""
+        await self._nodes[index].node.delete(self.hosted(index).address)
+
     async def stop_node(self, index: int) -> None:
         await self._nodes.pop(index).stop()
 

@@ -1,13 +1,20 @@
 """A node finds damage by itself, has it mended by its peers, and keeps its files small."""
 
+import asyncio
 import os
+import threading
 from pathlib import Path
 
+import pytest
+
 from blockstore.errors import Corrupt
-from blockstore.storage.keys import version_key
+from blockstore.storage import replica_store
+from blockstore.storage.delta import extents_above
+from blockstore.storage.keys import extent_key, version_key
 from blockstore.storage.replica_store import ReplicaStore
+from blockstore.storage.tables import Tables
 from blockstore.units import BLOCK_SIZE, FIRST_GENERATION, MIB, Sequence
-from tests.stack import in_loop, running_stack, until
+from tests.stack import LIMIT_S, in_loop, running_stack, until
 
 SIZE = 32 * MIB
 
@@ -161,5 +168,45 @@ def test_a_lost_entry_stays_where_too_few_others_are_whole(tmp_path: Path) -> No
             await stack.until_all_whole(volume)
             while not sound(hosted.store):
                 assert await volume.read(5, 1) == content
+
+    in_loop(test)
+
+
+def test_a_replica_that_is_deleted_while_it_is_scrubbed_is_no_failure_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed, closed = threading.Event(), threading.Event()
+
+    def list_when_closed(tables: Tables, since: Sequence) -> list[int]:
+        if "node1" in tables.path.parts:
+            listed.set()
+            assert closed.wait(LIMIT_S)
+        return extents_above(tables, since)
+
+    async def test() -> None:
+        async with running_stack(tmp_path, scrub_s=1, upkeep_s=0.1) as stack:
+            await stack.until_all_whole(await stack.open(SIZE))
+            monkeypatch.setattr(replica_store, "extents_above", list_when_closed)
+            await until(listed.is_set, "scrub lists what there is")
+            await stack.delete(1)
+            closed.set()
+            await asyncio.sleep(0.3)
+            assert not any(stack.failed(index).done() for index in range(3))
+
+    in_loop(test)
+
+
+def test_scrub_goes_on_beside_a_list_of_extents_that_is_damaged(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_stack(tmp_path, scrub_s=1, upkeep_s=0.1, checkpoint_s=0.1) as stack:
+            volume = await stack.open(SIZE)
+            await volume.write(5, os.urandom(BLOCK_SIZE))
+            await stack.until_all_whole(volume)
+            hosted = stack.hosted(1)
+            await until(lambda: hosted.store.applied == volume.status().commit, "all is in the tables")
+            tables, key = hosted.store._tables, extent_key(FIRST_GENERATION, 0)
+            tables.change(lambda transaction: transaction.put(key, bytes(48), db=tables.extents))
+            await asyncio.sleep(0.5)
+            assert not stack.failed(1).done()
 
     in_loop(test)

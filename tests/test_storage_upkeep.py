@@ -234,3 +234,10 @@ def test_the_map_grows_under_readers(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert os.stat(tmp_path / FILE_NAME).st_size > 8 * MIB
     assert store.read(0, 2048) == log.content(0, 2048)
     check(store)
+
+
+def test_tables_that_were_closed_are_not_compacted_any_more(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    store.close()
+    assert not store.compact()
+    assert not store.merge()

@@ -42,7 +42,9 @@ class Upkeep:
             for hosted in self._replicas():
                 try:
                     await self._tidy(hosted)
-                except (NoSpace, Corrupt) as error:
+                except CairnError as error:
+                    if not hosted.closed and not isinstance(error, NoSpace | Corrupt):
+                        raise
                     _log.warning("upkeep of a replica has to wait", replica=hosted.replica, error=str(error))
 
     async def _tidy(self, hosted: HostedReplica) -> None:
@@ -55,6 +57,8 @@ class Upkeep:
         usage = hosted.store.usage()
         if usage.free_page_bytes > max(_MIN_FREE_BYTES, self._settings.slack * usage.file_bytes):
             compacted = await hosted.in_thread(hosted.store.compact)
+            if hosted.closed:  # and its files may be gone
+                return
             _log.info(
                 "tables were compacted" if compacted else "tables could not be compacted now",
                 replica=hosted.replica,
@@ -63,11 +67,17 @@ class Upkeep:
             )
 
     async def scrub(self) -> None:
-        """Read everything, again and again, until cancelled."""
+        """Read everything, again and again, until cancelled. Of a damaged list of extents nothing can be read."""
         while True:
             found = False
             for hosted in self._replicas():
-                found = await self._scrub(hosted) or found
+                try:
+                    found = await self._scrub(hosted) or found
+                except Corrupt as error:
+                    self._repair(hosted, error)
+                except CairnError:
+                    if not hosted.closed:  # else it was deleted meanwhile, and that is no failure of the disk
+                        raise
             if not found:
                 await asyncio.sleep(self._settings.upkeep_s)
 

@@ -395,7 +395,7 @@ class ReplicaStore:
         with self._upkeep:
             copies = self._copies
             self._repaired.clear()
-            if self.image.filling is not None:
+            if self._closing or self.image.filling is not None:
                 return False
             return compact(self._tables, lambda: self._repaired, lambda: self._closing or self._copies != copies)
 
