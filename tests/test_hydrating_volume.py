@@ -11,6 +11,7 @@ import pytest
 from blockstore.errors import Conflict, Corrupt, NoSpace, QuorumUnavailable
 from blockstore.rpc import control_pb2 as pb
 from blockstore.units import BLOCK_SIZE, MIB
+from blockstore.volume.member_link import AbsentRuns
 from nbd_server.device import Device
 from tests.restored import Restored, filled_blocks, go_on, patient, restored_volume, until_hydrated
 from tests.stack import in_loop, until
@@ -124,6 +125,27 @@ def test_the_guests_writes_and_trims_win(tmp_path: Path) -> None:
             await restored.close()
             device = (await restored.attach(source=None)).device
             assert await device.read(0, SIZE) == model
+
+    in_loop(test)
+
+
+def test_an_answer_that_is_on_its_way_while_the_volume_becomes_hydrated_still_needs_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The member that was asked lacked the blocks: they are the source's, whatever was filled since."""
+    late: list[tuple[int, memoryview, AbsentRuns]] = []
+
+    async def test() -> None:
+        async with over(tmp_path) as restored:
+            attempt = await restored.attach()
+            arrived = attempt.volume.read_arrived_in_part
+            monkeypatch.setattr(attempt.volume, "read_arrived_in_part", lambda *answer: late.append(answer))
+            reading = attempt.device.read(64 * BLOCK_SIZE, 10 * BLOCK_SIZE)
+            await until(lambda: bool(late), "the member has answered")
+            go_on(attempt)
+            await until_hydrated(attempt)
+            arrived(*late[0])
+            assert await reading == b"".join(BLOCKS[number] for number in range(64, 74))
 
     in_loop(test)
 

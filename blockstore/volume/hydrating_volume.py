@@ -66,7 +66,6 @@ class HydratingVolume:
         self._loop = asyncio.get_running_loop()
         self._requests: set[asyncio.Future[Any]] = set()
         self._read_up_to = -1
-        volume.names_absent = True
 
     # ---- life
 
@@ -77,7 +76,6 @@ class HydratingVolume:
         """
         self.fills.close()
         await self._volume.hydrated()
-        self._volume.names_absent = False
 
     async def close(self) -> None:
         """Once the requests that came here have ended; no more may come."""

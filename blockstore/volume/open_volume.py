@@ -82,8 +82,8 @@ class OpenVolume:
         self._heard = asyncio.Event()
         """Set by each answer of a member to a record, or to a heartbeat."""
         self._arrived: dict[int, memoryview | SparseBlocks] = {}
-        self.names_absent = False
-        """Reads of a volume with a source are done with SparseBlocks where blocks are absent; else those are zeroes."""
+        self._naming_absent: set[asyncio.Future[Any]] = set()
+        """Reads whose caller is told what is absent. By read: one may end after the source is needed no more."""
         self._leader = Leader(
             ticket.epoch, ticket.configuration, settings, boot_time_s(), accept_loss=ticket.accept_loss
         )
@@ -188,9 +188,12 @@ class OpenVolume:
     # ---- snapshots and the source
 
     def read_present(self, start: int, count: int) -> "asyncio.Future[SparseBlocks | bytes | memoryview]":
-        """At most MAX_RECORD_PAYLOAD; says which blocks are absent while `names_absent`."""
+        """At most MAX_RECORD_PAYLOAD; says which blocks are absent, where the member that answers has a source."""
         assert count <= _MAX_BLOCKS
-        return cast("asyncio.Future[SparseBlocks | bytes | memoryview]", self._read(start, count))
+        future = self._read(start, count)
+        self._naming_absent.add(future)
+        future.add_done_callback(self._naming_absent.discard)
+        return cast("asyncio.Future[SparseBlocks | bytes | memoryview]", future)
 
     def fill(self, start: int, data: bytes | memoryview) -> asyncio.Future[None]:
         """Blocks of the source, at most MAX_RECORD_PAYLOAD: they lie below whatever the guest has written."""
@@ -268,7 +271,7 @@ class OpenVolume:
         self._carry_out(self._leader.read_arrived(attempt, boot_time_s()))
 
     def read_arrived_in_part(self, attempt: int, data: memoryview, absent: AbsentRuns) -> None:
-        self._arrived[attempt] = SparseBlocks(data, absent) if self.names_absent else data
+        self._arrived[attempt] = SparseBlocks(data, absent)
         self._carry_out(self._leader.read_arrived(attempt, boot_time_s()))
 
     def read_failed(self, attempt: int, error: CairnError) -> None:
@@ -288,7 +291,7 @@ class OpenVolume:
                 case ReadFrom():
                     self._links[effect.replica].read(effect)
                 case ReadDone(ticket, attempt):
-                    _resolve(ticket, self._arrived.pop(attempt))
+                    self._read_done(ticket, self._arrived.pop(attempt))
                 case ReadDropped(attempt):
                     self._arrived.pop(attempt, None)
                 case Failed(tickets, error):
@@ -302,6 +305,11 @@ class OpenVolume:
                     pass  # the NBD server's own limits hold its clients back
                 case Over(error):
                     self._end(error)
+
+    def _read_done(self, ticket: object, found: memoryview | SparseBlocks) -> None:
+        if isinstance(found, SparseBlocks) and ticket not in self._naming_absent:
+            found = found.data
+        _resolve(ticket, found)
 
     def _end(self, error: CairnError) -> None:
         _log.warning("attachment ended", volume=self.volume, epoch=self.epoch, error=str(error))
