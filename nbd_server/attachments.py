@@ -96,7 +96,12 @@ class Attachments:
 
         volume = OpenVolume(ticket, self._settings, self._call_timeout_s, refresh)
         attempt = Attempt(
-            message, volume, source, self._settings.retry_limit_s, self._call_timeout_s, self._guests_wait
+            message,
+            volume,
+            source,
+            retry_limit_s=self._settings.retry_limit_s,
+            call_timeout_s=self._call_timeout_s,
+            guests_wait=self._guests_wait,
         )
         attempt.served = asyncio.get_running_loop().create_task(self._serve(attempt))
         attempt.served.add_done_callback(_retrieved)

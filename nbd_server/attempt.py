@@ -43,6 +43,7 @@ class Attempt:
         message: pb.OpenTicket,
         volume: OpenVolume,
         source: Source | None,
+        *,
         retry_limit_s: float,
         call_timeout_s: float,
         guests_wait: Callable[[], bool],
