@@ -130,7 +130,7 @@ def test_another_member_is_asked_where_one_fails() -> None:
     group.keep(group.leader.read_failed(first.attempt, QuorumUnavailable("busy"), group.now))
     second = asked(group)
     assert second.replica != first.replica
-    assert group.leader.read_arrived(first.attempt, group.now) == []
+    assert group.leader.read_arrived(first.attempt, group.now) == [ReadDropped(first.attempt)]
     assert not none_of(ReadDone, group.leader.read_arrived(second.attempt, group.now))
 
 
@@ -221,4 +221,4 @@ def test_a_read_that_is_over_time_is_dropped_where_it_is_under_way() -> None:
     group.now += SETTINGS.retry_limit_s - SETTINGS.heartbeat_s
     heartbeats_answered(group)
     assert attempt in {dropped.attempt for dropped in of(ReadDropped, group.effects)}
-    assert group.leader.read_arrived(attempt, group.now) == []
+    assert group.leader.read_arrived(attempt, group.now) == [ReadDropped(attempt)]

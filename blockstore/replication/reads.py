@@ -104,10 +104,10 @@ class Reads:
         return []
 
     def arrived(self, attempt: int, leased: bool) -> list[LeaderEffect]:
-        """Its data is here; without the lease it waits."""
+        """Its data is here; without the lease it waits. Dropped where the read went on without it."""
         read = self._under_way.get(attempt)
         if read is None:
-            return []
+            return [ReadDropped(attempt)]
         del self._under_way[attempt]
         if leased:
             read.done = True
