@@ -16,13 +16,14 @@ All but `find` are called in the event loop's thread or one after the other; `fi
 
 import struct
 import zlib
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import lmdb
 import structlog
 
+from blockstore.errors import NoSpace
 from snapshotd.crypto import SALT_SIZE
 from snapshotd.index import MAX_FRAME_NUMBER
 from snapshotd.manifest import BlockRef
@@ -59,15 +60,13 @@ class Dedupe:
         self._recent: dict[bytes, BlockRef] = {}
         self._unwritten: list[tuple[bytes, Sequence[int], Hashes]] = []
         self._unwritten_count = 0
-        self._shunned: Container[bytes] = frozenset()
         self._read_packs()
 
     # ---- asking
 
     def find_recent(self, digest: bytes) -> BlockRef | None:
         """Where that block is, if it is on its way or was stored a short while ago; touches no file."""
-        ref = self._recent.get(digest)
-        return None if ref is None or ref.pack in self._shunned else ref
+        return self._recent.get(digest)
 
     def find(self, hashes: Sequence[bytes]) -> dict[bytes, BlockRef]:
         """Those of `hashes` whose content is stored, or on its way."""
@@ -77,7 +76,7 @@ class Dedupe:
             ref = recent.get(digest)
             if ref is None:
                 missing.append(digest)
-            elif ref.pack not in self._shunned:
+            else:
                 found[digest] = ref
         if missing and self._ids:
             # Begun after the look at what is in memory: that is written before it is let go.
@@ -127,6 +126,17 @@ class Dedupe:
         work, self._unwritten, self._unwritten_count = self._unwritten, [], 0
         if not work:
             return
+        try:
+            self._learn(self._put(work))
+        except lmdb.Error as error:
+            self._warn_not_written(error)
+        # Also what is not in the file: nobody would take it out of memory when its pack goes.
+        for pack, _, hashes in work:
+            for digests in hashes:
+                self.disown(pack, digests)
+
+    def _put(self, work: Iterable[tuple[bytes, Sequence[int], Hashes]]) -> dict[bytes, tuple[int, int]]:
+        """What is known of these packs then."""
         entries: list[tuple[bytes, bytes]] = []
         added: dict[bytes, tuple[int, int]] = {}
         with self._env.begin(write=True) as txn:
@@ -142,23 +152,19 @@ class Dedupe:
             for pack, (number, frames) in added.items():
                 txn.put(_NUMBER.pack(number), _encode_pack(number, pack, frames), db=self._packs)
             txn.put(_LAST_NUMBER, str(last).encode())
-        self._learn(added)
-        for pack, _, hashes in work:
-            for digests in hashes:
-                self.disown(pack, digests)
+        return added
 
     def forget(self, packs: Iterable[bytes]) -> None:
         """Nothing refers to these any more: all their entries are misses from here on."""
-        with self._env.begin(write=True, db=self._packs) as txn:
-            for pack in packs:
-                number, _ = self._known.pop(pack, (0, 0))
-                if number:
-                    del self._ids[number]
+        numbers = [self._known.pop(pack)[0] for pack in packs if pack in self._known]
+        for number in numbers:
+            del self._ids[number]
+        try:
+            with self._env.begin(write=True, db=self._packs) as txn:
+                for number in numbers:
                     txn.delete(_NUMBER.pack(number))
-
-    def shun(self, packs: Container[bytes]) -> None:
-        """From here on, blocks of exactly these packs are not found: somebody means to delete them."""
-        self._shunned = packs
+        except lmdb.Error as error:
+            self._warn_not_written(error)  # They come back with the next start, and its first look forgets them.
 
     def close(self) -> None:
         """Write what is left, and let go of the file."""
@@ -174,13 +180,22 @@ class Dedupe:
                 self._learn({pack: (number, frames)})
 
     def _learn(self, packs: Mapping[bytes, tuple[int, int]]) -> None:
+        for pack in packs.keys() & self._known.keys():
+            self._ids.pop(self._known[pack][0], None)  # Of two numbers of one pack the older was to be deleted.
         self._known.update(packs)
         self._ids.update((number, pack) for pack, (number, _) in packs.items())
+
+    def _warn_not_written(self, error: lmdb.Error) -> None:
+        _log.warning(
+            "the cache of hashes cannot be written; what it lacks is read again from the packs",
+            file=str(self._path),
+            error=str(error),
+        )
 
     def _decode(self, digest: bytes, value: bytes) -> BlockRef | None:
         number, frame, slot = _ENTRY.unpack_from(value)
         pack = self._ids.get(number)
-        if pack is None or pack in self._shunned:
+        if pack is None:
             return None
         if _CHECK.unpack_from(value, _ENTRY.size)[0] != zlib.crc32(digest + value[: _ENTRY.size]):
             _log.warning("an entry of the cache of hashes is damaged; it is passed over", file=str(self._path))
@@ -202,8 +217,11 @@ def _encode_pack(number: int, pack: bytes, frames: int) -> bytes:
     return value + _CHECK.pack(zlib.crc32(_NUMBER.pack(number) + value))
 
 
-def _open(path: Path, identity: bytes) -> Any:
-    """The environment at `path`; an empty one where it holds something else, or nothing that can be read."""
+def _open(path: Path, identity: bytes, *, again: bool = False) -> Any:
+    """The environment at `path`; an empty one where it holds something else, or nothing that can be read.
+
+    Raises NoSpace where none can be made.
+    """
     env = None
     try:
         env = lmdb.open(str(path), subdir=False, map_size=_MAP_SIZE, max_dbs=2)
@@ -213,8 +231,10 @@ def _open(path: Path, identity: bytes) -> Any:
                 return env
         _log.info("the cache of hashes is of another repository; it is made anew", file=str(path))
     except lmdb.Error as error:
+        if again:
+            raise NoSpace(f"cannot make the cache of hashes {path}: {error}; make room there") from error
         _log.warning("the cache of hashes cannot be read; it is made anew", file=str(path), error=str(error))
     if env is not None:
         env.close()
-    path.unlink()
-    return _open(path, identity)
+    path.unlink(missing_ok=True)
+    return _open(path, identity, again=True)

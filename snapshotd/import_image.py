@@ -3,7 +3,8 @@
 Chunks come in order; what is left out between two of them is zero. They are cut into whole blocks, and the writer
 does the rest: hashing, deduplication, packs, manifest. Control hears of the snapshot when all of it is stored and
 safe from every prune (snapshotd.vouch). What was stored before a failure is garbage that prune removes; a root
-that control did not take is deleted at once, because nothing would ever remove it.
+that control refused is deleted at once, because nothing would ever remove it. Where control's answer was lost the
+root stays: the snapshot may be in the catalog.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
-from blockstore.errors import InvalidRequest, OutOfRange
+from blockstore.errors import AlreadyExists, Conflict, Corrupt, InvalidRequest, OutOfRange, QuorumUnavailable
 from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import BLOCK_SIZE, MAX_VOLUME_SIZE
 from snapshotd.adopt import add_to_catalog
@@ -26,6 +27,8 @@ from snapshotd.writer import SnapshotWriter
 
 #: What is handed to the writer at once.
 _BATCH_BYTES: Final = 1 << 20
+#: After these control does not have the snapshot.
+_REFUSED: Final = (AlreadyExists, Conflict, Corrupt, InvalidRequest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +117,10 @@ async def import_image(
     """
     root = facts.root()
     # As a ship does: what is in quarantine now, or gone, is no place to refer to.
-    packs.dedupe.shun(merge_marks((await load_quarantines(packs.repository)).values()))
+    quarantined = merge_marks((await load_quarantines(packs.repository)).values())
     await packs.look(facts.snapshot)
     writer = SnapshotWriter(packs, reader, facts.snapshot, root.size_bytes)
+    writer.shunned = quarantined
     try:
         stream = BlockStream(writer, root.size_bytes)
         async for chunk in chunks:
@@ -130,6 +134,11 @@ async def import_image(
     assert written is not None, "the id is new"
     try:
         return await add_to_catalog(packs.repository, catalog, *written)
-    except BaseException:
+    except _REFUSED:
         await asyncio.shield(packs.repository.store.delete(root_key(facts.snapshot)))
         raise
+    except QuorumUnavailable as error:
+        raise QuorumUnavailable(
+            f"the image is stored as {facts.snapshot}; where `cairn snapshot list` does not show it, "
+            f"`cairn store adopt` makes it known: {error}"
+        ) from error

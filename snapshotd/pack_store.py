@@ -110,12 +110,13 @@ class PackStore:
         if len(self._unindexed) >= _INDEX_AT:
             await self.write_index()
 
-    async def indexed(self, packs: Iterable[bytes]) -> None:
-        """Return once each of `packs` is stored and some index object says where; those long stored are fine.
+    async def indexed(self, frames: Mapping[bytes, Iterable[int]]) -> None:
+        """Return once each of these frames (numbers by pack) is stored and some index object says where.
 
-        Raises QuorumUnavailable where one of them was given up by whoever made it, or is gone.
+        Those long stored are fine. Raises QuorumUnavailable where a pack was given up by whoever made it, or where one
+        of the frames is gone: a pack that was repacked has lost what nobody needed.
         """
-        packs = set(packs)
+        packs = frames.keys()
         waited = [self._on_way[pack] for pack in packs & self._on_way.keys()]
         for each in waited:
             each.close()
@@ -123,14 +124,14 @@ class PackStore:
             await asyncio.wait({each.stored for each in waited})
         if packs & self._unindexed.keys():
             await self.write_index()
-        if self._lost(packs):
+        if self._lost(frames):
             await self.index.refresh()
-        if lost := self._lost(packs):
+        if lost := self._lost(frames):
             raise QuorumUnavailable(f"pack {lost[0]}, which this snapshot has blocks in, is not stored: try again")
 
-    def _lost(self, packs: Iterable[bytes]) -> list[str]:
-        """Those that no index knows."""
-        return [pack.hex() for pack in packs if not self.index.map.objects_of(pack)]
+    def _lost(self, frames: Mapping[bytes, Iterable[int]]) -> list[str]:
+        """The packs of those that no index knows."""
+        return [pack.hex() for pack, numbers in frames.items() if not self.hold({pack: numbers}, ())]
 
     # ---- index
 

@@ -71,8 +71,10 @@ class ShardWriter:
     async def write(self) -> None:
         """Write all shards with changes. Raises QuorumUnavailable where a pack that they name was given up."""
         work, self._changes, self.count = self._changes, {}, 0
-        packs = {ref.pack for changes in work.values() for ref in changes.values() if ref is not None}
-        await self._packs.indexed(packs)
+        frames: dict[bytes, set[int]] = {}
+        for ref in (ref for changes in work.values() for ref in changes.values() if ref is not None):
+            frames.setdefault(ref.pack, set()).add(ref.frame)
+        await self._packs.indexed(frames)
         async with aclosing(ahead(self._write_one, list(work.items()))) as written:
             async for each in written:
                 self._note(each)

@@ -153,6 +153,7 @@ class _Attempt:
         await self._look()
         self._base = await self._read_base()
         writer = SnapshotWriter(self._parts.packs, self._parts.reader, snapshot.id, snapshot.size_bytes, self._base)
+        writer.shunned = self._marks
         try:
             await self._copy_all(writer)
             await self._complete(writer)
@@ -211,19 +212,22 @@ class _Attempt:
             return None
         try:
             return await self._parts.reader.root(self._task.base, self._task.base_root, background=True)
-        except NotFound as error:
-            raise Corrupt(f"the root of {self._task.base}, which this is a change of, is gone: retry it") from error
+        except (NotFound, Corrupt) as error:
+            # A retry alone would choose it again: the catalog still has it as completed.
+            raise Corrupt(
+                f"this is a change of {self._task.base}, which cannot be read ({error}): delete that, then retry this"
+            ) from error
 
     async def _look(self) -> None:
         """The prune number, then the quarantines, then what is stored: in this order."""
         self._number = (await self._parts.control.catalog.roots()).number
         self._marks = merge_marks((await load_quarantines(self._parts.packs.repository)).values())
-        self._parts.packs.dedupe.shun(self._marks)
         await self._parts.packs.look(self._task.snapshot.id)
 
     async def _mend(self, writer: SnapshotWriter) -> None:
         """Write anew what this snapshot refers to and a prune means to delete, or has deleted."""
         await self._look()
+        writer.shunned = self._marks
         await writer.mend_shards(self._marks)
         stale = await writer.stale_runs(self._marks)
         _log.info("references are checked again", snapshot=writer.snapshot, stale=sum(run.length for run in stale))

@@ -14,7 +14,7 @@ import asyncio
 import dataclasses
 import secrets
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Sequence
 from itertools import chain
 from typing import Final
 
@@ -60,6 +60,8 @@ class SnapshotWriter:
         self, packs: PackStore, reader: SnapshotReader, snapshot: str, size_bytes: int, base: Root | None = None
     ) -> None:
         self.snapshot = snapshot
+        self.shunned: Container[bytes] = frozenset()
+        """Packs in which no block is found: somebody means to delete them, as this snapshot's writer saw it."""
         self._packs = packs
         self._reader = reader
         self._blocks = -(-size_bytes // BLOCK_SIZE)
@@ -188,14 +190,18 @@ class SnapshotWriter:
             await self._write_manifest()
 
     def _place(self, batch: _Batch) -> None:
-        find_recent, found, shards = self._packs.dedupe.find_recent, batch.found, self._shards
+        find_recent, found, shards, shunned = self._packs.dedupe.find_recent, batch.found, self._shards, self.shunned
         numbers = chain.from_iterable(range(run.start, run.start + run.length) for run in batch.runs)
         for block, digest, content in zip(numbers, batch.digests, batch.blocks, strict=True):
             if digest is None:
                 shards.set(block, None)
-            else:
-                ref = found.get(digest) or find_recent(digest) or self._packer.add(digest, content)
-                shards.set(block, ref)
+                continue
+            ref = found.get(digest)
+            if ref is None or ref.pack in shunned:
+                ref = find_recent(digest)
+            if ref is None or ref.pack in shunned:
+                ref = self._packer.add(digest, content)
+            shards.set(block, ref)
         for run in batch.runs:
             self._note_put(run)
 

@@ -81,12 +81,14 @@ class Chain:
     async def _attempt(self, writer: SnapshotWriter, root: Root, changes: dict[int, bytes]) -> bytes:
         snapshot = SnapshotId(writer.snapshot)
         prune_number, marks = await self._look(snapshot)
+        writer.shunned = marks
         for block, content in sorted(changes.items()):
             await writer.put_blocks(block, content)
         await writer.settle()
         while True:
             while (await self.catalog.roots()).number != prune_number:
                 prune_number, marks = await self._look(snapshot)
+                writer.shunned = marks
                 await writer.mend_shards(marks)
                 for run in await writer.stale_runs(marks):
                     for block in range(run.start, run.start + run.length):
@@ -105,7 +107,6 @@ class Chain:
         """The prune number, then the quarantines, then what is stored."""
         number = (await self.catalog.roots()).number
         marks = merge_marks((await load_quarantines(self.parts.repository)).values())
-        self.parts.dedupe.shun(marks)
         await self.parts.packs.look(snapshot)
         return number, marks
 

@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockstore.domain import SnapshotId
-from blockstore.errors import Conflict, Corrupt, InvalidRequest, NotFound, OutOfRange
+from blockstore.errors import Conflict, Corrupt, InvalidRequest, NotFound, OutOfRange, QuorumUnavailable
 from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import BLOCK_SIZE, GIB, MIB, TIB
 from snapshotd.export import export
 from snapshotd.layout import quarantine_key
 from snapshotd.memory_store import MemoryStore
 from snapshotd.quarantine import encode_quarantine
+from snapshotd.repository_objects import REPOSITORY_KEY, RepositoryObject, encode_repository
 from snapshotd.root import Root
 from tests.chain_parts import Chain, LocalCatalog, blocks, chain_at, content
 from tests.snapshot_parts import CountingStore, snapshot_id
@@ -59,12 +60,12 @@ def test_content_that_was_stored_twice_is_no_difference_and_reads_no_data(tmp_pa
     async def check() -> None:
         store = CountingStore(MemoryStore())
         async with chain_at(tmp_path, store) as chain:
-            first = await chain.snapshot(1, SIZE, blocks(range(300)))
+            await chain.snapshot(1, SIZE, blocks(range(300)))
             await chain.parts.packs.close()
             (tmp_path / "other").mkdir()
             # Another daemon, whose cache of hashes knows nothing: the same content comes into packs of its own.
             async with chain_at(tmp_path, store, chain.catalog) as same:
-                same.parts.dedupe.shun(frozenset(ref.pack for ref in await _refs(chain, first) if ref))
+                same.parts.dedupe.forget(list(same.parts.dedupe.packs))
                 await same.snapshot(2, SIZE, {**blocks(range(300)), 7: content(99)})
                 assert len(await same.keys("packs")) == 2
                 store.gets.clear()
@@ -261,6 +262,36 @@ def test_an_import_that_control_refuses_leaves_no_root(tmp_path: Path) -> None:
             assert not await chain.keys("snapshots")
             await chain.prune()
             assert not await chain.keys("packs")
+
+    asyncio.run(check())
+
+
+def test_an_import_that_control_took_keeps_its_root_where_the_answer_is_lost(tmp_path: Path) -> None:
+    class LosesAnswers(LocalCatalog):
+        async def add(self, snapshot: pb.Snapshot, number: int) -> pb.Snapshot:
+            await super().add(snapshot, number)
+            raise QuorumUnavailable("control does not answer")
+
+    async def check() -> None:
+        async with chain_at(tmp_path, catalog=LosesAnswers()) as chain:
+            with pytest.raises(QuorumUnavailable, match="cairn store adopt"):
+                await _import(chain, SIZE, [(0, b"hello")])
+            ((name, record),) = chain.catalog.control.records.items()
+            root = await chain.parts.reader.root(name, record.root)
+            assert (await chain.parts.content(root)).startswith(b"hello")
+
+    asyncio.run(check())
+
+
+def test_nothing_is_imported_into_the_store_of_another_cluster(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with chain_at(tmp_path) as chain:
+            other = encode_repository(RepositoryObject(chain.parts.repository.id, "another cluster"))
+            await chain.store.put(REPOSITORY_KEY, other)
+            before = await chain.keys()
+            with pytest.raises(Conflict, match="belongs to the cluster"):
+                await _import(chain, SIZE, [(0, b"hello")])
+            assert await chain.keys() == before
 
     asyncio.run(check())
 

@@ -4,9 +4,11 @@ import hashlib
 from pathlib import Path
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blockstore.errors import NoSpace
 from snapshotd.dedupe import Dedupe
 from snapshotd.manifest import BlockRef
 
@@ -55,22 +57,40 @@ def test_a_file_that_is_none_is_made_anew(tmp_path: Path) -> None:
     dedupe.close()
 
 
-def test_forgotten_and_shunned_packs_are_not_found(tmp_path: Path) -> None:
+def test_forgotten_packs_are_not_found(tmp_path: Path) -> None:
     dedupe = Dedupe(tmp_path / "hashes", b"mine")
     for number in (1, 2):
         dedupe.add(pack(number), [0], [[digest(number)]])
-    dedupe.shun({pack(1)})
-    assert dedupe.find([digest(1), digest(2)]).keys() == {digest(2)}
-    assert dedupe.find_recent(digest(1)) is None
     dedupe.write()
-    assert dedupe.find([digest(1), digest(2)]).keys() == {digest(2)}
-    dedupe.shun(frozenset())
+    assert dedupe.find([digest(1), digest(2)]).keys() == {digest(1), digest(2)}
     dedupe.forget([pack(2)])
     assert dedupe.find([digest(1), digest(2)]).keys() == {digest(1)}
     dedupe.add(pack(2), [7], [[digest(3)]])
     dedupe.write()
     assert dedupe.find([digest(2), digest(3)]) == {digest(3): BlockRef(pack(2), 7, 0)}
     dedupe.close()
+
+
+def test_on_a_full_disk_it_finds_less_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("snapshotd.dedupe._MAP_SIZE", 1 << 16)
+    dedupe = Dedupe(tmp_path / "hashes", b"mine")
+    dedupe.add(pack(1), [0], [[digest(1)]])
+    dedupe.write()
+    frames = [[digest(64 * frame + slot) for slot in range(64)] for frame in range(1, 100)]
+    dedupe.add(pack(2), range(99), frames)
+    dedupe.write()
+    assert dedupe.find([digest(1), *frames[5]]).keys() == {digest(1)}
+    assert dedupe.find_recent(frames[5][0]) is None
+    assert list(dedupe.packs) == [pack(1)]
+    dedupe.forget([pack(1), pack(2)])
+    assert dedupe.find([digest(1)]) == {}
+    dedupe.close()
+
+
+def test_where_no_file_can_be_made_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("snapshotd.dedupe._MAP_SIZE", 1 << 12)
+    with pytest.raises(NoSpace, match="make room"):
+        Dedupe(tmp_path / "hashes", b"mine")
 
 
 def test_what_was_disowned_is_not_found(tmp_path: Path) -> None:
@@ -95,7 +115,7 @@ def test_a_flipped_bit_never_makes_a_wrong_reference(tmp_path_factory: object, s
     data = bytearray((directory / "hashes").read_bytes())
     chance = Random(seed)
     victim = digest(chance.randrange(512))
-    at = data.find(victim) + chance.randrange(16, 27)
+    at = data.find(victim + (1).to_bytes(4, "little")) + chance.randrange(16, 27)  # in a leaf, with its value
     data[at] ^= 1 << chance.randrange(8)
     (directory / "hashes").write_bytes(data)
     again = Dedupe(directory / "hashes", b"mine")

@@ -7,12 +7,14 @@ from pathlib import Path
 from random import Random
 from typing import Any, cast
 
+import pytest
+
 from blockstore.domain import SnapshotId
 from blockstore.errors import CairnError, Fenced, QuorumUnavailable
 from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import BLOCK_SIZE, MIB, BlockNumber
 from snapshotd.control_client import ControlClient
-from snapshotd.layout import QUARANTINES, SHARDS, pack_key, root_key
+from snapshotd.layout import INDEXES, PACKS, QUARANTINES, SHARDS, pack_key, root_key
 from snapshotd.memory_store import MemoryStore
 from snapshotd.prune_plan import mark
 from snapshotd.quarantine import encode_quarantine
@@ -182,6 +184,44 @@ async def _keys(here: Shipping, folder: str) -> AsyncIterator[str]:
         yield info.key
 
 
+def test_what_one_ship_must_not_find_another_that_begins_does_not_show_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first looked while a prune was at work; the second begins when that has ended, and has not looked yet."""
+
+    async def check() -> None:
+        async with shipping(tmp_path) as (here, _, content):
+            await here.ship(1, 1).run()
+            packs, look = here.parts.packs, here.parts.packs.look
+            marks = {part.pack for entry in here.parts.index.present() for part in entry.parts}
+            stored = encode_quarantine(here.parts.repository.keys, 7, marks, bytes(16))
+            await here.store.put(QUARANTINES + "7", stored)
+            looked, go_on, begun, never = (asyncio.Event() for _ in range(4))
+
+            async def held(snapshot: str = "") -> None:
+                if snapshot == snapshot_id(3):
+                    begun.set()
+                    await never.wait()
+                await look(snapshot)
+                looked.set()
+                await go_on.wait()
+
+            monkeypatch.setattr(packs, "look", held)
+            first = asyncio.create_task(here.ship(2, 1).run())
+            await looked.wait()
+            for folder in (INDEXES, PACKS, QUARANTINES):
+                for key in [each async for each in _keys(here, folder)]:
+                    await here.store.delete(key)
+            second = asyncio.create_task(here.ship(3, 1).run())
+            await begun.wait()
+            go_on.set()
+            await first
+            second.cancel()
+            assert await here.content(2) == bytes(content)
+
+    in_loop(check)
+
+
 def test_a_base_that_is_gone_fails_the_snapshot_with_the_reason(tmp_path: Path) -> None:
     async def check() -> None:
         async with shipping(tmp_path) as (here, volume, _):
@@ -190,7 +230,8 @@ def test_a_base_that_is_gone_fails_the_snapshot_with_the_reason(tmp_path: Path) 
             ship = here.ship(2, 2, base=1)
             await here.store.delete(root_key(snapshot_id(1)))
             await ship.run()
-            assert snapshot_id(1) in here.control.failed[snapshot_id(2)]
+            assert f"{snapshot_id(1)}, which cannot be read" in here.control.failed[snapshot_id(2)]
+            assert "delete that, then retry this" in here.control.failed[snapshot_id(2)]
 
     in_loop(check)
 

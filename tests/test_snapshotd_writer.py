@@ -257,6 +257,18 @@ def test_whoever_shares_a_pack_that_is_given_up_fails_too(tmp_path: Path) -> Non
     asyncio.run(check())
 
 
+def test_a_frame_that_was_not_repacked_is_no_place_for_a_block(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with opened(tmp_path) as parts:
+            await parts.snapshot(1, 4 * MIB, blocks(80))
+            (pack,) = {part.pack for entry in parts.index.present() for part in entry.parts}
+            await parts.packs.indexed({pack: {0, 1}})
+            with pytest.raises(QuorumUnavailable, match="is not stored"):
+                await parts.packs.indexed({pack: {0, 2}})
+
+    asyncio.run(check())
+
+
 def test_blocks_in_quarantine_are_put_again(tmp_path: Path) -> None:
     async def check() -> None:
         async with opened(tmp_path) as parts:
@@ -267,7 +279,7 @@ def test_blocks_in_quarantine_are_put_again(tmp_path: Path) -> None:
             old = {part.pack for entry in parts.index.present() for part in entry.parts if len(part) == 2}
             assert await writer.stale_runs(frozenset()) == []
             assert await writer.stale_runs(old) == [Run(7, 80)]
-            parts.dedupe.shun(old)
+            writer.shunned = old
             await writer.put_blocks(7, b"".join(blocks(80).values()))
             await writer.settle()
             assert await writer.stale_runs(old) == []
