@@ -55,6 +55,7 @@ class ShardWriter:
         """Changes that are gathered and not written."""
         self._packs = packs
         self._reader = reader
+        self._base: Mapping[int, str] = dict(self.shards)
         self._written: set[int] = set()
         """Numbers of the shards that are not the base's."""
         self._changes: dict[int, dict[int, BlockRef | None]] = {}
@@ -80,19 +81,24 @@ class ShardWriter:
                 self._note(each)
 
     async def lost(self, quarantined: Collection[bytes]) -> list[int]:
-        """Numbers of shards written here that somebody means to delete, or has deleted: no root named them."""
-        store = self._packs.repository.store
-        lost = []
-        for number in sorted(self._written & self.shards.keys()):
-            name = self.shards[number]
-            try:
-                if mark(name) not in quarantined:
-                    await store.get_range(shard_key(name), 0, 1)
-                    continue
-            except NotFound:
-                pass
-            lost.append(number)
-        return lost
+        """Numbers of shards written here that somebody means to delete, or has deleted: no root named them.
+
+        A patch goes with what it is a patch on: one that was written here, too, is known to no root either.
+        """
+        written = sorted(self._written & self.shards.keys())
+        return [number for number in written if not await self._stays(number, quarantined)]
+
+    async def _stays(self, number: int, quarantined: Collection[bytes]) -> bool:
+        name: str | None = self.shards[number]
+        try:
+            while name is not None and name != self._base.get(number):
+                if mark(name) in quarantined:
+                    return False
+                await self._packs.repository.store.get_range(shard_key(name), 0, 1)
+                name = (await self._reader.stored_shard(name, background=True)).base
+        except (NotFound, Corrupt):
+            return False
+        return True
 
     async def write_again(self, numbers: Iterable[int]) -> None:
         """Store these shards whole, under new names. Raises QuorumUnavailable where one cannot be read any more."""

@@ -33,6 +33,7 @@ from snapshotd.pack_store import PackStore
 from snapshotd.progress import Progress
 from snapshotd.prune_plan import Marks, mark, merge_marks
 from snapshotd.reader import SnapshotReader
+from snapshotd.references import Manifests
 from snapshotd.replicas import NodeChannels, SealedSegment
 from snapshotd.root import Root, decode_root
 from snapshotd.writer import SnapshotWriter
@@ -290,14 +291,18 @@ class _Attempt:
         return (root, hashlib.sha256(stored).digest()) if is_safe else None
 
     async def _is_safe(self, root: Root) -> bool:
-        """Whether all that it names and its base does not is there, and not in quarantine. Raises Corrupt."""
+        """Whether all that it names and its base does not is there, and not in quarantine. Raises Corrupt.
+
+        It is read from the store: what the reader keeps may be gone from there.
+        """
         base = self._base.shards if self._base else {}
+        manifests = Manifests(self._parts.packs.repository)
         for number, name in root.shards.items():
             if base.get(number) != name:
-                if mark(name) in self._marks:
+                loaded = await manifests.shard(name)
+                if any(mark(each) in self._marks for each in loaded.names):
                     return False
-                shard = await self._parts.reader.shard_named(name, background=True)
-                if not self._parts.packs.hold(shard.frames(), self._marks):
+                if not self._parts.packs.hold(loaded.shard.frames(), self._marks):
                     return False
         return root.size_bytes == self._task.snapshot.size_bytes
 

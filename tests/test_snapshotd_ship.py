@@ -18,6 +18,7 @@ from snapshotd.layout import INDEXES, PACKS, QUARANTINES, SHARDS, pack_key, root
 from snapshotd.memory_store import MemoryStore
 from snapshotd.prune_plan import mark
 from snapshotd.quarantine import encode_quarantine
+from snapshotd.reader import SnapshotReader
 from snapshotd.replicas import NodeChannels
 from snapshotd.root import Statistics
 from snapshotd.roots import Roots
@@ -218,6 +219,26 @@ def test_what_one_ship_must_not_find_another_that_begins_does_not_show_it(
             await first
             second.cancel()
             assert await here.content(2) == bytes(content)
+
+    in_loop(check)
+
+
+def test_the_root_of_an_earlier_attempt_is_not_taken_where_its_shards_are_gone(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with shipping(tmp_path) as (here, _, content):
+
+            async def lose() -> None:
+                for key in [each async for each in _keys(here, SHARDS)]:
+                    await here.parts.reader.shard_named(key.rpartition("/")[2])  # kept, as by any look at references
+                    await here.store.delete(key)
+
+            here.control.before_complete = lose
+            here.control.errors = [(False, QuorumUnavailable("control is away"))]
+            await here.ship(1, 1).run()
+            reader = SnapshotReader(here.parts.repository, MIB, here.parts.index)
+            root = await reader.root(snapshot_id(1), here.control.completed[snapshot_id(1)])
+            here.parts.reader = reader
+            assert await here.parts.content(root) == bytes(content)
 
     in_loop(check)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from blockstore.errors import InvalidRequest, OutOfRange, QuorumUnavailable
 from blockstore.units import BLOCK_SIZE, GIB, MIB, TIB
 from snapshotd.changes import Run
+from snapshotd.layout import shard_key
 from snapshotd.manifest import MAX_DEPTH, SHARD_BLOCKS
 from snapshotd.memory_store import MemoryStore
 from snapshotd.root import Root
@@ -265,6 +266,26 @@ def test_a_frame_that_was_not_repacked_is_no_place_for_a_block(tmp_path: Path) -
             await parts.packs.indexed({pack: {0, 1}})
             with pytest.raises(QuorumUnavailable, match="is not stored"):
                 await parts.packs.indexed({pack: {0, 2}})
+
+    asyncio.run(check())
+
+
+def test_a_patch_on_a_shard_that_a_prune_took_is_written_again(tmp_path: Path) -> None:
+    async def check() -> None:
+        store = MemoryStore()
+        async with opened(tmp_path, store) as parts:
+            writer = SnapshotWriter(parts.packs, parts.reader, snapshot_id(1), 16 * MIB)
+            await writer.put_blocks(0, b"".join(blocks(2000).values()))
+            await writer.settle()
+            below = writer.shards[0]
+            await writer.put_blocks(3000, block(5000))
+            await writer.settle()
+            assert (await parts.reader.stored_shard(writer.shards[0])).base == below
+            await store.delete(shard_key(below))
+            await writer.mend_shards(frozenset())
+            root, _ = await writer.finish(facts(1, 16 * MIB)) or (None, None)
+            assert root is not None
+            assert await plain_content(parts, store, root) == blocks(2000) | {3000: block(5000)}
 
     asyncio.run(check())
 
