@@ -17,7 +17,7 @@ from blockstore.grpc_endpoint import open_channel
 from blockstore.grpc_errors import cairn_errors
 from blockstore.rpc import control_pb2, replica_pb2_grpc
 from blockstore.rpc import replica_pb2 as pb
-from blockstore.units import BLOCK_SIZE
+from blockstore.units import BLOCK_SIZE, FILL_GENERATION
 from snapshotd.changes import Changes, Run
 
 #: Of the whole list of changes; a segment of 1 TiB has a million extents, listed in seconds.
@@ -59,6 +59,10 @@ class SealedSegment:
         self._call_timeout_s = call_timeout_s
         self._best = ""
         """The replica that answered last."""
+        self._counts_fills = False
+        """Whether generation 0 was listed: then what a replica lacks of the volume's source would pass for zeroes."""
+        self._filled: set[str] = set()
+        """Replicas that need no source, or none any more, and have said so."""
 
     def move(self, segment: control_pb2.Segment) -> None:
         """Control knows newer addresses, or other members."""
@@ -67,6 +71,7 @@ class SealedSegment:
     async def list_changes(self, lowest: int, highest: int) -> Changes:
         """The blocks written, zeroed or trimmed in the generations lowest..highest.
 
+        With generation 0, the fills, only replicas that have all of them are asked, also by `read` from then on.
         Raises NotFound where no replica has the generation, QuorumUnavailable where one may later.
         """
 
@@ -78,6 +83,7 @@ class SealedSegment:
                     changes.add(each.extent, each.blocks)
             return changes
 
+        self._counts_fills = lowest == FILL_GENERATION
         return await self._ask_any(ask)
 
     async def read(self, generation: int, runs: Sequence[Run]) -> bytes:
@@ -105,12 +111,24 @@ class SealedSegment:
             target = pb.Target(volume=self._volume, segment=self._segment.number, replica=member.replica)
             try:
                 with cairn_errors(f"node at {member.address}"):
-                    answer = await ask(self._channels.stub(member.address), target)
+                    stub = self._channels.stub(member.address)
+                    if self._counts_fills:
+                        await self._check_filled(stub, target)
+                    answer = await ask(stub, target)
                 self._best = member.replica
                 return answer
             except CairnError as error:
                 errors.append(error)
         raise _summary(errors)
+
+    async def _check_filled(self, stub: Any, target: pb.Target) -> None:
+        """Raises QuorumUnavailable where the replica's tables do not say that its source has ended, if it had one."""
+        if target.replica in self._filled:
+            return
+        described = await stub.Describe(pb.DescribeRequest(target=target), timeout=self._call_timeout_s)
+        if described.source:
+            raise QuorumUnavailable(f"replica {target.replica} has not applied the end of its source: ask another one")
+        self._filled.add(target.replica)
 
     def _members(self) -> list[control_pb2.Member]:
         """Those that can be dialled, the one that answered last first."""

@@ -12,7 +12,7 @@ from blockstore.volume.open_volume import OpenVolume
 from snapshotd.changes import Run
 from snapshotd.replicas import NodeChannels, SealedSegment
 from tests.snapshot_parts import snapshot_id
-from tests.stack import LIMIT_S, VOLUME, Stack, in_loop, running_stack
+from tests.stack import LIMIT_S, VOLUME, Stack, in_loop, running_stack, until
 
 SIZE = 16 * MIB
 
@@ -90,5 +90,37 @@ def test_nobody_to_ask() -> None:
         segment = SealedSegment(VOLUME, control_pb2.Segment(), 10, NodeChannels(), 1.0)
         with pytest.raises(QuorumUnavailable, match="control does not know"):
             await segment.list_changes(1, 1)
+
+    in_loop(check)
+
+
+def test_what_counts_fills_is_not_asked_of_a_replica_that_lacks_some(tmp_path: Path) -> None:
+    """A snapshot without a base, of a volume whose source has ended: one member has not heard of the last fill."""
+
+    async def check() -> None:
+        async with running_stack(tmp_path, source=b"snap") as stack:
+            volume = await stack.open(SIZE)
+            old = Random(1).randbytes(BLOCK_SIZE)
+            await write(volume, 5, old)
+            first = await sealed(volume, 1)
+            await stack.until_all_whole(volume)
+            await stack.hosted(2).checkpoint()
+            await stack.stop_node(2)
+            await volume.fill(7, old)
+            await volume.hydrated()
+            here = [stack.hosted(0), stack.hosted(1)]
+            await until(lambda: all(each.follower.commit == volume.status().commit for each in here), "they know")
+            for each in here:
+                await each.checkpoint()
+            await volume.close()
+            await stack.start_node(2)
+            channels = NodeChannels()
+            segment = SealedSegment(VOLUME, segment_of(stack), SIZE // BLOCK_SIZE, channels, LIMIT_S)
+            segment._best = stack.replicas[2]
+            changes = await segment.list_changes(0, first)
+            assert list(changes.runs()) == [Run(5, 1), Run(7, 1)]
+            segment._best = stack.replicas[2]
+            assert await segment.read(first, [Run(5, 3)]) == old + bytes(BLOCK_SIZE) + old
+            await channels.close()
 
     in_loop(check)
