@@ -150,6 +150,18 @@ def test_an_answer_that_is_on_its_way_while_the_volume_becomes_hydrated_still_ne
     in_loop(test)
 
 
+def test_members_know_of_the_sources_end_when_the_volume_is_said_to_be_hydrated(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with over(tmp_path) as restored:
+            attempt = await restored.attach()
+            assert attempt._hydration is not None
+            go_on(attempt)
+            await attempt._hydration.hydrated
+            assert not any(restored.stack.hosted(index).store.has_source for index in range(3))
+
+    in_loop(test)
+
+
 def test_a_write_that_races_a_fill_stays(tmp_path: Path) -> None:
     async def test() -> None:
         async with over(tmp_path) as restored:

@@ -32,6 +32,8 @@ _FETCHES: Final = 4
 #: Nobody waits for it: the next pass would only ask for the same again.
 _PATIENCE_S: Final = 3600.0
 _PAUSE_S: Final = 1.0
+#: How long members may take to hear that the record which ends the source is committed.
+_KNOWN_S: Final = 1.0
 
 
 class Hydration:
@@ -105,6 +107,8 @@ class Hydration:
         self._why = ""
         if not self._missing.shards:
             await self._hydrating.finish()
+            # Else nobody would know before the next attachment, where this one ends now.
+            await self._volume.wait_until_known(self._volume.status().commit, _KNOWN_S)
             _log.info("volume is hydrated", volume=self._volume.volume)
             self.hydrated.set_result(None)
             return
