@@ -223,7 +223,8 @@ def test_a_user_takes_a_volume_away_from_maintenance_and_it_goes_on_after(tmp_pa
 
         await until(is_taken, "the other one has let go")
         detached = await control.detach("r")
-        assert (detached.state, detached.epoch) == (AVAILABLE, epoch + 1)
+        assert detached.state == AVAILABLE
+        assert detached.epoch in (epoch + 1, epoch + 2), "nothing but maintenance may have come since"
         await until(is_open, "it is open for maintenance again")
         resized = await control.call("ResizeVolume", control_pb2.ResizeVolumeRequest(volume="r", size_bytes=2 * GIB))
         assert resized.state == AVAILABLE
