@@ -18,18 +18,22 @@ _log = structlog.get_logger(__name__)
 async def beat(
     interval_s: float,
     register: Callable[[], Awaitable[None]],
-    report: Callable[[], Awaitable[None]],
+    report: Callable[[], Awaitable[bool]],
 ) -> None:
-    """Register, then report every `interval_s` seconds, until cancelled. Raises Fenced."""
+    """Register, then report every `interval_s` seconds, until cancelled. Raises Fenced.
+
+    report: whether it took its time, as a call that control answers when there is news: the next one follows at once.
+    """
     known = False
     reachable: bool | None = None
     """None before the first try: what is so from the start is said, too."""
     while True:
+        waited = False
         try:
             if not known:
                 await register()
                 known = True
-            await report()
+            waited = await report()
             if not reachable:
                 _log.info("control knows us")
                 reachable = True
@@ -41,4 +45,5 @@ async def beat(
             if reachable is not False:
                 _log.warning("control is out of reach; trying on", error=str(error))
             reachable = False
-        await asyncio.sleep(interval_s)
+        if not waited:
+            await asyncio.sleep(interval_s)

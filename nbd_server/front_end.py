@@ -147,7 +147,7 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
             if self._attachments.find(VolumeId(volume)) is None:
                 self._open_again(VolumeId(volume))
 
-    async def _report(self) -> None:
+    async def _report(self) -> bool:
         reported = {attempt.volume.volume: attempt.epoch for attempt in self._attachments}
         request = pb.FrontEndHeartbeatRequest(
             front_end=self.id,
@@ -161,6 +161,7 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
                 request, timeout=self._settings.call_timeout_s
             )
         await self._heed({VolumeId(each.volume): each for each in response.attachments}, reported)
+        return False
 
     async def _heed(self, current: dict[VolumeId, pb.CurrentAttachment], reported: dict[VolumeId, int]) -> None:
         """What control knew when it heard that report; a volume that was opened since is not in it."""

@@ -1,5 +1,6 @@
 """What the daemon says to control, and hears from it."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from blockstore.grpc_endpoint import open_channel
@@ -36,12 +37,17 @@ class ControlClient:
         )
         return response
 
-    async def report(self, address: str, snapshots: list[pb.SnapshotReport]) -> pb.DaemonHeartbeatResponse:
-        """Raises NotFound where control does not know this daemon, Fenced where another process goes by its id."""
-        response: pb.DaemonHeartbeatResponse = await self._call(
-            "DaemonHeartbeat",
-            pb.DaemonHeartbeatRequest(daemon=self.daemon, instance=self.instance, address=address, snapshots=snapshots),
+    async def report(
+        self, address: str, snapshots: Iterable[pb.SnapshotReport], known: Iterable[str], wait_s: float
+    ) -> pb.DaemonHeartbeatResponse:
+        """Answered when the answer names other snapshots than `known`, or after wait_s.
+
+        Raises NotFound where control does not know this daemon, Fenced where another process goes by its id.
+        """
+        request = pb.DaemonHeartbeatRequest(
+            daemon=self.daemon, instance=self.instance, address=address, snapshots=snapshots, known=known, wait_s=wait_s
         )
+        response: pb.DaemonHeartbeatResponse = await self._call("DaemonHeartbeat", request, wait_s)
         return response
 
     async def snapshot(self, snapshot: str) -> pb.Snapshot:
@@ -77,9 +83,9 @@ class ControlClient:
     async def close(self) -> None:
         await self._channel.close(None)
 
-    async def _call(self, name: str, request: Any) -> Any:
+    async def _call(self, name: str, request: Any, wait_s: float = 0.0) -> Any:
         with cairn_errors(self._peer):
-            return await getattr(self._stub, name)(request, timeout=self._call_timeout_s)
+            return await getattr(self._stub, name)(request, timeout=wait_s + self._call_timeout_s)
 
 
 def statistics_message(statistics: Statistics) -> pb.SnapshotStatistics:

@@ -1,8 +1,8 @@
 """What this daemon does for control: keeps itself known, ships what it is given, deletes roots that nobody needs.
 
 Control's answer to each heartbeat is all that is to be shipped here: what is new in it is begun, what is missing is
-given up. An answer may be older than the end of a ship, so what ended since the question was asked is not
-begun again by it.
+given up. It comes when there is news, or a heartbeat later. It may be older than the end of a ship, so what ended
+since the question was asked is not begun again by it.
 """
 
 import asyncio
@@ -51,6 +51,8 @@ class Tasks:
         self._ended: set[str] = set()
         """What was shipped, or given up, since the last heartbeat was sent."""
         self._drops: dict[str, asyncio.Task[None]] = {}
+        self._known: frozenset[str] = frozenset()
+        """What control's last answer named."""
 
     async def run(self) -> None:
         """Until cancelled. Raises Fenced where another process has this daemon's id, or control is another's."""
@@ -70,10 +72,11 @@ class Tasks:
         if response.cluster != self._cluster:
             raise Fenced(f"control is of the cluster {response.cluster}, and was of {self._cluster}: start again")
 
-    async def _report(self) -> None:
+    async def _report(self) -> bool:
         self._ended.clear()
         reports = [pb.SnapshotReport(snapshot=each, progress=ship.progress.message()) for each, ship in self._running()]
-        response = await self._control.report(self.address, reports)
+        response = await self._control.report(self.address, reports, self._known, self._settings.heartbeat_s)
+        self._known = frozenset([*(task.snapshot.id for task in response.ship), *response.drop])
         given = {task.snapshot.id: task for task in response.ship}
         for snapshot in self._ships.keys() - given.keys():
             _log.info("control took a snapshot away", snapshot=snapshot)
@@ -85,6 +88,7 @@ class Tasks:
                 self._begin(task)
         for snapshot in response.drop:
             self._begin_drop(snapshot)
+        return True
 
     def _running(self) -> list[tuple[str, Ship]]:
         return [(snapshot, ship) for snapshot, (ship, _) in self._ships.items()]

@@ -21,6 +21,7 @@ from blockstore.grpc_errors import cairn_errors
 from blockstore.rpc import control_pb2, snapshot_pb2
 from blockstore.rpc.replica_pb2 import Position
 from blockstore.units import GIB
+from tests.control_beating import LIMIT_S
 from tests.control_cluster import Cluster, Control, cluster_at, until
 from tests.control_store import STATISTICS, MemoryDaemon, root_of
 
@@ -408,6 +409,33 @@ def test_two_daemons_share_the_work_and_one_takes_over_what_the_other_had(tmp_pa
         await in_state(control, lost.snapshot.id, COMPLETED)
 
     run(tmp_path, scenario, daemons=2, lease_s=1.5)
+
+
+def test_a_heartbeat_stands_until_there_is_news_or_its_time_is_up(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        (daemon,) = cluster.daemons
+        await control.create(name="a")
+        await daemon.fall_silent()
+
+        def beat(wait_s: float, *known: str) -> Awaitable[snapshot_pb2.DaemonHeartbeatResponse]:
+            request = snapshot_pb2.DaemonHeartbeatRequest(
+                daemon=daemon.id, instance=daemon.instance, address=daemon.endpoint.address, wait_s=wait_s, known=known
+            )
+            return asyncio.ensure_future(control.stub.DaemonHeartbeat(request, timeout=LIMIT_S))
+
+        began = asyncio.get_running_loop().time()
+        assert not (await beat(0.2)).ship
+        assert asyncio.get_running_loop().time() - began >= 0.2
+        standing = beat(LIMIT_S)
+        (snapshot,) = await control.snapshot("a")
+        assert [task.snapshot.id for task in (await standing).ship] == [snapshot.id]
+        # It is given still; who has not heard of it is answered at once, however often it asks.
+        assert [task.snapshot.id for task in (await beat(LIMIT_S)).ship] == [snapshot.id]
+        standing = beat(LIMIT_S, snapshot.id)
+        await daemon.ship(control.stub, snapshot_pb2.ShipTask(snapshot=snapshot))
+        assert not (await standing).ship
+
+    run(tmp_path, scenario, lease_s=3 * LIMIT_S)
 
 
 # ---- completing, and prune

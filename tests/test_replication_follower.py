@@ -199,6 +199,17 @@ def test_commit_waits_until_it_is_durable_here() -> None:
     assert read_all_of(only(Commit, replica.sync()).records) == [at(1, 1), at(1, 2), at(1, 3)]
 
 
+def test_an_answer_tells_the_commit_that_its_message_brought() -> None:
+    """Else whoever waits for members to know of a commit waits for the heartbeat after."""
+    replica = replica_with((1, 1, 3))
+    heartbeat = answers(replica.append(1, commit=at(1, 2)))[0]
+    replica.append(1, *run_of(1, 4, 4, at(1, 3)), commit=at(1, 4))
+    durable = answers(replica.sync())[0]
+    assert isinstance(heartbeat, AppendAnswer)
+    assert isinstance(durable, AppendAnswer)
+    assert (heartbeat.commit, durable.commit) == (at(1, 2), at(1, 4))
+
+
 def test_a_leaders_end_that_is_held_shows_that_all_before_it_matches() -> None:
     replica = replica_with((1, 1, 5))
     replica.sealed(2)

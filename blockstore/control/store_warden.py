@@ -5,7 +5,9 @@ ends a ship names the prune number that its references were checked at, and is r
 moved: then what it refers to may be in quarantine (design, section 5).
 """
 
+import asyncio
 import secrets
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
@@ -92,15 +94,28 @@ class StoreWarden:
         return await self._snapshots.change_store(change)
 
     async def heartbeat(self, request: snapshot_pb2.DaemonHeartbeatRequest) -> snapshot_pb2.DaemonHeartbeatResponse:
-        """Raises NotFound where it has to register, Fenced where another instance has."""
+        """Answers when there is news for that daemon, or after the time that it asked for.
+
+        Raises NotFound where it has to register, Fenced where another instance has.
+        """
         daemon = await self._instance(request.daemon, request.instance)
         if request.address != daemon.address:
             await self._snapshots.put_daemon(replace(daemon, address=checked_address(request.address)))
         reported = {SnapshotId(each.snapshot): each.progress for each in request.snapshots}
         self._presence.daemon_reported(daemon.id, reported)
-        tasks = await self._shipping.tasks(daemon.id, reported, await self._reconciler.messages())
         self._snapshots.notify()
-        return snapshot_pb2.DaemonHeartbeatResponse(ship=tasks, drop=await self._shipping.drops())
+        loop = asyncio.get_running_loop()
+        until = loop.time() + min(self._lease_s / 3, request.wait_s)
+        while True:
+            changed = self._snapshots.next_change()
+            tasks = await self._shipping.tasks(daemon.id, reported, await self._reconciler.messages())
+            drops = await self._shipping.drops()
+            if {*(task.snapshot.id for task in tasks), *drops} != set(request.known) or loop.time() >= until:
+                return snapshot_pb2.DaemonHeartbeatResponse(ship=tasks, drop=drops)
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
+                    await changed.wait()
+            await self._instance(request.daemon, request.instance)
 
     async def complete(self, request: snapshot_pb2.CompleteSnapshotRequest) -> Snapshot:
         """Raises Fenced where the prune number has moved, or another daemon ships it by now."""

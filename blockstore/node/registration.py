@@ -53,7 +53,7 @@ class Registration:
             )
         self._learn(response.known)
 
-    async def _report(self) -> None:
+    async def _report(self) -> bool:
         disk = shutil.disk_usage(self._settings.data)
         request = pb.NodeHeartbeatRequest(
             node=self._node.node,
@@ -70,6 +70,7 @@ class Registration:
         self._learn(response.known)
         for target in response.delete:
             await self._node.delete(to_address(target))
+        return False
 
     def _learn(self, known: Iterable[pb.KnownPosition]) -> None:
         for each in known:

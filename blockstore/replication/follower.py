@@ -133,7 +133,10 @@ class Follower(FillingReplica):
                 self._match(message.records[-1].position)
         self._learn(message)
         self._note_known(message.acked)
-        effects.append(self._persist(*entries, acks=self.epoch) if entries else self._ack())
+        if entries:
+            effects.append(self._persist(*entries, acks=self.epoch))
+        else:
+            effects += [*self._advance_commit(), self._ack()]
         if self.filling and self.filling.floor == UNKNOWN_FLOOR and message.end.epoch == self.epoch:
             effects.append(self._persist(*self._fill_above(message.end), acks=self.epoch))
         if message.catch_up is not None:
@@ -160,7 +163,7 @@ class Follower(FillingReplica):
                 effects.append(self._seal_answer(pending.origin, pending.seal))
             ack = ack or pending.acks == self.epoch
         if ack and self._stream is not None:
-            effects.append(self._ack())
+            effects += [*self._advance_commit(), self._ack()]
         effects += self._go_on()
         return effects
 

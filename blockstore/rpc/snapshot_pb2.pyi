@@ -595,12 +595,20 @@ class DaemonHeartbeatRequest(_message.Message):
     INSTANCE_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     SNAPSHOTS_FIELD_NUMBER: _builtins.int
+    WAIT_S_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
     daemon: _builtins.str
     instance: _builtins.str
     address: _builtins.str
+    wait_s: _builtins.float
+    """The answer is kept for so long, at most, while it would name just the snapshots of `known`."""
     @_builtins.property
     def snapshots(self) -> _containers.RepeatedCompositeFieldContainer[Global___SnapshotReport]:
         """What it is shipping."""
+
+    @_builtins.property
+    def known(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The snapshots, to be shipped and to be dropped, of the answer before."""
 
     def __init__(
         self,
@@ -609,10 +617,12 @@ class DaemonHeartbeatRequest(_message.Message):
         instance: _builtins.str = ...,
         address: _builtins.str = ...,
         snapshots: _abc.Iterable[Global___SnapshotReport] | None = ...,
+        wait_s: _builtins.float = ...,
+        known: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "daemon", b"daemon", "instance", b"instance", "snapshots", b"snapshots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "daemon", b"daemon", "instance", b"instance", "known", b"known", "snapshots", b"snapshots", "wait_s", b"wait_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
