@@ -417,7 +417,7 @@ def test_a_heartbeat_stands_until_there_is_news_or_its_time_is_up(tmp_path: Path
         await control.create(name="a")
         await daemon.fall_silent()
 
-        def beat(wait_s: float, *known: str) -> Awaitable[snapshot_pb2.DaemonHeartbeatResponse]:
+        def beat(wait_s: float, *known: str) -> Any:
             request = snapshot_pb2.DaemonHeartbeatRequest(
                 daemon=daemon.id, instance=daemon.instance, address=daemon.endpoint.address, wait_s=wait_s, known=known
             )
