@@ -488,7 +488,10 @@ def test_retained_records_are_let_go_once_every_member_has_them() -> None:
     for ticket in range(5):
         group.keep(group.leader.submit(ticket, write(ticket), group.now))
         group.all_ack()
-    assert group.leader._run.start == at(5, 5)
+    group.seal(C, at(5, 4), floor=at(5, 6))
+    catch_up = group.sent[C][-1].catch_up
+    assert catch_up is not None
+    assert catch_up.target == at(5, 5)
 
 
 def test_a_late_answer_may_know_of_more_that_is_committed() -> None:

@@ -6,10 +6,11 @@ says matches reaches what the leader still holds; as Raft's next and match index
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from blockstore.domain import ORIGIN, Position, ReplicaId
+from blockstore.log import UNKNOWN_FLOOR
 from blockstore.replication.messages import AppendAnswer, SealAnswer
 
 #: Requests of which the time of sending is kept, for the lease; forgetting one only costs lease.
@@ -20,10 +21,10 @@ NEVER: Final = float("-inf")
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """matched, commit, whole, full: as last said. confirmed: when the newest answered request was sent.
+    """answer: to the newest seal of this epoch. matched, commit, whole, full: as last said.
 
-    acked: the highest that it is known to have acked while whole, by its own words or those of others. told_at:
-    when it was told what the others have acked.
+    acked: the highest that it is known to have acked while whole, by its own words or those of others. confirmed:
+    when the newest answered request was sent. told_at: when it was told what the others have acked.
 
     foreign: it has committed what the chosen log lacks, after that loss was accepted: it takes no part any
     more, and has to be made anew.
@@ -55,6 +56,11 @@ class Member:
     _window: deque[tuple[int, int]] = field(default_factory=deque)
 
     @property
+    def takes_part(self) -> bool:
+        """Whether it is sent anything."""
+        return self.sealed and not self.foreign
+
+    @property
     def left_out(self) -> str:
         """Why it takes no part now, for people; empty where it does."""
         if self.foreign:
@@ -83,6 +89,12 @@ class Member:
         self.answer = answer
         self.whole, self.full, self.commit = answer.whole, answer.full, answer.commit
         self.confirmed = max(self.confirmed, self._seal_sent_at)
+
+    def distrust(self) -> None:
+        """It is an old copy that was put back (rule 10): filling, whatever it said, and it may have acked anything."""
+        assert self.answer is not None
+        self.answer = replace(self.answer, whole=False, floor=UNKNOWN_FLOOR)
+        self.whole = False
 
     def doubt(self, now: float) -> None:
         """It may have lost what it promised a newer epoch: nothing is sent until that is ruled out."""

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from blockstore.domain import Position, ReplicaId
 from blockstore.errors import CairnError
+from blockstore.replication.leader_log import LeaderLog
+from blockstore.replication.member import Member
 from blockstore.units import Epoch, Generation
 
 
@@ -44,3 +46,23 @@ class LeaderStatus:
     over: CairnError | None
     why: str
     members: tuple[MemberStatus, ...]
+
+
+def member_status(member: Member, log: LeaderLog) -> MemberStatus:
+    """A picture of now."""
+    lag_records, lag_bytes = log.lag(member)
+    return MemberStatus(
+        replica=member.replica,
+        connected=member.connected,
+        sealed=member.sealed,
+        whole=member.whole,
+        full=member.full,
+        matched=member.matched,
+        commit=member.commit,
+        lag_records=lag_records,
+        lag_bytes=lag_bytes,
+        extents_done=member.extents_done,
+        extents_total=member.extents_total,
+        behind=member.catching_up,
+        left_out=member.left_out,
+    )

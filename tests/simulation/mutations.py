@@ -13,10 +13,12 @@ from unittest import mock
 from blockstore.domain import ORIGIN, Position, ReplicaId
 from blockstore.log import LogEntry, LogImage, RecordEntry, SealEntry, TruncateEntry
 from blockstore.record import Operation, Record
-from blockstore.replication import leader as leader_module
+from blockstore.replication import attaching as attaching_module
+from blockstore.replication.attaching import Attaching
 from blockstore.replication.follower import Follower
 from blockstore.replication.in_flight import Write
 from blockstore.replication.leader import Leader
+from blockstore.replication.leader_log import LeaderLog
 from blockstore.replication.member import Member
 from blockstore.replication.messages import (
     Answer,
@@ -24,6 +26,7 @@ from blockstore.replication.messages import (
     LeaderEffect,
     SealAnswer,
     SealEpoch,
+    Send,
     Serving,
 )
 from blockstore.replication.quorum import Quorum
@@ -165,28 +168,28 @@ def _choose_by_one(quorum: Quorum, answers: Mapping[ReplicaId, SealAnswer], *, a
     return ChosenLog(best.end, best.commit, best.generation)
 
 
-_LEARN: Final = Leader._learn
+_LEARN: Final = Attaching._learn
 
 
-def _learn_nothing_of_others(leader: Leader, member: Member, answer: SealAnswer, now: float) -> list[LeaderEffect]:
-    return _LEARN(leader, member, replace(answer, known=()), now)
+def _learn_nothing_of_others(attaching: Attaching, member: Member, answer: SealAnswer) -> list[Member]:
+    return _LEARN(attaching, member, replace(answer, known=()))
 
 
 _ADVANCE: Final = Leader._advance
 _APPEND: Final = Leader._append_record
 
 
-_REJOIN: Final = Leader._rejoin
+_REJOIN: Final = LeaderLog.rejoin
 
 
-def _rejoin_by_number(leader: Leader, member: Member, chosen: ChosenLog, now: float) -> list[LeaderEffect]:
+def _rejoin_by_number(log: LeaderLog, member: Member, now: float) -> list[Send]:
     """As a leader might that leaves it to the replica to say that what it holds is not what precedes."""
-    effects = _REJOIN(leader, member, chosen, now)
-    start, answer = leader._run.start, leader._answers[member.replica]
-    if member.catching_up and answer.end.sequence >= start.sequence:
-        member.stream_from(start.sequence + 1)
-        return leader._stream(member, now) or effects
-    return effects
+    sends = _REJOIN(log, member, now)
+    assert member.answer is not None
+    if member.catching_up and member.answer.end.sequence >= log.start.sequence:
+        member.stream_from(log.start.sequence + 1)
+        return log.stream(member, now) or sends
+    return sends
 
 
 def _append_no_epoch_start(leader: Leader, operations: Iterable[Operation], writes: list[Write]) -> None:
@@ -196,19 +199,20 @@ def _append_no_epoch_start(leader: Leader, operations: Iterable[Operation], writ
 
 def _serve_without_epoch_start(leader: Leader, now: float) -> list[LeaderEffect]:
     """As soon as the log that was chosen is on a quorum."""
-    if leader._serving or leader._chosen is None or leader._commit < leader._chosen.end:
+    log = leader._log
+    if leader._serving or log.chosen is None or log.commit < log.chosen.end:
         return []
     leader._serving = True
-    return [Serving(), *leader._send_queued(now), *leader._reads.retry(leader._commit, now)]
+    return [Serving(), *leader._send_queued(now), *leader._reads.retry(log.commit, now)]
 
 
 def _count_older_records(leader: Leader, now: float) -> list[LeaderEffect]:
     """Records of older epochs are committed by counting, and guests served, as if that were enough."""
-    chosen = leader._chosen
-    if chosen is not None and chosen.end >= leader._commit:
+    log, chosen = leader._log, leader._log.chosen
+    if chosen is not None and chosen.end >= log.commit:
         matched = {m.replica: m.matched.sequence if m.whole else 0 for m in leader._members.values()}
         if leader._quorum.level(matched) >= chosen.end.sequence:
-            leader._commit = chosen.end
+            log.commit = chosen.end
             return leader._serve_if_due(now) + _ADVANCE(leader, now)
     return _ADVANCE(leader, now)
 
@@ -217,8 +221,8 @@ _SERVE: Final = Leader._serve_if_due
 
 
 def _serve_at_once(leader: Leader, now: float) -> list[LeaderEffect]:
-    if leader._heard_quorum_at is not None:
-        leader._heard_quorum_at = float("-inf")
+    if leader._attaching._heard_quorum_at is not None:
+        leader._attaching._heard_quorum_at = float("-inf")
     return _SERVE(leader, now)
 
 
@@ -228,7 +232,7 @@ MUTATIONS: Final[dict[str, tuple[Patch, ...]]] = {
     "skip_the_predecessor_check": (
         (Follower, "_take", _take_by_number),
         (RecordRun, "append", _unlinked_append),
-        (Leader, "_rejoin", _rejoin_by_number),
+        (LeaderLog, "rejoin", _rejoin_by_number),
     ),
     "cut_a_log_at_a_duplicate": ((Follower, "_take", _take_and_cut),),
     "ack_before_persisting": ((Follower, "_durable_match", property(_acked_in_memory)),),
@@ -247,10 +251,10 @@ MUTATIONS: Final[dict[str, tuple[Patch, ...]]] = {
     "read_without_a_lease": ((Reads, "arrived", lambda reads, attempt, _: _ARRIVED(reads, attempt, True)),),
     "serve_before_the_old_lease_is_over": ((Leader, "_serve_if_due", _serve_at_once),),
     "count_a_filling_replicas_acks": ((Leader, "_advance", _trusting(Leader._advance)),),
-    "take_a_filling_replicas_log": ((leader_module, "choose_log", _choose_any_log),),
+    "take_a_filling_replicas_log": ((attaching_module, "choose_log", _choose_any_log),),
     "believe_that_an_old_copy_acked_what_is_known": ((Follower, "know_acked", _know_exactly),),
-    "forget_what_peers_know_of_an_old_copy": ((Leader, "_learn", _learn_nothing_of_others),),
-    "attach_without_a_quorum": ((leader_module, "choose_log", _choose_by_one),),
+    "forget_what_peers_know_of_an_old_copy": ((Attaching, "_learn", _learn_nothing_of_others),),
+    "attach_without_a_quorum": ((attaching_module, "choose_log", _choose_by_one),),
     "drop_the_epoch_start_record": (
         (Leader, "_append_record", _append_no_epoch_start),
         (Leader, "_advance", _count_older_records),
