@@ -138,11 +138,6 @@ class ChainService:
                 yield adopt.to_message(each)
 
     async def RotateKey(self, request: pb.RotateKeyRequest, context: Context) -> pb.RotateKeyResponse:
-        if request.new_passphrase:
-            raise InvalidRequest(
-                "a passphrase that is not in the daemon's passphrase file would lock it out at its next start: write "
-                "the new one in the line above the old one, and rotate without naming it"
-            )
         keyring = await asyncio.to_thread(self._parts.keyring)
         count = await self._parts.repository.rotate(keyring)
         return pb.RotateKeyResponse(key=keyring.description, rewrapped=count)

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from blockstore.domain import SnapshotId
+from blockstore.errors import QuorumUnavailable
 from blockstore.grpc_errors import cairn_errors
+from blockstore.grpc_parts import whole
 from blockstore.rpc import snapshot_pb2 as pb
 
 #: Of one call to control; it answers from its metastore.
@@ -56,7 +58,9 @@ class ControlCatalog:
 
     async def roots(self) -> Roots:
         with cairn_errors("control"):
-            answer = await self._stub.GetRoots(pb.GetRootsRequest(), timeout=_TIMEOUT_S)
+            answer = await whole(self._stub.GetRoots(pb.GetRootsRequest(), timeout=_TIMEOUT_S))
+        if (count := len(answer.roots) + len(answer.pending)) != answer.total:
+            raise QuorumUnavailable(f"control's list of roots has {count} of {answer.total} entries: ask again")
         completed = {SnapshotId(each.snapshot): each.root for each in answer.roots}
         return Roots(answer.prune_number, completed, frozenset(SnapshotId(each) for each in answer.pending))
 
@@ -74,5 +78,5 @@ class ControlCatalog:
 
     async def snapshots(self) -> Mapping[SnapshotId, pb.Snapshot]:
         with cairn_errors("control"):
-            answer = await self._stub.ListSnapshots(pb.ListSnapshotsRequest(), timeout=_TIMEOUT_S)
+            answer = await whole(self._stub.ListSnapshots(pb.ListSnapshotsRequest(), timeout=_TIMEOUT_S))
         return {SnapshotId(each.id): each for each in answer.snapshots}

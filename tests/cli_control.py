@@ -14,6 +14,7 @@ import grpc
 
 from blockstore.errors import CairnError, NotFound
 from blockstore.grpc_errors import status_of
+from blockstore.grpc_parts import in_parts
 from blockstore.rpc import control_pb2 as pb
 from blockstore.rpc import replica_pb2
 from blockstore.rpc.control_pb2_grpc import ControlServicer, add_ControlServicer_to_server
@@ -70,8 +71,8 @@ def make_health(volume: pb.Volume, serving: str = "serving", states: tuple[str, 
 class CannedControl(ControlServicer):
     """Answers from `volumes` and `nodes`; remembers each request. `error`: what every call ends with.
 
-    serving: what Status says of attached volumes, a word for each call; the last one stays. states: of
-    each volume's replicas.
+    serving: what Status and GetVolumeHealth say of attached volumes, a word for each call; the last one stays.
+    states: of each volume's replicas.
     """
 
     def __init__(self) -> None:
@@ -107,9 +108,11 @@ class CannedControl(ControlServicer):
             found.state = pb.VOLUME_STATE_AVAILABLE  # the next time
         return answer
 
-    def ListVolumes(self, request: pb.ListVolumesRequest, context: grpc.ServicerContext) -> pb.ListVolumesResponse:
+    def ListVolumes(
+        self, request: pb.ListVolumesRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.ListVolumesResponse]:
         self._note(request, context)
-        return pb.ListVolumesResponse(volumes=self.volumes)
+        yield from in_parts(pb.ListVolumesResponse(), volumes=self.volumes)
 
     def DeleteVolume(self, request: pb.DeleteVolumeRequest, context: grpc.ServicerContext) -> pb.DeleteVolumeResponse:
         self._note(request, context)
@@ -145,27 +148,35 @@ class CannedControl(ControlServicer):
                 return node
         raise self._end(NotFound(f"no node {request.node!r}"), context)
 
-    def ListNodes(self, request: pb.ListNodesRequest, context: grpc.ServicerContext) -> pb.ListNodesResponse:
+    def ListNodes(self, request: pb.ListNodesRequest, context: grpc.ServicerContext) -> Iterator[pb.ListNodesResponse]:
         self._note(request, context)
-        return pb.ListNodesResponse(nodes=self.nodes)
+        yield from in_parts(pb.ListNodesResponse(), nodes=self.nodes)
 
     def RemoveNode(self, request: pb.RemoveNodeRequest, context: grpc.ServicerContext) -> pb.RemoveNodeResponse:
         self._note(request, context)
         self.nodes = [node for node in self.nodes if node.id != request.node]
         return pb.RemoveNodeResponse()
 
-    def Status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusResponse:
+    def Status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> Iterator[pb.StatusResponse]:
         self._note(request, context)
-        word = self.serving.pop(0) if len(self.serving) > 1 else self.serving[0]
-        return pb.StatusResponse(
-            healthy=self.healthy,
+        word = self._word()
+        yield from in_parts(
+            pb.StatusResponse(healthy=self.healthy),
             problems=self.problems,
-            volumes=[
-                make_health(each, word if each.HasField("attachment") else "", self.states) for each in self.volumes
-            ],
+            volumes=[self._health(each, word) for each in self.volumes],
             nodes=self.nodes,
             front_ends=[pb.FrontEndInfo(id=FRONT_END, address="127.0.0.1:7500", uris=[URI], up=True, volumes=1)],
         )
+
+    def GetVolumeHealth(self, request: pb.GetVolumeRequest, context: grpc.ServicerContext) -> pb.VolumeHealth:
+        self._note(request, context)
+        return self._health(self._find(request.volume, context), self._word())
+
+    def _word(self) -> str:
+        return self.serving.pop(0) if len(self.serving) > 1 else self.serving[0]
+
+    def _health(self, volume: pb.Volume, word: str) -> pb.VolumeHealth:
+        return make_health(volume, word if volume.HasField("attachment") else "", self.states)
 
     def _note(self, request: Any, context: grpc.ServicerContext) -> None:
         self.requests.append(request)

@@ -15,6 +15,7 @@ import grpc
 
 from blockstore.errors import CairnError, NotFound
 from blockstore.grpc_errors import status_of
+from blockstore.grpc_parts import in_parts
 from blockstore.rpc import control_pb2, snapshot_pb2_grpc
 from blockstore.rpc import snapshot_pb2 as pb
 from tests.cli_control import CREATED_MS, VOLUME, CannedControl, canned_control, make_volume
@@ -106,9 +107,9 @@ class CannedSnapshots(snapshot_pb2_grpc.SnapshotsServicer, snapshot_pb2_grpc.Sna
             found.CopyFrom(make_snapshot(found.generation))
         yield found
 
-    def ListSnapshots(self, request: pb.ListSnapshotsRequest, context: grpc.ServicerContext) -> Any:
+    def ListSnapshots(self, request: pb.ListSnapshotsRequest, context: grpc.ServicerContext) -> Iterator[Any]:
         self._note(request, context)
-        return pb.ListSnapshotsResponse(snapshots=self.snapshots.values())
+        yield from in_parts(pb.ListSnapshotsResponse(), snapshots=self.snapshots.values())
 
     def DeleteSnapshot(self, request: pb.DeleteSnapshotRequest, context: grpc.ServicerContext) -> pb.Snapshot:
         self._note(request, context)
@@ -126,12 +127,16 @@ class CannedSnapshots(snapshot_pb2_grpc.SnapshotsServicer, snapshot_pb2_grpc.Sna
         self._note(request, context)
         return make_restored(paused=request.paused, rate_bytes=request.rate_bytes)
 
-    def GetStore(self, request: pb.GetStoreRequest, context: grpc.ServicerContext) -> pb.GetStoreResponse:
+    def GetStore(self, request: pb.GetStoreRequest, context: grpc.ServicerContext) -> Iterator[pb.GetStoreResponse]:
         self._note(request, context)
         daemon = pb.StoreDaemon(
             id=DAEMON, address=self.address, up=self.daemons_up, store="s3://bucket/x", repository="r1"
         )
-        return pb.GetStoreResponse(daemons=[daemon])
+        yield pb.GetStoreResponse(daemons=[daemon])
+
+    def ForgetDaemon(self, request: pb.ForgetDaemonRequest, context: grpc.ServicerContext) -> pb.ForgetDaemonResponse:
+        self._note(request, context)
+        return pb.ForgetDaemonResponse()
 
     # ---- snapshotd
 

@@ -12,7 +12,7 @@ shown. Heartbeats and leases are shorter than by default, so that tests are; pas
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -136,11 +136,12 @@ class Cluster:
         return control_pb2_grpc.ControlStub(self._channel)
 
     def call(self, method: str, request: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
-        """Call control; waits while it is not there. Raises grpc.RpcError."""
+        """Call control; waits while it is not there. What it answers in parts is put together. Raises grpc.RpcError."""
         stub: Any = self.api
         if not hasattr(stub, method):
             stub = snapshot_pb2_grpc.SnapshotsStub(self._channel)  # type: ignore[arg-type]  # `api` made it
-        return getattr(stub, method)(request, timeout=timeout_s, wait_for_ready=True)
+        answer = getattr(stub, method)(request, timeout=timeout_s, wait_for_ready=True)
+        return merge(answer) if isinstance(answer, Iterator) else answer
 
     def snapshot(self, *volumes: str, wait: bool = True) -> list[str]:
         """The ids of snapshots of the volumes at one instant; wait: once they are completed."""
@@ -204,7 +205,7 @@ class Cluster:
 
     def health(self, volume: str) -> control_pb2.VolumeHealth:
         """The volume's part of the status."""
-        (found,) = [each for each in self.status().volumes if each.volume.id == volume]
+        found: control_pb2.VolumeHealth = self.call("GetVolumeHealth", control_pb2.GetVolumeRequest(volume=volume))
         return found
 
     def wait_whole(self, volume: str, limit_s: float = WHOLE_LIMIT_S, *, idle: bool = False) -> None:
@@ -317,3 +318,11 @@ class Cluster:
             proxy.close()
         if self._channel is not None:
             self._channel.close()
+
+
+def merge(parts: Iterator[Any]) -> Any:
+    """The answer that these are the parts of."""
+    answer = next(parts)
+    for part in parts:
+        answer.MergeFrom(part)
+    return answer

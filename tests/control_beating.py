@@ -4,9 +4,12 @@ import asyncio
 from abc import ABC, abstractmethod
 from typing import Any
 
+import grpc
+
 from blockstore.errors import CairnError, NotFound
 from blockstore.grpc_endpoint import Endpoint, open_channel
 from blockstore.grpc_errors import cairn_errors
+from blockstore.grpc_parts import whole
 from blockstore.rpc import control_pb2_grpc, snapshot_pb2_grpc
 
 LIMIT_S = 30
@@ -21,6 +24,11 @@ class Stubs:
 
     def __getattr__(self, name: str) -> Any:
         return next(getattr(service, name) for service in self._services if hasattr(service, name))
+
+
+async def answer_of(call: Any) -> Any:
+    """What a call answers, also where it does so in parts."""
+    return await (whole(call) if isinstance(call, grpc.aio.UnaryStreamCall) else call)
 
 
 class Beating(ABC):

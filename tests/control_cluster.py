@@ -23,7 +23,7 @@ from blockstore.grpc_endpoint import open_channel
 from blockstore.grpc_errors import cairn_errors
 from blockstore.rpc import control_pb2, control_pb2_grpc, replica_pb2, replica_pb2_grpc, snapshot_pb2
 from blockstore.units import GIB, MIB
-from tests.control_beating import LIMIT_S, Beating, Stubs
+from tests.control_beating import LIMIT_S, Beating, Stubs, answer_of
 from tests.control_crashing import CrashingPeers, CrashingStore, CrashPoints
 from tests.control_seals import MemorySeals, Volumes
 from tests.control_store import MemoryDaemon
@@ -66,7 +66,7 @@ class Control:
     async def call(self, name: str, request: Any, timeout_s: float = LIMIT_S) -> Any:
         """One call of either service; raises errors of the tree."""
         with cairn_errors("control"):
-            return await getattr(self.stub, name)(request, timeout=timeout_s)
+            return await answer_of(getattr(self.stub, name)(request, timeout=timeout_s))
 
     async def create(self, size_bytes: int = GIB, **fields: Any) -> control_pb2.Volume:
         volume: control_pb2.Volume = await self.call(

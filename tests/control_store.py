@@ -66,7 +66,8 @@ class MemoryDaemon(Beating):
     async def ship(self, stub: Any, task: snapshot_pb2.ShipTask, prune_number: int | None = None) -> Any:
         """All that it takes, in the order of writes: the root, then control."""
         if prune_number is None:
-            prune_number = (await stub.GetRoots(snapshot_pb2.GetRootsRequest(), timeout=LIMIT_S)).prune_number
+            asked = snapshot_pb2.GetPruneNumberRequest()
+            prune_number = (await stub.GetPruneNumber(asked, timeout=LIMIT_S)).prune_number
         snapshot = task.snapshot.id
         self.roots.add(snapshot)
         request = snapshot_pb2.CompleteSnapshotRequest(

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("blockstore", "nbd_server", "snapshotd")
 
 NOUNS = tuple(f"blockstore.{name}" for name in ("units", "domain", "errors", "config", "record", "log"))
-_GRPC = (*NOUNS, "blockstore.rpc", "blockstore.grpc_errors", "blockstore.grpc_endpoint")
+_GRPC = (*NOUNS, "blockstore.rpc", "blockstore.grpc_errors", "blockstore.grpc_endpoint", "blockstore.grpc_parts")
 _SHELL = (
     *_GRPC,
     "blockstore.daemon",
@@ -36,6 +36,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "blockstore.rpc": (),
     "blockstore.grpc_errors": _GRPC,
     "blockstore.grpc_endpoint": _GRPC,
+    "blockstore.grpc_parts": _GRPC,
     "blockstore.replication": NOUNS,
     "blockstore.storage": NOUNS,
     "blockstore.replica_codec": (*_GRPC, "blockstore.replication"),

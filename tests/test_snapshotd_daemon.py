@@ -188,7 +188,7 @@ def quarantine_all_packs(cluster: Cluster) -> None:
 
     asyncio.run(publish())
     (daemon,) = cluster.call("GetStore", pb.GetStoreRequest()).daemons
-    number = cluster.call("GetRoots", pb.GetRootsRequest()).prune_number
+    number = cluster.call("GetPruneNumber", pb.GetPruneNumberRequest()).prune_number
     cluster.call("RaisePruneNumber", pb.RaisePruneNumberRequest(daemon=daemon.id, expected=number))
 
 

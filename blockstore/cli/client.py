@@ -5,15 +5,16 @@ Whether control can be reached at all is settled before the first call, so that 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
 
-from blockstore.errors import QuorumUnavailable
+from blockstore.errors import NotFound, QuorumUnavailable
 from blockstore.grpc_endpoint import open_channel
 from blockstore.grpc_errors import cairn_errors
+from blockstore.grpc_parts import Answer, whole
 from blockstore.rpc import control_pb2 as pb
 from blockstore.rpc import snapshot_pb2 as spb
 from blockstore.rpc.control_pb2_grpc import ControlStub
@@ -55,6 +56,13 @@ class ControlClient:
         with cairn_errors(f"control at {self.address}"):
             return await method(request, timeout=timeout_s)
 
+    async def whole(
+        self, method: Callable[..., AsyncIterable[Answer]], request: Any, timeout_s: float = CALL_TIMEOUT_S
+    ) -> Answer:
+        """The same of a method that answers in parts."""
+        with cairn_errors(f"control at {self.address}"):
+            return await whole(method(request, timeout=timeout_s))
+
     async def volume(self, volume: str) -> pb.Volume:
         """The volume of that id or name. Raises NotFound."""
         return await self.call(self.stub.GetVolume, pb.GetVolumeRequest(volume=volume))
@@ -65,11 +73,14 @@ class ControlClient:
 
     async def status(self) -> pb.StatusResponse:
         """All that control knows."""
-        return await self.call(self.stub.Status, pb.StatusRequest())
+        return await self.whole(self.stub.Status, pb.StatusRequest())
 
     async def health(self, volume_id: str) -> pb.VolumeHealth | None:
         """How the volume of that id does; None where it is gone."""
-        return next((each for each in (await self.status()).volumes if each.volume.id == volume_id), None)
+        try:
+            return await self.call(self.stub.GetVolumeHealth, pb.GetVolumeRequest(volume=volume_id))
+        except NotFound:
+            return None
 
 
 @asynccontextmanager

@@ -114,7 +114,7 @@ class LocalCluster:
         async def registered() -> pb.Node | None:
             self._check(child)
             address = self._planned(name).listen
-            nodes = (await client.call(client.stub.ListNodes, pb.ListNodesRequest())).nodes
+            nodes = (await client.whole(client.stub.ListNodes, pb.ListNodesRequest())).nodes
             return next(
                 (each for each in nodes if each.address == address and each.up and each.last_heartbeat_ms), None
             )
@@ -133,7 +133,7 @@ class LocalCluster:
 
         async def registered() -> snapshot_pb2.StoreDaemon | None:
             self._check(child)
-            daemons = (await client.call(client.snapshots.GetStore, snapshot_pb2.GetStoreRequest())).daemons
+            daemons = (await client.whole(client.snapshots.GetStore, snapshot_pb2.GetStoreRequest())).daemons
             return next((each for each in daemons if each.address == self.plan.snapshotd and each.up), None)
 
         try:

@@ -36,19 +36,19 @@ def complete_node(incomplete: str) -> Words:
 
 
 async def _volumes(client: ControlClient) -> Words:
-    answer = await client.call(client.stub.ListVolumes, pb.ListVolumesRequest(), _PATIENCE_S)
+    answer = await client.whole(client.stub.ListVolumes, pb.ListVolumesRequest(), _PATIENCE_S)
     ids = [(each.id, each.name) for each in answer.volumes]
     return ids + [(name, number) for number, name in ids if name]
 
 
 async def _snapshots(client: ControlClient) -> Words:
     request = snapshot_pb2.ListSnapshotsRequest()
-    answer = await client.call(client.snapshots.ListSnapshots, request, _PATIENCE_S)
+    answer = await client.whole(client.snapshots.ListSnapshots, request, _PATIENCE_S)
     return [(each.id, " ".join(filter(None, [each.volume_name, each.description]))) for each in answer.snapshots]
 
 
 async def _nodes(client: ControlClient) -> Words:
-    answer = await client.call(client.stub.ListNodes, pb.ListNodesRequest(), _PATIENCE_S)
+    answer = await client.whole(client.stub.ListNodes, pb.ListNodesRequest(), _PATIENCE_S)
     return [(each.id, each.zone) for each in answer.nodes]
 
 

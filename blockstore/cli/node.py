@@ -27,7 +27,7 @@ NodeArgument = Annotated[
 def list_nodes(state: StateOption, control: ControlOption = None, output: OutputOption = Output.TABLE) -> None:
     """List all nodes that ever registered."""
     address = find_control(control, state)
-    found = run_with_control(address, lambda client: client.call(client.stub.ListNodes, pb.ListNodesRequest())).nodes
+    found = run_with_control(address, lambda client: client.whole(client.stub.ListNodes, pb.ListNodesRequest())).nodes
     show(output, documents.nodes(list(found)), lambda: tables.nodes(list(found)))
 
 

@@ -233,7 +233,7 @@ def retry(
 
 
 async def _listed(client: ControlClient, volume: str) -> list[pb.Snapshot]:
-    answer = await client.call(client.snapshots.ListSnapshots, pb.ListSnapshotsRequest(volume=volume))
+    answer = await client.whole(client.snapshots.ListSnapshots, pb.ListSnapshotsRequest(volume=volume))
     return list(answer.snapshots)
 
 

@@ -23,7 +23,7 @@ app = typer.Typer(help="The object store, in which snapshots are kept.", no_args
 def show_store(state: StateOption, control: ControlOption = None, output: OutputOption = Output.TABLE) -> None:
     """Show which object store this cluster uses, and the snapshotd that serves it."""
     address = find_control(control, state)
-    found = run_with_control(address, lambda client: client.call(client.snapshots.GetStore, pb.GetStoreRequest()))
+    found = run_with_control(address, lambda client: client.whole(client.snapshots.GetStore, pb.GetStoreRequest()))
     daemons = list(found.daemons)
     document = {"daemons": [snapshot_documents.daemon(each) for each in daemons]}
     show(output, document, lambda: snapshot_tables.store(daemons))

@@ -69,7 +69,7 @@ def _amount(value: pb.WorkProgress, rate: Rate) -> Amount:
 
 async def find_store(control: ControlClient) -> str:
     """The address of a snapshotd that is up. Raises QuorumUnavailable where none is."""
-    answer = await control.call(control.snapshots.GetStore, pb.GetStoreRequest())
+    answer = await control.whole(control.snapshots.GetStore, pb.GetStoreRequest())
     for each in answer.daemons:
         if each.up:
             return each.address

@@ -110,7 +110,7 @@ def create(
 def list_volumes(state: StateOption, control: ControlOption = None, output: OutputOption = Output.TABLE) -> None:
     """List all volumes."""
     address = find_control(control, state)
-    answer = run_with_control(address, lambda client: client.call(client.stub.ListVolumes, pb.ListVolumesRequest()))
+    answer = run_with_control(address, lambda client: client.whole(client.stub.ListVolumes, pb.ListVolumesRequest()))
     found = list(answer.volumes)
     show(output, documents.volumes(found), lambda: tables.volumes(found))
 

@@ -10,6 +10,7 @@ together with a tombstone for each replica that is not known to be gone. Snapsho
 their own (blockstore/control/snapshot_catalog.py) in the same metastore.
 """
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final
 
@@ -192,6 +193,16 @@ def nodes_of(volume: Volume) -> frozenset[NodeId]:
         for segment in volume.segments
         for member in (*segment.configuration.members, *segment.configuration.old_members)
     )
+
+
+def replicas_by_node(volumes: Iterable[Volume]) -> "Counter[NodeId]":
+    """Of how many of these volumes each node holds a replica."""
+    return Counter(node for volume in volumes for node in nodes_of(volume))
+
+
+def volumes_by_front_end(volumes: Iterable[Volume]) -> "Counter[FrontEndId]":
+    """How many of these volumes belong to each front-end."""
+    return Counter(each.attachment.front_end for each in volumes if each.attachment)
 
 
 def tombstones_of(volume: Volume) -> tuple[Tombstone, ...]:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
-from blockstore.control.catalog import attached_to, nodes_of
 from blockstore.control.floors import Floors
 from blockstore.control.hydration import HydrationView
 from blockstore.control.presence import Presence
@@ -105,8 +104,8 @@ class Messages:
         """Why its copying out of the object store stands still; empty where it goes on, or is paused."""
         return self._hydrations.trouble(volume)
 
-    def node(self, node: Node, volumes: Iterable[Volume]) -> control_pb2.Node:
-        """A node, and of `volumes` how many have a replica there."""
+    def node(self, node: Node, replicas: Mapping[NodeId, int]) -> control_pb2.Node:
+        """A node, and how many replicas the catalog has placed there."""
         word = self._presence.node(node.id)
         return control_pb2.Node(
             id=node.id,
@@ -117,11 +116,11 @@ class Messages:
             full=word.full if word else False,
             up=self._presence.is_up(node.id),
             last_heartbeat_ms=word.at_ms if word else 0,
-            replicas=sum(node.id in nodes_of(volume) for volume in volumes),
+            replicas=replicas.get(node.id, 0),
         )
 
-    def front_end(self, front_end: FrontEnd, volumes: Iterable[Volume]) -> control_pb2.FrontEndInfo:
-        """A front-end, and how many of `volumes` belong to it."""
+    def front_end(self, front_end: FrontEnd, volumes: Mapping[FrontEndId, int]) -> control_pb2.FrontEndInfo:
+        """A front-end, and how many volumes belong to it."""
         word = self._presence.front_end(front_end.id)
         return control_pb2.FrontEndInfo(
             id=front_end.id,
@@ -129,7 +128,7 @@ class Messages:
             uris=front_end.uris,
             up=self._presence.is_up(front_end.id),
             last_heartbeat_ms=word.at_ms if word else 0,
-            volumes=len(attached_to(volumes, front_end.id)),
+            volumes=volumes.get(front_end.id, 0),
         )
 
     def segments(self, volume: Volume) -> list[control_pb2.Segment]:

@@ -47,6 +47,18 @@ class DaemonWord:
     snapshots: Mapping[SnapshotId, ShipProgress] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """A snapshotd that was started and has not registered: it has no repository yet, and says why if it knows.
+
+    since, heard_at: its first and its last word, by control's own clock.
+    """
+
+    since: float
+    heard_at: float
+    why: str
+
+
 class Presence:
     """The last words, and whose lease holds.
 
@@ -62,6 +74,7 @@ class Presence:
         self._earlier: dict[NodeId, NodeWord] = {}
         self._front_ends: dict[FrontEndId, FrontEndWord] = {}
         self._daemons: dict[DaemonId, DaemonWord] = {}
+        self._starting: dict[DaemonId, Starting] = {}
         self._created: dict[ReplicaId, float] = {}
         self._beat = asyncio.Event()
         self.started_at: Final = clock()
@@ -113,8 +126,15 @@ class Presence:
         self._front_ends[front_end] = FrontEndWord(self._wall_ms(), volumes)
         self._hear(front_end)
 
+    def daemon_starting(self, daemon: DaemonId, why: str) -> None:
+        """It asks for the cluster's name, and cannot register yet. Its lease does not hold for that."""
+        now, before = self._clock(), self._starting.get(daemon)
+        # A word without a reason, as the first one of each start is, takes no reason back.
+        self._starting[daemon] = Starting(before.since, now, why or before.why) if before else Starting(now, now, why)
+
     def daemon_registered(self, daemon: DaemonId) -> None:
         """A new instance, which ships nothing yet."""
+        self._starting.pop(daemon, None)
         self._daemons[daemon] = DaemonWord(self._wall_ms())
         self._hear(daemon)
 
@@ -122,6 +142,16 @@ class Presence:
         """A heartbeat with all that it ships."""
         self._daemons[daemon] = DaemonWord(self._wall_ms(), snapshots)
         self._hear(daemon)
+
+    def daemon_removed(self, daemon: DaemonId) -> None:
+        """Nobody waits for it any more."""
+        self._starting.pop(daemon, None)
+        self._daemons.pop(daemon, None)
+        self._heard.pop(daemon, None)
+
+    def may_be_up(self, process: NodeId | FrontEndId | DaemonId) -> bool:
+        """Its lease holds, or it was not heard and control has just started."""
+        return self.is_up(process) or (process not in self._heard and bool(self.settling_s()))
 
     def is_up(self, process: NodeId | FrontEndId | DaemonId) -> bool:
         """Its lease holds."""
@@ -144,6 +174,15 @@ class Presence:
     def daemon(self, daemon: DaemonId) -> DaemonWord | None:
         """Its last word, None where it was not heard since control started."""
         return self._daemons.get(daemon)
+
+    def starting(self) -> Mapping[DaemonId, Starting]:
+        """The daemons that were started longer than a lease ago, and have not registered since."""
+        now = self._clock()
+        return {daemon: word for daemon, word in self._starting.items() if now - word.since > self._lease_s}
+
+    def seconds_since(self, heard_at: float) -> float:
+        """How long ago that was."""
+        return self._clock() - heard_at
 
     def daemons_up(self) -> list[DaemonId]:
         """Those whose lease holds."""

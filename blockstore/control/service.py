@@ -6,13 +6,14 @@ the registrar. Errors are those of blockstore.errors; the endpoint's interceptor
 """
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
 import structlog
 
 from blockstore.control import transitions
-from blockstore.control.catalog import Catalog, attached_to
+from blockstore.control.catalog import Catalog, attached_to, replicas_by_node
 from blockstore.control.clock import now_ms
 from blockstore.control.creation import CREATE_WAIT_S, Creation
 from blockstore.control.presence import Presence
@@ -25,6 +26,7 @@ from blockstore.control.snapshot_status import StoreObserver
 from blockstore.control.status import Observer
 from blockstore.domain import VolumeId, VolumeState, check_id
 from blockstore.errors import CairnError, Conflict, NotFound, QuorumUnavailable
+from blockstore.grpc_parts import in_parts
 from blockstore.rpc import control_pb2, control_pb2_grpc
 
 _log = structlog.get_logger(__name__)
@@ -68,9 +70,10 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     async def ListVolumes(
         self, request: control_pb2.ListVolumesRequest, context: _Context
-    ) -> control_pb2.ListVolumesResponse:
-        messages = await self._reconciler.messages()
-        return control_pb2.ListVolumesResponse(volumes=map(messages.volume, await self._catalog.volumes()))
+    ) -> AsyncIterator[control_pb2.ListVolumesResponse]:
+        messages, volumes = await self._reconciler.messages(), await self._catalog.volumes()
+        for part in in_parts(control_pb2.ListVolumesResponse(), volumes=map(messages.volume, volumes)):
+            yield part
 
     async def DeleteVolume(
         self, request: control_pb2.DeleteVolumeRequest, context: _Context
@@ -123,35 +126,38 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     async def GetNode(self, request: control_pb2.GetNodeRequest, context: _Context) -> control_pb2.Node:
         node = (await self._catalog.node(request.node)).record
-        return (await self._reconciler.messages()).node(node, await self._catalog.volumes())
+        return (await self._reconciler.messages()).node(node, replicas_by_node(await self._catalog.volumes()))
 
     async def ListNodes(
         self, request: control_pb2.ListNodesRequest, context: _Context
-    ) -> control_pb2.ListNodesResponse:
-        messages, volumes = await self._reconciler.messages(), await self._catalog.volumes()
-        nodes = await self._catalog.nodes()
-        return control_pb2.ListNodesResponse(nodes=[messages.node(each.record, volumes) for each in nodes])
+    ) -> AsyncIterator[control_pb2.ListNodesResponse]:
+        messages, counts = await self._reconciler.messages(), replicas_by_node(await self._catalog.volumes())
+        nodes = (messages.node(each.record, counts) for each in await self._catalog.nodes())
+        for part in in_parts(control_pb2.ListNodesResponse(), nodes=nodes):
+            yield part
 
     async def RemoveNode(
         self, request: control_pb2.RemoveNodeRequest, context: _Context
     ) -> control_pb2.RemoveNodeResponse:
         node = (await self._catalog.node(request.node)).record
-        if self._presence.is_up(node.id) or (self._presence.node(node.id) is None and self._presence.settling_s()):
+        if self._presence.may_be_up(node.id):
             raise Conflict(f"node {node.id} is up, or was a moment ago: stop it first")
         await self._catalog.remove_node(node.id)
         self._presence.node_removed(node.id)
         _log.info("node removed", node=node.id)
         return control_pb2.RemoveNodeResponse()
 
-    async def Status(self, request: control_pb2.StatusRequest, context: _Context) -> control_pb2.StatusResponse:
-        observer = Observer(
-            await self._reconciler.messages(),
-            self._presence,
-            {each.record.id: each.record for each in await self._catalog.nodes()},
-            {each.id: each for each in await self._catalog.front_ends()},
-            StoreObserver(self._presence, await self._snapshots.snapshots(), await self._snapshots.daemons()),
-        )
-        return observer.status(await self._catalog.volumes(), await self._catalog.tombstones())
+    async def Status(
+        self, request: control_pb2.StatusRequest, context: _Context
+    ) -> AsyncIterator[control_pb2.StatusResponse]:
+        observer = await self._observer()
+        for part in observer.status(await self._catalog.volumes(), await self._catalog.tombstones()):
+            yield part
+
+    async def GetVolumeHealth(
+        self, request: control_pb2.GetVolumeRequest, context: _Context
+    ) -> control_pb2.VolumeHealth:
+        return (await self._observer()).volume(await self._catalog.volume(request.volume))
 
     # ---- from nodes and front-ends
 
@@ -221,6 +227,15 @@ class ControlService(control_pb2_grpc.ControlServicer):
                 )
 
     # ---- answers
+
+    async def _observer(self) -> Observer:
+        return Observer(
+            await self._reconciler.messages(),
+            self._presence,
+            {each.record.id: each.record for each in await self._catalog.nodes()},
+            {each.id: each for each in await self._catalog.front_ends()},
+            StoreObserver(self._presence, await self._snapshots.snapshots(), await self._snapshots.daemons()),
+        )
 
     async def _message(self, volume: Volume) -> control_pb2.Volume:
         return (await self._reconciler.messages()).volume(volume)

@@ -9,8 +9,9 @@ Who ships what is in memory only: after a restart of control the daemons say it.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
+from typing import Final
 
 import structlog
 
@@ -30,6 +31,12 @@ from blockstore.errors import Conflict, Fenced, NotFound
 from blockstore.rpc import snapshot_pb2
 
 _log = structlog.get_logger(__name__)
+
+#: Ships that one daemon has at once: it works on a few, and each is a record of some hundred bytes in the answer
+#: to every heartbeat, which is one message.
+MAX_SHIPS: Final = 512
+#: Roots that one answer names to be deleted; who has deleted them is told the next ones.
+MAX_DROPS: Final = 512
 
 
 class Shipping:
@@ -68,15 +75,13 @@ class Shipping:
 
     async def drops(self) -> list[SnapshotId]:
         """The deleted snapshots whose roots may leave the object store now."""
-        snapshots, volumes = await self._snapshots.snapshots(), await self._catalog.volumes()
-        return [
-            each.id for each in snapshots if phase_of(each) is Phase.DELETING and self._free(each, snapshots, volumes)
-        ]
+        deleting = [each.id for each in await self._snapshots.unfinished() if phase_of(each) is Phase.DELETING]
+        needed = await self._needed() if deleting else frozenset()
+        return [each for each in deleting if each not in needed][:MAX_DROPS]
 
     async def check_free(self, snapshot: Snapshot) -> None:
         """Raises Conflict where its root must not be dropped."""
-        snapshots, volumes = await self._snapshots.snapshots(), await self._catalog.volumes()
-        if phase_of(snapshot) is not Phase.DELETING or not self._free(snapshot, snapshots, volumes):
+        if phase_of(snapshot) is not Phase.DELETING or snapshot.id in await self._needed():
             raise Conflict(f"snapshot {snapshot.id} is needed ({snapshot.state.value}): its root must stay")
 
     def check_given(self, snapshot: SnapshotId, daemon: DaemonId) -> None:
@@ -172,17 +177,21 @@ class Shipping:
             return origin.id, 0, {key_of(origin.id): stored.revision, key_of_volume(volume.id): revision}
         return "", 0, {}
 
-    def _free(self, snapshot: Snapshot, snapshots: Iterable[Snapshot], volumes: Iterable[Volume]) -> bool:
-        based_on_it = any(
-            each.parent == snapshot.id and each.started and phase_of(each) is Phase.SHIPPING for each in snapshots
-        )
-        shipped = any(snapshot.id in said for said in self._presence.shipped_now())
-        return not (based_on_it or shipped or used_by(snapshot.id, volumes))
+    async def _needed(self) -> frozenset[str]:
+        """The snapshots whose roots must stay, deleted or not: volumes come from them, or ships under way need them."""
+        shipping = [each for each in await self._snapshots.unfinished() if phase_of(each) is Phase.SHIPPING]
+        bases = (each.parent for each in shipping if each.started)
+        shipped = (snapshot for said in self._presence.shipped_now() for snapshot in said)
+        return frozenset((*bases, *shipped, *users_by_source(await self._catalog.volumes())))
 
 
-def used_by(snapshot: SnapshotId, volumes: Iterable[Volume]) -> list[VolumeId]:
-    """The volumes that come from it and are not hydrated."""
-    return [volume.id for volume in volumes if volume.source and volume.source.snapshot == snapshot]
+def users_by_source(volumes: Iterable[Volume]) -> Mapping[SnapshotId, list[VolumeId]]:
+    """Of each snapshot the volumes that come from it and are not hydrated; none of one that is not here."""
+    users: dict[SnapshotId, list[VolumeId]] = {}
+    for volume in volumes:
+        if volume.source:
+            users.setdefault(volume.source.snapshot, []).append(volume.id)
+    return users
 
 
 def next_of_each_volume(snapshots: Iterable[Snapshot]) -> list[Snapshot]:
@@ -207,9 +216,3 @@ def newest_before(snapshot: Snapshot, snapshots: Iterable[Snapshot]) -> Snapshot
         and each.generation < snapshot.generation
     )
     return max(earlier, key=lambda each: each.generation, default=None)
-
-
-def waits_for(snapshot: Snapshot, snapshots: Iterable[Snapshot]) -> SnapshotId | None:
-    """The snapshot of the same volume that is shipped before it."""
-    first = next((each for each in next_of_each_volume(snapshots) if each.volume == snapshot.volume), None)
-    return first.id if first and first.id != snapshot.id else None

@@ -17,7 +17,7 @@ from blockstore.control.codec import encode
 from blockstore.control.metastore.interface import ABSENT, Metastore, Revision
 from blockstore.control.record_store import MAX_TRIES, RecordStore, Stored
 from blockstore.control.records import Volume
-from blockstore.control.snapshot_records import Pin, Snapshot, Store, StoreDaemon
+from blockstore.control.snapshot_records import Pin, Snapshot, SnapshotState, Store, StoreDaemon
 from blockstore.domain import SnapshotId, VolumeId
 from blockstore.errors import AlreadyExists, Conflict, Fenced, NotFound
 
@@ -42,6 +42,10 @@ class SnapshotCatalog(RecordStore):
         """All of them, the oldest first."""
         found = [each.record for each in await self._list(Snapshot, SNAPSHOTS)]
         return tuple(sorted(found, key=lambda each: (each.created_at_ms, each.id)))
+
+    async def unfinished(self) -> tuple[Snapshot, ...]:
+        """Those that are not completed, the oldest first: few, however many there are."""
+        return tuple(each for each in await self.snapshots() if each.state is not SnapshotState.COMPLETED)
 
     async def snapshot(self, snapshot: str) -> Snapshot:
         """Raises NotFound."""
@@ -163,6 +167,11 @@ class SnapshotCatalog(RecordStore):
         snapshots = [self._decode(Snapshot, each).record for each in items if each.key.startswith(SNAPSHOTS)]
         return (stores[0].prune_number if stores else 0), tuple(snapshots)
 
+    async def prune_number(self) -> int:
+        """As `roots` has it."""
+        store = await self.store()
+        return store.prune_number if store else 0
+
     async def daemons(self) -> tuple[StoreDaemon, ...]:
         """All that ever registered, by id."""
         return tuple(each.record for each in await self._list(StoreDaemon, _DAEMONS))
@@ -177,6 +186,15 @@ class SnapshotCatalog(RecordStore):
     async def put_daemon(self, daemon: StoreDaemon) -> None:
         """Enter it, or what it says of itself now."""
         await self._put(_DAEMONS + daemon.id, daemon)
+
+    async def remove_daemon(self, daemon: str) -> None:
+        """Forget it. Raises NotFound, Conflict where it has registered meanwhile."""
+        stored = await self._get(StoreDaemon, _DAEMONS + daemon) if daemon else None
+        if stored is None:
+            raise NotFound(f"there is no snapshotd {daemon!r}: see `cairn store show`")
+        if not await self._transact({_DAEMONS + daemon: stored.revision}, {}, (_DAEMONS + daemon,)):
+            raise Conflict(f"snapshotd {daemon} has changed meanwhile: look again")
+        self._decoded.pop(_DAEMONS + daemon, None)
 
     # ---- pins to be taken away
 

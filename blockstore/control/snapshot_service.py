@@ -5,7 +5,7 @@ waiting stops nothing. What daemons say goes to the warden (blockstore/control/s
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
@@ -22,7 +22,7 @@ from blockstore.control.reconcile import Reconciler
 from blockstore.control.record_store import MAX_TRIES, Stored
 from blockstore.control.records import AttachmentState, Volume, check_tags, check_token
 from blockstore.control.sealing import Sealing
-from blockstore.control.shipping import Shipping, used_by, waits_for
+from blockstore.control.shipping import Shipping, next_of_each_volume, users_by_source
 from blockstore.control.snapshot_catalog import SnapshotCatalog
 from blockstore.control.snapshot_messages import daemon_message, full_message
 from blockstore.control.snapshot_records import MAX_VOLUMES, Snapshot, SnapshotState, check_description
@@ -30,6 +30,7 @@ from blockstore.control.snapshot_transitions import Phase, phase_of
 from blockstore.control.store_warden import StoreWarden
 from blockstore.domain import SnapshotId, VolumeId
 from blockstore.errors import Conflict, InvalidRequest, NotFound, QuorumUnavailable
+from blockstore.grpc_parts import in_parts
 from blockstore.rpc import control_pb2, snapshot_pb2, snapshot_pb2_grpc
 
 _log = structlog.get_logger(__name__)
@@ -102,12 +103,13 @@ class SnapshotService(snapshot_pb2_grpc.SnapshotsServicer):
 
     async def ListSnapshots(
         self, request: snapshot_pb2.ListSnapshotsRequest, context: _Context
-    ) -> snapshot_pb2.ListSnapshotsResponse:
+    ) -> AsyncIterator[snapshot_pb2.ListSnapshotsResponse]:
         snapshots = await self._snapshots.snapshots()
         if request.volume:
             wanted = await self._volume_id(request.volume, snapshots)
             snapshots = tuple(each for each in snapshots if each.volume == wanted)
-        return snapshot_pb2.ListSnapshotsResponse(snapshots=await self._messages(snapshots))
+        for part in in_parts(snapshot_pb2.ListSnapshotsResponse(), snapshots=await self._messages(snapshots)):
+            yield part
 
     async def DeleteSnapshot(
         self, request: snapshot_pb2.DeleteSnapshotRequest, context: _Context
@@ -140,11 +142,19 @@ class SnapshotService(snapshot_pb2_grpc.SnapshotsServicer):
         volume = await self._catalog.change_volume(found.id, change)
         return (await self._reconciler.messages()).volume(volume)
 
-    async def GetStore(self, request: snapshot_pb2.GetStoreRequest, context: _Context) -> snapshot_pb2.GetStoreResponse:
+    async def GetStore(
+        self, request: snapshot_pb2.GetStoreRequest, context: _Context
+    ) -> AsyncIterator[snapshot_pb2.GetStoreResponse]:
         daemons = await self._snapshots.daemons()
-        return snapshot_pb2.GetStoreResponse(
-            daemons=[daemon_message(each, self._presence.is_up(each.id)) for each in daemons]
-        )
+        messages = (daemon_message(each, self._presence.is_up(each.id)) for each in daemons)
+        for part in in_parts(snapshot_pb2.GetStoreResponse(), daemons=messages):
+            yield part
+
+    async def ForgetDaemon(
+        self, request: snapshot_pb2.ForgetDaemonRequest, context: _Context
+    ) -> snapshot_pb2.ForgetDaemonResponse:
+        await self._warden.forget(request)
+        return snapshot_pb2.ForgetDaemonResponse()
 
     # ---- from daemons
 
@@ -172,8 +182,16 @@ class SnapshotService(snapshot_pb2_grpc.SnapshotsServicer):
         await self._warden.drop(request)
         return snapshot_pb2.DropSnapshotResponse()
 
-    async def GetRoots(self, request: snapshot_pb2.GetRootsRequest, context: _Context) -> snapshot_pb2.GetRootsResponse:
-        return await self._warden.roots()
+    async def GetRoots(
+        self, request: snapshot_pb2.GetRootsRequest, context: _Context
+    ) -> AsyncIterator[snapshot_pb2.GetRootsResponse]:
+        for part in await self._warden.roots():
+            yield part
+
+    async def GetPruneNumber(
+        self, request: snapshot_pb2.GetPruneNumberRequest, context: _Context
+    ) -> snapshot_pb2.GetPruneNumberResponse:
+        return snapshot_pb2.GetPruneNumberResponse(prune_number=await self._snapshots.prune_number())
 
     async def RaisePruneNumber(
         self, request: snapshot_pb2.RaisePruneNumberRequest, context: _Context
@@ -249,12 +267,14 @@ class SnapshotService(snapshot_pb2_grpc.SnapshotsServicer):
         (message,) = await self._messages([snapshot])
         return message
 
-    async def _messages(self, snapshots: Sequence[Snapshot]) -> list[snapshot_pb2.Snapshot]:
-        volumes, all_of_them = await self._catalog.volumes(), await self._snapshots.snapshots()
-        return [full_message(each, self._progress(each, all_of_them), used_by(each.id, volumes)) for each in snapshots]
+    async def _messages(self, snapshots: Iterable[Snapshot]) -> Iterator[snapshot_pb2.Snapshot]:
+        """Each of them, made when it is asked for, with what is in the catalog now."""
+        users = users_by_source(await self._catalog.volumes())
+        first = {each.volume: each.id for each in next_of_each_volume(await self._snapshots.unfinished())}
+        return (full_message(each, self._progress(each, first), users.get(each.id, ())) for each in snapshots)
 
-    def _progress(self, snapshot: Snapshot, snapshots: Sequence[Snapshot]) -> snapshot_pb2.ShipProgress | None:
-        """How far a pending one is, and why it stands still if it does."""
+    def _progress(self, snapshot: Snapshot, first: Mapping[VolumeId, SnapshotId]) -> snapshot_pb2.ShipProgress | None:
+        """How far a pending one is, and why it stands still if it does. first: the one of each volume that is next."""
         phase = phase_of(snapshot)
         if phase is Phase.SEALING:
             return snapshot_pb2.ShipProgress(why=self._sealing.why([snapshot]))
@@ -264,8 +284,8 @@ class SnapshotService(snapshot_pb2_grpc.SnapshotsServicer):
             return said
         if not self._presence.daemons_up():
             return snapshot_pb2.ShipProgress(why=NO_DAEMON)
-        before = waits_for(snapshot, snapshots)
-        return snapshot_pb2.ShipProgress(why=f"waits until {before} is shipped" if before else "")
+        before = first.get(snapshot.volume, snapshot.id)
+        return snapshot_pb2.ShipProgress(why=f"waits until {before} is shipped" if before != snapshot.id else "")
 
 
 def _new_snapshots(request: snapshot_pb2.CreateSnapshotRequest, volumes: Sequence[Volume]) -> list[Snapshot]:

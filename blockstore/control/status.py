@@ -8,12 +8,13 @@ of detached volumes. Where neither was heard, the answer is `unknown`, never a g
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from blockstore.control.catalog import attached_to, nodes_of, tombstones_of
+from blockstore.control.catalog import replicas_by_node, tombstones_of, volumes_by_front_end
 from blockstore.control.messages import Messages
 from blockstore.control.presence import Presence
 from blockstore.control.records import AttachmentState, FrontEnd, Node, Tombstone, Volume
 from blockstore.control.snapshot_status import DEGRADED, UNAVAILABLE, WARNING, StoreObserver
 from blockstore.domain import FrontEndId, Member, NodeId, ReplicaId, VolumeState
+from blockstore.grpc_parts import in_parts
 from blockstore.rpc import control_pb2
 from blockstore.rpc.control_pb2 import Problem, ReplicaHealth, VolumeHealth, VolumeReport
 from blockstore.rpc.replica_pb2 import ReplicaStatus
@@ -52,20 +53,29 @@ class Observer:
         self._front_ends = front_ends
         self._store = store
 
-    def status(self, volumes: tuple[Volume, ...], tombstones: Iterable[Tombstone]) -> control_pb2.StatusResponse:
-        """All of it; the worst problems first."""
-        health = [self.volume(volume) for volume in volumes]
-        problems = [problem for volume, seen in zip(volumes, health, strict=True) for problem in self._of(volume, seen)]
-        problems += self._node_problems(volumes, tombstones)
-        problems += self._front_end_problems(volumes)
+    def status(
+        self, volumes: tuple[Volume, ...], tombstones: Iterable[Tombstone]
+    ) -> Iterator[control_pb2.StatusResponse]:
+        """All of it, in parts; the worst problems first."""
+        problems: list[Problem] = []
+
+        def health() -> Iterator[VolumeHealth]:
+            for volume in volumes:
+                seen = self.volume(volume)
+                problems.extend(self._of(volume, seen))
+                yield seen
+
+        yield from in_parts(control_pb2.StatusResponse(), volumes=health())
+        replicas, attached = replicas_by_node(volumes), volumes_by_front_end(volumes)
+        problems += self._node_problems(volumes, tombstones, replicas)
+        problems += self._front_end_problems(attached)
         problems += self._store.problems(volumes, [self._messages.hydration_trouble(each) for each in volumes])
         problems.sort(key=lambda problem: (-problem.severity, problem.subject))
-        return control_pb2.StatusResponse(
-            healthy=all(problem.severity == WARNING for problem in problems),
+        yield from in_parts(
+            control_pb2.StatusResponse(healthy=all(problem.severity == WARNING for problem in problems)),
             problems=problems,
-            volumes=health,
-            nodes=[self._messages.node(node, volumes) for node in self._nodes.values()],
-            front_ends=[self._messages.front_end(each, volumes) for each in self._front_ends.values()],
+            nodes=(self._messages.node(each, replicas) for each in self._nodes.values()),
+            front_ends=(self._messages.front_end(each, attached) for each in self._front_ends.values()),
         )
 
     def volume(self, volume: Volume) -> VolumeHealth:
@@ -187,16 +197,17 @@ class Observer:
                 message=f"front-end {front_end} does not serve it ({doing}){why}",
             )
 
-    def _node_problems(self, volumes: tuple[Volume, ...], tombstones: Iterable[Tombstone]) -> Iterator[Problem]:
+    def _node_problems(
+        self, volumes: tuple[Volume, ...], tombstones: Iterable[Tombstone], replicas: Mapping[NodeId, int]
+    ) -> Iterator[Problem]:
         expected = {each.replica for volume in volumes for each in tombstones_of(volume)}
         expected |= {each.replica for each in tombstones}
         for node in self._nodes.values():
             if not self._presence.is_up(node.id):
-                used = any(node.id in nodes_of(volume) for volume in volumes)
                 message = f"down: last heard {self._presence.silent_s(node.id):.0f} s ago"
                 if self._presence.node(node.id) is None:
                     message = "down: not heard since control started"
-                yield Problem(severity=DEGRADED if used else WARNING, subject=node.id, message=message)
+                yield Problem(severity=DEGRADED if replicas.get(node.id) else WARNING, subject=node.id, message=message)
                 continue
             word = self._presence.node(node.id)
             if word and word.full:
@@ -206,9 +217,9 @@ class Observer:
             if word and word.replicas:
                 yield from _held_problems(node.id, word.replicas, expected)
 
-    def _front_end_problems(self, volumes: tuple[Volume, ...]) -> Iterator[Problem]:
+    def _front_end_problems(self, attached: Mapping[FrontEndId, int]) -> Iterator[Problem]:
         for front_end in self._front_ends.values():
-            count = len(attached_to(volumes, front_end.id))
+            count = attached.get(front_end.id, 0)
             if count and not self._presence.is_up(front_end.id):
                 yield Problem(
                     severity=UNAVAILABLE, subject=front_end.id, message=f"down, with {count} volumes attached"

@@ -7,6 +7,7 @@ moved: then what it refers to may be in quarantine (design, section 5).
 
 import asyncio
 import secrets
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from blockstore.control.shipping import Shipping
 from blockstore.control.snapshot_catalog import SnapshotCatalog
 from blockstore.control.snapshot_messages import statistics_of, whole_snapshot
 from blockstore.control.snapshot_records import (
+    MAX_REASON,
     Snapshot,
     SnapshotState,
     Store,
@@ -30,6 +32,7 @@ from blockstore.control.snapshot_records import (
 )
 from blockstore.domain import DaemonId, SnapshotId, check_id
 from blockstore.errors import Conflict, Fenced, NotFound
+from blockstore.grpc_parts import in_parts
 from blockstore.rpc import snapshot_pb2
 
 _log = structlog.get_logger(__name__)
@@ -62,6 +65,7 @@ class StoreWarden:
         """
         check_daemon(request.instance, request.store, request.repository)
         if not request.repository:
+            self._presence.daemon_starting(DaemonId(check_id("sd", request.daemon)), request.why[:MAX_REASON])
             cluster = (await self._snapshots.change_store(lambda now: now or _new_store())).cluster
             return snapshot_pb2.RegisterDaemonResponse(lease_s=self._lease_s, cluster=cluster)
         daemon = StoreDaemon(
@@ -154,15 +158,32 @@ class StoreWarden:
         await self._snapshots.remove(snapshot.id)
         _log.info("snapshot deleted", snapshot=snapshot.id)
 
-    async def roots(self) -> snapshot_pb2.GetRootsResponse:
-        """What must not be pruned. One that is being deleted counts until its record is gone."""
+    async def forget(self, request: snapshot_pb2.ForgetDaemonRequest) -> None:
+        """A daemon that is gone for good. Raises NotFound, and Conflict while it is up.
+
+        Nothing rests on it: what it shipped is given to others once it is down, and one that comes back registers.
+        """
+        daemon = DaemonId(request.daemon)
+        registered = any(each.id == daemon for each in await self._snapshots.daemons())
+        if registered and self._presence.may_be_up(daemon):
+            raise Conflict(f"snapshotd {daemon} is up, or was a moment ago: stop it first")
+        if registered or daemon not in self._presence.starting():
+            await self._snapshots.remove_daemon(daemon)
+        self._presence.daemon_removed(daemon)
+        _log.info("snapshotd forgotten", daemon=daemon)
+
+    async def roots(self) -> Iterator[snapshot_pb2.GetRootsResponse]:
+        """What must not be pruned, in parts. One that is being deleted counts until its record is gone.
+
+        All of one revision, read before the first part: what changes until the last one is as what changes after it.
+        """
         number, snapshots = await self._snapshots.roots()
-        return snapshot_pb2.GetRootsResponse(
-            prune_number=number,
-            roots=[
-                snapshot_pb2.Root(snapshot=each.id, root=bytes.fromhex(each.root)) for each in snapshots if each.root
-            ],
-            pending=[each.id for each in snapshots if each.state is SnapshotState.PENDING],
+        whole = [each for each in snapshots if each.root]
+        pending = [each.id for each in snapshots if each.state is SnapshotState.PENDING]
+        return in_parts(
+            snapshot_pb2.GetRootsResponse(prune_number=number, total=len(whole) + len(pending)),
+            roots=(snapshot_pb2.Root(snapshot=each.id, root=bytes.fromhex(each.root)) for each in whole),
+            pending=pending,
         )
 
     async def raise_prune_number(self, request: snapshot_pb2.RaisePruneNumberRequest) -> int:

@@ -5,6 +5,8 @@ The control plane: what users, nodes and front-ends say to control, and control 
 
 Everything here is idempotent: a call whose answer was lost may be made again. Wherever a request
 names a volume for a user, its id or its name will do. Times are milliseconds since 1970, UTC.
+Answers that grow with the cluster are streams: each message is a part, and merged in their order they
+are the answer (blockstore/grpc_parts.py).
 """
 
 from blockstore.rpc import replica_pb2 as _replica_pb2
@@ -859,7 +861,7 @@ class Problem(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     severity: Global___Severity.ValueType
     subject: _builtins.str
-    """The id of the volume, node or front-end."""
+    """The id of the volume, node, front-end, snapshot or snapshotd."""
     message: _builtins.str
     def __init__(
         self,

@@ -44,7 +44,7 @@ class ControlStub:
                 request_serializer=blockstore_dot_rpc_dot_control__pb2.GetVolumeRequest.SerializeToString,
                 response_deserializer=blockstore_dot_rpc_dot_control__pb2.Volume.FromString,
                 _registered_method=True)
-        self.ListVolumes = channel.unary_unary(
+        self.ListVolumes = channel.unary_stream(
                 '/cairn.v1.Control/ListVolumes',
                 request_serializer=blockstore_dot_rpc_dot_control__pb2.ListVolumesRequest.SerializeToString,
                 response_deserializer=blockstore_dot_rpc_dot_control__pb2.ListVolumesResponse.FromString,
@@ -74,7 +74,7 @@ class ControlStub:
                 request_serializer=blockstore_dot_rpc_dot_control__pb2.GetNodeRequest.SerializeToString,
                 response_deserializer=blockstore_dot_rpc_dot_control__pb2.Node.FromString,
                 _registered_method=True)
-        self.ListNodes = channel.unary_unary(
+        self.ListNodes = channel.unary_stream(
                 '/cairn.v1.Control/ListNodes',
                 request_serializer=blockstore_dot_rpc_dot_control__pb2.ListNodesRequest.SerializeToString,
                 response_deserializer=blockstore_dot_rpc_dot_control__pb2.ListNodesResponse.FromString,
@@ -84,10 +84,15 @@ class ControlStub:
                 request_serializer=blockstore_dot_rpc_dot_control__pb2.RemoveNodeRequest.SerializeToString,
                 response_deserializer=blockstore_dot_rpc_dot_control__pb2.RemoveNodeResponse.FromString,
                 _registered_method=True)
-        self.Status = channel.unary_unary(
+        self.Status = channel.unary_stream(
                 '/cairn.v1.Control/Status',
                 request_serializer=blockstore_dot_rpc_dot_control__pb2.StatusRequest.SerializeToString,
                 response_deserializer=blockstore_dot_rpc_dot_control__pb2.StatusResponse.FromString,
+                _registered_method=True)
+        self.GetVolumeHealth = channel.unary_unary(
+                '/cairn.v1.Control/GetVolumeHealth',
+                request_serializer=blockstore_dot_rpc_dot_control__pb2.GetVolumeRequest.SerializeToString,
+                response_deserializer=blockstore_dot_rpc_dot_control__pb2.VolumeHealth.FromString,
                 _registered_method=True)
         self.RegisterNode = channel.unary_unary(
                 '/cairn.v1.Control/RegisterNode',
@@ -192,6 +197,13 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetVolumeHealth(self, request, context):
+        """One volume's part of the status.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RegisterNode(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -241,7 +253,7 @@ def add_ControlServicer_to_server(servicer, server):
                     request_deserializer=blockstore_dot_rpc_dot_control__pb2.GetVolumeRequest.FromString,
                     response_serializer=blockstore_dot_rpc_dot_control__pb2.Volume.SerializeToString,
             ),
-            'ListVolumes': grpc.unary_unary_rpc_method_handler(
+            'ListVolumes': grpc.unary_stream_rpc_method_handler(
                     servicer.ListVolumes,
                     request_deserializer=blockstore_dot_rpc_dot_control__pb2.ListVolumesRequest.FromString,
                     response_serializer=blockstore_dot_rpc_dot_control__pb2.ListVolumesResponse.SerializeToString,
@@ -271,7 +283,7 @@ def add_ControlServicer_to_server(servicer, server):
                     request_deserializer=blockstore_dot_rpc_dot_control__pb2.GetNodeRequest.FromString,
                     response_serializer=blockstore_dot_rpc_dot_control__pb2.Node.SerializeToString,
             ),
-            'ListNodes': grpc.unary_unary_rpc_method_handler(
+            'ListNodes': grpc.unary_stream_rpc_method_handler(
                     servicer.ListNodes,
                     request_deserializer=blockstore_dot_rpc_dot_control__pb2.ListNodesRequest.FromString,
                     response_serializer=blockstore_dot_rpc_dot_control__pb2.ListNodesResponse.SerializeToString,
@@ -281,10 +293,15 @@ def add_ControlServicer_to_server(servicer, server):
                     request_deserializer=blockstore_dot_rpc_dot_control__pb2.RemoveNodeRequest.FromString,
                     response_serializer=blockstore_dot_rpc_dot_control__pb2.RemoveNodeResponse.SerializeToString,
             ),
-            'Status': grpc.unary_unary_rpc_method_handler(
+            'Status': grpc.unary_stream_rpc_method_handler(
                     servicer.Status,
                     request_deserializer=blockstore_dot_rpc_dot_control__pb2.StatusRequest.FromString,
                     response_serializer=blockstore_dot_rpc_dot_control__pb2.StatusResponse.SerializeToString,
+            ),
+            'GetVolumeHealth': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetVolumeHealth,
+                    request_deserializer=blockstore_dot_rpc_dot_control__pb2.GetVolumeRequest.FromString,
+                    response_serializer=blockstore_dot_rpc_dot_control__pb2.VolumeHealth.SerializeToString,
             ),
             'RegisterNode': grpc.unary_unary_rpc_method_handler(
                     servicer.RegisterNode,
@@ -392,7 +409,7 @@ class Control:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/cairn.v1.Control/ListVolumes',
@@ -554,7 +571,7 @@ class Control:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/cairn.v1.Control/ListNodes',
@@ -608,12 +625,39 @@ class Control:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/cairn.v1.Control/Status',
             blockstore_dot_rpc_dot_control__pb2.StatusRequest.SerializeToString,
             blockstore_dot_rpc_dot_control__pb2.StatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetVolumeHealth(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Control/GetVolumeHealth',
+            blockstore_dot_rpc_dot_control__pb2.GetVolumeRequest.SerializeToString,
+            blockstore_dot_rpc_dot_control__pb2.VolumeHealth.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,6 +5,8 @@ The control plane: what users, nodes and front-ends say to control, and control 
 
 Everything here is idempotent: a call whose answer was lost may be made again. Wherever a request
 names a volume for a user, its id or its name will do. Times are milliseconds since 1970, UTC.
+Answers that grow with the cluster are streams: each message is a part, and merged in their order they
+are the answer (blockstore/grpc_parts.py).
 """
 
 from blockstore.rpc import control_pb2 as _control_pb2
@@ -38,16 +40,18 @@ class ControlStub:
     CreateVolume: _grpc.UnaryUnaryMultiCallable[_control_pb2.CreateVolumeRequest, _control_pb2.Volume]
     """Answers once the volume is `available`, or still `creating` after a few seconds."""
     GetVolume: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetVolumeRequest, _control_pb2.Volume]
-    ListVolumes: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListVolumesRequest, _control_pb2.ListVolumesResponse]
+    ListVolumes: _grpc.UnaryStreamMultiCallable[_control_pb2.ListVolumesRequest, _control_pb2.ListVolumesResponse]
     DeleteVolume: _grpc.UnaryUnaryMultiCallable[_control_pb2.DeleteVolumeRequest, _control_pb2.DeleteVolumeResponse]
     ResizeVolume: _grpc.UnaryUnaryMultiCallable[_control_pb2.ResizeVolumeRequest, _control_pb2.Volume]
     AttachVolume: _grpc.UnaryUnaryMultiCallable[_control_pb2.AttachVolumeRequest, _control_pb2.Volume]
     DetachVolume: _grpc.UnaryUnaryMultiCallable[_control_pb2.DetachVolumeRequest, _control_pb2.Volume]
     GetNode: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetNodeRequest, _control_pb2.Node]
-    ListNodes: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListNodesRequest, _control_pb2.ListNodesResponse]
+    ListNodes: _grpc.UnaryStreamMultiCallable[_control_pb2.ListNodesRequest, _control_pb2.ListNodesResponse]
     RemoveNode: _grpc.UnaryUnaryMultiCallable[_control_pb2.RemoveNodeRequest, _control_pb2.RemoveNodeResponse]
     """Only a node that is down and that holds no replica."""
-    Status: _grpc.UnaryUnaryMultiCallable[_control_pb2.StatusRequest, _control_pb2.StatusResponse]
+    Status: _grpc.UnaryStreamMultiCallable[_control_pb2.StatusRequest, _control_pb2.StatusResponse]
+    GetVolumeHealth: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetVolumeRequest, _control_pb2.VolumeHealth]
+    """One volume's part of the status."""
     RegisterNode: _grpc.UnaryUnaryMultiCallable[_control_pb2.RegisterNodeRequest, _control_pb2.RegisterNodeResponse]
     NodeHeartbeat: _grpc.UnaryUnaryMultiCallable[_control_pb2.NodeHeartbeatRequest, _control_pb2.NodeHeartbeatResponse]
     RegisterFrontEnd: _grpc.UnaryUnaryMultiCallable[_control_pb2.RegisterFrontEndRequest, _control_pb2.RegisterFrontEndResponse]
@@ -61,16 +65,18 @@ class ControlAsyncStub(ControlStub):
     CreateVolume: _aio.UnaryUnaryMultiCallable[_control_pb2.CreateVolumeRequest, _control_pb2.Volume]  # type: ignore[assignment]
     """Answers once the volume is `available`, or still `creating` after a few seconds."""
     GetVolume: _aio.UnaryUnaryMultiCallable[_control_pb2.GetVolumeRequest, _control_pb2.Volume]  # type: ignore[assignment]
-    ListVolumes: _aio.UnaryUnaryMultiCallable[_control_pb2.ListVolumesRequest, _control_pb2.ListVolumesResponse]  # type: ignore[assignment]
+    ListVolumes: _aio.UnaryStreamMultiCallable[_control_pb2.ListVolumesRequest, _control_pb2.ListVolumesResponse]  # type: ignore[assignment]
     DeleteVolume: _aio.UnaryUnaryMultiCallable[_control_pb2.DeleteVolumeRequest, _control_pb2.DeleteVolumeResponse]  # type: ignore[assignment]
     ResizeVolume: _aio.UnaryUnaryMultiCallable[_control_pb2.ResizeVolumeRequest, _control_pb2.Volume]  # type: ignore[assignment]
     AttachVolume: _aio.UnaryUnaryMultiCallable[_control_pb2.AttachVolumeRequest, _control_pb2.Volume]  # type: ignore[assignment]
     DetachVolume: _aio.UnaryUnaryMultiCallable[_control_pb2.DetachVolumeRequest, _control_pb2.Volume]  # type: ignore[assignment]
     GetNode: _aio.UnaryUnaryMultiCallable[_control_pb2.GetNodeRequest, _control_pb2.Node]  # type: ignore[assignment]
-    ListNodes: _aio.UnaryUnaryMultiCallable[_control_pb2.ListNodesRequest, _control_pb2.ListNodesResponse]  # type: ignore[assignment]
+    ListNodes: _aio.UnaryStreamMultiCallable[_control_pb2.ListNodesRequest, _control_pb2.ListNodesResponse]  # type: ignore[assignment]
     RemoveNode: _aio.UnaryUnaryMultiCallable[_control_pb2.RemoveNodeRequest, _control_pb2.RemoveNodeResponse]  # type: ignore[assignment]
     """Only a node that is down and that holds no replica."""
-    Status: _aio.UnaryUnaryMultiCallable[_control_pb2.StatusRequest, _control_pb2.StatusResponse]  # type: ignore[assignment]
+    Status: _aio.UnaryStreamMultiCallable[_control_pb2.StatusRequest, _control_pb2.StatusResponse]  # type: ignore[assignment]
+    GetVolumeHealth: _aio.UnaryUnaryMultiCallable[_control_pb2.GetVolumeRequest, _control_pb2.VolumeHealth]  # type: ignore[assignment]
+    """One volume's part of the status."""
     RegisterNode: _aio.UnaryUnaryMultiCallable[_control_pb2.RegisterNodeRequest, _control_pb2.RegisterNodeResponse]  # type: ignore[assignment]
     NodeHeartbeat: _aio.UnaryUnaryMultiCallable[_control_pb2.NodeHeartbeatRequest, _control_pb2.NodeHeartbeatResponse]  # type: ignore[assignment]
     RegisterFrontEnd: _aio.UnaryUnaryMultiCallable[_control_pb2.RegisterFrontEndRequest, _control_pb2.RegisterFrontEndResponse]  # type: ignore[assignment]
@@ -99,7 +105,7 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _control_pb2.ListVolumesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_control_pb2.ListVolumesResponse, _abc.Awaitable[_control_pb2.ListVolumesResponse]]: ...
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.ListVolumesResponse], _abc.AsyncIterator[_control_pb2.ListVolumesResponse]]: ...
 
     @_abc_1.abstractmethod
     def DeleteVolume(
@@ -141,7 +147,7 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _control_pb2.ListNodesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_control_pb2.ListNodesResponse, _abc.Awaitable[_control_pb2.ListNodesResponse]]: ...
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.ListNodesResponse], _abc.AsyncIterator[_control_pb2.ListNodesResponse]]: ...
 
     @_abc_1.abstractmethod
     def RemoveNode(
@@ -156,7 +162,15 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _control_pb2.StatusRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_control_pb2.StatusResponse, _abc.Awaitable[_control_pb2.StatusResponse]]: ...
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.StatusResponse], _abc.AsyncIterator[_control_pb2.StatusResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetVolumeHealth(
+        self,
+        request: _control_pb2.GetVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.VolumeHealth, _abc.Awaitable[_control_pb2.VolumeHealth]]:
+        """One volume's part of the status."""
 
     @_abc_1.abstractmethod
     def RegisterNode(

@@ -5,6 +5,7 @@ Snapshots: what users say to control of them, what snapshotd says to control, an
 
 As in control.proto: everything is idempotent, times are milliseconds since 1970, UTC. Control keeps
 the catalog and never touches the object store; snapshotd keeps nothing that is not in the object store.
+Streams of control's lists are parts of one answer, as there.
 """
 
 from blockstore.rpc import control_pb2 as _control_pb2
@@ -505,6 +506,40 @@ class GetStoreResponse(_message.Message):
 Global___GetStoreResponse: _TypeAlias = GetStoreResponse  # noqa: Y015
 
 @_typing.final
+class ForgetDaemonRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAEMON_FIELD_NUMBER: _builtins.int
+    daemon: _builtins.str
+    def __init__(
+        self,
+        *,
+        daemon: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["daemon", b"daemon"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetDaemonRequest: _TypeAlias = ForgetDaemonRequest  # noqa: Y015
+
+@_typing.final
+class ForgetDaemonResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetDaemonResponse: _TypeAlias = ForgetDaemonResponse  # noqa: Y015
+
+@_typing.final
 class RegisterDaemonRequest(_message.Message):
     """---- from snapshotd"""
 
@@ -515,6 +550,7 @@ class RegisterDaemonRequest(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     STORE_FIELD_NUMBER: _builtins.int
     REPOSITORY_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
     daemon: _builtins.str
     instance: _builtins.str
     """Random, new with each start of the process."""
@@ -524,6 +560,8 @@ class RegisterDaemonRequest(_message.Message):
     """FAILED_PRECONDITION where another repository has snapshots of this cluster already. Empty: it only asks for
     the cluster's name, and is not registered.
     """
+    why: _builtins.str
+    """Of one that only asks: why it has no repository yet, as far as it knows."""
     def __init__(
         self,
         *,
@@ -532,10 +570,11 @@ class RegisterDaemonRequest(_message.Message):
         address: _builtins.str = ...,
         store: _builtins.str = ...,
         repository: _builtins.str = ...,
+        why: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "daemon", b"daemon", "instance", b"instance", "repository", b"repository", "store", b"store"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "daemon", b"daemon", "instance", b"instance", "repository", b"repository", "store", b"store", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -841,14 +880,17 @@ Global___Root: _TypeAlias = Root  # noqa: Y015
 
 @_typing.final
 class GetRootsResponse(_message.Message):
-    """What must not be pruned, and the number as of the same revision of the catalog."""
+    """What must not be pruned, and the number: all parts are of one revision of the catalog."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PRUNE_NUMBER_FIELD_NUMBER: _builtins.int
     ROOTS_FIELD_NUMBER: _builtins.int
     PENDING_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
     prune_number: _builtins.int
+    total: _builtins.int
+    """Roots and pending ones of all parts together: whoever counts another number has not got all of it."""
     @_builtins.property
     def roots(self) -> _containers.RepeatedCompositeFieldContainer[Global___Root]:
         """Completed snapshots, and deleted ones that volumes still come from."""
@@ -863,14 +905,49 @@ class GetRootsResponse(_message.Message):
         prune_number: _builtins.int = ...,
         roots: _abc.Iterable[Global___Root] | None = ...,
         pending: _abc.Iterable[_builtins.str] | None = ...,
+        total: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pending", b"pending", "prune_number", b"prune_number", "roots", b"roots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pending", b"pending", "prune_number", b"prune_number", "roots", b"roots", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetRootsResponse: _TypeAlias = GetRootsResponse  # noqa: Y015
+
+@_typing.final
+class GetPruneNumberRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPruneNumberRequest: _TypeAlias = GetPruneNumberRequest  # noqa: Y015
+
+@_typing.final
+class GetPruneNumberResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRUNE_NUMBER_FIELD_NUMBER: _builtins.int
+    prune_number: _builtins.int
+    def __init__(
+        self,
+        *,
+        prune_number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prune_number", b"prune_number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPruneNumberResponse: _TypeAlias = GetPruneNumberResponse  # noqa: Y015
 
 @_typing.final
 class RaisePruneNumberRequest(_message.Message):
@@ -1612,17 +1689,12 @@ Global___AdoptResponse: _TypeAlias = AdoptResponse  # noqa: Y015
 class RotateKeyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    NEW_PASSPHRASE_FIELD_NUMBER: _builtins.int
-    new_passphrase: _builtins.str
-    """Of the passphrase provider only."""
     def __init__(
         self,
-        *,
-        new_passphrase: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["new_passphrase", b"new_passphrase"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -51,7 +51,7 @@ class SnapshotsStub:
                 request_serializer=blockstore_dot_rpc_dot_snapshot__pb2.GetSnapshotRequest.SerializeToString,
                 response_deserializer=blockstore_dot_rpc_dot_snapshot__pb2.Snapshot.FromString,
                 _registered_method=True)
-        self.ListSnapshots = channel.unary_unary(
+        self.ListSnapshots = channel.unary_stream(
                 '/cairn.v1.Snapshots/ListSnapshots',
                 request_serializer=blockstore_dot_rpc_dot_snapshot__pb2.ListSnapshotsRequest.SerializeToString,
                 response_deserializer=blockstore_dot_rpc_dot_snapshot__pb2.ListSnapshotsResponse.FromString,
@@ -71,10 +71,15 @@ class SnapshotsStub:
                 request_serializer=blockstore_dot_rpc_dot_snapshot__pb2.SetHydrationRequest.SerializeToString,
                 response_deserializer=blockstore_dot_rpc_dot_control__pb2.Volume.FromString,
                 _registered_method=True)
-        self.GetStore = channel.unary_unary(
+        self.GetStore = channel.unary_stream(
                 '/cairn.v1.Snapshots/GetStore',
                 request_serializer=blockstore_dot_rpc_dot_snapshot__pb2.GetStoreRequest.SerializeToString,
                 response_deserializer=blockstore_dot_rpc_dot_snapshot__pb2.GetStoreResponse.FromString,
+                _registered_method=True)
+        self.ForgetDaemon = channel.unary_unary(
+                '/cairn.v1.Snapshots/ForgetDaemon',
+                request_serializer=blockstore_dot_rpc_dot_snapshot__pb2.ForgetDaemonRequest.SerializeToString,
+                response_deserializer=blockstore_dot_rpc_dot_snapshot__pb2.ForgetDaemonResponse.FromString,
                 _registered_method=True)
         self.RegisterDaemon = channel.unary_unary(
                 '/cairn.v1.Snapshots/RegisterDaemon',
@@ -101,10 +106,15 @@ class SnapshotsStub:
                 request_serializer=blockstore_dot_rpc_dot_snapshot__pb2.DropSnapshotRequest.SerializeToString,
                 response_deserializer=blockstore_dot_rpc_dot_snapshot__pb2.DropSnapshotResponse.FromString,
                 _registered_method=True)
-        self.GetRoots = channel.unary_unary(
+        self.GetRoots = channel.unary_stream(
                 '/cairn.v1.Snapshots/GetRoots',
                 request_serializer=blockstore_dot_rpc_dot_snapshot__pb2.GetRootsRequest.SerializeToString,
                 response_deserializer=blockstore_dot_rpc_dot_snapshot__pb2.GetRootsResponse.FromString,
+                _registered_method=True)
+        self.GetPruneNumber = channel.unary_unary(
+                '/cairn.v1.Snapshots/GetPruneNumber',
+                request_serializer=blockstore_dot_rpc_dot_snapshot__pb2.GetPruneNumberRequest.SerializeToString,
+                response_deserializer=blockstore_dot_rpc_dot_snapshot__pb2.GetPruneNumberResponse.FromString,
                 _registered_method=True)
         self.RaisePruneNumber = channel.unary_unary(
                 '/cairn.v1.Snapshots/RaisePruneNumber',
@@ -173,6 +183,13 @@ class SnapshotsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForgetDaemon(self, request, context):
+        """Only a snapshotd that is down; one that comes back registers again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RegisterDaemon(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -209,6 +226,12 @@ class SnapshotsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPruneNumber(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RaisePruneNumber(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -239,7 +262,7 @@ def add_SnapshotsServicer_to_server(servicer, server):
                     request_deserializer=blockstore_dot_rpc_dot_snapshot__pb2.GetSnapshotRequest.FromString,
                     response_serializer=blockstore_dot_rpc_dot_snapshot__pb2.Snapshot.SerializeToString,
             ),
-            'ListSnapshots': grpc.unary_unary_rpc_method_handler(
+            'ListSnapshots': grpc.unary_stream_rpc_method_handler(
                     servicer.ListSnapshots,
                     request_deserializer=blockstore_dot_rpc_dot_snapshot__pb2.ListSnapshotsRequest.FromString,
                     response_serializer=blockstore_dot_rpc_dot_snapshot__pb2.ListSnapshotsResponse.SerializeToString,
@@ -259,10 +282,15 @@ def add_SnapshotsServicer_to_server(servicer, server):
                     request_deserializer=blockstore_dot_rpc_dot_snapshot__pb2.SetHydrationRequest.FromString,
                     response_serializer=blockstore_dot_rpc_dot_control__pb2.Volume.SerializeToString,
             ),
-            'GetStore': grpc.unary_unary_rpc_method_handler(
+            'GetStore': grpc.unary_stream_rpc_method_handler(
                     servicer.GetStore,
                     request_deserializer=blockstore_dot_rpc_dot_snapshot__pb2.GetStoreRequest.FromString,
                     response_serializer=blockstore_dot_rpc_dot_snapshot__pb2.GetStoreResponse.SerializeToString,
+            ),
+            'ForgetDaemon': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetDaemon,
+                    request_deserializer=blockstore_dot_rpc_dot_snapshot__pb2.ForgetDaemonRequest.FromString,
+                    response_serializer=blockstore_dot_rpc_dot_snapshot__pb2.ForgetDaemonResponse.SerializeToString,
             ),
             'RegisterDaemon': grpc.unary_unary_rpc_method_handler(
                     servicer.RegisterDaemon,
@@ -289,10 +317,15 @@ def add_SnapshotsServicer_to_server(servicer, server):
                     request_deserializer=blockstore_dot_rpc_dot_snapshot__pb2.DropSnapshotRequest.FromString,
                     response_serializer=blockstore_dot_rpc_dot_snapshot__pb2.DropSnapshotResponse.SerializeToString,
             ),
-            'GetRoots': grpc.unary_unary_rpc_method_handler(
+            'GetRoots': grpc.unary_stream_rpc_method_handler(
                     servicer.GetRoots,
                     request_deserializer=blockstore_dot_rpc_dot_snapshot__pb2.GetRootsRequest.FromString,
                     response_serializer=blockstore_dot_rpc_dot_snapshot__pb2.GetRootsResponse.SerializeToString,
+            ),
+            'GetPruneNumber': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPruneNumber,
+                    request_deserializer=blockstore_dot_rpc_dot_snapshot__pb2.GetPruneNumberRequest.FromString,
+                    response_serializer=blockstore_dot_rpc_dot_snapshot__pb2.GetPruneNumberResponse.SerializeToString,
             ),
             'RaisePruneNumber': grpc.unary_unary_rpc_method_handler(
                     servicer.RaisePruneNumber,
@@ -408,7 +441,7 @@ class Snapshots:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/cairn.v1.Snapshots/ListSnapshots',
@@ -516,12 +549,39 @@ class Snapshots:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/cairn.v1.Snapshots/GetStore',
             blockstore_dot_rpc_dot_snapshot__pb2.GetStoreRequest.SerializeToString,
             blockstore_dot_rpc_dot_snapshot__pb2.GetStoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetDaemon(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Snapshots/ForgetDaemon',
+            blockstore_dot_rpc_dot_snapshot__pb2.ForgetDaemonRequest.SerializeToString,
+            blockstore_dot_rpc_dot_snapshot__pb2.ForgetDaemonResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -678,12 +738,39 @@ class Snapshots:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/cairn.v1.Snapshots/GetRoots',
             blockstore_dot_rpc_dot_snapshot__pb2.GetRootsRequest.SerializeToString,
             blockstore_dot_rpc_dot_snapshot__pb2.GetRootsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPruneNumber(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Snapshots/GetPruneNumber',
+            blockstore_dot_rpc_dot_snapshot__pb2.GetPruneNumberRequest.SerializeToString,
+            blockstore_dot_rpc_dot_snapshot__pb2.GetPruneNumberResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,6 +5,7 @@ Snapshots: what users say to control of them, what snapshotd says to control, an
 
 As in control.proto: everything is idempotent, times are milliseconds since 1970, UTC. Control keeps
 the catalog and never touches the object store; snapshotd keeps nothing that is not in the object store.
+Streams of control's lists are parts of one answer, as there.
 """
 
 from blockstore.rpc import control_pb2 as _control_pb2
@@ -43,18 +44,21 @@ class SnapshotsStub:
     GetSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.GetSnapshotRequest, _snapshot_pb2.Snapshot]
     WatchSnapshot: _grpc.UnaryStreamMultiCallable[_snapshot_pb2.GetSnapshotRequest, _snapshot_pb2.Snapshot]
     """At each change, until it is completed, in error or gone."""
-    ListSnapshots: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.ListSnapshotsRequest, _snapshot_pb2.ListSnapshotsResponse]
+    ListSnapshots: _grpc.UnaryStreamMultiCallable[_snapshot_pb2.ListSnapshotsRequest, _snapshot_pb2.ListSnapshotsResponse]
     DeleteSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.DeleteSnapshotRequest, _snapshot_pb2.Snapshot]
     RetrySnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.RetrySnapshotRequest, _snapshot_pb2.Snapshot]
     """One in error that was sealed is shipped again."""
     SetHydration: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.SetHydrationRequest, _control_pb2.Volume]
-    GetStore: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.GetStoreRequest, _snapshot_pb2.GetStoreResponse]
+    GetStore: _grpc.UnaryStreamMultiCallable[_snapshot_pb2.GetStoreRequest, _snapshot_pb2.GetStoreResponse]
+    ForgetDaemon: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.ForgetDaemonRequest, _snapshot_pb2.ForgetDaemonResponse]
+    """Only a snapshotd that is down; one that comes back registers again."""
     RegisterDaemon: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.RegisterDaemonRequest, _snapshot_pb2.RegisterDaemonResponse]
     DaemonHeartbeat: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.DaemonHeartbeatRequest, _snapshot_pb2.DaemonHeartbeatResponse]
     CompleteSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.CompleteSnapshotRequest, _snapshot_pb2.Snapshot]
     FailSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.FailSnapshotRequest, _snapshot_pb2.Snapshot]
     DropSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.DropSnapshotRequest, _snapshot_pb2.DropSnapshotResponse]
-    GetRoots: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.GetRootsRequest, _snapshot_pb2.GetRootsResponse]
+    GetRoots: _grpc.UnaryStreamMultiCallable[_snapshot_pb2.GetRootsRequest, _snapshot_pb2.GetRootsResponse]
+    GetPruneNumber: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.GetPruneNumberRequest, _snapshot_pb2.GetPruneNumberResponse]
     RaisePruneNumber: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.RaisePruneNumberRequest, _snapshot_pb2.RaisePruneNumberResponse]
     AddSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.AddSnapshotRequest, _snapshot_pb2.Snapshot]
 
@@ -68,18 +72,21 @@ class SnapshotsAsyncStub(SnapshotsStub):
     GetSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.GetSnapshotRequest, _snapshot_pb2.Snapshot]  # type: ignore[assignment]
     WatchSnapshot: _aio.UnaryStreamMultiCallable[_snapshot_pb2.GetSnapshotRequest, _snapshot_pb2.Snapshot]  # type: ignore[assignment]
     """At each change, until it is completed, in error or gone."""
-    ListSnapshots: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.ListSnapshotsRequest, _snapshot_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
+    ListSnapshots: _aio.UnaryStreamMultiCallable[_snapshot_pb2.ListSnapshotsRequest, _snapshot_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
     DeleteSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.DeleteSnapshotRequest, _snapshot_pb2.Snapshot]  # type: ignore[assignment]
     RetrySnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.RetrySnapshotRequest, _snapshot_pb2.Snapshot]  # type: ignore[assignment]
     """One in error that was sealed is shipped again."""
     SetHydration: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.SetHydrationRequest, _control_pb2.Volume]  # type: ignore[assignment]
-    GetStore: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.GetStoreRequest, _snapshot_pb2.GetStoreResponse]  # type: ignore[assignment]
+    GetStore: _aio.UnaryStreamMultiCallable[_snapshot_pb2.GetStoreRequest, _snapshot_pb2.GetStoreResponse]  # type: ignore[assignment]
+    ForgetDaemon: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.ForgetDaemonRequest, _snapshot_pb2.ForgetDaemonResponse]  # type: ignore[assignment]
+    """Only a snapshotd that is down; one that comes back registers again."""
     RegisterDaemon: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.RegisterDaemonRequest, _snapshot_pb2.RegisterDaemonResponse]  # type: ignore[assignment]
     DaemonHeartbeat: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.DaemonHeartbeatRequest, _snapshot_pb2.DaemonHeartbeatResponse]  # type: ignore[assignment]
     CompleteSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.CompleteSnapshotRequest, _snapshot_pb2.Snapshot]  # type: ignore[assignment]
     FailSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.FailSnapshotRequest, _snapshot_pb2.Snapshot]  # type: ignore[assignment]
     DropSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.DropSnapshotRequest, _snapshot_pb2.DropSnapshotResponse]  # type: ignore[assignment]
-    GetRoots: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.GetRootsRequest, _snapshot_pb2.GetRootsResponse]  # type: ignore[assignment]
+    GetRoots: _aio.UnaryStreamMultiCallable[_snapshot_pb2.GetRootsRequest, _snapshot_pb2.GetRootsResponse]  # type: ignore[assignment]
+    GetPruneNumber: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.GetPruneNumberRequest, _snapshot_pb2.GetPruneNumberResponse]  # type: ignore[assignment]
     RaisePruneNumber: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.RaisePruneNumberRequest, _snapshot_pb2.RaisePruneNumberResponse]  # type: ignore[assignment]
     AddSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.AddSnapshotRequest, _snapshot_pb2.Snapshot]  # type: ignore[assignment]
 
@@ -114,7 +121,7 @@ class SnapshotsServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _snapshot_pb2.ListSnapshotsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_snapshot_pb2.ListSnapshotsResponse, _abc.Awaitable[_snapshot_pb2.ListSnapshotsResponse]]: ...
+    ) -> _typing.Union[_abc.Iterator[_snapshot_pb2.ListSnapshotsResponse], _abc.AsyncIterator[_snapshot_pb2.ListSnapshotsResponse]]: ...
 
     @_abc_1.abstractmethod
     def DeleteSnapshot(
@@ -143,7 +150,15 @@ class SnapshotsServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _snapshot_pb2.GetStoreRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_snapshot_pb2.GetStoreResponse, _abc.Awaitable[_snapshot_pb2.GetStoreResponse]]: ...
+    ) -> _typing.Union[_abc.Iterator[_snapshot_pb2.GetStoreResponse], _abc.AsyncIterator[_snapshot_pb2.GetStoreResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ForgetDaemon(
+        self,
+        request: _snapshot_pb2.ForgetDaemonRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_snapshot_pb2.ForgetDaemonResponse, _abc.Awaitable[_snapshot_pb2.ForgetDaemonResponse]]:
+        """Only a snapshotd that is down; one that comes back registers again."""
 
     @_abc_1.abstractmethod
     def RegisterDaemon(
@@ -185,7 +200,14 @@ class SnapshotsServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _snapshot_pb2.GetRootsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_snapshot_pb2.GetRootsResponse, _abc.Awaitable[_snapshot_pb2.GetRootsResponse]]: ...
+    ) -> _typing.Union[_abc.Iterator[_snapshot_pb2.GetRootsResponse], _abc.AsyncIterator[_snapshot_pb2.GetRootsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetPruneNumber(
+        self,
+        request: _snapshot_pb2.GetPruneNumberRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_snapshot_pb2.GetPruneNumberResponse, _abc.Awaitable[_snapshot_pb2.GetPruneNumberResponse]]: ...
 
     @_abc_1.abstractmethod
     def RaisePruneNumber(
