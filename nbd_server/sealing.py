@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from blockstore.domain import Position
-from blockstore.units import Epoch, Generation, Sequence
+from blockstore.units import Epoch, Generation
 from blockstore.volume.member_queries import sealed_for
 from blockstore.volume.open_volume import OpenVolume
 
@@ -67,7 +67,7 @@ class Sealing:
             found = sealed_for(described, snapshot)
             if found is not None:
                 generation, sequence = found
-                return SealedSnapshot(generation, Position(Epoch(0), Sequence(sequence)))
+                return SealedSnapshot(generation, Position(Epoch(0), sequence))
         self._uncertain.add(snapshot)
         loop = asyncio.get_running_loop()
         began = loop.time()

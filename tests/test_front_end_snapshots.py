@@ -201,6 +201,25 @@ def test_after_the_front_end_was_lost_a_seal_is_found_again(tmp_path: Path) -> N
     in_loop(test)
 
 
+def test_of_two_seals_for_one_snapshot_the_first_is_its_content(tmp_path: Path) -> None:
+    """Control may have heard of the first one: what was fixed once stays."""
+
+    async def test() -> None:
+        async with running_stack(tmp_path / "nodes") as stack:
+            async with serving_front_end(tmp_path / "one", stack) as served:
+                await served.open(stack.ticket(SIZE))
+                first = await served.seal(1, SNAPSHOTS[0])
+                attempt = next(iter(served.front_end._attachments))
+                second = await attempt.volume.seal(SNAPSHOTS[0].encode())
+                assert second.generation == first.generation + 1
+            async with serving_front_end(tmp_path / "two", stack) as served:
+                await served.open(stack.ticket(SIZE))
+                again = await served.seal(2, SNAPSHOTS[0], again=True)
+                assert (again.generation, again.position.sequence) == (first.generation, first.position.sequence)
+
+    in_loop(test)
+
+
 def test_a_seal_of_which_nobody_knows_whether_it_happened_happens_once(tmp_path: Path) -> None:
     async def test() -> None:
         async with attached(tmp_path, retry_limit_s=1.0) as (stack, served):

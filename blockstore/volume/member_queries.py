@@ -18,7 +18,7 @@ from blockstore.grpc_errors import cairn_errors
 from blockstore.replica_codec import from_position, make_target
 from blockstore.rpc import replica_pb2 as pb
 from blockstore.rpc import replica_pb2_grpc
-from blockstore.units import Epoch, Generation
+from blockstore.units import Epoch, Generation, Sequence
 
 _PAUSE_S: Final = 0.05
 _ALL_GENERATIONS: Final = 0xFFFFFFFF
@@ -104,13 +104,16 @@ class MemberQueries:
         return members[self._turn % len(members)]
 
 
-def sealed_for(described: pb.DescribeResponse, snapshot: str) -> tuple[Generation, int] | None:
-    """The generation whose SEAL carried this snapshot's id, and the sequence of that SEAL; the newest of several."""
+def sealed_for(described: pb.DescribeResponse, snapshot: str) -> tuple[Generation, Sequence] | None:
+    """The generation whose SEAL carried this snapshot's id, and the sequence of that SEAL.
+
+    The first one of several: its content may have been promised already, and once fixed it is never fixed anew.
+    """
     found = [(each.sequence, each.generation) for each in described.sealed if each.argument == snapshot.encode()]
     if not found:
         return None
-    sequence, generation = max(found)
-    return Generation(generation), sequence
+    sequence, generation = min(found)
+    return Generation(generation), Sequence(sequence)
 
 
 async def _paced(call: AsyncIterable[Message], limit_s: float) -> AsyncIterator[Message]:
