@@ -1065,12 +1065,15 @@ class ReplicaStatus(_message.Message):
     FILE_BYTES_FIELD_NUMBER: _builtins.int
     CORRUPT_BLOCKS_FOUND_FIELD_NUMBER: _builtins.int
     CORRUPT_BLOCKS_REPAIRED_FIELD_NUMBER: _builtins.int
+    DAMAGE_FIELD_NUMBER: _builtins.int
     whole: _builtins.bool
     generation: _builtins.int
     unapplied_bytes: _builtins.int
     file_bytes: _builtins.int
     corrupt_blocks_found: _builtins.int
     corrupt_blocks_repaired: _builtins.int
+    damage: _builtins.str
+    """What is wrong with the tables, where nothing less than filling the replica anew mends it and that cannot begin."""
     @_builtins.property
     def target(self) -> Global___Target: ...
     @_builtins.property
@@ -1092,10 +1095,11 @@ class ReplicaStatus(_message.Message):
         file_bytes: _builtins.int = ...,
         corrupt_blocks_found: _builtins.int = ...,
         corrupt_blocks_repaired: _builtins.int = ...,
+        damage: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "commit", b"commit", "end", b"end", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "commit", b"commit", "corrupt_blocks_found", b"corrupt_blocks_found", "corrupt_blocks_repaired", b"corrupt_blocks_repaired", "end", b"end", "file_bytes", b"file_bytes", "generation", b"generation", "target", b"target", "unapplied_bytes", b"unapplied_bytes", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "commit", b"commit", "corrupt_blocks_found", b"corrupt_blocks_found", "corrupt_blocks_repaired", b"corrupt_blocks_repaired", "damage", b"damage", "end", b"end", "file_bytes", b"file_bytes", "generation", b"generation", "target", b"target", "unapplied_bytes", b"unapplied_bytes", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
