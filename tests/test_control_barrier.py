@@ -1,28 +1,17 @@
 """Several volumes at one instant: no write is acknowledged between the first seal and the last, or nothing was made."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from blockstore.errors import CairnError, Conflict, NotFound, QuorumUnavailable
 from blockstore.rpc import control_pb2, snapshot_pb2
 from tests.control_cluster import Cluster, Control, cluster_at, until
+from tests.control_scenario import run
 
 PENDING = snapshot_pb2.SNAPSHOT_STATE_PENDING
 ERROR = snapshot_pb2.SNAPSHOT_STATE_ERROR
-
-Scenario = Callable[[Cluster, Control], Awaitable[None]]
-
-
-def run(directory: Path, scenario: Scenario, *, front_ends: int = 2, **settings: Any) -> None:
-    async def all_of_it() -> None:
-        async with cluster_at(directory, 3, front_ends) as cluster, cluster.control(**settings) as control:
-            await scenario(cluster, control)
-
-    asyncio.run(all_of_it())
 
 
 async def attached(cluster: Cluster, control: Control, *names: str) -> list[str]:
@@ -77,7 +66,7 @@ def test_all_are_sealed_at_one_instant_and_go_on(tmp_path: Path) -> None:
         assert max(cluster.layers[volume].writes - sealed[volume] for volume in ids) <= 2
         assert {each.id for each in await control.snapshots()} == {each.id for each in made}
 
-    run(tmp_path, scenario)
+    run(tmp_path, scenario, front_ends=2)
 
 
 def test_no_write_gets_through_between_two_seals(tmp_path: Path) -> None:
@@ -98,7 +87,7 @@ def test_no_write_gets_through_between_two_seals(tmp_path: Path) -> None:
         write_everywhere(cluster)
         assert [cluster.layers[volume].writes for volume in ids] == [1, 1]
 
-    run(tmp_path, scenario)
+    run(tmp_path, scenario, front_ends=2)
 
 
 def test_detached_volumes_may_be_among_them(tmp_path: Path) -> None:
@@ -109,7 +98,7 @@ def test_detached_volumes_may_be_among_them(tmp_path: Path) -> None:
         assert [each.state for each in made] == [PENDING] * 2
         assert (await control.get("b")).state == control_pb2.VOLUME_STATE_AVAILABLE
 
-    run(tmp_path, scenario)
+    run(tmp_path, scenario, front_ends=2)
 
 
 @pytest.mark.parametrize("call", ["HoldWrites", "SealVolume", "ReleaseWrites"])
@@ -132,7 +121,7 @@ def test_when_any_call_fails_none_is_made_all_go_on_and_no_pin_stays(
         cluster.front_ends[1].held.clear()  # What a front-end does by itself when the limit has passed.
         assert [each.state for each in await control.snapshot("a", "b")] == [PENDING] * 2
 
-    run(tmp_path, scenario)
+    run(tmp_path, scenario, front_ends=2)
 
 
 def test_a_volume_that_was_released_too_early_spoils_it(tmp_path: Path) -> None:
@@ -146,7 +135,7 @@ def test_a_volume_that_was_released_too_early_spoils_it(tmp_path: Path) -> None:
         assert len(cluster.layers[one].sealed) == len(cluster.layers[other].sealed) == 1
         await without_pins(cluster)
 
-    run(tmp_path, scenario)
+    run(tmp_path, scenario, front_ends=2)
 
 
 def test_a_volume_that_is_taken_over_in_the_middle_spoils_it(tmp_path: Path) -> None:
@@ -159,7 +148,7 @@ def test_a_volume_that_is_taken_over_in_the_middle_spoils_it(tmp_path: Path) -> 
         assert [each.state for each in made] == [ERROR] * 2
         assert "epoch" in made[0].reason
 
-    run(tmp_path, scenario)
+    run(tmp_path, scenario, front_ends=2)
 
 
 def test_barriers_that_share_volumes_do_not_break_each_other(tmp_path: Path) -> None:
@@ -171,7 +160,7 @@ def test_barriers_that_share_volumes_do_not_break_each_other(tmp_path: Path) -> 
         assert [each.state for group in made for each in group] == [PENDING] * 7
         assert len({group[0].barrier for group in made}) == 4
 
-    run(tmp_path, scenario)
+    run(tmp_path, scenario, front_ends=2)
 
 
 def test_one_that_control_was_killed_in_is_in_error_released_and_leaves_no_pin(tmp_path: Path) -> None:

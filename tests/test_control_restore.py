@@ -1,7 +1,6 @@
 """Volumes made from snapshots: what they are told, how they get hydrated, and what keeps their source."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +10,12 @@ from blockstore.control.maintenance import MAX_HYDRATING
 from blockstore.errors import Conflict, Corrupt, Fenced, InvalidRequest, NotFound, QuorumUnavailable
 from blockstore.rpc import control_pb2, snapshot_pb2
 from blockstore.units import GIB, MIB
-from tests.control_cluster import Cluster, Control, cluster_at, until
+from tests.control_cluster import Cluster, Control, until
+from tests.control_snapshots import COMPLETED, DELETING, gone, in_state, run, task_of
 from tests.control_store import root_of
-from tests.test_control_snapshots import COMPLETED, DELETING, gone, in_state, task_of
 
 AVAILABLE = control_pb2.VOLUME_STATE_AVAILABLE
 IN_USE = control_pb2.VOLUME_STATE_IN_USE
-
-Scenario = Callable[[Cluster, Control], Awaitable[None]]
-
-
-def run(directory: Path, scenario: Scenario, *, front_ends: int = 1, daemons: int = 1, **settings: Any) -> None:
-    async def all_of_it() -> None:
-        async with cluster_at(directory, 3, front_ends, daemons) as cluster, cluster.control(**settings) as control:
-            await scenario(cluster, control)
-
-    asyncio.run(all_of_it())
 
 
 async def completed(control: Control, name: str = "v") -> str:

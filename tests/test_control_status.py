@@ -1,28 +1,17 @@
 """What `cairn status` says, and why: each way in which a cluster can be less than well."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 from blockstore.rpc import control_pb2
 from blockstore.rpc.replica_pb2 import Position, ReplicaStatus, Target
 from blockstore.units import GIB
 from tests.control_cluster import Cluster, Control, cluster_at, until
+from tests.control_scenario import run
 
 WARNING = control_pb2.SEVERITY_WARNING
 DEGRADED = control_pb2.SEVERITY_DEGRADED
 UNAVAILABLE = control_pb2.SEVERITY_UNAVAILABLE
-
-Scenario = Callable[[Cluster, Control], Awaitable[None]]
-
-
-def run(directory: Path, scenario: Scenario, **settings: Any) -> None:
-    async def all_of_it() -> None:
-        async with cluster_at(directory) as cluster, cluster.control(**settings) as control:
-            await scenario(cluster, control)
-
-    asyncio.run(all_of_it())
 
 
 async def problem(control: Control, severity: int, subject: str, words: str) -> control_pb2.StatusResponse:
