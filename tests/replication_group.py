@@ -114,3 +114,8 @@ def of(kind: type[K], effects: Iterable[object]) -> list[K]:
 
 def reads(effects: Iterable[object]) -> list[ReadFrom]:
     return of(ReadFrom, effects)
+
+
+def records_sent(group: Group, member: ReplicaId) -> list[int]:
+    """The sequences of the records that the member was sent since `forget`."""
+    return [record.sequence for message in group.sent[member] for record in message.records]

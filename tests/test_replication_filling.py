@@ -1,14 +1,12 @@
-"""Catching up, filling and old copies (rules 6 and 10), each by what its absence would lose or invent."""
+"""A follower fills by a delta (rule 6), each case by what its absence would lose or invent."""
 
 from blockstore.domain import ORIGIN, Position
-from blockstore.log import UNKNOWN_FLOOR, Filling, FillingEntry, LogImage, RecordEntry, TruncateEntry, WholeEntry
-from blockstore.record import Record
+from blockstore.log import Filling, FillingEntry, LogImage, RecordEntry, WholeEntry
 from blockstore.replication.messages import (
     AppendAnswer,
     CatchUp,
     Checkpoint,
     Commit,
-    FencedBy,
     FetchDelta,
     FetchLog,
     FollowerEffect,
@@ -16,44 +14,8 @@ from blockstore.replication.messages import (
     ResetLog,
 )
 from blockstore.units import Epoch, Sequence
-from tests.replication_parts import A, B, C, Replica, answers, at, none_of, only, read_all_of, run_of
-
-PEERS = (B, C)
-
-
-def behind(commit: int = 4, end: int = 6) -> Replica:
-    """A whole replica with records of epoch 1, some committed and in its tables, sealed by epoch 2."""
-    replica = Replica()
-    replica.sealed(1)
-    replica.appended(1, *run_of(1, 1, end))
-    replica.append(1, commit=at(1, commit))
-    replica.checkpoint()
-    replica.sealed(2)
-    return replica
-
-
-def catch_up(replica: Replica, target: Position, base: Position, commit: Position) -> list[FollowerEffect]:
-    return replica.append(2, commit=commit, end=at(2, 60), catch_up=CatchUp(target, base, PEERS))
-
-
-def refused_by_all(replica: Replica, effects: list[FollowerEffect]) -> list[FollowerEffect]:
-    """No peer holds the gap any more."""
-    for _ in PEERS:
-        fetch = only(FetchLog, effects)
-        effects = replica.keep(replica.follower.log_not_held(fetch.attempt))
-    return effects
-
-
-def filling() -> Replica:
-    """A replica that has begun to fill by a delta, durably; its FetchDelta is out."""
-    replica = behind()
-    refused_by_all(replica, catch_up(replica, at(2, 40), at(2, 50), at(2, 51)))
-    replica.sync()
-    return replica
-
-
-def fetch_delta(replica: Replica) -> FetchDelta:
-    return [effect for effect in replica.effects if isinstance(effect, FetchDelta)][-1]
+from tests.replication_behind import PEERS, behind, catch_up, fetch_delta, filling, last_ack, refused_by_all
+from tests.replication_parts import C, Replica, answers, at, none_of, only, read_all_of, run_of
 
 
 def copied(replica: Replica, stated: Position) -> list[FollowerEffect]:
@@ -61,103 +23,6 @@ def copied(replica: Replica, stated: Position) -> list[FollowerEffect]:
     attempt = fetch_delta(replica).attempt
     assert replica.follower.accept_copy(attempt, stated) is not None
     return replica.keep(replica.follower.delta_done(attempt))
-
-
-def last_ack(effects: list[FollowerEffect]) -> AppendAnswer:
-    answer = answers(effects)[-1]
-    assert isinstance(answer, AppendAnswer)
-    return answer
-
-
-# ---- from a peer's log
-
-
-def test_a_gap_is_fetched_from_the_highest_common_point() -> None:
-    replica = behind()
-    fetch = only(FetchLog, catch_up(replica, at(1, 9), at(1, 4), at(1, 4)))
-    assert (fetch.peer, fetch.after, fetch.target) == (B, at(1, 6), at(1, 9))
-
-
-def test_a_tail_of_another_epoch_may_be_wrong_so_the_fetch_starts_at_commit() -> None:
-    replica = behind()
-    fetch = only(FetchLog, catch_up(replica, at(2, 9), at(1, 4), at(1, 4)))
-    assert fetch.after == at(1, 4)
-
-
-def test_fetched_records_replace_a_tail_that_differs_and_match_once_durable() -> None:
-    replica = behind()
-    fetch = only(FetchLog, catch_up(replica, at(2, 9), at(1, 4), at(1, 4)))
-    records = run_of(1, 5, 5) + run_of(2, 6, 9, previous=at(1, 5))
-    effects = replica.keep(replica.follower.log_fetched(fetch.attempt, records))
-    assert only(Persist, effects).entries[0] == TruncateEntry(Sequence(5))
-    replica.keep(replica.follower.log_ended(fetch.attempt))
-    assert last_ack(replica.sync()).matched == at(2, 9)
-    assert replica.follower.whole
-
-
-def test_the_next_peer_is_asked_where_one_fails() -> None:
-    replica = behind()
-    first = only(FetchLog, catch_up(replica, at(1, 9), at(1, 4), at(1, 4)))
-    second = only(FetchLog, replica.follower.fetch_failed(first.attempt))
-    assert (first.peer, second.peer) == (B, C)
-    assert replica.follower.log_fetched(first.attempt, run_of(1, 7, 9)) == []
-    assert replica.follower.fetch_failed(second.attempt) == []
-    again = only(FetchLog, catch_up(replica, at(1, 9), at(1, 4), at(1, 4)))
-    assert again.peer == B
-
-
-def test_peers_that_merely_fail_are_no_reason_to_copy() -> None:
-    replica = behind()
-    effects = catch_up(replica, at(2, 40), at(2, 50), at(2, 51))
-    for _ in PEERS:
-        effects = replica.follower.fetch_failed(only(FetchLog, effects).attempt)
-    assert effects == []
-    assert replica.follower.whole
-
-
-def test_a_peer_that_sends_something_else_is_passed_over() -> None:
-    replica = behind()
-    first = only(FetchLog, catch_up(replica, at(1, 9), at(1, 4), at(1, 4)))
-    effects = replica.follower.log_fetched(first.attempt, run_of(1, 9, 9))
-    assert only(FetchLog, effects).peer == C
-    assert replica.follower.end == at(1, 6)
-
-
-def test_a_fetch_of_an_older_epoch_brings_nothing() -> None:
-    """What the old leader vouched for may be cut by the new one."""
-    replica = behind()
-    fetch = only(FetchLog, catch_up(replica, at(1, 9), at(1, 4), at(1, 4)))
-    replica.sealed(3)
-    assert replica.follower.log_fetched(fetch.attempt, run_of(1, 7, 9)) == []
-
-
-def test_a_position_never_falls_without_a_floor() -> None:
-    """Epoch 3 chose a log that ends at (1, 9); this replica alone has (2, 6) to (2, 8), which nobody acked.
-
-    Between the two its position is lower than it was, and control was told of (2, 8): it fills, and is
-    whole again behind the record that opens epoch 3.
-    """
-    replica = Replica()
-    replica.sealed(1)
-    replica.appended(1, *run_of(1, 1, 5))
-    replica.sealed(2)
-    replica.appended(2, *run_of(2, 6, 8, previous=at(1, 5)))
-    replica.sealed(3)
-    asked = replica.append(3, end=at(3, 10), catch_up=CatchUp(at(1, 9), at(1, 9), PEERS))
-    fetch = only(FetchLog, asked)
-    effects = replica.keep(replica.follower.log_fetched(fetch.attempt, run_of(1, 1, 9)))
-    entry = only(Persist, effects).entries[0]
-    assert entry == FillingEntry(Filling(at(2, 8), at(1, 5), Sequence(5)))
-    replica.keep(replica.follower.log_ended(fetch.attempt))
-    replica.sync()
-    replica.crash()
-    assert replica.follower.end == at(1, 9)
-    assert replica.sealed(3, known=at(2, 8)).floor == at(2, 8)
-    replica.appended(3, *run_of(3, 10, 10, previous=at(1, 9)))
-    assert replica.follower.whole
-    replica.crash()
-    assert replica.follower.whole
-    assert replica.follower.end == at(3, 10)
 
 
 # ---- by a delta
@@ -316,125 +181,6 @@ def test_a_checkpoint_from_before_the_log_began_anew_changes_nothing() -> None:
     refused_by_all(replica, catch_up(replica, at(2, 40), at(2, 50), at(2, 51)))
     assert replica.follower.checkpointed(image) == []
     assert replica.follower.applied == at(2, 50)
-
-
-# ---- floors
-
-
-def test_an_unknown_floor_lies_below_the_end_of_a_leader_that_took_it_in() -> None:
-    """A new replica, or one that lost its journal, could never become whole otherwise."""
-    replica = Replica(LogImage(filling=Filling(UNKNOWN_FLOOR, ORIGIN, Sequence(0))))
-    assert replica.sealed(2).floor == UNKNOWN_FLOOR
-    replica.append(2, *run_of(2, 1, 2), end=at(2, 3))
-    replica.sync()
-    assert not replica.follower.whole
-    replica.crash()
-    assert replica.sealed(2).floor == at(2, 3)
-    replica.appended(2, *run_of(2, 3, 3))
-    assert replica.follower.whole
-
-
-def test_damage_makes_a_replica_fill_and_keeps_what_it_has() -> None:
-    replica = behind()
-    replica.crash(damage=at(1, 8))
-    assert replica.follower.filling == Filling(at(1, 8), at(1, 6), Sequence(6))
-    replica.sync()
-    replica.crash()
-    assert replica.sealed(3).floor == at(1, 8)
-
-
-def test_a_gap_that_nobody_told_of_is_damage_too() -> None:
-    records: tuple[Record, ...] = run_of(1, 1, 5)
-    replica = Replica(entries=[RecordEntry(record) for record in records if record.sequence != 3])
-    assert replica.follower.filling == Filling(UNKNOWN_FLOOR, at(1, 2), Sequence(2))
-
-
-# ---- rule 10
-
-
-def test_an_old_copy_that_was_put_back_may_have_acked_anything() -> None:
-    """What is known of it lags behind, and it has lost its promises, too."""
-    replica = behind()
-    answer = replica.sealed(3, known=at(1, 9))
-    assert (answer.whole, answer.floor, answer.end) == (False, UNKNOWN_FLOOR, at(1, 6))
-    replica.appended(3, *run_of(1, 7, 9), *run_of(3, 10, 10, previous=at(1, 9)))
-    assert replica.follower.whole
-    assert replica.follower.acked == at(3, 10)
-
-
-def test_what_everybody_knows_changes_nothing() -> None:
-    replica = behind()
-    assert replica.follower.know_acked(at(1, 6)) == []
-    assert replica.sealed(3, known=at(1, 6)).whole
-    assert replica.name == A
-
-
-def test_damage_during_a_copy_leaves_a_record_behind_the_base() -> None:
-    """An idle leader sends no other, and without one nobody knows which generation is current."""
-    replica = filling()
-    replica.appended(2, *run_of(2, 51, 51))
-    replica.crash(damage=UNKNOWN_FLOOR)
-    assert replica.follower.filling == Filling(UNKNOWN_FLOOR, at(2, 50), Sequence(4))
-    replica.sync()
-    replica.crash()
-    assert replica.follower.end == at(2, 51)
-
-
-def test_who_acked_in_an_epoch_had_sealed_it_even_if_that_was_lost() -> None:
-    """Else an older leader could make it whole, and have its acks count against the newer one."""
-    replica = behind()
-    replica.crash(damage=at(7, 3))
-    assert replica.follower.epoch == 7
-    replica.sync()
-    replica.crash()
-    assert answers(replica.seal(6)) == [FencedBy(Epoch(7), 1)]
-    assert replica.sealed(8).floor == at(7, 3)
-
-
-def test_a_copy_that_the_image_knows_of_is_not_ended_by_what_is_left_of_the_journal() -> None:
-    """A transaction of the copy keeps the image newer than its mark; the entry that began the copy rotted away.
-
-    What ended the filling before that one is replayed, and blocks that were never copied would count as absent.
-    """
-    replica = filling()
-    image = replica.follower.accept_copy(fetch_delta(replica).attempt, at(2, 55))
-    assert image is not None
-    replica.image, replica.journal = image, [FillingEntry(Filling(at(1, 1), at(1, 2), Sequence(2))), WholeEntry()]
-    replica.crash(damage=at(2, 50))
-    assert replica.follower.filling == Filling(at(2, 50), at(2, 50), Sequence(4))
-    replica.sync()
-    replica.crash()
-    assert replica.follower.filling == Filling(at(2, 50), at(2, 50), Sequence(4))
-
-
-def test_a_filling_that_begins_while_the_last_ones_end_is_on_its_way_answers_for_all_of_the_log() -> None:
-    """The entry that ends it reaches the disk first: from then on the disk is whole up to the log's end."""
-    replica = Replica(LogImage(filling=Filling(at(2, 2), ORIGIN, Sequence(0))))
-    replica.sealed(2)
-    replica.append(2, *run_of(2, 1, 5))
-    persist = replica.waiting.pop()
-    replica.journal += persist.entries
-    assert only(Persist, replica.keep(replica.follower.persisted(persist.number))).entries == (WholeEntry(),)
-    effects = refused_by_all(replica, catch_up(replica, at(2, 40), at(2, 50), at(2, 51)))
-    assert only(Persist, effects).entries == (FillingEntry(Filling(at(2, 5), at(2, 50), Sequence(0))),)
-
-
-def test_an_image_shows_no_filling_that_is_not_durable() -> None:
-    """The end of the filling before it is: replayed over such an image, it would end this one, with nothing copied."""
-    replica = Replica(LogImage(filling=Filling(at(2, 2), ORIGIN, Sequence(0))))
-    replica.sealed(2)
-    replica.append(2, *run_of(2, 1, 5))
-    records = replica.waiting.pop()
-    replica.journal += records.entries
-    end = only(Persist, replica.keep(replica.follower.persisted(records.number)))
-    refused_by_all(replica, catch_up(replica, at(2, 40), at(2, 50), at(2, 51)))
-    replica.image = replica.follower.image()
-    assert (replica.image.applied, replica.image.filling) == (ORIGIN, Filling(at(2, 2), ORIGIN, Sequence(0)))
-    assert read_all_of(replica.image.records) == [at(2, sequence) for sequence in range(1, 6)]
-    replica.journal = list(end.entries)
-    replica.crash()
-    assert replica.follower.whole
-    assert replica.follower.end == at(2, 5)
 
 
 # ---- content that is lost
