@@ -1,4 +1,4 @@
-"""What the journal's tests share: entries that look like a replica's, and a disk that can lose power.
+"""What the journal's tests share: entries that look like a replica's, and disks that fail or lose power.
 
 A PowerDisk does the real writes and keeps, beside them, what a power cut would leave: writes count
 once their file is synced, a new file once its directory is. What was written and not synced may
@@ -14,22 +14,17 @@ from pathlib import Path
 
 from blockstore import units
 from blockstore.domain import ORIGIN, Position, ReplicaId
-from blockstore.log import (
-    Filling,
-    FillingEntry,
-    LogEntry,
-    RecordEntry,
-    SealEntry,
-    TruncateEntry,
-)
+from blockstore.log import Filling, FillingEntry, LogEntry, RecordEntry, SealEntry, TruncateEntry
 from blockstore.record import Operation, OperationKind, Record, encode_record
-from blockstore.storage.journal import JournalEntry
+from blockstore.storage.journal import Journal, JournalEntry, Recovered
 from blockstore.storage.journal_disk import Disk
 from blockstore.units import BLOCK_SIZE, BlockNumber, Epoch, Generation
 
 SECTOR = 512
 FILE_BYTES = 64 * 1024
 """Fourteen pages for groups: small enough that tests pass through many files."""
+LOTS = 64 * FILE_BYTES
+"""A limit that no test comes near."""
 
 
 def replica(number: int) -> ReplicaId:
@@ -46,6 +41,10 @@ def make_record(at: Position, previous: Position, blocks: int = 0, fill: bytes =
     kind = OperationKind.WRITE if blocks else OperationKind.ZERO
     operation = Operation(kind, BlockNumber(at.sequence), blocks or 3, data)
     return encode_record(at, previous, Generation(1), 1, [operation])
+
+
+def sequence(number: int) -> units.Sequence:
+    return units.Sequence(number)
 
 
 @dataclass
@@ -86,6 +85,46 @@ class ReplicaLog:
 
     def _entry(self, entry: LogEntry) -> JournalEntry:
         return JournalEntry(self.replica, entry, self.end)
+
+
+def reopen(
+    directory: Path, marks: dict[ReplicaId, int], max_bytes: int = LOTS, disk: Disk | None = None
+) -> tuple[Journal, Recovered]:
+    """A start of the journal, with what it found; the marks are what each replica has checkpointed."""
+    return Journal.open(directory, max_bytes=max_bytes, marks=marks, file_bytes=FILE_BYTES, disk=disk or Disk())
+
+
+def read_all(journal: Journal, of: ReplicaId, after: int, up_to: int, limit_bytes: int = 9000) -> list[Record]:
+    """What a peer that asks again and again gets."""
+    found: list[Record] = []
+    while piece := journal.read_records(of, sequence(after + len(found)), sequence(up_to), limit_bytes):
+        found += piece
+    return found
+
+
+class FailingDisk(Disk):
+    """Fails one kind of call from the `after`th on, and counts those that came later."""
+
+    def __init__(self, failing: str, after: int, code: int) -> None:
+        self.failing, self.after, self.code, self.calls = failing, after, code, 0
+
+    def _maybe(self, kind: str) -> None:
+        if kind == self.failing:
+            self.calls += 1
+            if self.calls > self.after:
+                raise OSError(self.code, os.strerror(self.code))
+
+    def write(self, fd: int, buffers: Sequence[bytes | memoryview], offset: int) -> None:
+        self._maybe("write")
+        super().write(fd, buffers, offset)
+
+    def sync(self, fd: int) -> None:
+        self._maybe("sync")
+        super().sync(fd)
+
+    def allocate(self, fd: int, size_bytes: int) -> None:
+        self._maybe("allocate")
+        super().allocate(fd, size_bytes)
 
 
 @dataclass(frozen=True)

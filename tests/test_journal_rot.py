@@ -28,15 +28,14 @@ from blockstore.storage.journal_chain import read_chain
 from blockstore.storage.journal_format import PAGE, header_size
 from blockstore.storage.journal_read import groups_between
 from blockstore.units import Epoch, Sequence
-from tests.journal_cases import FILE_BYTES, CachedDisk, ReplicaLog, lay_out, position, replica
+from tests.journal_cases import FILE_BYTES, LOTS, CachedDisk, ReplicaLog, lay_out, position, reopen, replica
 
 A, B, C = replica(1), replica(2), replica(3)
 ALL = (A, B, C)
-LOTS = 64 * FILE_BYTES
 
 
 def start(directory: Path, marks: dict[ReplicaId, int], max_bytes: int = LOTS) -> tuple[Journal, Recovered]:
-    return Journal.open(directory, max_bytes=max_bytes, marks=marks, file_bytes=FILE_BYTES, disk=CachedDisk())
+    return reopen(directory, marks, max_bytes, CachedDisk())
 
 
 @dataclass
