@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from blockstore.domain import Position
 from blockstore.errors import Fenced, QuorumUnavailable
-from blockstore.units import BLOCK_SIZE, MIB
-from tests.stack import FAST, Stack, in_loop, running_stack, until
+from blockstore.units import BLOCK_SIZE, MIB, Sequence
+from tests.stack import FAST, LIMIT_S, Stack, in_loop, running_stack, until
 
 SIZE = 16 * MIB
 BLOCKS = SIZE // BLOCK_SIZE
@@ -82,6 +83,21 @@ def test_it_is_all_there_after_every_node_was_restarted(tmp_path: Path) -> None:
                 await stack.start_node(index)
             volume = await stack.open(SIZE)
             assert await volume.read(7, MIB // BLOCK_SIZE) == data
+
+    in_loop(test)
+
+
+def test_who_waits_for_members_to_hear_of_a_commit_does_not_outwait_the_attachment(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_stack(tmp_path) as stack:
+            volume = await stack.open(SIZE)
+            end = volume.status().end
+            never = Position(end.epoch, Sequence(end.sequence + 1000))
+            waiting = asyncio.create_task(volume.wait_until_known(never, 10 * LIMIT_S))
+            await volume.write(0, block("a"))
+            assert not waiting.done()
+            await volume.close()
+            await asyncio.wait_for(waiting, LIMIT_S)
 
     in_loop(test)
 

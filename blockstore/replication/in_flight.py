@@ -7,7 +7,7 @@ dictionary look-up for each block; wide ones (no payload: trims and zeroes) in a
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -55,11 +55,9 @@ class OverlapIndex:
 
     __slots__ = ("_newest", "_wide")
 
-    def __init__(self, writes: Iterable[Write] = ()) -> None:
+    def __init__(self) -> None:
         self._newest: dict[int, Write] = {}
         self._wide: list[Write] = []
-        for write in writes:
-            self.add(write)
 
     def __bool__(self) -> bool:
         return bool(self._newest or self._wide)

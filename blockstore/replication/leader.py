@@ -293,7 +293,8 @@ class Leader:
                 else:
                     tickets.append(write.ticket)
             for write in record.writes:
-                effects += self._release(write, now)
+                if write.waiters:
+                    effects += self._release(write, now)
             if record.writes and record.writes[-1].operation.kind is OperationKind.SEAL:
                 # Not with the next record: a generation can be read where it is known to be committed.
                 effects += self._log.tell_commit(now)

@@ -14,6 +14,7 @@ from blockstore.domain import (
 )
 from blockstore.errors import InvalidRequest
 from blockstore.replica_codec import from_position, to_position
+from blockstore.replication.status import MemberStatus
 from blockstore.rpc import control_pb2 as pb
 from blockstore.units import MAX_VOLUME_SIZE, Epoch
 from blockstore.volume.open_volume import OpenVolume
@@ -22,6 +23,8 @@ from blockstore.volume.ticket import Ticket
 
 #: SHA-256.
 _ROOT_BYTES: Final = 32
+#: A member that lacks fewer is resent them within a moment.
+_LAGGING_RECORDS: Final = 1000
 
 
 def to_ticket(message: pb.OpenTicket) -> Ticket:
@@ -76,18 +79,21 @@ def member_reports(volume: OpenVolume) -> list[pb.MemberReport]:
             full=member.full,
             extents_done=member.extents_done,
             extents_total=member.extents_total,
-            degraded_why=volume.link_trouble(member.replica) or _why(member.whole, member.lag_records, member.full),
+            degraded_why=volume.link_trouble(member.replica) or degraded_why(member),
         )
         for member in volume.status().members
     ]
 
 
-def _why(whole: bool, lag_records: int, full: bool) -> str:
-    if not whole:
+def degraded_why(member: MemberStatus) -> str:
+    """Why a connected member is not as good as the others; empty where it is."""
+    if member.left_out:
+        return member.left_out
+    if not member.whole:
         return "it is being filled from its peers"
-    if full:
+    if member.full:
         return "its disk is full"
-    return "it is catching up" if lag_records > 1000 else ""
+    return "it is catching up" if member.lag_records > _LAGGING_RECORDS else ""
 
 
 def _to_member(message: pb.Member) -> Member:

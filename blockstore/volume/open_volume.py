@@ -80,7 +80,7 @@ class OpenVolume:
         self._heartbeat_s = settings.heartbeat_s
         self._serving: asyncio.Future[None] = loop.create_future()
         self._heard = asyncio.Event()
-        """Set by each answer of a member to a record, or to a heartbeat."""
+        """Set by each answer of a member, and at the end."""
         self._arrived: dict[int, memoryview | SparseBlocks] = {}
         self._naming_absent: set[asyncio.Future[Any]] = set()
         """Reads whose caller is told what is absent. By read: one may end after the source is needed no more."""
@@ -317,6 +317,7 @@ class OpenVolume:
         self._serving.exception()  # nobody has to wait for it
         if not self.over.done():
             self.over.set_result(error)
+        self._heard.set()
 
     async def _tick(self) -> None:
         while True:
