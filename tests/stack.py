@@ -26,6 +26,7 @@ from blockstore.node.node import Node
 from blockstore.node.service import add_replica_service
 from blockstore.replication.leader import LeaderSettings
 from blockstore.rpc import control_pb2 as pb
+from blockstore.rpc import replica_pb2
 from blockstore.units import MIB, Epoch
 from blockstore.volume.open_volume import OpenVolume
 from blockstore.volume.ticket import Ticket
@@ -84,9 +85,13 @@ class Stack:
         """Done, with the exit code, when the node's process would end."""
         return self._nodes[index].node.failed
 
+    def statuses(self, index: int) -> list[replica_pb2.ReplicaStatus]:
+        """What a node says of its replicas."""
+        return self._nodes[index].node.replica_statuses()
+
     def repaired(self, index: int) -> int:
         """Bad blocks that were mended from peers since the node's start."""
-        return sum(status.corrupt_blocks_repaired for status in self._nodes[index].node.replica_statuses())
+        return sum(status.corrupt_blocks_repaired for status in self.statuses(index))
 
     async def start_node(self, index: int) -> None:
         node = self._nodes[index] = RunningNode(self._settings[index])

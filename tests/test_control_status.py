@@ -172,6 +172,8 @@ def test_full_disks_bad_blocks_and_strangers_are_told(tmp_path: Path) -> None:
         (held,) = bad.replicas.values()
         held.corrupt_blocks_found, held.corrupt_blocks_repaired = 5, 3
         await problem(control, DEGRADED, bad.id, "2 bad blocks")
+        held.damage = "the row 00 fails its checksum"
+        await problem(control, DEGRADED, bad.id, "the row 00 fails its checksum")
         stranger = "rep-fffffffffffffffff"
         target = Target(volume="vol-fffffffffffffffff", replica=stranger)
         strange.replicas[stranger] = ReplicaStatus(target=target, whole=True)

@@ -196,7 +196,7 @@ def test_a_replica_that_is_deleted_while_it_is_scrubbed_is_no_failure_of_the_dis
     in_loop(test)
 
 
-def test_scrub_goes_on_beside_a_list_of_extents_that_is_damaged(tmp_path: Path) -> None:
+def test_scrub_has_a_damaged_list_of_extents_filled_anew(tmp_path: Path) -> None:
     async def test() -> None:
         async with running_stack(tmp_path, scrub_s=1, upkeep_s=0.1, checkpoint_s=0.1) as stack:
             volume = await stack.open(SIZE)
@@ -206,7 +206,9 @@ def test_scrub_goes_on_beside_a_list_of_extents_that_is_damaged(tmp_path: Path) 
             await until(lambda: hosted.store.applied == volume.status().commit, "all is in the tables")
             tables, key = hosted.store._tables, extent_key(FIRST_GENERATION, 0)
             tables.change(lambda transaction: transaction.put(key, bytes(48), db=tables.extents))
-            await asyncio.sleep(0.5)
+            await until(lambda: not hosted.follower.whole or stack.failed(1).done(), "scrub finds it")
+            await stack.until_all_whole(volume)
+            assert sound(hosted.store)
             assert not stack.failed(1).done()
 
     in_loop(test)

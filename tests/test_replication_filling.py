@@ -217,6 +217,31 @@ def test_lost_content_of_an_idle_replica_needs_no_further_record() -> None:
     assert replica.follower.whole
 
 
+def test_content_that_is_lost_while_a_difference_is_copied_has_everything_copied() -> None:
+    replica = filling()
+    assert replica.follower.content_lost() == [], "nothing tells yet which generation is current"
+    replica.append(2, *run_of(2, 51, 52), commit=at(2, 51))
+    replica.sync()
+    (entry, record) = only(Persist, replica.keep(replica.follower.content_lost())).entries
+    assert entry == FillingEntry(Filling(at(1, 6), at(2, 51), Sequence(0)))
+    assert isinstance(record, RecordEntry)
+    assert record.record.position == at(2, 52)
+    assert replica.follower.copies_all
+    fetch = only(FetchDelta, replica.sync() + replica.append(2, catch_up=CatchUp(at(2, 52), at(2, 51), PEERS)))
+    assert (fetch.since, fetch.at_least) == (0, at(2, 51))
+
+
+def test_no_copy_of_everything_is_older_than_the_tables_are_when_it_begins() -> None:
+    """They may be damaged, and given up for it."""
+    replica = behind(commit=4, end=6)
+    replica.keep(replica.follower.content_lost())
+    replica.sync()
+    first = only(FetchDelta, replica.append(2, commit=at(1, 6), catch_up=CatchUp(at(1, 6), at(1, 5), PEERS)))
+    replica.follower.checkpointed(replica.follower.image())
+    (second,) = [e for e in replica.follower.delta_failed(first.attempt) if isinstance(e, FetchDelta)]
+    assert second.at_least == at(1, 6)
+
+
 def test_a_replica_without_content_has_lost_none() -> None:
     assert Replica().follower.content_lost() == []
 

@@ -1,6 +1,7 @@
 """What rots on disk is Corrupt, never read as something else; peers mend it; the offline check finds it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -346,6 +347,53 @@ def test_a_trim_that_came_late_leaves_later_generations_alone(tmp_path: Path) ->
     target.commit(records[3:])
     target.checkpoint(log.image(), 0)
     assert target.digest() == source.digest()
+
+
+COPIES_ALL = LogImage(position(4), EPOCH, 1, Filling(position(5), position(4), Sequence(0)), (), SECOND)
+FOUND_BY: dict[str, tuple[str, Callable[[ReplicaStore, list[list[bytes]]], object]]] = {
+    "a checkpoint": ("present damaged", lambda bad, _: bad.checkpoint(replace(COPIES_ALL, applied=position(5)), 0)),
+    "a copy": ("row damaged", lambda bad, copies: bad.write_copy(None, copies, position(5), COPIES_ALL)),
+    "the list at its end": ("row damaged", lambda bad, _: bad.held_extents()),
+}
+
+
+@pytest.mark.parametrize("by", FOUND_BY)
+def test_damaged_tables_are_given_up_when_a_copy_of_everything_begins(tmp_path: Path, by: str) -> None:
+    name, find = FOUND_BY[by]
+    log = make(tmp_path / "good")
+    make(tmp_path / "bad")
+    good, bad = ReplicaStore.open(tmp_path / "good"), ReplicaStore.open(tmp_path / "bad")
+    bad._tables.change(lambda transaction: PLANTS[name][0](bad._tables, transaction))
+    late = log.record(write(6, block(60), block(61)), trim(5, 1))
+    for store in (good, bad):
+        store.commit([late])
+    good.checkpoint(log.image(), 0)
+    copies = [good.copy_extent(0), good.copy_extent(700 // EXTENT_BLOCKS)]
+    with pytest.raises(Corrupt):
+        find(bad, copies)
+    assert bad.damage
+    assert bad.image.applied == position(4)
+    bad.write_copy(good.delta_meta(), [], position(5), COPIES_ALL)
+    assert bad.damage == ""
+    bad.write_copy(None, copies, position(5), COPIES_ALL)
+    bad.checkpoint(log.image(), 0)
+    assert bad.digest() == good.digest()
+    assert bad.digest(FIRST) == good.digest(FIRST)
+    bad.close()
+    assert problems(tmp_path / "bad") == []
+    assert {path.name for path in (tmp_path / "bad").iterdir()} == {FILE_NAME, FILE_NAME + "-lock"}
+
+
+def test_damaged_tables_stay_where_the_copy_is_older_than_what_they_hold(tmp_path: Path) -> None:
+    make(tmp_path / "bad")
+    good, log = new_store(tmp_path / "good", 2), Log()
+    apply(good, log, [log.record(write(4, block(4), block(5), block(6)))])
+    bad = ReplicaStore.open(tmp_path / "bad")
+    bad.note_damage(Corrupt("a row fails its checksum"))
+    filling = LogImage(position(4), EPOCH, 1, Filling(position(4), position(1), Sequence(0)), (), SECOND)
+    bad.write_copy(good.delta_meta(), [], position(1), filling)
+    assert bad.damage
+    assert bad.read(5, 1) == block(50)
 
 
 def test_tables_that_cannot_be_used_are_not_left_open(tmp_path: Path) -> None:

@@ -263,6 +263,9 @@ def _held_problems(
         if bad > 0:
             message = f"{bad} bad blocks of replica {replica} have no good copy to be repaired from"
             yield Problem(severity=DEGRADED, subject=node, message=message)
+        if status.damage:
+            message = f"replica {replica} has damaged tables, and too few whole members beside it: {status.damage}"
+            yield Problem(severity=DEGRADED, subject=node, message=message)
         if replica not in expected:
             message = f"replica {replica} of {status.target.volume} is not in the catalog; it is left alone"
             yield Problem(severity=WARNING, subject=node, message=message)

@@ -110,8 +110,7 @@ class CatchUpClient:
         """A copy of everything: what the peer did not have when it began goes. False where the attempt is over."""
         if began is None:
             return False
-        held: set[int] = await hosted.in_thread(hosted.store.held_extents)
-        for extent in sorted(held - copied):
+        for extent in sorted(await hosted.held_extents() - copied):
             if not await hosted.copy(attempt, began, None, [[encode_absence(extent, began)]], absent=True):
                 return False
         return True

@@ -13,11 +13,10 @@ import structlog
 
 from blockstore.config import NodeSettings
 from blockstore.domain import ReplicaId
-from blockstore.errors import CairnError, NoSpace
+from blockstore.errors import Corrupt, NoSpace
 from blockstore.node.hosted_replica import HostedReplica
 from blockstore.node.memory import MemoryBudget
 from blockstore.storage.journal import Journal
-from blockstore.storage.reads import CorruptBlocks
 
 _log = structlog.get_logger(__name__)
 
@@ -31,7 +30,7 @@ class Checkpointer:
         journal: Journal,
         memory: MemoryBudget,
         replicas: Callable[[], Iterable[HostedReplica]],
-        repair: Callable[[HostedReplica, CairnError], None],
+        repair: Callable[[HostedReplica, Corrupt], None],
     ) -> None:
         """repair: called with what a checkpoint found damaged."""
         self._repair = repair
@@ -57,7 +56,7 @@ class Checkpointer:
         self._wake.set()
 
     async def run(self) -> None:
-        """Until cancelled. Raises what a checkpoint raises, but for a full disk and lost entries.
+        """Until cancelled. Raises what a checkpoint raises, but for a full disk and damaged tables.
 
         Then that replica rests for a moment: another one may fit into free pages of its own.
         """
@@ -72,7 +71,7 @@ class Checkpointer:
             except NoSpace as error:
                 _log.error("no room for a checkpoint; trying again", replica=due.replica, error=str(error))
                 self._rest(due)
-            except CorruptBlocks as error:
+            except Corrupt as error:
                 self._repair(due, error)  # which lets it pass
                 self._rest(due)
 

@@ -10,14 +10,14 @@ reflects every journal entry up to its mark.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from blockstore.domain import Position, ReplicaAddress, ReplicaId
-from blockstore.errors import CairnError
+from blockstore.errors import CairnError, Corrupt
 from blockstore.log import LogEntry, RecordEntry, SealEntry
 from blockstore.node.journal_writer import JournalWriter
 from blockstore.node.memory import MemoryBudget
@@ -65,7 +65,7 @@ class Services:
 
     tables: the threads that touch LMDB for long. readers: those that read it beside the guests.
     checkpoint_soon: called whenever a replica's unapplied bytes have grown; urgent where something waits
-    for the checkpoint. fail: ends the node.
+    for the checkpoint. damaged: called with what a copy from a peer found damaged here. fail: ends the node.
     """
 
     journal: Journal
@@ -75,6 +75,7 @@ class Services:
     readers: Executor
     catch_up: CatchesUp
     checkpoint_soon: Callable[["HostedReplica", bool], None]
+    damaged: Callable[["HostedReplica", Corrupt], None]
     fail: Callable[[BaseException], None]
 
 
@@ -141,7 +142,10 @@ class HostedReplica:
     # ---- tables
 
     async def checkpoint(self) -> None:
-        """Bring all that is committed into the tables, and give up the journal below."""
+        """Bring all that is committed into the tables, and give up the journal below.
+
+        That also where the tables are damaged and can apply nothing: they keep the log then. Raises Corrupt.
+        """
         async with self._exclusive():
             if self.closed:
                 return
@@ -149,10 +153,22 @@ class HostedReplica:
             dirty_since, self.dirty_since = self.dirty_since, None
             try:
                 await self.in_thread(self.store.checkpoint, image, mark)
-            except BaseException:
+            except BaseException as error:
                 self.dirty_since = dirty_since
+                if isinstance(error, Corrupt):
+                    await self._keep_log()
                 raise
             self.carry_out(self.follower.checkpointed(image))
+        self._release(mark)
+
+    async def _keep_log(self) -> None:
+        """Else the journal could not reuse the files that hold it, and the node's other replicas would wait."""
+        image, mark = self.follower.image_of_log(), self._mark
+        await self.in_thread(self.store.keep_log, image, mark)
+        self.carry_out(self.follower.checkpointed(image))
+        self._release(mark)
+
+    def _release(self, mark: int) -> None:
         if self._services.journal.release(self.replica, mark):
             self._services.writer.room_made()
 
@@ -161,14 +177,32 @@ class HostedReplica:
     ) -> bool:
         """Write what a peer sent, as it was at `stated`. False where this attempt is over.
 
-        absent: the extents are those of which it had nothing when the attempt began, at `stated`.
+        absent: the extents are those of which it had nothing when the attempt began, at `stated`. Raises Corrupt
+        where what came is damaged, or what it should be laid under.
         """
         async with self._exclusive():
             image = None if self.closed else self.follower.accept_copy(attempt, stated, absent=absent)
             if image is None:
                 return False
-            await self.in_thread(self.store.write_copy, meta, extents, stated, image)
+            with self._telling_damage():
+                await self.in_thread(self.store.write_copy, meta, extents, stated, image)
         return True
+
+    async def held_extents(self) -> set[int]:
+        """The extents of which there is anything here. Raises Corrupt."""
+        with self._telling_damage():
+            held: set[int] = await self.in_thread(self.store.held_extents)
+        return held
+
+    @contextmanager
+    def _telling_damage(self) -> Iterator[None]:
+        """Tables that nothing can be copied to are given up before the next try."""
+        try:
+            yield
+        except Corrupt as error:
+            if self.store.damage:
+                self._services.damaged(self, error)
+            raise
 
     async def repair(self, version: BlockVersion, block: bytes) -> bool:
         """Whether `block` passed the checksum that is kept for this version, and stands in the tables now."""

@@ -15,7 +15,7 @@ import structlog
 
 from blockstore.config import EXIT_DO_NOT_RESTART, NodeSettings
 from blockstore.domain import ORIGIN, NodeId, Position, ReplicaAddress, ReplicaId
-from blockstore.errors import AlreadyExists, CairnError, Conflict, InvalidRequest, NoSpace, NotFound
+from blockstore.errors import AlreadyExists, CairnError, Conflict, Corrupt, InvalidRequest, NoSpace, NotFound
 from blockstore.grpc_endpoint import open_channel
 from blockstore.log import UNKNOWN_FLOOR, Filling, LogImage
 from blockstore.node.catch_up import CatchUpClient
@@ -86,6 +86,7 @@ class Node:
             ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="readers"),
             self._catch_up,
             self._checkpointer.soon,
+            self.repair,
             self.fail,
         )
         upkeep = Upkeep(settings, self.replicas, self.repair)
@@ -152,12 +153,13 @@ class Node:
         self._catch_up.stop(hosted.replica)
         await hosted.close()
         await self._loop.run_in_executor(None, self.store.delete_replica, hosted.replica)
+        self._repairer.forget(hosted.replica)
         if self.journal.forget(hosted.replica):
             self._writer.room_made()
         _log.info("replica deleted", replica=hosted.replica, volume=hosted.address.volume)
 
-    def repair(self, hosted: HostedReplica, error: CairnError) -> None:
-        """Fetch the blocks that `error` names from peers, in the background."""
+    def repair(self, hosted: HostedReplica, error: Corrupt) -> None:
+        """Fetch the blocks that `error` names from peers, in the background; or have the replica filled anew."""
         self._repairer.start(hosted, error)
 
     def replica_statuses(self) -> list[pb.ReplicaStatus]:
@@ -245,6 +247,7 @@ class Node:
             file_bytes=hosted.store.file_bytes(),
             corrupt_blocks_found=self._repairer.found.get(hosted.replica, 0),
             corrupt_blocks_repaired=self._repairer.repaired.get(hosted.replica, 0),
+            damage=self._repairer.damage.get(hosted.replica, ""),
         )
 
     async def _watch_space(self) -> None:

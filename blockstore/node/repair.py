@@ -1,7 +1,10 @@
 """Bad blocks are fetched from peers: only an identical block, generation and sequence will do.
 
-The checksum that the tables keep is the judge of what a peer sends. Repairs run in the background,
-one task for each replica; a read that hit a bad block is answered by another member meanwhile.
+The checksum that the tables keep is the judge of what a peer sends. Where entries are lost, or rows that say what
+there is are damaged, nobody can say what should be there: the replica is filled anew. That begins only while a quorum
+of the other members is whole; until then it goes on with what passes its checks, which may be the last good copy of
+something, and its status says what is wrong. Repairs run in the background, one task for each replica; a read that hit
+damage is answered by another member meanwhile.
 """
 
 import asyncio
@@ -13,7 +16,7 @@ import grpc
 import structlog
 
 from blockstore.domain import ReplicaAddress, ReplicaId
-from blockstore.errors import CairnError
+from blockstore.errors import CairnError, Corrupt
 from blockstore.grpc_errors import cairn_errors
 from blockstore.node.hosted_replica import HostedReplica
 from blockstore.replica_codec import make_target
@@ -32,19 +35,21 @@ class Repairer:
         self._timeout_s = timeout_s
         self.found: Counter[ReplicaId] = Counter()
         self.repaired: Counter[ReplicaId] = Counter()
+        self.damage: dict[ReplicaId, str] = {}
+        """What is wrong with replicas that must be filled anew, until that has begun."""
         self._bad: dict[ReplicaId, set[BlockVersion]] = {}
         self._running: dict[ReplicaId, asyncio.Task[None]] = {}
 
-    def start(self, hosted: HostedReplica, error: CairnError) -> None:
+    def start(self, hosted: HostedReplica, error: Corrupt) -> None:
         """Repair what `error` names; what is being repaired already is counted once."""
-        if not isinstance(error, CorruptBlocks):
-            _log.error("corruption that no block can mend", replica=hosted.replica, error=str(error))
-            return
-        lost = [version for version in error.versions if version.sequence is None]
-        if lost and hosted.follower.whole:
+        hosted.store.note_damage(error)
+        versions = error.versions if isinstance(error, CorruptBlocks) else ()
+        lost = [version for version in versions if version.sequence is None]
+        if (lost or hosted.store.damage) and not hosted.follower.copies_all:
+            self.damage[hosted.replica] = str(error)
             self._start(hosted, self._fill_anew(hosted, error))
         bad = self._bad.setdefault(hosted.replica, set())
-        new = set(error.versions) - set(lost) - bad
+        new = set(versions) - set(lost) - bad
         bad |= new
         self.found[hosted.replica] += len(new)
         if new:
@@ -55,6 +60,10 @@ class Repairer:
         for task in list(self._running.values()):
             task.cancel()
 
+    def forget(self, replica: ReplicaId) -> None:
+        """It was deleted."""
+        self.damage.pop(replica, None)
+
     def _start(self, hosted: HostedReplica, work: Coroutine[Any, Any, None]) -> None:
         """In the background, unless something runs for this replica: then what is found again starts it."""
         if hosted.replica in self._running:
@@ -64,7 +73,7 @@ class Repairer:
         self._running[hosted.replica] = task
         task.add_done_callback(lambda _: self._running.pop(hosted.replica, None))
 
-    async def _fill_anew(self, hosted: HostedReplica, error: CairnError) -> None:
+    async def _fill_anew(self, hosted: HostedReplica, error: Corrupt) -> None:
         """Have everything copied, where the others are a quorum of whole members without this one.
 
         Else it stays as it is: what is lost is refused when it is read, and all the rest counts.
@@ -72,14 +81,15 @@ class Repairer:
         whole = [await self._is_whole(hosted, peer, address) for peer, address in sorted(hosted.peers.items())]
         if 2 * sum(whole) <= len(whole):
             _log.error(
-                "entries are lost, and too few other members are whole to fill the replica anew",
+                "the tables are damaged, and too few other members are whole to fill the replica anew",
                 replica=hosted.replica,
                 error=str(error),
             )
             await asyncio.sleep(self._timeout_s)  # it is found again with every read
-        elif hosted.follower.whole and not hosted.closed:
-            _log.error("entries are lost: the replica is filled anew", replica=hosted.replica, error=str(error))
-            hosted.carry_out(hosted.follower.content_lost())
+        elif not hosted.closed and (effects := hosted.follower.content_lost()):
+            _log.error("the tables are damaged: the replica is filled anew", replica=hosted.replica, error=str(error))
+            self.damage.pop(hosted.replica, None)
+            hosted.carry_out(effects)
 
     async def _is_whole(self, hosted: HostedReplica, peer: ReplicaId, address: str) -> bool:
         """Whether another member says so, in this epoch."""

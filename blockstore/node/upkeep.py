@@ -24,7 +24,7 @@ _MIN_FREE_BYTES: Final = 64 * MIB
 #: Scrub reads at most one extent (1 MiB for each generation) in this time.
 _SHORTEST_PAUSE_S: Final = 0.05
 
-Repair = Callable[[HostedReplica, CairnError], None]
+Repair = Callable[[HostedReplica, Corrupt], None]
 
 
 class Upkeep:
@@ -42,8 +42,10 @@ class Upkeep:
             for hosted in self._replicas():
                 try:
                     await self._tidy(hosted)
+                except Corrupt as error:
+                    self._repair(hosted, error)
                 except CairnError as error:
-                    if not hosted.closed and not isinstance(error, NoSpace | Corrupt):
+                    if not hosted.closed and not isinstance(error, NoSpace):
                         raise
                     _log.warning("upkeep of a replica has to wait", replica=hosted.replica, error=str(error))
 

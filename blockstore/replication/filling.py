@@ -53,7 +53,7 @@ class FillingReplica(ReplicaLog):
         self._fetch: LogFetch | None = None
         self._delta = DeltaCopy()
         self._checkpoint_asked = False
-        #: What the tables held when the filling began, or this object was made.
+        #: What the tables held when the filling began, or this object was made; or this attempt, if it copies all.
         self._tables_at_start = image.applied
 
     def _promise(self, epoch: Epoch, configuration: int) -> None:
@@ -240,6 +240,11 @@ class FillingReplica(ReplicaLog):
             return []
         return self._distrust(UNKNOWN_FLOOR)
 
+    @property
+    def copies_all(self) -> bool:
+        """Whether everything is being copied, so that nothing which the tables hold is counted on."""
+        return self.filling is not None and self._needs_delta and not self.filling.since
+
     def content_lost(self) -> list[FollowerEffect]:
         """The tables have lost something, and nobody can say what: everything is copied, over the log as it is.
 
@@ -247,8 +252,8 @@ class FillingReplica(ReplicaLog):
         overtakes is applied in order again. A record stays behind the base, if only in the tables, where an
         image of the log holds none: it says which generation is current.
         """
-        if self.filling is not None and self._needs_delta and not self.filling.since:
-            return []
+        if self.copies_all or (self._needs_delta and not len(self._run)):
+            return []  # what the next record tells is needed: which generation is current
         floor = self._floor if self.filling is not None else max(self._run.end, self._acked)
         run, commit = self._run, self.commit
         below = Position(commit.epoch, Sequence(max(0, commit.sequence - 1)))
@@ -272,6 +277,8 @@ class FillingReplica(ReplicaLog):
         self._attempt += 1
         peer = delta.peers.pop(0)
         self._delta = DeltaCopy(delta.peers, self._attempt, running=True)
+        if self.copies_all:
+            self._tables_at_start = self._applied
         return [FetchDelta(self._attempt, peer, self.filling.since, self._copy_at_least)]
 
     @property
@@ -293,7 +300,7 @@ class FillingReplica(ReplicaLog):
         if not self._delta_is(attempt) or (applied < self._copy_at_least and not absent):
             return None
         self._copied = max(self._copied, applied)
-        return self._image(self._applied, self._applied_generation)
+        return self.image_of_log()
 
     def _delta_is(self, attempt: int) -> bool:
         return self._delta.running and self._delta.attempt == attempt

@@ -251,6 +251,10 @@ class ReplicaLog:
         """For a checkpoint that applies everything committed so far."""
         return self._image(self.commit, self._generation)
 
+    def image_of_log(self) -> LogImage:
+        """For tables that can apply nothing more just now: the log behind what they hold."""
+        return self._image(self._applied, self._applied_generation)
+
     def _image(self, applied: Position, generation: Generation) -> LogImage:
         run, durable, filling = self._run, self._durable, self.filling
         if self._on_disk is not None:

@@ -36,7 +36,7 @@ def compact(tables: Tables, repaired: Callable[[], Iterable[int]], is_void: Call
     repaired: the extents that were repaired since the start. is_void: whether a copy from a peer was
     written since the start, or the tables are to be closed. Raises NoSpace (nothing changed), StorageFailed.
     """
-    target = tables.path.with_name(tables.path.name + SUFFIX)
+    target = replacement_of(tables.path)
     remove_leftovers(tables.path)
     try:
         tables.copy_compacted(target)
@@ -59,9 +59,15 @@ def compact(tables: Tables, repaired: Callable[[], Iterable[int]], is_void: Call
         remove_leftovers(tables.path)
 
 
+def replacement_of(path: Path) -> Path:
+    """Where the file is made that is to take the place of the tables at `path`."""
+    return path.with_name(path.name + SUFFIX)
+
+
 def remove_leftovers(path: Path) -> None:
-    """What a compaction of the tables at `path` left behind when the process ended."""
-    for leftover in (path.with_name(path.name + SUFFIX), path.with_name(path.name + SUFFIX + "-lock")):
+    """What the making of such a file left behind."""
+    target = replacement_of(path)
+    for leftover in (target, target.with_name(target.name + "-lock")):
         leftover.unlink(missing_ok=True)
 
 

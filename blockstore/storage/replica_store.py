@@ -11,17 +11,18 @@ keeps it beyond that. Tables are only ever changed by whole transactions (docs/s
 import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from blockstore.domain import Position, ReplicaAddress
-from blockstore.errors import Conflict, InvalidRequest, NoSpace, NotFound, OutOfRange
+from blockstore.errors import Conflict, Corrupt, InvalidRequest, NoSpace, NotFound, OutOfRange
 from blockstore.log import LogImage
 from blockstore.record import Record, block_checksum
 from blockstore.storage.apply import Applier
 from blockstore.storage.changes import ChangedExtent, changed_extents, hidden_changes
-from blockstore.storage.compaction import compact, remove_leftovers
+from blockstore.storage.compaction import compact, remove_leftovers, replacement_of
 from blockstore.storage.copies import MetaCopy, decode_extent, decode_meta, encode_extent, encode_meta
 from blockstore.storage.delta import CopyWriter, check_stated, extents_above, held_extents, read_extent, read_meta
 from blockstore.storage.digest import digest_of
@@ -29,7 +30,7 @@ from blockstore.storage.keys import MAX_GENERATION
 from blockstore.storage.memtable import Entry, Memtable, overlay
 from blockstore.storage.merge import merge
 from blockstore.storage.meta import Meta
-from blockstore.storage.reads import ZERO_BLOCK, BlockVersion, TableReader
+from blockstore.storage.reads import ZERO_BLOCK, BlockVersion, CorruptBlocks, TableReader
 from blockstore.storage.repair import mend
 from blockstore.storage.tables import MakeRoom, Reading, Tables, Writing, closed_on_error, sync_path
 from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, FILL_GENERATION, MAX_BLOCKS, BlockNumber, Generation, Sequence
@@ -63,6 +64,8 @@ class ReplicaStore:
         self._copies = 0
         self._closing = False
         self._short = False
+        self.damage = ""
+        """What is wrong with the tables that no other block in its place mends; empty once they were made anew."""
         self._active = Memtable()
         self._frozen = Memtable()
         with closed_on_error(tables), tables.reading() as transaction:
@@ -263,13 +266,31 @@ class ReplicaStore:
             source = self._tables.change(apply)
         except BaseException as error:
             self._short = isinstance(error, NoSpace)
+            if isinstance(error, Corrupt):
+                self.note_damage(error)
             self._thaw()
             raise
         self._short = False
+        if self.image.filling is not None and image.filling is None:
+            self.damage = ""  # everything was copied over it
         self.image, self.mark = image, mark
         with self._memory:
             self._frozen, self._source = Memtable(), source
             self.has_source = bool(source) and not self._active.hydrated
+
+    def keep_log(self, image: LogImage, mark: int) -> None:
+        """Keep the log behind what is applied in the tables, which can apply nothing more: the journal may forget it.
+
+        Blocking. Raises as checkpoint does.
+        """
+        with self._checkpointing:
+            self._tables.change(lambda transaction: Meta(self._tables, transaction).put_image(image, mark))
+            self.image, self.mark = image, mark
+
+    def note_damage(self, error: Corrupt) -> None:
+        """The tables are damaged: a copy of everything begins with empty ones. Bad blocks alone are none of that."""
+        if not isinstance(error, CorruptBlocks) or self.image.filling is not None:
+            self.damage = str(error)
 
     def _freeze(self, up_to: int) -> Memtable:
         """Records up to a sequence go to the frozen memtable; later ones stay active."""
@@ -301,7 +322,11 @@ class ReplicaStore:
 
     def held_extents(self) -> set[int]:
         """The extents of which the tables hold anything at all. Blocking. Raises Corrupt."""
-        return held_extents(self._tables)
+        try:
+            return held_extents(self._tables)
+        except Corrupt as error:
+            self.note_damage(error)
+            raise
 
     def copy_extent(self, extent: int) -> list[bytes]:
         """All that the tables hold of an extent, in parts of at most copies.MAX_PART bytes.
@@ -318,13 +343,15 @@ class ReplicaStore:
 
         stated: the position that the copies are of (none of them may be of a later one). image: with
         filling, and copied at or above stated. One transaction; blocking. Afterwards `image` has the
-        peer's generation if that is later. Raises Corrupt, before anything has changed, where what
-        came is damaged; NoSpace, StorageFailed as checkpoint does.
+        peer's generation if that is later. Damaged tables are given up when a copy of everything begins.
+        Raises Corrupt, before anything has changed, where what came is damaged; NoSpace, StorageFailed,
+        Corrupt as checkpoint does.
         """
         copied_meta = None if meta is None else decode_meta(meta)
         copied = [decode_extent(parts) for parts in extents]
         check_stated(copied_meta, copied, stated.sequence)
-        if image.filling is None:
+        filling = image.filling
+        if filling is None:
             raise Conflict(f"replica {self.address.replica} is whole: nothing may be copied over it")
 
         def write(transaction: Writing) -> None:
@@ -334,11 +361,32 @@ class ReplicaStore:
             for copy in copied:
                 writer.write_extent(copy)
 
+        self._copies += 1
+        if copied_meta is not None:
+            image = replace(image, generation=max(image.generation, copied_meta.generation))
+            if self.damage and not filling.since and stated.sequence >= image.applied.sequence:
+                self._begin_anew(image)
         with self._checkpointing:
-            if copied_meta is not None:
-                image = replace(image, generation=max(image.generation, copied_meta.generation))
-            self._copies += 1
             self._change(image, self.mark, write)
+
+    def _begin_anew(self, image: LogImage) -> None:
+        """Empty tables in the place of damaged ones: the peer has all that those held, and copies it."""
+        path = replacement_of(self._tables.path)
+        with self._upkeep, self._checkpointing:
+            fresh = Tables(path, create=True, make_room=self._tables.make_room)
+
+            def write(transaction: Writing) -> None:
+                meta = Meta(fresh, transaction)
+                meta.create(self.address, self.origin)
+                if not self._source:
+                    meta.delete(b"source")
+                meta.put_image(image, self.mark)
+
+            with closing(fresh):
+                fresh.change(write)
+            self._tables.replace_by(path)
+            remove_leftovers(self._tables.path)
+            self.damage = ""
 
     # ---- repair
 

@@ -92,7 +92,7 @@ class Tables:
 
     def __init__(self, path: Path, *, create: bool, make_room: MakeRoom = lambda: False) -> None:
         self.path = path
-        self._make_room = make_room
+        self.make_room = make_room
         self._gate = Gate()
         self._changing = threading.RLock()
         self._failed: StorageFailed | None = None
@@ -222,7 +222,7 @@ class Tables:
     def _after_failure(self, error: lmdb.Error) -> None:
         """Returns where the change may be tried again."""
         if isinstance(error, lmdb.DiskError) or (error.code == errno.EIO and self._disk_is_full()):
-            if not self._make_room():
+            if not self.make_room():
                 raise NoSpace(f"the disk of {self.path} is full: {error}; free disk space there") from error
             return
         if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError):

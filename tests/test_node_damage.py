@@ -1,0 +1,108 @@
+"""Rows that say what the tables hold are damaged: the node goes on, and the replica is filled anew from its peers."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from blockstore.errors import Corrupt
+from blockstore.node.hosted_replica import HostedReplica
+from blockstore.storage.check import check_replica
+from blockstore.storage.keys import extent_key, number_key
+from blockstore.storage.replica_store import FILE_NAME
+from blockstore.storage.tables import Tables, Writing
+from blockstore.units import BLOCK_SIZE, FIRST_GENERATION, MIB
+from tests.stack import Stack, in_loop, running_stack, until
+
+SIZE = 32 * MIB
+BAD = 1
+
+Damage = Callable[[Tables, Writing], object]
+
+DAMAGE: dict[str, Damage] = {
+    "present": lambda tables, writing: writing.put(number_key(0), bytes(40), db=tables.present),
+    "extents": lambda tables, writing: writing.put(extent_key(FIRST_GENERATION, 0), bytes(48), db=tables.extents),
+    "meta": lambda tables, writing: writing.put(b"source", bytes(9), db=tables.meta),
+}
+
+
+def damage(hosted: HostedReplica, name: str) -> None:
+    """As a flipped bit leaves it: LMDB does not check its own pages."""
+    tables = hosted.store._tables
+    tables.change(lambda transaction: DAMAGE[name](tables, transaction))
+
+
+def says(stack: Stack, index: int) -> str:
+    """What the node says is wrong with its replica."""
+    (status,) = stack.statuses(index)
+    return status.damage
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_checkpoint_that_meets_a_damaged_row_has_the_replica_filled_anew(tmp_path: Path, name: str) -> None:
+    async def test() -> None:
+        async with running_stack(tmp_path, checkpoint_s=0.1, heartbeat_s=0.1) as stack:
+            volume = await stack.open(SIZE)
+            content = {number: os.urandom(BLOCK_SIZE) for number in (3, 4, 5, 300, 900)}
+            for number, block in content.items():
+                await volume.write(number, block)
+            await stack.until_all_whole(volume)
+            hosted = stack.hosted(BAD)
+            await until(lambda: hosted.store.applied == volume.status().commit, "all is in the tables")
+            damage(hosted, name)
+            for number in (3, 900):
+                content[number] = os.urandom(BLOCK_SIZE)
+                await volume.write(number, content[number])
+            await volume.trim(4, 1)
+            content[4] = bytes(BLOCK_SIZE)
+            await until(lambda: not hosted.follower.whole or stack.failed(BAD).done(), "the damage is found")
+            assert not stack.failed(BAD).done()
+            await stack.until_all_whole(volume)
+            await until(lambda: hosted.store.applied == volume.status().commit, "all is in the tables again")
+            assert {number: hosted.store.read(number, 1) for number in content} == content
+            assert says(stack, BAD) == ""
+            assert hosted.store.digest() == stack.hosted(0).store.digest()
+            await volume.close()
+            path = hosted.store.directory / FILE_NAME
+            await stack.stop_node(BAD)
+            assert check_replica(path).problems == []
+
+    in_loop(test)
+
+
+def test_where_too_few_others_are_whole_nothing_is_given_up_and_the_damage_is_told(tmp_path: Path) -> None:
+    """And the journal's files do not wait for that replica, or the whole node would stand still."""
+
+    async def test() -> None:
+        async with running_stack(tmp_path, checkpoint_s=0.1, heartbeat_s=0.1) as stack:
+            volume = await stack.open(SIZE)
+            kept, new = os.urandom(BLOCK_SIZE), os.urandom(BLOCK_SIZE)
+            await volume.write(3, kept)
+            await stack.until_all_whole(volume)
+            hosted = stack.hosted(BAD)
+            await until(lambda: hosted.store.applied == volume.status().commit, "all is in the tables")
+            applied, mark = hosted.store.applied, hosted.store.mark
+            damage(hosted, "present")
+            await stack.stop_node(2)
+            await volume.write(4, new)
+            await until(lambda: "fails its checksum" in says(stack, BAD), "the damage is told")
+            assert hosted.follower.whole
+            assert hosted.store.applied == applied
+            await until(lambda: hosted.store.mark > mark, "the journal is let go of")
+            assert hosted.store.read(3, 2) == kept + new
+            with pytest.raises(Corrupt):
+                await hosted.checkpoint()
+            await stack.stop_node(BAD)  # what its tables could not take is in their tail
+            await stack.start_node(BAD)
+            assert stack.hosted(BAD).store.read(3, 1) == kept
+            await volume.close()
+            await stack.start_node(2)
+            volume = await stack.open(SIZE)
+            await stack.until_all_whole(volume)
+            again = stack.hosted(BAD).store
+            await until(lambda: again.applied == volume.status().commit, "it was filled anew")
+            assert again.read(3, 2) == kept + new
+            assert says(stack, BAD) == ""
+
+    in_loop(test)
