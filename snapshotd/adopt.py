@@ -1,19 +1,23 @@
 """Adopt: the catalog's snapshots, recovered from the object store alone.
 
-For each root that opens with our key and whose content is whole, control is told what the root says of itself. What
-it knows already stays as it is, so adopting may be repeated at any time. A root that does not open, or that
-refers to something that is gone, is a problem of its own and stops nobody else.
+For each snapshot with a root that opens with our key and whose content is whole, control is told what the root says of
+itself. What it knows already stays as it is, so adopting may be repeated at any time. A root that does not open, or
+that refers to something that is gone, is a problem of its own and stops nobody else.
+
+Of several roots of one snapshot (snapshotd.root_objects) the lost catalog had one. The others are of attempts that did
+not complete it, or not first; each was written last, with the same content, as a snapshot's content never changes.
+So the first of which everything is there to stay is as good as that one, and the rest become what prune removes.
 """
 
 import hashlib
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 from blockstore.domain import SnapshotId
 from blockstore.errors import AlreadyExists, Conflict, Corrupt, Fenced, InvalidRequest, NotFound
 from blockstore.rpc import snapshot_pb2 as pb
-from snapshotd.layout import SNAPSHOTS, name_of_key, root_key
+from snapshotd.layout import SNAPSHOTS, RootName, name_of_key, root_name
 from snapshotd.references import damage_of
 from snapshotd.repository import Repository
 from snapshotd.root import Root, decode_root
@@ -23,11 +27,13 @@ from snapshotd.vouch import vouch
 
 #: Prunes that may begin while one root is looked at.
 _MAX_TRIES: Final = 5
+#: What is wrong with one root, and no reason to stop.
+_UNFIT: Final = (Corrupt, NotFound, Conflict, AlreadyExists, InvalidRequest)
 
 
 @dataclass(slots=True)
 class Adopted:
-    """done of total roots; snapshots: known to control now that were not before."""
+    """done of total snapshots; snapshots: known to control now that were not before."""
 
     done: int = 0
     total: int = 0
@@ -37,34 +43,42 @@ class Adopted:
 
 async def adopt(repository: Repository, catalog: Catalog) -> AsyncGenerator[Adopted, None]:
     """Adopt all roots that are there; the same object each time, further on. Raises QuorumUnavailable."""
-    keys = [info.key async for info in repository.store.list(SNAPSHOTS)]
-    adopted = Adopted(total=len(keys))
+    adopted = Adopted()
+    found: dict[SnapshotId, list[RootName]] = {}
+    async for info in repository.store.list(SNAPSHOTS):
+        name = root_name(info.key)
+        if name is None:
+            adopted.problems.add(info.key, f"{info.key} is no name of a root", [name_of_key(info.key)])
+        else:
+            found.setdefault(SnapshotId(name.snapshot), []).append(name)
+    adopted.total = len(found)
     known = await catalog.snapshots()
-    for key in keys:
-        try:
-            snapshot = await _adopt_one(repository, catalog, known, key)
-            if snapshot is not None:
-                adopted.snapshots.append(snapshot)
-        except (Corrupt, NotFound, Conflict, AlreadyExists, InvalidRequest) as error:
-            damaged, message = damage_of(error, key)
-            adopted.problems.add(damaged, message, [name_of_key(key)])
+    for snapshot, roots in found.items():
+        if snapshot not in known:
+            await _adopt_one(repository, catalog, snapshot, roots, adopted)
         adopted.done += 1
+        yield adopted
+    if adopted.problems and not found:
         yield adopted
 
 
 async def _adopt_one(
-    repository: Repository, catalog: Catalog, known: Collection[SnapshotId], key: str
-) -> SnapshotId | None:
-    """The snapshot, if control did not know it."""
-    snapshot = SnapshotId(name_of_key(key))
-    if key != root_key(snapshot):
-        raise InvalidRequest(f"{key} is no name of a root")
-    if snapshot in known:
-        return None
-    stored = await repository.store.get(key)
-    root = decode_root(repository.keys, snapshot, stored)
-    await add_to_catalog(repository, catalog, root, hashlib.sha256(stored).digest())
-    return snapshot
+    repository: Repository, catalog: Catalog, snapshot: SnapshotId, roots: Iterable[RootName], adopted: Adopted
+) -> None:
+    """By the first of its roots that will do; what is wrong with others is told only where none will."""
+    problems = []
+    for name in roots:
+        try:
+            stored = await repository.store.get(name.key)
+            root = decode_root(repository.keys, snapshot, stored, name.digest)
+            await add_to_catalog(repository, catalog, root, hashlib.sha256(stored).digest())
+        except _UNFIT as error:
+            problems.append(damage_of(error, name.key))
+        else:
+            adopted.snapshots.append(snapshot)
+            return
+    for damaged, message in problems:
+        adopted.problems.add(damaged, message, [snapshot])
 
 
 async def add_to_catalog(repository: Repository, catalog: Catalog, root: Root, digest: bytes) -> pb.Snapshot:
@@ -73,7 +87,7 @@ async def add_to_catalog(repository: Repository, catalog: Catalog, root: Root, d
     Raises Conflict where something has gone, AlreadyExists where control knows it with another root.
     """
     for _ in range(_MAX_TRIES):
-        number = await vouch(repository, catalog, root)
+        number = await vouch(repository, catalog, root, digest)
         try:
             return await catalog.add(to_snapshot(root, digest), number)
         except Fenced:

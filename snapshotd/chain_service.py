@@ -62,6 +62,7 @@ class ChainService:
         work = verify.verify(
             self._parts.repository,
             self._parts.catalog,
+            self._parts.keyring,
             [check_id("snap", each) for each in request.snapshots],
             sample=request.sample or 1.0,
             seed=secrets.token_bytes(8),
@@ -117,7 +118,7 @@ class ChainService:
                 yield prune.to_progress_message(each)
 
     async def CheckStore(self, request: pb.CheckStoreRequest, context: Context) -> AsyncIterator[pb.CheckStoreResponse]:
-        async with aclosing(check.check(self._parts.repository, self._parts.catalog)) as progress:
+        async with aclosing(check.check(self._parts.repository, self._parts.catalog, self._parts.keyring)) as progress:
             async for each in progress:
                 yield check.to_message(each)
 

@@ -1,23 +1,23 @@
 """Check: whether all that snapshots refer to is there, by names and sizes; and what is there for nothing.
 
-Reads manifests, indexes and listings, and no data: `snapshotd.verify` reads that. It changes nothing: what
+Reads data keys, manifests, indexes and listings, and no data: `snapshotd.verify` reads that. It changes nothing: what
 nothing refers to is prune's to remove. A root that control does not know is told as a problem and never as garbage,
 because `cairn store adopt` may be about to make it known.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from blockstore.rpc import snapshot_pb2 as pb
-from snapshotd.inventory import Inventory
-from snapshotd.layout import root_key
+from snapshotd.inventory import Inventory, leftover_roots
+from snapshotd.keyring import Keyring
 from snapshotd.object_store import PROBE_FOLDER
 from snapshotd.references import DamagedObject, Manifests, References, references_of
 from snapshotd.repository import Repository
 from snapshotd.repository_objects import KEYS_FOLDER, REPOSITORY_KEY
 from snapshotd.roots import Catalog, Roots
-from snapshotd.survey import Problems, Survey, look_at_objects, read_manifests
+from snapshotd.survey import Problems, Survey, check_clear_objects, look_at_objects, read_manifests
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +31,17 @@ class Progress:
     unreferenced_bytes: int = 0
 
 
-async def check(repository: Repository, catalog: Catalog) -> AsyncGenerator[Progress, None]:
-    """Check the whole store. Raises QuorumUnavailable."""
+async def check(
+    repository: Repository, catalog: Catalog, keyring: Callable[[], Keyring]
+) -> AsyncGenerator[Progress, None]:
+    """Check the whole store. keyring: opens it as it is now. Raises QuorumUnavailable."""
     roots = await catalog.roots()
     survey = Survey(sorted(roots.completed))
     done = total = 0
-    async with aclosing(read_manifests(repository, survey, dict(roots.completed))) as manifests:
+    async with aclosing(read_manifests(repository, survey, roots.completed)) as manifests:
         async for done, total in manifests:
             yield Progress(done, total)
+    await check_clear_objects(repository, keyring, survey)
     inventory = await look_at_objects(repository, survey)
     await _note_unknown_roots(repository, roots, inventory, survey)
     _note_strangers(inventory, survey.problems)
@@ -49,19 +52,19 @@ async def check(repository: Repository, catalog: Catalog) -> AsyncGenerator[Prog
 async def _note_unknown_roots(repository: Repository, roots: Roots, inventory: Inventory, survey: Survey) -> None:
     """Tell of each, and count what they need as needed."""
     manifests = Manifests(repository)
-    for snapshot in sorted(inventory.roots.keys() - roots.completed.keys() - roots.pending):
+    for name in sorted(inventory.roots):
+        if name.snapshot in roots.completed or name.snapshot in roots.pending:
+            continue
         try:
-            root = await manifests.root(snapshot, None)
-            await references_of(manifests, root, survey.needed)
+            await references_of(manifests, await manifests.root_named(name), survey.needed)
         except DamagedObject as error:
-            survey.problems.add(
-                error.key, f"control does not know the snapshot, and it is damaged: {error}", [snapshot]
-            )
+            message = f"control does not know the snapshot, and it is damaged: {error}"
+            survey.problems.add(error.key, message, [name.snapshot])
             continue
         message = (
             "control does not know this snapshot: `cairn store adopt` makes it known, and prune keeps it until then"
         )
-        survey.problems.add(root_key(snapshot), message, [snapshot])
+        survey.problems.add(name.key, message, [name.snapshot])
 
 
 def _note_strangers(inventory: Inventory, problems: Problems) -> None:
@@ -74,6 +77,7 @@ def _unreferenced(inventory: Inventory, needed: References, roots: Roots) -> lis
     """Sizes of the objects that nothing refers to, packs of pending snapshots left out; quarantines of prunes, too."""
     void = inventory.replaced
     sizes = [inventory.shards[name] for name in inventory.shards.keys() - needed.shards]
+    sizes += [inventory.roots[name] for name in leftover_roots(inventory, roots)]
     sizes += inventory.quarantine_sizes.values()
     for name, entry in inventory.entries.items():
         is_pending = any(part.snapshot in roots.pending for part in entry.parts)

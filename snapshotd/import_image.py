@@ -131,11 +131,10 @@ async def import_image(
         await writer.cancel()
         raise
     written = await writer.finish(root)
-    assert written is not None, "the id is new"
     try:
         return await add_to_catalog(packs.repository, catalog, *written)
     except _REFUSED:
-        await asyncio.shield(packs.repository.store.delete(root_key(facts.snapshot)))
+        await asyncio.shield(packs.repository.store.delete(root_key(facts.snapshot, written[1])))
         raise
     except QuorumUnavailable as error:
         raise QuorumUnavailable(

@@ -7,12 +7,13 @@ index object that vanishes between listing and reading was merged into another o
 begins anew. Every object that is damaged is handed to `damaged`, which raises it where nothing may be missed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
-from blockstore.errors import Corrupt, InvalidRequest, NotFound, QuorumUnavailable
+from blockstore.domain import SnapshotId
+from blockstore.errors import Corrupt, NotFound, QuorumUnavailable
 from snapshotd.ahead import ahead
 from snapshotd.index import Index, IndexEntry, decode_index
 from snapshotd.layout import (
@@ -20,17 +21,19 @@ from snapshotd.layout import (
     PACKS,
     QUARANTINES,
     SHARDS,
-    SNAPSHOTS,
+    RootName,
     index_key,
+    is_name,
     name_of_key,
     pack_key,
     quarantine_key,
-    root_key,
+    root_name,
     shard_key,
 )
 from snapshotd.pack import FOOTER_SIZE, Trailer, decode_trailer, trailer_range
 from snapshotd.quarantine import decode_quarantine
 from snapshotd.repository import Repository
+from snapshotd.roots import Roots
 
 Damaged = Callable[[str, Corrupt], None]
 """Told the key of a damaged object and what is wrong with it; it raises, or notes it and goes on."""
@@ -39,8 +42,6 @@ Damaged = Callable[[str, Corrupt], None]
 _MAX_LOOKS: Final = 10
 #: Small objects that are read at once: latency, not bytes, is what these cost.
 INDEX_WIDTH: Final = 32
-_NAME_LENGTH: Final = 64
-_HEX: Final = frozenset("0123456789abcdef")
 
 
 def refuse(key: str, error: Corrupt) -> None:
@@ -52,6 +53,8 @@ def refuse(key: str, error: Corrupt) -> None:
 class Inventory:
     """By name: sizes in bytes of objects of frames, of index objects, shards and roots; `others` by key.
 
+    A snapshot may have several roots: control's is the one that counts (snapshotd.root_objects).
+
     indexes: what each index object says. orphans: objects of frames that no index lists, by their trailers.
     quarantines: by number, the marks in it.
     """
@@ -59,7 +62,7 @@ class Inventory:
     objects: dict[str, int] = field(default_factory=dict)
     index_sizes: dict[str, int] = field(default_factory=dict)
     shards: dict[str, int] = field(default_factory=dict)
-    roots: dict[str, int] = field(default_factory=dict)
+    roots: dict[RootName, int] = field(default_factory=dict)
     quarantine_sizes: dict[int, int] = field(default_factory=dict)
     others: dict[str, int] = field(default_factory=dict)
     indexes: dict[str, Index] = field(default_factory=dict)
@@ -82,15 +85,21 @@ class Inventory:
         """Names of objects of frames that some index declares void."""
         return frozenset(name for index in self.indexes.values() for name in index.replaces)
 
+    def root_size(self, snapshot: str, digest: bytes) -> int:
+        """Bytes of the root with that SHA-256; 0 where it is gone."""
+        return self.roots.get(RootName(snapshot, digest.hex())) or self.roots.get(RootName(snapshot, ""), 0)
+
     @property
     def stored_bytes(self) -> int:
-        sizes = (self.objects, self.index_sizes, self.shards, self.roots, self.others)
-        return sum(sum(each.values()) for each in sizes) + sum(self.quarantine_sizes.values())
+        return sum(sum(each.values()) for each in self._sizes)
 
     @property
     def count(self) -> int:
-        sizes = (self.objects, self.index_sizes, self.shards, self.roots, self.others)
-        return sum(map(len, sizes)) + len(self.quarantine_sizes)
+        return sum(map(len, self._sizes))
+
+    @property
+    def _sizes(self) -> Sequence[Mapping[Any, int]]:
+        return self.objects, self.index_sizes, self.shards, self.roots, self.others, self.quarantine_sizes
 
 
 async def take_inventory(repository: Repository, damaged: Damaged = refuse) -> Inventory:
@@ -101,6 +110,18 @@ async def take_inventory(repository: Repository, damaged: Damaged = refuse) -> I
         except NotFound:
             continue
     raise QuorumUnavailable(f"the indexes in {repository.store.url} change all the time: wait for the prunes to end")
+
+
+def leftover_roots(inventory: Inventory, roots: Roots) -> set[RootName]:
+    """Those of completed snapshots that are not the one that control took, and will never be: it takes no other.
+
+    Without a hash in its key a root may be that one. It stays as long as its snapshot.
+    """
+    return {
+        root
+        for root in inventory.roots
+        if root.digest is not None and root.digest != roots.completed.get(SnapshotId(root.snapshot), root.digest)
+    }
 
 
 async def load_quarantines(repository: Repository, damaged: Damaged = refuse) -> dict[int, frozenset[bytes]]:
@@ -120,11 +141,6 @@ async def load_trailer(repository: Repository, name: str, size: int) -> Trailer:
     if not length:
         raise Corrupt(f"{key} has no trailer")
     return decode_trailer(repository.keys, await repository.store.get_range(key, start, length), start, key)
-
-
-def is_name(text: str) -> bool:
-    """Whether `text` can be the name of an object that is named by its content."""
-    return len(text) == _NAME_LENGTH and _HEX.issuperset(text)
 
 
 async def _look(repository: Repository, damaged: Damaged) -> Inventory:
@@ -192,16 +208,10 @@ def _enter(inventory: Inventory, key: str, size: int) -> None:
         if key.startswith(folder) and is_name(name) and key == key_of(name):
             sizes[name] = size
             return
-    if key.startswith(SNAPSHOTS) and _is_root(key, name):
-        inventory.roots[name] = size
+    root = root_name(key)
+    if root is not None:
+        inventory.roots[root] = size
     elif key.startswith(QUARANTINES) and name.isascii() and name.isdecimal() and key == quarantine_key(int(name)):
         inventory.quarantine_sizes[int(name)] = size
     else:
         inventory.others[key] = size
-
-
-def _is_root(key: str, name: str) -> bool:
-    try:
-        return root_key(name) == key
-    except InvalidRequest:
-        return False

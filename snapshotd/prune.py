@@ -11,12 +11,14 @@ One prune does this, and may end at any point:
  5. write    Copy live frames into new objects (snapshotd.repack); then put index objects that list these, and
              declare void all that is about to go away.
  6. ask      Ask for the prune number once more. It must still be the one of step 3.
- 7. delete   Index objects that were written anew, then objects of frames, then shards; last, the quarantine.
+ 7. delete   Leftover roots, index objects that were written anew, then objects of frames, then shards; last, the
+             quarantine.
 
-Roots are those that control names (completed snapshots; deleted ones that somebody still needs), and every other
-root that lies in the object store: it may be about to complete, or wait for `cairn store adopt`; so a root that control
-does not know is never deleted, and neither is what it needs. Packs that name a snapshot still pending are kept whole,
-and so are shards that name such packs.
+Roots are those that control names (completed snapshots; deleted ones that somebody still needs), and every root of
+another snapshot that lies in the object store: it may be about to complete, or wait for `cairn store adopt`; so a root
+of which control has not taken one is never deleted, and neither is what it needs. Other roots of a snapshot that is
+completed are leftovers (snapshotd.root_objects), and are deleted like all that nobody needs. Packs that name a snapshot
+still pending are kept whole, and so are shards that name such packs.
 
 No clock decides, and none of these hold for a time only:
 
@@ -57,16 +59,20 @@ from blockstore.rpc import snapshot_pb2 as pb
 from snapshotd.ahead import ahead
 from snapshotd.crypto import SALT_SIZE
 from snapshotd.index import MAX_INDEX_ENTRIES, MAX_REPLACES, Index, IndexEntry, encode_index
-from snapshotd.inventory import INDEX_WIDTH, Inventory, is_name, refuse, take_inventory
+from snapshotd.inventory import INDEX_WIDTH, Inventory, leftover_roots, refuse, take_inventory
 from snapshotd.layout import (
     INDEXES,
     PACKS,
     SHARDS,
+    SNAPSHOTS,
+    RootName,
     index_key,
+    is_name,
     name_of_key,
     pack_key,
     quarantine_key,
     root_key,
+    root_name,
     shard_key,
 )
 from snapshotd.prune_plan import (
@@ -79,7 +85,7 @@ from snapshotd.prune_plan import (
     missing_frames,
     stale_indexes,
 )
-from snapshotd.quarantine import encode_quarantine
+from snapshotd.quarantine import MAX_MARKS, encode_quarantine
 from snapshotd.references import DamagedObject, Manifests, References, references_of
 from snapshotd.repack import Repacked, repack
 from snapshotd.repository import Repository
@@ -133,13 +139,18 @@ class _View:
 
 @dataclass(slots=True)
 class Pruner:
-    """One prune. importing: snapshots that this process writes and control does not know; random: bytes of chance."""
+    """One prune.
+
+    importing: snapshots that this process writes and control does not know. random: bytes of chance. most_marks: that
+    are put into its quarantine; what they do not name waits for the next prune.
+    """
 
     repository: Repository
     catalog: Catalog
     repack_share: float = DEFAULT_REPACK_SHARE
     importing: Callable[[], Collection[str]] = frozenset
     random: Callable[[int], bytes] = secrets.token_bytes
+    most_marks: int = MAX_MARKS
     _copied: int = field(default=0, init=False)
 
     async def run(self, *, dry_run: bool) -> AsyncGenerator[Progress, None]:
@@ -161,7 +172,7 @@ class Pruner:
 
     async def _carry_out(self, view: _View, plan: Plan) -> AsyncGenerator[Progress, None]:
         number = self._new_number(view.roots.number)
-        marks = plan.marks(view.inventory)
+        marks = plan.marks(view.inventory, self.most_marks)
         await self._publish(number, marks)
         try:
             raised = await self._raise(view.roots.number)
@@ -213,8 +224,9 @@ class Pruner:
                 f"{min(missing).hex()}: nothing is pruned; `cairn snapshot verify` names the snapshots, and pruning "
                 "goes on once they are deleted"
             )
-        for unknown in sorted(inventory.roots.keys() - roots.completed.keys()):
-            await self._mark_unknown(manifests, unknown, needed)
+        for name in sorted(inventory.roots):
+            if name.snapshot not in roots.completed:
+                await self._mark_unknown(manifests, name, needed)
         await self._spare_pending_shards(manifests, inventory, roots, needed)
         return _View(roots, inventory, needed, strong, frozenset(damaged_indexes))
 
@@ -223,6 +235,7 @@ class Pruner:
         return make_plan(
             view.inventory,
             view.needed,
+            leftovers=leftover_roots(view.inventory, view.roots),
             pending=pending,
             condemned=condemned,
             repack_share=self.repack_share,
@@ -250,7 +263,7 @@ class Pruner:
             root = await manifests.root(snapshot, expected)
             await references_of(manifests, root, needed)
         except DamagedObject as error:
-            if error.gone and error.key == root_key(snapshot) and await self._is_leaving(snapshot):
+            if error.gone and error.key == root_key(snapshot, expected) and await self._is_leaving(snapshot):
                 return
             raise Corrupt(
                 f"{error}: what snapshot {snapshot} needs is not known, so nothing is pruned; put {error.key} back "
@@ -262,12 +275,12 @@ class Pruner:
         found = (await self.catalog.snapshots()).get(SnapshotId(snapshot))
         return found is None or found.state == pb.SNAPSHOT_STATE_DELETING
 
-    async def _mark_unknown(self, manifests: Manifests, snapshot: str, needed: References) -> None:
-        """A root that control does not know. One that does not open can be adopted by nobody, and keeps nothing."""
+    async def _mark_unknown(self, manifests: Manifests, name: RootName, needed: References) -> None:
+        """A root that control has not taken. One that does not open can be adopted by nobody, and keeps nothing."""
         try:
-            await references_of(manifests, await manifests.root(snapshot, None), needed)
+            await references_of(manifests, await manifests.root_named(name), needed)
         except DamagedObject as error:
-            _log.warning("a root that control does not know is damaged", snapshot=snapshot, error=str(error))
+            _log.warning("a root that control has not taken is damaged", root=name.key, error=str(error))
 
     async def _spare_pending_shards(
         self, manifests: Manifests, inventory: Inventory, roots: Roots, needed: References
@@ -307,6 +320,7 @@ class Pruner:
         stale = await self._write_indexes(view, gone, repacked)
         await self._check_number(raised)
         keys = [
+            *(root.key for root in sorted(plan.roots)),
             *(index_key(name) for name in sorted(stale)),
             *(pack_key(name) for name in sorted(gone)),
             *(shard_key(name) for name in sorted(plan.shards)),
@@ -371,6 +385,8 @@ class Pruner:
         others = {each: marks for each, marks in view.inventory.quarantines.items() if each != number}
         if others:
             present = await self._names(PACKS) | (await self._names(SHARDS) - view.strong)
+            roots = [root_name(info.key) async for info in self.repository.store.list(SNAPSHOTS)]
+            present |= {root.name for root in roots if root is not None and root.name}
             marks_present = {mark(name) for name in present}
             for each, marks in others.items():
                 if marks.isdisjoint(marks_present):
@@ -407,7 +423,7 @@ def _split(entries: list[IndexEntry], replaces: list[str]) -> list[Index]:
 def to_plan_message(plan: Plan) -> pb.PrunePlan:
     """For whoever asked."""
     return pb.PrunePlan(
-        objects_deleted=len(plan.delete) + len(plan.shards),
+        objects_deleted=len(plan.delete) + len(plan.shards) + len(plan.roots),
         packs_repacked=len(plan.repack),
         bytes_freed=plan.bytes_freed,
         bytes_copied=plan.bytes_copied,

@@ -13,10 +13,10 @@ from typing import Final
 
 from snapshotd.index import IndexEntry, Part
 from snapshotd.inventory import Inventory
+from snapshotd.layout import RootName
+from snapshotd.quarantine import MARK_SIZE, MAX_MARKS
 from snapshotd.references import Frames, References, bits_of
 
-#: Of a name, as pack ids have it: 128 bits of a hash never collide by chance.
-MARK_SIZE: Final = 16
 #: Repacking copies what lives: at a quarter dead, 3 bytes move for each one that is freed.
 DEFAULT_REPACK_SHARE: Final = 0.25
 #: An index object with fewer entries than this is small.
@@ -25,12 +25,12 @@ _SMALL_INDEX_ENTRIES: Final = 512
 _SMALL_INDEXES: Final = 32
 
 Marks = frozenset[bytes]
-"""What a quarantine holds: of each pack its id, of each object and shard the first 16 bytes of its name."""
+"""What a quarantine holds: of each pack its id, of each object, shard and root the first 16 bytes of its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Names of objects of frames, and of shards. repack: of each object, the frames that it is home to.
+    """Names of objects of frames, of shards and of roots. repack: of each object, the frames that it is home to.
 
     bytes_copied, bytes_freed, bytes_kept: of stored objects.
     """
@@ -38,6 +38,7 @@ class Plan:
     delete: frozenset[str]
     repack: Mapping[str, Frames]
     shards: frozenset[str]
+    roots: frozenset[RootName]
     bytes_freed: int
     bytes_copied: int
     bytes_kept: int
@@ -49,17 +50,26 @@ class Plan:
 
     @property
     def is_empty(self) -> bool:
-        return not self.gone and not self.shards
+        return not self.gone and not self.shards and not self.roots
 
-    def marks(self, inventory: Inventory) -> Marks:
-        """What must be in quarantine before it is carried out."""
+    def marks(self, inventory: Inventory, most: int = MAX_MARKS) -> Marks:
+        """What must be in quarantine before it is carried out; of a plan with more than `most` marks, a part of it.
+
+        The part is a plan, too: an object comes with all packs in it, a shard and a root by itself.
+        """
         entries = inventory.entries
-        packs = {part.pack for name in self.gone for part in entries[name].parts}
-        return frozenset(packs | {mark(name) for name in self.gone | self.shards})
+        marks: set[bytes] = set()
+        for name in sorted(self.gone):
+            new = {mark(name), *(part.pack for part in entries[name].parts)} - marks
+            if len(marks) + len(new) > most:
+                break
+            marks |= new
+        single = sorted({mark(name) for name in self.shards} | {mark(root.name) for root in self.roots})
+        return frozenset([*marks, *single[: most - len(marks)]])
 
 
 def mark(name: str) -> bytes:
-    """How a quarantine names an object or a shard: 128 of the 256 bits of its hash."""
+    """How a quarantine names an object, a shard or a root: 128 of the 256 bits of its hash."""
     return bytes.fromhex(name)[:MARK_SIZE]
 
 
@@ -67,6 +77,7 @@ def make_plan(
     inventory: Inventory,
     needed: References,
     *,
+    leftovers: Collection[RootName],
     pending: Collection[str],
     condemned: Marks,
     repack_share: float,
@@ -74,8 +85,9 @@ def make_plan(
 ) -> Plan:
     """The plan.
 
-    needed: by all roots. pending: packs made for these snapshots are kept whole. condemned: marks in other
-    prunes' quarantines. repack_share: an object is repacked where at least this share of its frames' bytes is dead.
+    needed: by all roots but leftovers. leftovers: roots that are needed by nobody. pending: packs made for these
+    snapshots are kept whole. condemned: marks in other prunes' quarantines. repack_share: an object is repacked where
+    at least this share of its frames' bytes is dead.
     allowed: nothing but what has its marks in here goes away; None: anything may.
     """
     entries = inventory.entries
@@ -101,8 +113,10 @@ def make_plan(
         copied += live_bytes
     shards = {name for name in inventory.shards.keys() - needed.shards if allowed is None or mark(name) in allowed}
     freed += sum(inventory.shards[name] for name in shards)
+    roots = {root for root in leftovers if allowed is None or mark(root.name) in allowed}
+    freed += sum(inventory.roots[root] for root in roots)
     kept = inventory.stored_bytes - freed
-    return Plan(frozenset(delete), repack, frozenset(shards), freed, copied, kept)
+    return Plan(frozenset(delete), repack, frozenset(shards), frozenset(roots), freed, copied, kept)
 
 
 def missing_frames(entries: Iterable[IndexEntry], needed: Frames) -> Frames:

@@ -1,6 +1,6 @@
-"""What a prune means to delete, published before it deletes: marks of packs, objects and shards.
+"""What a prune means to delete, published before it deletes: marks of packs, objects, shards and roots.
 
-A mark is 16 bytes: the id of a pack, or the first half of the name of an object of frames or of a shard. The
+A mark is 16 bytes: the id of a pack, or the first half of the name of an object of frames, a shard or a root. The
 quarantine is bound to its number, which is the object's name. Source: docs/format.md, "Quarantine"; what prunes and
 writers do with it is told in `snapshotd.prune`.
 """
@@ -12,6 +12,7 @@ from snapshotd.compression import compress, expand
 from snapshotd.crypto import DomainKeys, Kind
 from snapshotd.fields import Fields
 
+#: Of a name, as pack ids have it: 128 bits of a hash never collide by chance.
 MARK_SIZE: Final = 16
 MAX_MARKS: Final = 4 << 20
 _MAX_CONTENT: Final = 4 + MAX_MARKS * MARK_SIZE

@@ -3,7 +3,7 @@
 The root is read first, then only the shards that are asked for, each with the chain of patches below it, then single
 frames by ranged GETs. Roots, shards and indexes are checked against their SHA-256 names, frames by their
 authentication; what fails is Corrupt and named. An object of frames that is gone may have been repacked: the
-index is read once more before that is Corrupt too.
+index is read again, as long as it has news, before that is Corrupt too.
 
 Everything is kept in two caches of bounded size (frames, and what describes them). A guest who waits comes before the
 background (snapshotd.gate).
@@ -19,12 +19,13 @@ from snapshotd import bitmap
 from snapshotd.cache import FlightCache
 from snapshotd.frame import decode_frame
 from snapshotd.gate import Gate, Ticket
-from snapshotd.layout import pack_key, root_key, shard_key
+from snapshotd.layout import pack_key, shard_key
 from snapshotd.manifest import MAX_DEPTH, SHARD_BLOCKS, BlockRef, Shard, ShardObject, build_shard, decode_shard
 from snapshotd.object_store import ObjectStore
 from snapshotd.pack_index import PackIndex
 from snapshotd.repository import Repository
 from snapshotd.root import Root, decode_root
+from snapshotd.root_objects import get_root
 
 #: Requests to the object store at once, one of them for guests only.
 _PLACES: Final = 16
@@ -52,7 +53,7 @@ class SnapshotReader:
         self._frames = FlightCache[tuple[bytes, int], Frame](cache_bytes - manifest_bytes, _frame_bytes, gate)
         self._shards = FlightCache[str, Shard](manifest_bytes // 2, lambda _: _SHARD_BYTES, gate)
         self._stored_shards = FlightCache[str, ShardObject](manifest_bytes // 4, _stored_shard_bytes, gate)
-        self._roots = FlightCache[tuple[str, bytes | None], Root](manifest_bytes // 4, _root_bytes, gate)
+        self._roots = FlightCache[tuple[str, bytes], Root](manifest_bytes // 4, _root_bytes, gate)
 
     @property
     def store(self) -> ObjectStore:
@@ -60,15 +61,18 @@ class SnapshotReader:
 
     # ---- manifests
 
-    async def root(self, snapshot: str, expected: bytes | None = None, *, background: bool = False) -> Root:
-        """The root of `snapshot`; expected: its SHA-256 as the catalog has it, None where nobody knows it.
+    async def root(self, snapshot: str, expected: bytes, *, background: bool = False) -> Root:
+        """The root of `snapshot`; expected: its SHA-256 as the catalog has it.
 
-        Raises NotFound where there is none, Corrupt where it is damaged or another one.
+        Raises Corrupt where it is damaged or gone.
         """
 
         async def load(ticket: Ticket) -> Root:
-            async with ticket:
-                stored = await self.store.get(root_key(snapshot))
+            try:
+                async with ticket:
+                    _, stored = await get_root(self.store, snapshot, expected)
+            except NotFound as error:
+                raise Corrupt(f"the root of {snapshot} is gone from {self.store.url}") from error
             # A root of a large volume has a name for each 128 MiB of it.
             return await asyncio.to_thread(decode_root, self.repository.keys, snapshot, stored, expected)
 
@@ -165,19 +169,25 @@ class SnapshotReader:
                 task.cancel()
 
     async def _stored_frame(self, pack: bytes, number: int) -> bytes:
-        """From the first object that is there, of those that are said to hold it; the index may be old."""
+        """From the first object that is there, of those that are said to hold it; the index may be old.
+
+        It is read again as long as it names an object that was not tried: each is a prune that moved the frame
+        between two requests of ours. A new object's index is there before the old object goes, so one that names
+        none but those that were gone before says that the frame is lost.
+        """
         await self.index.load()
-        places = self.index.locate(pack, number)
-        for is_last in (False, True):
-            for name, frame in places:
+        places = dict(self.index.locate(pack, number))
+        gone: set[str] = set()
+        while True:
+            for name in sorted(places.keys() - gone):
                 try:
-                    return await self.store.get_range(pack_key(name), frame.offset, frame.length)
+                    return await self.store.get_range(pack_key(name), places[name].offset, places[name].length)
                 except NotFound:
-                    continue
-            if not is_last:
-                await self.index.refresh()
-                places = self.index.locate(pack, number)
-        raise Corrupt(f"frame {number} of pack {pack.hex()} is gone: {self._why_gone([name for name, _ in places])}")
+                    gone.add(name)
+            await self.index.refresh()
+            places = dict(self.index.locate(pack, number))
+            if places.keys() <= gone:
+                raise Corrupt(f"frame {number} of pack {pack.hex()} is gone: {self._why_gone(list(places))}")
 
     def _why_gone(self, names: list[str]) -> str:
         if names:

@@ -15,10 +15,11 @@ from typing import Final
 from blockstore.errors import CairnError, Corrupt, NotFound
 from snapshotd.ahead import ahead
 from snapshotd.inventory import INDEX_WIDTH
-from snapshotd.layout import root_key, shard_key
+from snapshotd.layout import RootName, root_key, shard_key
 from snapshotd.manifest import MAX_DEPTH, Shard, ShardObject, build_shard, decode_shard
 from snapshotd.repository import Repository
 from snapshotd.root import Root, decode_root
+from snapshotd.root_objects import get_root
 
 #: Decoded shard objects that are kept, because patches have their bases in common; 100 KB each on average.
 _KEPT_SHARDS: Final = 256
@@ -72,14 +73,17 @@ class Manifests:
         self._repository = repository
         self._kept: OrderedDict[str, ShardObject] = OrderedDict()
 
-    async def root(self, snapshot: str, expected: bytes | None) -> Root:
-        """Raises DamagedObject; also where it is gone."""
-        key = root_key(snapshot)
-        stored = await self._get(key)
+    async def root(self, snapshot: str, expected: bytes) -> Root:
+        """The root that the catalog has; expected: its SHA-256. Raises DamagedObject; also where it is gone."""
         try:
-            return await asyncio.to_thread(decode_root, self._repository.keys, snapshot, stored, expected)
-        except Corrupt as error:
-            raise DamagedObject(key, str(error)) from error
+            key, stored = await get_root(self._repository.store, snapshot, expected)
+        except NotFound as error:
+            raise self._gone(root_key(snapshot, expected)) from error
+        return await self._decode_root(key, snapshot, stored, expected)
+
+    async def root_named(self, name: RootName) -> Root:
+        """A root by its key, whoever knows it. Raises DamagedObject; also where it is gone."""
+        return await self._decode_root(name.key, name.snapshot, await self._get(name.key), name.digest)
 
     async def shard(self, name: str) -> LoadedShard:
         """The shard of that name with all below it. Raises DamagedObject, which names the one that is damaged."""
@@ -102,6 +106,12 @@ class Manifests:
             async for each in loaded:
                 yield each
 
+    async def _decode_root(self, key: str, snapshot: str, stored: bytes, expected: bytes | None) -> Root:
+        try:
+            return await asyncio.to_thread(decode_root, self._repository.keys, snapshot, stored, expected)
+        except Corrupt as error:
+            raise DamagedObject(key, str(error)) from error
+
     async def _object(self, name: str) -> ShardObject:
         found = self._kept.get(name)
         if found is None:
@@ -120,7 +130,10 @@ class Manifests:
         try:
             return await self._repository.store.get(key)
         except NotFound as error:
-            raise DamagedObject(key, f"{key} is gone from {self._repository.store.url}", gone=True) from error
+            raise self._gone(key) from error
+
+    def _gone(self, key: str) -> DamagedObject:
+        return DamagedObject(key, f"{key} is gone from {self._repository.store.url}", gone=True)
 
 
 async def references_of(manifests: Manifests, root: Root, known: References) -> None:

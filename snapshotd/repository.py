@@ -18,7 +18,7 @@ from typing import Final
 
 import structlog
 
-from blockstore.errors import CairnError, Conflict, Corrupt, NotFound
+from blockstore.errors import CairnError, Conflict, Corrupt, InvalidRequest, NotFound
 from snapshotd.crypto import DomainKeys
 from snapshotd.keyring import KEY_BYTES, Keyring, WrongKey
 from snapshotd.object_store import PROBE_FOLDER, ObjectStore
@@ -78,6 +78,35 @@ class Repository:
         """
         await self.store.put(REPOSITORY_KEY, encode_repository(RepositoryObject(self.id, cluster)))
         await self.check_owner(cluster)
+
+    async def damaged_keys(self, keyring: Keyring) -> dict[str, str]:
+        """What is wrong with each stored data key that is damaged or does not open with `keyring`, by its object's key.
+
+        One that opens is enough to read everything. One that a rotation removes meanwhile is passed over.
+        """
+        found: dict[str, str] = {}
+        listed = [info.key async for info in self.store.list(KEYS_FOLDER)]
+        for key in listed:
+            try:
+                stored = await self.store.get(key)
+            except NotFound:
+                continue
+            try:
+                await self._check_key(decode_key(stored, key), keyring)
+            except (Corrupt, InvalidRequest, NotFound) as error:
+                found[key] = str(error)
+        if not listed:
+            found[KEYS_FOLDER] = "there is no data key: without one nothing can be opened"
+        return found
+
+    async def _check_key(self, stored: KeyObject, keyring: Keyring) -> None:
+        """Raises Corrupt where it is of another repository or data key, WrongKey where it does not open."""
+        mine = self.id, self.keys.domain, self.keys.check_value
+        if (stored.repository, stored.domain, stored.check) != mine:
+            raise Corrupt("it belongs to another repository, or to another data key than this one's")
+        _, data_key = await _opened(stored, keyring)
+        if data_key != self._data_key:
+            raise Corrupt(f"{keyring.description} opens it, and it is another data key than this repository's")
 
     async def rotate(self, keyring: Keyring) -> int:
         """Wrap the data key with a new key of `keyring`, remove what the old ones wrapped: how many.

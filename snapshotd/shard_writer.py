@@ -7,8 +7,8 @@ stays the base's. One that changes again after it was written is patched or writ
 
 import asyncio
 import secrets
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
 from blockstore.errors import Corrupt, NotFound, QuorumUnavailable
@@ -103,10 +103,8 @@ class ShardWriter:
     async def write_again(self, numbers: Iterable[int]) -> None:
         """Store these shards whole, under new names. Raises QuorumUnavailable where one cannot be read any more."""
         for number in numbers:
-            try:
+            with self._reading(number):
                 old = await self._reader.shard_named(self.shards[number], background=True)
-            except Corrupt as error:
-                raise QuorumUnavailable(f"a prune took a shard before the snapshot was complete: {error}") from error
             self.shards[number], size_bytes = await self._store(old, None, None, {}, len(old))
             self.stored_bytes += size_bytes
 
@@ -122,10 +120,24 @@ class ShardWriter:
         self.removed_blocks += written.removed_blocks
         self.stored_bytes += written.stored_bytes
 
+    @contextmanager
+    def _reading(self, number: int) -> Iterator[None]:
+        """Raises QuorumUnavailable, not Corrupt, where that shard was written here: a prune may take it.
+
+        No root names it yet. One that is the base's is needed by a root; it is damaged where it cannot be read.
+        """
+        try:
+            yield
+        except Corrupt as error:
+            if self.shards.get(number) == self._base.get(number):
+                raise
+            raise QuorumUnavailable(f"a prune took a shard before the snapshot was complete: {error}") from error
+
     async def _write_one(self, item: tuple[int, Changes]) -> _Written:
         number, changes = item
         name = self.shards.get(number)
-        old = await self._reader.shard_named(name, background=True) if name else Shard()
+        with self._reading(number):
+            old = await self._reader.shard_named(name, background=True) if name else Shard()
         differing = {block: ref for block, ref in changes.items() if old[block] != ref}
         if not differing:
             return _Written(number, name)
@@ -134,7 +146,8 @@ class ShardWriter:
         mapped = len(old) + added - removed
         result = _Written(number, None, added - removed, len(differing), removed)
         if mapped:
-            depth = (await self._reader.stored_shard(name, background=True)).depth if name else None
+            with self._reading(number):
+                depth = (await self._reader.stored_shard(name, background=True)).depth if name else None
             result.name, result.stored_bytes = await self._store(old, name, depth, differing, mapped)
         return result
 

@@ -12,7 +12,6 @@ quarantined by now is written anew.
 """
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -21,21 +20,19 @@ from typing import Final, TypeVar
 
 import structlog
 
-from blockstore.errors import CairnError, Corrupt, Fenced, NoSpace, NotFound, QuorumUnavailable
+from blockstore.errors import AlreadyExists, CairnError, Corrupt, Fenced, NoSpace, NotFound, QuorumUnavailable
 from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS
 from snapshotd.ahead import ahead
 from snapshotd.changes import Changes, Run, batches
 from snapshotd.control_client import ControlClient
 from snapshotd.inventory import load_quarantines
-from snapshotd.layout import root_key
 from snapshotd.pack_store import PackStore
 from snapshotd.progress import Progress
-from snapshotd.prune_plan import Marks, mark, merge_marks
+from snapshotd.prune_plan import Marks, merge_marks
 from snapshotd.reader import SnapshotReader
-from snapshotd.references import Manifests
 from snapshotd.replicas import NodeChannels, SealedSegment
-from snapshotd.root import Root, decode_root
+from snapshotd.root import Root
 from snapshotd.writer import SnapshotWriter
 
 _log = structlog.get_logger(__name__)
@@ -80,6 +77,16 @@ class Ship:
             left -= blocks
             where = task.snapshot.volume, segment, blocks, parts.channels, parts.call_timeout_s
             self._segments.append(SealedSegment(*where))
+
+    def is_for(self, task: pb.ShipTask) -> bool:
+        """Whether it ships what `task` says, as a change of the same base: a retry may have another one."""
+        mine = self._task
+        same_base = (mine.base, mine.base_root, mine.base_generation) == (
+            task.base,
+            task.base_root,
+            task.base_generation,
+        )
+        return same_base and mine.snapshot.generation == task.snapshot.generation
 
     def move(self, task: pb.ShipTask) -> None:
         """Control says the task again, with the addresses of now."""
@@ -144,16 +151,13 @@ class _Attempt:
         """The prune number at which all references were last checked."""
         self._marks: Marks = frozenset()
         """What was in quarantine then."""
-        self._base: Root | None = None
-        self._written: tuple[Root, bytes] | None = None
-        """The root that this attempt stored, and its SHA-256."""
 
     async def carry_out(self) -> None:
         snapshot = self._task.snapshot
         await self._parts.packs.repository.check_owner(self._parts.cluster)
         await self._look()
-        self._base = await self._read_base()
-        writer = SnapshotWriter(self._parts.packs, self._parts.reader, snapshot.id, snapshot.size_bytes, self._base)
+        base = await self._read_base()
+        writer = SnapshotWriter(self._parts.packs, self._parts.reader, snapshot.id, snapshot.size_bytes, base)
         writer.shunned = self._marks
         try:
             await self._copy_all(writer)
@@ -246,65 +250,24 @@ class _Attempt:
 
     async def _complete(self, writer: SnapshotWriter) -> None:
         catalog, control = self._parts.control.catalog, self._parts.control
+        written: tuple[Root, bytes] | None = None
         while True:
             while (await catalog.roots()).number != self._number:
                 await self._mend(writer)
-            root, digest = await self._root(writer)
+            if written is None or written[0].shards != writer.shards:
+                written = await writer.finish(root_of(self._task.snapshot, time.time_ns() // 1_000_000))
+            root, digest = written
             try:
                 await control.complete(writer.snapshot, digest, root.statistics, self._number)
                 _log.info("snapshot is whole in the object store", snapshot=writer.snapshot, stored=writer.stored_bytes)
                 return
+            except AlreadyExists:
+                # With the root of an earlier attempt whose end nobody heard of, or of another daemon: it has that one.
+                _log.info("snapshot was whole in the object store before", snapshot=writer.snapshot)
+                return
             except Fenced:
                 if (await catalog.roots()).number == self._number:
                     raise
-
-    async def _root(self, writer: SnapshotWriter) -> tuple[Root, bytes]:
-        """The stored root that stands for what was written, and its SHA-256.
-
-        One that is there already (of an attempt whose end nobody heard of, or of a daemon that was given the same
-        task) has the same content, and is taken where all that it names is safe: control may know its hash.
-        """
-        if self._written is not None and self._written[0].shards == writer.shards:
-            return self._written
-        facts = root_of(self._task.snapshot, time.time_ns() // 1_000_000)
-        if self._written is None:
-            written = await writer.finish(facts) or await self._earlier_root()
-            if written is not None:
-                self._written = written if written[0].shards == writer.shards else None
-                return written
-        if (await self._parts.control.snapshot(writer.snapshot)).state != pb.SNAPSHOT_STATE_PENDING:
-            raise Fenced(f"snapshot {writer.snapshot} is not pending any more: its root stays as it is")
-        self._written = await writer.finish(facts, replace=True)
-        assert self._written is not None
-        return self._written
-
-    async def _earlier_root(self) -> tuple[Root, bytes] | None:
-        """The root that is stored, if it is whole and nothing that it names is in quarantine or gone."""
-        repository, snapshot = self._parts.packs.repository, self._task.snapshot
-        stored = await repository.store.get(root_key(snapshot.id))
-        try:
-            root = await asyncio.to_thread(decode_root, repository.keys, snapshot.id, stored)
-            is_safe = await self._is_safe(root)
-        except Corrupt as error:
-            _log.warning("the root of an earlier attempt is written anew", snapshot=snapshot.id, error=str(error))
-            return None
-        return (root, hashlib.sha256(stored).digest()) if is_safe else None
-
-    async def _is_safe(self, root: Root) -> bool:
-        """Whether all that it names and its base does not is there, and not in quarantine. Raises Corrupt.
-
-        It is read from the store: what the reader keeps may be gone from there.
-        """
-        base = self._base.shards if self._base else {}
-        manifests = Manifests(self._parts.packs.repository)
-        for number, name in root.shards.items():
-            if base.get(number) != name:
-                loaded = await manifests.shard(name)
-                if any(mark(each) in self._marks for each in loaded.names):
-                    return False
-                if not self._parts.packs.hold(loaded.shard.frames(), self._marks):
-                    return False
-        return root.size_bytes == self._task.snapshot.size_bytes
 
 
 def root_of(snapshot: pb.Snapshot, completed_at_ms: int) -> Root:

@@ -142,7 +142,7 @@ async def statistics(repository: Repository, catalog: Catalog) -> AsyncGenerator
     usages = [Usage() for _ in order]
     for number, snapshot in enumerate(order):
         shards = await needs.of_root(await needs.manifests.root(snapshot, completed[snapshot]))
-        size_bytes = inventory.roots.get(snapshot, 0)
+        size_bytes = inventory.root_size(snapshot, completed[snapshot])
         usages[number].logical_bytes = sum(each.blocks for each in shards) * BLOCK_SIZE
         usages[number].shared_bytes = owners.note(number, shards)
         usages[number].own_bytes = size_bytes

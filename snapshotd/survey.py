@@ -5,19 +5,22 @@ few dozen bytes each, so a survey of thousands of snapshots takes what their dif
 manifest is noted, with all who need it, and the survey goes on: others are not affected by it.
 """
 
-from collections.abc import AsyncGenerator, Iterable, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from blockstore.domain import SnapshotId
-from blockstore.errors import Corrupt
+from blockstore.errors import Corrupt, InvalidRequest, NotFound
 from blockstore.rpc import snapshot_pb2 as pb
 from snapshotd.ahead import ahead
 from snapshotd.inventory import INDEX_WIDTH, Inventory, take_inventory
+from snapshotd.keyring import Keyring
 from snapshotd.layout import INDEXES, pack_key
 from snapshotd.prune_plan import missing_frames
 from snapshotd.references import DamagedObject, LoadedShard, Manifests, References
 from snapshotd.repository import Repository
+from snapshotd.repository_objects import KEYS_FOLDER, REPOSITORY_KEY, decode_repository
 
 
 class Problems:
@@ -67,14 +70,14 @@ class Survey:
 
 
 async def read_manifests(
-    repository: Repository, survey: Survey, expected: Mapping[SnapshotId, bytes | None]
+    repository: Repository, survey: Survey, expected: Mapping[SnapshotId, bytes]
 ) -> AsyncGenerator[tuple[int, int], None]:
     """Fill `survey` from the roots of its snapshots; (done, total) in shards. expected: SHA-256 of each root."""
     manifests = Manifests(repository)
     users: dict[str, int] = {}
     for place, snapshot in enumerate(survey.snapshots):
         try:
-            root = await manifests.root(snapshot, expected.get(snapshot))
+            root = await manifests.root(snapshot, expected[snapshot])
         except DamagedObject as error:
             survey.problems.add(error.key, str(error), [snapshot])
             continue
@@ -104,6 +107,25 @@ def _note(survey: Survey, users: int, found: LoadedShard | DamagedObject) -> Non
     survey.needed.shards.update(found.names)
     for pack in frames:
         survey.pack_users[pack] = survey.pack_users.get(pack, 0) | users
+
+
+async def check_clear_objects(repository: Repository, keyring: Callable[[], Keyring], survey: Survey) -> None:
+    """Note what is wrong with `repository`, and with the data keys, without which nobody opens anything.
+
+    keyring: opens it as it is now; that of a process which runs for long may have been lost or changed meanwhile.
+    """
+    try:
+        decode_repository(await repository.store.get(REPOSITORY_KEY), REPOSITORY_KEY)
+    except NotFound:
+        survey.problems.add(REPOSITORY_KEY, "it is gone", survey.snapshots)
+    except (Corrupt, InvalidRequest) as error:
+        survey.problems.add(REPOSITORY_KEY, str(error), survey.snapshots)
+    try:
+        damaged = await repository.damaged_keys(await asyncio.to_thread(keyring))
+    except (Corrupt, InvalidRequest, NotFound) as error:
+        damaged = {KEYS_FOLDER: f"what opens the data keys cannot be used: {error}"}
+    for key, message in damaged.items():
+        survey.problems.add(key, message, survey.snapshots)
 
 
 async def look_at_objects(repository: Repository, survey: Survey) -> Inventory:

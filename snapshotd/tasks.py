@@ -1,8 +1,9 @@
 """What this daemon does for control: keeps itself known, ships what it is given, deletes roots that nobody needs.
 
 Control's answer to each heartbeat is all that is to be shipped here: what is new in it is begun, what is missing is
-given up. It comes when there is news, or a heartbeat later. It may be older than the end of a ship, so what ended
-since the question was asked is not begun again by it.
+given up, and what is a change of another base by now, as a retry may be, is begun anew. It comes when there is news, or
+a heartbeat later. It may be older than the end of a ship, so what ended since the question was asked is not begun
+again by it.
 """
 
 import asyncio
@@ -15,10 +16,10 @@ from blockstore.errors import CairnError, Fenced
 from blockstore.heartbeat import beat
 from blockstore.rpc import snapshot_pb2 as pb
 from snapshotd.control_client import ControlClient
-from snapshotd.layout import root_key
 from snapshotd.pack_store import PackStore
 from snapshotd.reader import SnapshotReader
 from snapshotd.replicas import NodeChannels
+from snapshotd.root_objects import roots_of
 from snapshotd.ship import Ship, ShipParts
 
 _log = structlog.get_logger(__name__)
@@ -83,7 +84,7 @@ class Tasks:
             self._ships[snapshot][1].cancel()
         for snapshot, task in given.items():
             if snapshot in self._ships:
-                self._ships[snapshot][0].move(task)
+                self._go_on(task)
             elif snapshot not in self._ended:
                 self._begin(task)
         for snapshot in response.drop:
@@ -95,17 +96,28 @@ class Tasks:
 
     # ---- ships
 
-    def _begin(self, task: pb.ShipTask) -> None:
+    def _go_on(self, task: pb.ShipTask) -> None:
+        ship, running = self._ships[task.snapshot.id]
+        if ship.is_for(task):
+            ship.move(task)
+            return
+        _log.info("a snapshot has another base by now: its shipping begins anew", snapshot=ship.snapshot)
+        running.cancel()
+        self._begin(task, after=running)
+
+    def _begin(self, task: pb.ShipTask, after: "asyncio.Task[None] | None" = None) -> None:
+        """after: what ships it as something else, and was cancelled."""
         snapshot = task.snapshot.id
         _log.info("shipping a snapshot", snapshot=snapshot, base=task.base, generation=task.snapshot.generation)
         ship = Ship(task, self._parts)
-        running = asyncio.create_task(ship.run())
+        running = asyncio.create_task(_run(ship, after))
         self._ships[snapshot] = ship, running
         running.add_done_callback(lambda _: self._end(snapshot, running))
 
     def _end(self, snapshot: str, running: "asyncio.Task[None]") -> None:
-        del self._ships[snapshot]
-        self._ended.add(snapshot)
+        if snapshot in self._ships and self._ships[snapshot][1] is running:
+            del self._ships[snapshot]
+            self._ended.add(snapshot)
         if not running.cancelled() and running.exception() is not None:
             _log.error("a ship ended in a way that nobody foresaw", snapshot=snapshot, exc_info=running.exception())
 
@@ -117,12 +129,20 @@ class Tasks:
             task.add_done_callback(lambda _: self._drops.pop(snapshot, None))
 
     async def _drop(self, snapshot: str) -> None:
-        """Delete the root, then say so. What fails is asked for again by a later heartbeat."""
+        """Delete its roots, then say so. What fails is asked for again by a later heartbeat."""
         try:
             await self._packs.repository.check_owner(self._cluster)
-            await self._packs.repository.store.delete(root_key(snapshot))
+            store = self._packs.repository.store
+            for root in await roots_of(store, snapshot):
+                await store.delete(root.key)
             self._reader.forget_root(snapshot)
             await self._control.drop(snapshot)
             _log.info("a deleted snapshot's root is gone from the object store", snapshot=snapshot)
         except CairnError as error:
             _log.warning("a snapshot's root is not deleted yet", snapshot=snapshot, error=str(error))
+
+
+async def _run(ship: Ship, after: "asyncio.Task[None] | None") -> None:
+    if after is not None:
+        await asyncio.wait({after})
+    await ship.run()

@@ -1,15 +1,15 @@
 """Verify: everything that snapshots need is read again and checked, from their roots down.
 
-Roots against the catalog's hashes; shards against their names; index objects against theirs; of each object of
-frames its name, its trailer, and of each frame the authentication and the hashes of its blocks. A problem
-names one object and the snapshots that need something in it; the others are untouched by it. With a sample, manifests
-are still read whole, and of the frames those that a hash of the seed, the pack and the number picks: the same seed
-picks the same ones, another seed others.
+The stored data keys by the keyring as it is now; roots against the catalog's hashes; shards against their names;
+index objects against theirs; of each object of frames its name, its trailer, and of each frame the authentication and
+the hashes of its blocks. A problem names one object and the snapshots that need something in it; the others are
+untouched by it. With a sample, manifests are still read whole, and of the frames those that a hash of the seed, the
+pack and the number picks: the same seed picks the same ones, another seed others.
 """
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Collection, Iterator
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
@@ -21,12 +21,12 @@ from snapshotd.ahead import ahead
 from snapshotd.frame import decode_frame
 from snapshotd.index import Frame, IndexEntry, Part
 from snapshotd.inventory import Inventory, load_trailer
+from snapshotd.keyring import Keyring
 from snapshotd.layout import pack_key
 from snapshotd.pack import Trailer, check_object
 from snapshotd.repository import Repository
-from snapshotd.repository_objects import KEYS_FOLDER, REPOSITORY_KEY, decode_key, decode_repository
 from snapshotd.roots import Catalog
-from snapshotd.survey import Problems, Survey, look_at_objects, read_manifests
+from snapshotd.survey import Problems, Survey, check_clear_objects, look_at_objects, read_manifests
 
 #: Whole objects in memory at once, 16 MiB each.
 _WIDTH: Final = 4
@@ -57,9 +57,17 @@ class _Sample:
 
 
 async def verify(
-    repository: Repository, catalog: Catalog, snapshots: Collection[str], *, sample: float = 1.0, seed: bytes = b""
+    repository: Repository,
+    catalog: Catalog,
+    keyring: Callable[[], Keyring],
+    snapshots: Collection[str],
+    *,
+    sample: float = 1.0,
+    seed: bytes = b"",
 ) -> AsyncGenerator[Progress, None]:
-    """Verify these completed snapshots, all where there are none. sample: share of frames that is read, (0, 1].
+    """Verify these completed snapshots, all where there are none.
+
+    keyring: opens it as it is now. sample: share of frames that is read, (0, 1].
 
     Raises InvalidRequest, NotFound for a snapshot that is not completed, QuorumUnavailable.
     """
@@ -71,34 +79,15 @@ async def verify(
         if each not in expected:
             raise NotFound(f"there is no completed snapshot {each}: see `cairn snapshot list`")
     survey = Survey(list(dict.fromkeys(chosen)))
-    async with aclosing(read_manifests(repository, survey, dict(expected))) as manifests:
+    async with aclosing(read_manifests(repository, survey, expected)) as manifests:
         async for done, total in manifests:
             yield Progress("manifests", done, total, "shards")
-    await _check_keys(repository, survey)
+    await check_clear_objects(repository, keyring, survey)
     inventory = await look_at_objects(repository, survey)
     async with aclosing(_read_objects(repository, survey, inventory, _Sample(sample, seed))) as objects:
         async for done, total in objects:
             yield Progress("packs", done, total, "bytes")
     yield Progress("packs", 0, 0, "bytes", survey.problems)
-
-
-async def _check_keys(repository: Repository, survey: Survey) -> None:
-    """What is in clear: whose repository it is, and the wrapped data keys, without which nobody opens anything."""
-    keys = [info.key async for info in repository.store.list(KEYS_FOLDER)]
-    for key in (REPOSITORY_KEY, *keys):
-        try:
-            stored = await repository.store.get(key)
-            if key == REPOSITORY_KEY:
-                decode_repository(stored, key)
-                continue
-            found = decode_key(stored, key)
-            if (found.domain, found.check) != (repository.keys.domain, repository.keys.check_value):
-                raise Corrupt(f"{key} belongs to another data key than this repository's")
-        except NotFound:
-            if key == REPOSITORY_KEY:
-                survey.problems.add(key, "it is gone", survey.snapshots)
-        except (Corrupt, InvalidRequest) as error:
-            survey.problems.add(key, str(error), survey.snapshots)
 
 
 async def _read_objects(

@@ -7,15 +7,15 @@ that were taken over from another snapshot, which may be gone by now.
 
 from blockstore.errors import Conflict
 from snapshotd.inventory import Inventory, take_inventory
-from snapshotd.prune_plan import mark, merge_marks
+from snapshotd.prune_plan import Marks, mark, merge_marks
 from snapshotd.references import Manifests, References, bits_of, references_of
 from snapshotd.repository import Repository
 from snapshotd.root import Root
 from snapshotd.roots import Catalog
 
 
-async def vouch(repository: Repository, catalog: Catalog, root: Root) -> int:
-    """The prune number at which all that `root` needs was there, and in no quarantine.
+async def vouch(repository: Repository, catalog: Catalog, root: Root, digest: bytes) -> int:
+    """The prune number at which `root` (its SHA-256) and all that it needs was there, and in no quarantine.
 
     Raises Conflict where something is missing or about to go; Corrupt where a shard is damaged or gone.
     """
@@ -23,17 +23,17 @@ async def vouch(repository: Repository, catalog: Catalog, root: Root) -> int:
     inventory = await take_inventory(repository, lambda key, error: None)
     needed = References()
     await references_of(Manifests(repository), root, needed)
-    lost = _not_to_stay(inventory, needed)
+    marks = merge_marks(inventory.quarantines.values())
+    lost = "its root" if mark(digest.hex()) in marks else _not_to_stay(inventory, marks, needed)
     if lost:
         raise Conflict(
-            f"snapshot {root.snapshot} refers to {lost}, which a prune has deleted or is about to delete: do it again"
+            f"snapshot {root.snapshot} needs {lost}, which a prune has deleted or is about to delete: do it again"
         )
     return number
 
 
-def _not_to_stay(inventory: Inventory, needed: References) -> str:
-    """One thing that is needed and will not stay, in words; empty where there is none."""
-    marks = merge_marks(inventory.quarantines.values())
+def _not_to_stay(inventory: Inventory, marks: Marks, needed: References) -> str:
+    """One thing that is needed and will not stay, in words; empty where there is none. marks: of all quarantines."""
     for name in needed.shards:
         if name not in inventory.shards or mark(name) in marks:
             return f"shard {name}"

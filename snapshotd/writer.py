@@ -145,11 +145,10 @@ class SnapshotWriter:
                 runs += [Run(number * SHARD_BLOCKS + start, length) for start, length in bitmap.runs(found)]
         return runs
 
-    async def finish(self, facts: Root, *, replace: bool = False) -> tuple[Root, bytes] | None:
+    async def finish(self, facts: Root) -> tuple[Root, bytes]:
         """Store the root: (it, the SHA-256 of its object); after `settle`.
 
-        facts: all but shards and statistics. replace: also where there is one of that snapshot already; else None is
-        returned then: somebody else wrote it, or an earlier attempt.
+        facts: all but shards and statistics. One that is there of that snapshot stays (snapshotd.root_objects).
         """
         changed = self._shards.changed_blocks
         stored_before = max(0, changed - self._shards.removed_blocks - self._packer.blocks)
@@ -162,8 +161,8 @@ class SnapshotWriter:
         root = dataclasses.replace(facts, shards=dict(self.shards), statistics=statistics)
         keys, salt = self._packs.repository.keys, secrets.token_bytes(SALT_SIZE)
         stored, digest = await asyncio.to_thread(encode_root, keys, root, salt)
-        is_new = await self._packs.repository.store.put(root_key(self.snapshot), stored, if_absent=not replace)
-        return (root, digest) if is_new or replace else None
+        await self._packs.repository.store.put(root_key(self.snapshot, digest), stored)
+        return root, digest
 
     async def cancel(self) -> None:
         """Give up what is under way; what is stored stays, and is found by the next attempt."""

@@ -19,6 +19,7 @@ from snapshotd.memory_store import MemoryStore
 from snapshotd.object_store import ObjectStore
 from snapshotd.prune_plan import Marks, merge_marks
 from snapshotd.root import Root
+from snapshotd.root_objects import roots_of
 from snapshotd.roots import Roots
 from snapshotd.writer import SnapshotWriter
 from tests.chain_schedule import MemoryControl, Record
@@ -94,12 +95,11 @@ class Chain:
                     for block in range(run.start, run.start + run.length):
                         await writer.put_blocks(block, changes[block])
                 await writer.settle()
-            written = await writer.finish(root, replace=True)
-            assert written is not None
+            _, digest = await writer.finish(root)
             await asyncio.sleep(0)
             try:
-                self.catalog.control.complete(snapshot, written[1], prune_number)
-                return written[1]
+                self.catalog.control.complete(snapshot, digest, prune_number)
+                return digest
             except Fenced:
                 continue
 
@@ -112,7 +112,8 @@ class Chain:
 
     async def delete(self, root: Root) -> None:
         """As control and a daemon do it."""
-        await self.store.delete(f"snapshots/{root.snapshot}")
+        for each in await roots_of(self.store, root.snapshot):
+            await self.store.delete(each.key)
         self.parts.reader.forget_root(root.snapshot)
         del self.catalog.control.records[SnapshotId(root.snapshot)]
 

@@ -28,6 +28,7 @@ from snapshotd.references import Manifests
 from snapshotd.repository import Repository
 from snapshotd.repository_objects import RepositoryObject
 from snapshotd.root import Root, encode_root
+from snapshotd.root_objects import roots_of
 from tests.chain_schedule import Inline, MemoryControl, Record, Schedule, SteppedCatalog, SteppedStore
 
 KEYS = DomainKeys(bytes(16), bytes(range(32)))
@@ -100,7 +101,8 @@ class World:
             records[snapshot].state = pb.SNAPSHOT_STATE_DELETING
             await catalog.roots()
             if not self.control.is_base(snapshot):
-                await repository.store.delete(root_key(snapshot))
+                for root in await roots_of(repository.store, snapshot):
+                    await repository.store.delete(root.key)
                 await catalog.call(functools.partial(records.pop, snapshot, None))
 
     async def read(self, name: str) -> None:
@@ -277,7 +279,7 @@ class Writer:
     async def _write_root(self) -> bytes:
         root = Root(self.snapshot, "", "", SHARDS * SHARD_BLOCKS * BLOCK_SIZE, shards=dict(self._shards))
         stored, digest = encode_root(KEYS, root, self._world.random_bytes(16))
-        await self._repository.store.put(root_key(self.snapshot), stored)
+        await self._repository.store.put(root_key(self.snapshot, digest), stored)
         return digest
 
     async def _mend(self, record: Record) -> None:
@@ -325,16 +327,21 @@ async def check_end(world: World) -> None:
     records = world.control.records
     for name in [name for name, each in records.items() if each.state == pb.SNAPSHOT_STATE_PENDING]:
         del records[name]  # its writer crashed; somebody deletes it
-        await world.store.delete(root_key(name))
+        await delete_roots(world, name)
     await _run(world, [world.prune("steady pruner")])
     await _run(world, [read_all(world)])
     for name in list(records):
-        await world.store.delete(root_key(name))
+        await delete_roots(world, name)
     records.clear()
     for _ in range(2):
         await _run(world, [world.prune("steady pruner")])
     left = [info.key async for info in world.store.list() if info.key.startswith(("packs/", "shards/", "quarantine/"))]
     assert not left, f"{len(left)} objects are left for ever, such as {left[0]}"
+
+
+async def delete_roots(world: World, snapshot: str) -> None:
+    for root in await roots_of(world.store, snapshot):
+        await world.store.delete(root.key)
 
 
 async def read_all(world: World) -> None:

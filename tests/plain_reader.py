@@ -7,6 +7,7 @@ A bucket is a mapping of keys to bytes.
 import base64
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -127,7 +128,10 @@ class PlainReader:
         return blake3(block, key=derive(self.data_key, self.domain, "dedupe")).digest()[:16]
 
     def root(self, snapshot: str) -> dict[str, Any]:
-        volume, at = self.unseal("R", "root", self.bucket[f"snapshots/{snapshot}"], snapshot.encode())
+        key = next(key for key in self.bucket if re.split("[/.]", key)[:2] == ["snapshots", snapshot])
+        name = key.partition(".")[2] or hashlib.sha256(self.bucket[key]).hexdigest()
+        assert hashlib.sha256(self.bucket[key]).hexdigest() == name
+        volume, at = self.unseal("R", "root", self.bucket[key], snapshot.encode())
         facts: dict[str, Any] = {"volume": volume.decode(), "size_bytes": at.number(8)}
         facts |= {name: at.text() for name in ("volume_name", "parent", "barrier")}
         facts["generation"] = at.number(4)

@@ -89,9 +89,7 @@ class Parts:
         for block, content in sorted(changes.items()):
             await writer.put_blocks(block, content)
         await writer.settle()
-        written = await writer.finish(facts(number, size_bytes))
-        assert written is not None
-        return written
+        return await writer.finish(facts(number, size_bytes))
 
     async def content(self, root: Root) -> bytes:
         """All of a snapshot, zeroes included."""

@@ -402,7 +402,14 @@ def test_a_rotated_key_opens(tmp_path: Path) -> None:
             assert response.rewrapped == 1
             assert keys.isdisjoint(await chain.keys("keys"))
         async with chain_at(tmp_path, chain.store, chain.catalog) as again:
-            assert await again.parts.content(await again.parts.reader.root(root.snapshot)) == expected
+            assert (
+                await again.parts.content(
+                    await again.parts.reader.root(
+                        root.snapshot, again.catalog.control.records[SnapshotId(root.snapshot)].root
+                    )
+                )
+                == expected
+            )
 
     asyncio.run(check())
 

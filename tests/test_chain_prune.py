@@ -9,6 +9,7 @@ from blockstore.domain import SnapshotId
 from blockstore.errors import Conflict, Corrupt, Fenced, InvalidRequest
 from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import BLOCK_SIZE, MIB
+from snapshotd.layout import root_key
 from snapshotd.prune import Pruner
 from snapshotd.reader import SnapshotReader
 from tests.chain_parts import Chain, blocks, chain_at
@@ -102,7 +103,7 @@ def test_packs_of_pending_snapshots_stay(tmp_path: Path) -> None:
             root = await chain.snapshot(1, SIZE, blocks(range(100)))
             record = chain.catalog.control.records[SnapshotId(root.snapshot)]
             chain.catalog.control.records[SnapshotId(root.snapshot)] = Record(pb.SNAPSHOT_STATE_PENDING, {})
-            await chain.store.delete(f"snapshots/{root.snapshot}")
+            await chain.store.delete(root_key(root.snapshot, record.root))
             before = await chain.keys("packs")
             await chain.prune()
             assert await chain.keys("packs") == before
@@ -119,12 +120,13 @@ def test_roots_that_control_does_not_know_keep_what_they_need(tmp_path: Path) ->
         async with chain_at(tmp_path) as chain:
             root = await chain.snapshot(1, SIZE, blocks(range(100)))
             expected = await chain.parts.content(root)
+            (key,) = await chain.keys("snapshots")
             chain.catalog.control.records.clear()
             before = await chain.keys()
             await chain.prune()
             assert await chain.keys() == before
             problems = {each.object: each.message for each in (await chain.check()).problems}
-            assert "adopt" in problems[f"snapshots/{root.snapshot}"]
+            assert "adopt" in problems[key]
             assert await chain.parts.content(root) == expected
 
     asyncio.run(check())

@@ -6,6 +6,7 @@ encrypts two messages under one nonce.
 """
 
 import asyncio
+import hashlib
 import random
 import secrets
 from collections import Counter
@@ -104,7 +105,10 @@ def test_the_plain_reader_reads_what_cairn_stored(tmp_path: Path) -> None:
 
     expected = asyncio.run(run())
     bucket = _check(tmp_path, expected)
-    assert {key for key in bucket if key.startswith("snapshots/")} == {f"snapshots/{name}" for name in expected}
+    roots = {key: hashlib.sha256(stored).hexdigest() for key, stored in bucket.items() if key.startswith("snapshots/")}
+    assert len(roots) == len(expected)
+    assert {key.partition(".")[0] for key in roots} == {f"snapshots/{name}" for name in expected}
+    assert all(key.endswith(f".{name}") for key, name in roots.items())
     depths = {_depth(_reader(tmp_path), key.removeprefix("shards/")) for key in bucket if key.startswith("shards/")}
     assert depths == set(range(9)), "patches of every depth, and whole shards"
 

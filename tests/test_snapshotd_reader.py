@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from blockstore.errors import Corrupt, NotFound, OutOfRange, QuorumUnavailable
+from blockstore.errors import Corrupt, OutOfRange, QuorumUnavailable
 from blockstore.units import BLOCK_SIZE, MIB
 from snapshotd.crypto import SALT_SIZE
 from snapshotd.gate import Gate
@@ -99,11 +99,14 @@ def test_another_root_than_the_catalogs_is_corrupt(tmp_path: Path) -> None:
     async def check() -> None:
         async with stored(tmp_path) as (parts, store, root, digest):
             assert await parts.reader.root(root.snapshot, digest) == root
+            with pytest.raises(Corrupt, match="is gone"):
+                await parts.reader.root(root.snapshot, bytes(32))
+            await store.put(root_key(root.snapshot, bytes(32)), await store.get(root_key(root.snapshot, digest)))
             with pytest.raises(Corrupt, match=root.snapshot):
                 await parts.reader.root(root.snapshot, bytes(32))
-            await store.delete(root_key(root.snapshot))
+            await store.delete(root_key(root.snapshot, digest))
             parts.reader.forget_root(root.snapshot)
-            with pytest.raises(NotFound):
+            with pytest.raises(Corrupt, match="is gone"):
                 await parts.reader.root(root.snapshot, digest)
 
     asyncio.run(check())

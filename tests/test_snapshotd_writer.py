@@ -283,8 +283,7 @@ def test_a_patch_on_a_shard_that_a_prune_took_is_written_again(tmp_path: Path) -
             assert (await parts.reader.stored_shard(writer.shards[0])).base == below
             await store.delete(shard_key(below))
             await writer.mend_shards(frozenset())
-            root, _ = await writer.finish(facts(1, 16 * MIB)) or (None, None)
-            assert root is not None
+            root, _ = await writer.finish(facts(1, 16 * MIB))
             assert await plain_content(parts, store, root) == blocks(2000) | {3000: block(5000)}
 
     asyncio.run(check())
@@ -304,8 +303,7 @@ def test_blocks_in_quarantine_are_put_again(tmp_path: Path) -> None:
             await writer.put_blocks(7, b"".join(blocks(80).values()))
             await writer.settle()
             assert await writer.stale_runs(old) == []
-            root, _ = await writer.finish(facts(2, 4 * MIB)) or (None, None)
-            assert root is not None
+            root, _ = await writer.finish(facts(2, 4 * MIB))
             assert await mapped_blocks(parts, root) == {at + 7: each for at, each in blocks(80).items()} | {
                 87: block(1000)
             }
@@ -313,17 +311,16 @@ def test_blocks_in_quarantine_are_put_again(tmp_path: Path) -> None:
     asyncio.run(check())
 
 
-def test_a_root_is_not_replaced_unless_that_is_meant(tmp_path: Path) -> None:
+def test_a_root_never_replaces_another(tmp_path: Path) -> None:
     async def check() -> None:
         async with opened(tmp_path) as parts:
-            _, digest = await parts.snapshot(1, MIB, blocks(3))
+            first = await parts.snapshot(1, MIB, blocks(3))
             writer = SnapshotWriter(parts.packs, parts.reader, snapshot_id(1), MIB)
             await writer.settle()
-            assert await writer.finish(facts(1, MIB)) is None
-            assert (await parts.reader.root(snapshot_id(1), digest)).statistics.logical_bytes
-            written = await writer.finish(facts(1, MIB), replace=True)
-            assert written is not None
-            assert written[1] != digest
+            second = await writer.finish(facts(1, MIB))
+            for root, digest in (first, second):
+                assert await parts.reader.root(snapshot_id(1), digest) == root
+            assert first[1] != second[1]
 
     asyncio.run(check())
 
@@ -356,8 +353,7 @@ def test_a_large_volume_costs_what_its_data_costs(tmp_path: Path) -> None:
             for place in places:
                 await writer.put_blocks(place, Random(place).randbytes(MIB))
             await writer.settle()
-            root, _ = await writer.finish(facts(1, TIB)) or (None, None)
-            assert root is not None
+            root, _ = await writer.finish(facts(1, TIB))
             assert len(root.shards) == 64
             manifest = store.put_bytes("shards/") + store.put_bytes("index/") + store.put_bytes("snapshots/")
             assert manifest < 64 * 400 + 16_384

@@ -1,0 +1,33 @@
+"""Roots in the object store, by their hash or by their snapshot.
+
+A root's key has its hash, so no put ever takes the place of another root: whoever writes one for the same snapshot, as
+an earlier attempt did whose end nobody heard of, or another daemon that was given the same task, writes beside it.
+Which of them counts is what control says, which keeps the SHA-256 of the one that completed the snapshot and never
+takes another; prune removes the others then. Roots that were stored before keys had hashes are under the
+snapshot's id alone, and are found there. Source: docs/format.md, "Roots".
+"""
+
+from blockstore.errors import NotFound
+from snapshotd.layout import SNAPSHOTS, RootName, root_key, root_name
+from snapshotd.object_store import ObjectStore
+
+
+async def get_root(store: ObjectStore, snapshot: str, digest: bytes) -> tuple[str, bytes]:
+    """(key, stored bytes) of the root with that SHA-256, which is not checked here. Raises NotFound, InvalidRequest."""
+    key = root_key(snapshot, digest)
+    try:
+        return key, await store.get(key)
+    except NotFound as error:
+        early = RootName(snapshot, "").key
+        try:
+            return early, await store.get(early)
+        except NotFound:
+            raise error from None
+
+
+async def roots_of(store: ObjectStore, snapshot: str) -> list[RootName]:
+    """All roots of that snapshot that are there."""
+    # Behind all ids that differ from this one before their last digit.
+    listed = store.list(SNAPSHOTS, after=SNAPSHOTS + snapshot[:-1])
+    names = [root_name(info.key) async for info in listed]
+    return [name for name in names if name is not None and name.snapshot == snapshot]
