@@ -1,4 +1,4 @@
-"""Where the members of a volume are: as its ticket said, then as control says."""
+"""Where the members of a volume are, as its ticket said and then as control says; what they are known to have acked."""
 
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -30,6 +30,7 @@ class MemberDirectory:
         self._asked_at = boot_time_s()
 
     def peer(self, replica: ReplicaId) -> pb.Peer:
+        """Its address is empty where control does not know it."""
         member = next(each for each in self._ticket.configuration.members if each.replica == replica)
         return peer_of(member, self._addresses.get(replica, ""))
 
@@ -37,9 +38,11 @@ class MemberDirectory:
         return [self.peer(member.replica) for member in self._ticket.configuration.members]
 
     def known(self, replica: ReplicaId) -> Position:
+        """The highest position that control was ever told for it."""
         return self._ticket.known.get(replica, ORIGIN)
 
     async def refresh(self) -> None:
+        """Ask control anew, unless that was done a moment ago."""
         if boot_time_s() - self._asked_at < _REFRESH_S:
             return
         self._asked_at = boot_time_s()

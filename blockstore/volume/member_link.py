@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 import grpc
 import structlog
 
-from blockstore.domain import Position, ReplicaAddress, ReplicaId
+from blockstore.domain import ReplicaAddress, ReplicaId
 from blockstore.errors import CairnError, InvalidRequest, QuorumUnavailable
 from blockstore.grpc_endpoint import open_channel
 from blockstore.grpc_errors import cairn_errors, from_status
@@ -31,6 +31,7 @@ from blockstore.replication.messages import Append, AppendAnswer, FencedBy, Read
 from blockstore.rpc import replica_pb2 as pb
 from blockstore.rpc import replica_pb2_grpc
 from blockstore.units import BLOCK_SIZE, Epoch
+from blockstore.volume.directory import MemberDirectory
 
 _log = structlog.get_logger(__name__)
 _REPLICATE: Final = "/cairn.v1.Replica/Replicate"
@@ -60,16 +61,6 @@ class LinkEvents(Protocol):
     def read_failed(self, attempt: int, error: CairnError) -> None: ...
 
 
-class Directory(Protocol):
-    """Where members are, as far as is known, and what they are known to have acked."""
-
-    def peer(self, replica: ReplicaId) -> pb.Peer: ...
-    def peers(self) -> list[pb.Peer]: ...
-    def known(self, replica: ReplicaId) -> Position: ...
-    async def refresh(self) -> None:
-        """Ask control anew, unless that was done a moment ago."""
-
-
 class MemberLink:
     """Carries messages between a leader and one member.
 
@@ -77,7 +68,7 @@ class MemberLink:
     """
 
     def __init__(
-        self, address: ReplicaAddress, events: LinkEvents, directory: Directory, call_timeout_s: float
+        self, address: ReplicaAddress, events: LinkEvents, directory: MemberDirectory, call_timeout_s: float
     ) -> None:
         self.address = address
         self.why = "not connected yet"
@@ -208,7 +199,7 @@ class _Session:
         if not self._broken.done():
             self._broken.set_exception(QuorumUnavailable(why))
 
-    async def seal(self, directory: Directory) -> None:
+    async def seal(self, directory: MemberDirectory) -> None:
         """Seal the member's log, and tell the answer."""
         seal = await self._seal
         known = max(seal.known, directory.known(self._address.replica))
@@ -217,7 +208,7 @@ class _Session:
         response: pb.SealEpochResponse = await stub.SealEpoch(request, timeout=self._call_timeout_s)
         self._events.answered(self._address.replica, decode_seal_answer(response, seal))
 
-    async def run(self, directory: Directory) -> None:
+    async def run(self, directory: MemberDirectory) -> None:
         """Carry records and reads until one of the streams ends: raises."""
         seal = await self._seal
         open_replicate: Any = self._channel.stream_stream(
@@ -260,7 +251,7 @@ class _Session:
 
     # ---- records
 
-    async def _send_appends(self, replicate: Any, target: bytes, directory: Directory) -> None:
+    async def _send_appends(self, replicate: Any, target: bytes, directory: MemberDirectory) -> None:
         while True:
             while self._outgoing:
                 message = self._outgoing.popleft()
