@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 
 from blockstore.domain import SnapshotId, check_id, make_id
-from blockstore.errors import InvalidRequest, NotFound
+from blockstore.errors import Corrupt, InvalidRequest, NotFound
 from blockstore.rpc import snapshot_pb2 as pb
 from snapshotd import adopt, check, prune, statistics, verify
 from snapshotd.diff import diff
@@ -145,11 +145,20 @@ class ChainService:
 
     async def _root(self, snapshot: str) -> Root:
         """The root of a completed snapshot. Raises NotFound where control knows none, Corrupt."""
+        expected = await self._expected_root(snapshot)
+        try:
+            return await self._parts.reader.root(snapshot, expected)
+        except Corrupt:
+            await self._expected_root(snapshot)  # It may have been deleted meanwhile.
+            raise
+
+    async def _expected_root(self, snapshot: str) -> bytes:
+        """Its SHA-256, as control has it. Raises NotFound where that knows no such completed snapshot."""
         name = SnapshotId(check_id("snap", snapshot))
         expected = (await self._parts.catalog.roots()).completed.get(name)
         if expected is None:
             raise NotFound(f"there is no completed snapshot {snapshot}: see `cairn snapshot list`")
-        return await self._parts.reader.root(snapshot, expected)
+        return expected
 
 
 async def _chunks(first: pb.ImportRequest, others: AsyncIterator[pb.ImportRequest]) -> AsyncIterator[Chunk]:

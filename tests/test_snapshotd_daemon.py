@@ -207,7 +207,7 @@ async def opened_repository(cluster: Cluster) -> Repository:
         ({"root": b"short"}, grpc.StatusCode.INVALID_ARGUMENT),
         ({"root": bytes(32)}, grpc.StatusCode.DATA_LOSS),
         ({"snapshot": "snap-../../x"}, grpc.StatusCode.INVALID_ARGUMENT),
-        ({"snapshot": "snap-00000000000000000"}, grpc.StatusCode.NOT_FOUND),
+        ({"snapshot": "snap-00000000000000000"}, grpc.StatusCode.DATA_LOSS),
     ],
 )
 def test_a_fetch_that_makes_no_sense(
