@@ -16,6 +16,7 @@ from blockstore.units import Epoch, Sequence
 from tests.simulation.checkers import Checker, Violation
 from tests.simulation.describe import describe
 from tests.simulation.disk import Disk
+from tests.simulation.faults import Faults
 from tests.simulation.front_end import FrontEnd
 from tests.simulation.network import Network
 from tests.simulation.node import DiskSpeed, Node
@@ -87,6 +88,17 @@ class World:
         self._requests_left -= 1
         return True
 
+    def newest(self) -> FrontEnd:
+        return self.front_ends[-1]
+
+    def others_hold_everything(self, node: Node) -> bool:
+        """Whether all other members are whole on disk: then one may lose what it holds, and nothing is lost."""
+        return all(self.checker.is_whole(other) for other in self.nodes if other is not node)
+
+    def later(self, within_s: float, action: Callable[[], None]) -> None:
+        """While the faults last: `action` some time within `within_s`."""
+        self.scheduler.after(self.random.random() * within_s, lambda: action() if self.chaos else None)
+
     # ---- the run
 
     def run(self) -> None:
@@ -103,8 +115,9 @@ class World:
         for node in self.nodes:
             node.start()
         self.attach()
+        faults = Faults(self, self._old_copies)
         for kind, rate in self.plan.faults:
-            self._schedule_fault(kind, rate)
+            faults.schedule(kind, rate)
         if self.plan.goes_back:
             self.scheduler.after(self.random.random() * self.plan.chaos_s, self._old_copies.copy_all)
         self._run_until(self.plan.chaos_s)
@@ -221,7 +234,7 @@ class World:
         """A replica that had committed what was given up takes no part any more: it is deleted and made anew."""
         again = [
             node
-            for node, member in zip(self.nodes, self._newest().leader.status().members, strict=True)
+            for node, member in zip(self.nodes, self.newest().leader.status().members, strict=True)
             if member.sealed and member.left_out and node.name not in self._made_anew
         ]
         for node in again:
@@ -237,13 +250,13 @@ class World:
         """Somebody serves, and every replica becomes whole and ends where the leader does."""
         if not self._run_until(self.scheduler.now + CONVERGENCE_S, self._converged):
             raise Violation(f"not converged after {CONVERGENCE_S} s: {self._why()}")
-        newest = self._newest()
+        newest = self.newest()
         newest.guest.read_all()
         if not self._run_until(self.scheduler.now + CONVERGENCE_S, lambda: newest.guest.idle):
             raise Violation(f"the last read was not answered: {newest.leader.status()}")
 
     def _converged(self) -> bool:
-        newest = self._newest()
+        newest = self.newest()
         if not newest.alive or newest.over is not None:
             self.attach()
             return False
@@ -260,7 +273,7 @@ class World:
         return newest.serving and newest.guest.idle and whole
 
     def _why(self) -> str:
-        newest = self._newest()
+        newest = self.newest()
         replicas = [(node.name, node.follower.end, node.follower.commit, node.follower.filling) for node in self.nodes]
         return describe((f"{newest.name} serving={newest.serving}", str(newest.over), newest.leader.status(), replicas))
 
@@ -272,198 +285,6 @@ class World:
             raise Violation(f"no checkpoint ended on {waiting}")
         for node in self.nodes:
             self.checker.compare(node)
-
-    # ---- faults
-
-    def _schedule_fault(self, kind: str, rate: float) -> None:
-        def strike() -> None:
-            if self.chaos:
-                self.seen[kind] += 1
-                getattr(self, f"_{kind}")()
-                self._schedule_fault(kind, rate)
-
-        self.scheduler.after(self.random.expovariate(rate), strike)
-
-    def later(self, within_s: float, action: Callable[[], None]) -> None:
-        """While the faults last: `action` some time within `within_s`."""
-        self.scheduler.after(self.random.random() * within_s, lambda: action() if self.chaos else None)
-
-    def _newest(self) -> FrontEnd:
-        return self.front_ends[-1]
-
-    def _living(self) -> list[Node]:
-        return [node for node in self.nodes if node.alive]
-
-    def _stop_node(self, node: Node, restart_s: float) -> None:
-        if node.alive:
-            node.crash()
-            self.later(restart_s, lambda: None if node.alive else node.start())
-
-    def _crash_node(self) -> None:
-        self._stop_node(self.random.choice(self.nodes), self.random.choice((0.05, 0.5, 2.0)))
-
-    def _crash_all_nodes(self) -> None:
-        for node in self.nodes:
-            self._stop_node(node, 0.5)
-
-    def _crash_front_end(self) -> None:
-        front_end = self._newest()
-        if front_end.alive:
-            front_end.crash()
-            self.later(0.5, self._attach_again)
-
-    def _attach_again(self) -> None:
-        if not self._newest().alive or self._newest().over is not None:
-            self.attach()
-
-    def _attach_beside(self) -> None:
-        self.attach()
-
-    def _attach_briefly(self) -> None:
-        """A front-end that reaches all nodes but one, and often dies before it has come far."""
-        front_end = self.attach()
-        self.network.isolate(front_end.name, [self.random.choice(self.nodes).name])
-        if self.random.random() < 0.7:
-            front_end.after(self.random.random() * self.random.choice((0.02, 0.1, 0.4)), front_end.crash)
-            self.later(0.5, self._attach_again)
-        else:
-            self.later(1.0, self.network.cuts.clear)
-
-    def _split(self) -> None:
-        """The old front-end reaches one node only, the new one all others: each could believe it is the only one."""
-        old, alone = self._newest(), self.random.choice(self.nodes)
-        if not old.serving:
-            return
-        others = [node for node in self.nodes if node is not alone]
-        self.network.isolate(old.name, [node.name for node in others])
-        new = self.attach()
-        self.network.isolate(new.name, [alone.name])
-        if self.random.random() < 0.4:
-            self.later(3.0, lambda: self._win_over(old, self.random.choice(others)))
-        self.later(6.0, self.network.cuts.clear)
-
-    def _win_over(self, old: FrontEnd, node: Node) -> None:
-        """A node that promised the new front-end not to listen to the old one forgets, and hears the old one."""
-        self._damage(node)
-        self.network.cuts -= {(old.name, node.name), (node.name, old.name)}
-
-    def _pause_front_end(self) -> None:
-        living = [front_end for front_end in self.front_ends[-2:] if front_end.alive]
-        if living:
-            front_end = self.random.choice(living)
-            front_end.pause(self.random.random() * 2.5)
-            if self.random.random() < 0.5:
-                self.attach()
-
-    def _pause_node(self) -> None:
-        node = self.random.choice(self.nodes)
-        node.paused_until = self.scheduler.now + self.random.random()
-
-    def _isolate(self, name: str) -> None:
-        others = [process.name for process in (*self.nodes, *self.front_ends) if process.name != name]
-        ways = self.random.choice(((True, True), (True, False), (False, True)))
-        self.network.isolate(name, others, outward=ways[0], inward=ways[1])
-        self.later(2.0, self.network.cuts.clear)
-
-    def _isolate_node(self) -> None:
-        self._isolate(self.random.choice(self.nodes).name)
-
-    def _isolate_front_end(self) -> None:
-        self._isolate(self._newest().name)
-        if self.random.random() < 0.5:
-            self.later(0.5, self._attach_beside)
-
-    def _cut_one_way(self) -> None:
-        names = [process.name for process in (*self.nodes, self._newest())]
-        source, target = self.random.sample(names, 2)
-        self.network.cuts.add((source, target))
-        self.later(1.5, lambda: self.network.cuts.discard((source, target)))
-
-    def _slow_way(self) -> None:
-        names = [process.name for process in (*self.nodes, *self.front_ends[-2:])]
-        source, target = self.random.sample(names, 2)
-        self.network.slow[source, target] = self.random.choice((0.1, 1.0, 3.0))
-        self.later(2.0, lambda: self.network.slow.pop((source, target), None))  # type: ignore[arg-type]
-
-    def _break_stream(self) -> None:
-        self.network.break_stream()
-
-    def _full_node(self) -> None:
-        node = self.random.choice(self.nodes)
-        node.set_full(True)
-        self.later(1.0, lambda: node.set_full(False))
-
-    def _lost_entries(self) -> None:
-        """A bit of a page flips, a block has no entry any more, and scrub comes by."""
-        node = self.random.choice(self.nodes)
-        blocks = sorted({block for block, _ in node.disk.tables.versions})
-        alike = {other.follower.durable_end for other in self.nodes if other.alive and other.follower.whole}
-        sound = len(alike) == 1 and len(self._living()) == len(self.nodes)
-        if sound and blocks and self.checker.is_whole(node) and self.others_hold_everything(node):
-            self.seen["lost_entry"] += 1
-            node.disk.tables.lose(self.random.choice(blocks))
-            node.content_lost()
-
-    def _bad_blocks(self) -> None:
-        """What a node reads fails its checksum for a while."""
-        node = self.random.choice(self.nodes)
-        node.corrupt = True
-
-        def mend() -> None:
-            node.corrupt = False
-
-        self.later(1.0, mend)
-
-    def _checkpoint(self) -> None:
-        living = self._living()
-        if living:
-            self.random.choice(living).checkpoint_soon()
-
-    def _no_room(self) -> None:
-        """Nothing goes into a node's tables for a while."""
-        node = self.random.choice(self.nodes)
-        node.no_room = True
-
-        def room() -> None:
-            node.no_room = False
-
-        self.later(1.0, room)
-
-    def _merge(self) -> None:
-        living = self._living()
-        if living:
-            self.random.choice(living).merge()
-
-    def others_hold_everything(self, node: Node) -> bool:
-        """Whether all other members are whole on disk: then one may lose what it holds, and nothing is lost."""
-        return all(self.checker.is_whole(other) for other in self.nodes if other is not node)
-
-    def _damage_node(self) -> None:
-        self._damage(self.random.choice(self.nodes))
-
-    def _damage(self, node: Node) -> None:
-        """A crash after which the journal has lost something, often its end, and says so."""
-        if not node.alive or not self.others_hold_everything(node):
-            return
-        node.crash()
-        disk, random = node.disk, self.random
-        if random.random() < 0.2 or not disk.groups:
-            disk.suspect()
-        else:
-            count = random.choice((1, 1, 2, 3))
-            last = max(0, len(disk.groups) - count)
-            disk.rot(random.choice((last, random.randrange(last + 1))), count, listed=random.random() < 0.6)
-        self.trace(node.name, "is damaged", disk.damage)
-        self.checker.disk_changed(node, put_back=True)
-        self.later(0.5, lambda: None if node.alive else node.start())
-
-    def _old_copy(self) -> None:
-        self._old_copies.strike(self.random.choice(self.nodes))
-
-    def _forgotten_copy(self) -> None:
-        if self._old_copies.strike(self.random.choice(self.nodes), control_knows=False) and self.random.random() < 0.7:
-            self._crash_front_end()
-            self._isolate_node()
 
 
 def _configuration(members: int) -> Configuration:
