@@ -5,7 +5,7 @@ that a length is bounded before a byte of it is allocated. Connections are probe
 is found within keepalive time and timeout, not when TCP gives up.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import grpc
@@ -63,6 +63,19 @@ class Endpoint:
         """The full names of the services that were registered on `server`, for health and reflection."""
         self._names += names
 
+    def add_service(
+        self, name: str, add_generated: Callable[[Any, Any], None], service: Any, by_hand: Mapping[str, Any]
+    ) -> None:
+        """Serve `service`, as add_generated does but for the calls in by_hand: their handlers, by name.
+
+        name: the service's full name, for health and reflection too.
+        """
+        generated = _Generated()
+        add_generated(service, generated)
+        handlers = {**generated.handlers, **by_hand}
+        self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+        self.add_names([name])
+
     async def start(self) -> None:
         """Listen and serve. Raises Conflict where the address cannot be had."""
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
@@ -85,6 +98,19 @@ class Endpoint:
         """Tell health watchers, let calls end for `grace_s` seconds, then cut them off."""
         await self._health.enter_graceful_shutdown()
         await self.server.stop(grace_s)
+
+
+class _Generated:
+    """Stands where a server does, and keeps what the generated code registers."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[str, Any] = {}
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """The same ones again, wrapped."""
+
+    def add_registered_method_handlers(self, name: str, handlers: dict[str, Any]) -> None:
+        self.handlers.update(handlers)
 
 
 def open_channel(address: str) -> grpc.aio.Channel:

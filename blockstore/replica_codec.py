@@ -1,13 +1,11 @@
 """The messages of blockstore.replication as those of replica.proto, and back.
 
 Records and what reads bring are the hot path, and bytes already. So their messages are put together
-and taken apart by hand: what is small goes through protobuf, the payload is a field beside it, found
-and cut out as it lies (protobuf, "Encoding"; a parser of the whole message reads the same). Through
-protobuf each payload would be copied twice more on either side.
+and taken apart by hand (blockstore.grpc_payload).
 """
 
 import struct
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from typing import Final, NamedTuple
 
 import xxhash
@@ -15,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from blockstore.domain import Member, Position, ReplicaAddress, ReplicaId, SegmentNumber, VolumeId, check_id
 from blockstore.errors import Corrupt, Fenced, InvalidRequest
+from blockstore.grpc_payload import cut_out, fields_of, put_in, tag_of, varint
 from blockstore.record import MAX_RECORD_SIZE, Record, decode_record
 from blockstore.replication.messages import (
     AckedPositions,
@@ -32,10 +31,8 @@ from blockstore.units import BLOCK_SIZE, MAX_BLOCKS, MAX_RECORD_PAYLOAD, Epoch, 
 MAX_BATCH_BYTES: Final = MAX_RECORD_SIZE
 #: Of one segment, old members included: none has nearly as many.
 _MAX_MEMBERS: Final = 32
-_VARINT, _FIXED64, _LENGTH = 0, 1, 2
 _RESULT: Final = struct.Struct("<QII")
-_PAYLOAD_TAG: Final = bytes([pb.ReadResponse.PAYLOAD_FIELD_NUMBER << 3 | 2])
-_RECORDS_TAG: Final = bytes([pb.ReplicateRequest.RECORDS_FIELD_NUMBER << 3 | 2])
+_RECORDS_TAG: Final = tag_of(pb.ReplicateRequest.RECORDS_FIELD_NUMBER)
 
 
 def to_position(message: pb.Position) -> Position:
@@ -103,7 +100,7 @@ def encode_append(target: bytes, message: Append, peer: Callable[[ReplicaId], pb
     rest.acked.extend(_from_acked(message.acked))
     parts = [target, rest.SerializeToString()]
     for record in message.records:
-        parts += (_RECORDS_TAG, _varint(len(record.encoded)), record.encoded)
+        parts += (_RECORDS_TAG, varint(len(record.encoded)), record.encoded)
     return b"".join(parts)
 
 
@@ -120,7 +117,7 @@ def decode_replicate(message: bytes) -> tuple[pb.ReplicateRequest, Append]:
     """
     rest: list[bytes] = []
     encoded: list[bytes] = []
-    for number, start, value, end in _fields(message):
+    for number, start, value, end in fields_of(message):
         if number == pb.ReplicateRequest.RECORDS_FIELD_NUMBER:
             encoded.append(message[value:end])
         else:
@@ -179,10 +176,8 @@ def encode_read_response(results: bytes, payload: list[bytes], message: str, abs
     digest = xxhash.xxh3_64(seed=_payload_seed(results, absent))
     for piece in payload:
         digest.update(piece)
-    rest = pb.ReadResponse(
-        results=results, checksum=digest.intdigest(), message=message, absent=absent
-    ).SerializeToString()
-    return b"".join((rest, _PAYLOAD_TAG, _varint(sum(map(len, payload))), *payload))
+    rest = pb.ReadResponse(results=results, checksum=digest.intdigest(), message=message, absent=absent)
+    return put_in(rest, pb.ReadResponse.PAYLOAD_FIELD_NUMBER, payload)
 
 
 def _payload_seed(results: bytes, absent: bytes) -> int:
@@ -205,15 +200,9 @@ def decode_read_response(message: bytes) -> ReadResults:
 
     Raises InvalidRequest where it is no such message, Corrupt where the payload fails its checksum.
     """
-    rest: list[bytes] = []
-    payload = memoryview(b"")
-    for number, start, value, end in _fields(message):
-        if number == pb.ReadResponse.PAYLOAD_FIELD_NUMBER:
-            payload = memoryview(message)[value:end]
-        else:
-            rest.append(message[start:end])
+    rest, payload = cut_out(message, pb.ReadResponse.PAYLOAD_FIELD_NUMBER)
     try:
-        response = pb.ReadResponse.FromString(b"".join(rest))
+        response = pb.ReadResponse.FromString(rest)
         results = list(_RESULT.iter_unpack(response.results))
         absent = _absent_runs(results, response.absent) if response.absent else {}
     except (DecodeError, struct.error) as error:
@@ -238,51 +227,28 @@ def _absent_runs(results: list[tuple[int, int, int]], absent: bytes) -> dict[int
     return runs
 
 
-# ---- protobuf's wire format
+# ---- sealed generations
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Of each field of a message: its number, where it starts, where its value does, where it ends.
+def encode_generation(payload: bytes) -> bytes:
+    """A serialized ReadGenerationResponse."""
+    rest = pb.ReadGenerationResponse(checksum=xxhash.xxh3_64_intdigest(payload))
+    return put_in(rest, pb.ReadGenerationResponse.PAYLOAD_FIELD_NUMBER, [payload])
 
-    Raises InvalidRequest where the bytes are no message of fields that ours have.
+
+def decode_generation(message: bytes) -> memoryview:
+    """The payload of a serialized ReadGenerationResponse.
+
+    Raises InvalidRequest where it is no such message, Corrupt where the payload fails its checksum.
     """
-    at = 0
-    while at < len(message):
-        start = at
-        tag, at = _read_varint(message, at)
-        value = at
-        if tag & 7 == _LENGTH:
-            size, value = _read_varint(message, at)
-            at = value + size
-        elif tag & 7 == _VARINT:
-            _, at = _read_varint(message, at)
-        elif tag & 7 == _FIXED64:
-            at += 8
-        else:
-            raise InvalidRequest(f"a field of type {tag & 7} is none of this protocol's")
-        if at > len(message):
-            raise InvalidRequest("a message ends inside a field")
-        yield tag >> 3, start, value, at
-
-
-def _read_varint(message: bytes, at: int) -> tuple[int, int]:
-    number = shift = 0
-    for index in range(at, min(at + 10, len(message))):
-        byte = message[index]
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, index + 1
-        shift += 7
-    raise InvalidRequest("a message ends inside a number")
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+    rest, payload = cut_out(message, pb.ReadGenerationResponse.PAYLOAD_FIELD_NUMBER)
+    try:
+        response = pb.ReadGenerationResponse.FromString(rest)
+    except DecodeError as error:
+        raise InvalidRequest(f"not a ReadGenerationResponse: {error}") from error
+    if xxhash.xxh3_64_intdigest(payload) != response.checksum:
+        raise Corrupt("what a node sent of a generation fails its checksum")
+    return payload
 
 
 # ---- what a replica answers

@@ -10,6 +10,7 @@ object must be, so that none passes for another. Source: docs/format.md, "Keys",
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from blockstore.errors import Corrupt
+from blockstore.units import BLOCK_SIZE
 
 VERSION: Final = 1
 """Of every kind. A reader refuses what has another one."""
@@ -89,6 +91,8 @@ class DomainKeys:
         self.domain: Final = domain
         self._data_key = data_key
         self._dedupe_key = self._derive(domain, "dedupe")
+        self.hash_of_zeroes: Final = self.block_hash(bytes(BLOCK_SIZE))
+        """`block_hash` of a block of zeroes."""
 
     def __repr__(self) -> str:
         return f"DomainKeys(domain={self.domain.hex()})"
@@ -101,6 +105,11 @@ class DomainKeys:
     def block_hash(self, block: bytes | memoryview) -> bytes:
         """The 16-byte keyed BLAKE3 of a block's content: what deduplication goes by. Never stored in clear."""
         return blake3(block, key=self._dedupe_key).digest(HASH_SIZE)
+
+    def block_hashes(self, blocks: Iterable[bytes | memoryview]) -> list[bytes]:
+        """`block_hash` of each."""
+        key = self._dedupe_key
+        return [blake3(block, key=key).digest(HASH_SIZE) for block in blocks]
 
     def frame_cipher(self, salt: bytes) -> FrameCipher:
         """What encrypts and decrypts the frames of the pack whose id is `salt`."""

@@ -21,7 +21,6 @@ from blockstore.daemon import stop_signals, write_address
 from blockstore.domain import check_id, make_id
 from blockstore.errors import Conflict, NotFound, QuorumUnavailable
 from blockstore.grpc_endpoint import Endpoint
-from blockstore.rpc import snapshot_pb2, snapshot_pb2_grpc
 from snapshotd.chain_service import ChainParts
 from snapshotd.control_client import ControlClient
 from snapshotd.dedupe import Dedupe
@@ -30,7 +29,7 @@ from snapshotd.pack_index import PackIndex
 from snapshotd.pack_store import PackStore
 from snapshotd.reader import SnapshotReader
 from snapshotd.repository import Repository, open_repository
-from snapshotd.service import SnapshotStoreService
+from snapshotd.service import add_snapshot_store_service
 from snapshotd.store_settings import StoreSettings
 from snapshotd.stores import open_keyring, open_store
 from snapshotd.tasks import Tasks
@@ -85,8 +84,7 @@ async def _serve(settings: SnapshotdSettings, stack: AsyncExitStack) -> None:
     chain = ChainParts(
         repository, packs, reader, control.catalog, cluster, lambda: open_keyring(store_settings(settings))
     )
-    snapshot_pb2_grpc.add_SnapshotStoreServicer_to_server(SnapshotStoreService(chain), endpoint.server)
-    endpoint.add_names([snapshot_pb2.DESCRIPTOR.services_by_name["SnapshotStore"].full_name])
+    add_snapshot_store_service(chain, endpoint)
     await endpoint.start()
     stack.push_async_callback(endpoint.stop, _GRACE_S)
     tasks.address = endpoint.address

@@ -25,10 +25,10 @@ MIN_STORED_FRAME: Final = HEADER_SIZE + TAG_SIZE + 1
 
 
 def compress_frame(blocks: Sequence[bytes | memoryview], level: int = DEFAULT_LEVEL) -> bytes:
-    """The body of a frame of 1 to 64 whole blocks: what `FrameCipher.encrypt` takes."""
+    """The body of a frame of 1 to 64 whole blocks, in any pieces: what `FrameCipher.encrypt` takes."""
     content = b"".join(blocks)
-    if not 0 < len(blocks) <= FRAME_BLOCKS or len(content) != len(blocks) * BLOCK_SIZE:
-        raise ValueError(f"{len(blocks)} blocks of {len(content)} bytes make no frame")
+    if not 0 < len(content) <= MAX_FRAME_CONTENT or len(content) % BLOCK_SIZE:
+        raise ValueError(f"{len(content)} bytes make no frame")
     return compress(content, level)
 
 

@@ -73,6 +73,8 @@ class PackStore:
         """Objects that no index names, and the snapshots that they were made for."""
         self._indexing = asyncio.Lock()
         self._writing = asyncio.Lock()
+        self._hashes: asyncio.Task[None] | None = None
+        """The last writing of hashes that nobody waited for."""
         self._threads = ThreadPoolExecutor(os.cpu_count() or 1, "pack", initializer=_give_way)
 
     async def in_thread(self, work: Callable[..., Result], *arguments: Any) -> Result:
@@ -146,8 +148,14 @@ class PackStore:
                 part = entry.part(pack)
                 assert part is not None
                 self.dedupe.add(pack, part.numbers, hashes)
+        await self._bound_hashes()
+
+    async def _bound_hashes(self) -> None:
+        """Where many have gathered, begin to write them; nobody waits for that but whoever brings as many again."""
         if self.dedupe.wants_writing:
-            await self.write_hashes()
+            if self._hashes is not None:
+                await asyncio.shield(self._hashes)
+            self._hashes = asyncio.create_task(self.write_hashes())
 
     async def write_hashes(self) -> None:
         """Put new hashes into their file."""
@@ -211,8 +219,7 @@ class PackStore:
     async def _learn(self, trailer: Trailer | None) -> None:
         for part, hashes in zip(trailer.parts, trailer.hashes, strict=True) if trailer else ():
             self.dedupe.add(part.pack, part.numbers, hashes)
-        if self.dedupe.wants_writing:
-            await self.write_hashes()
+        await self._bound_hashes()
 
     async def _read_trailer(self, info: ObjectInfo) -> tuple[ObjectInfo, Trailer | None]:
         """Of the object named info.key. None where it is gone or cannot be read: its blocks are not found then."""
@@ -236,6 +243,8 @@ class PackStore:
             await self.write_index()
         except CairnError as error:
             _log.warning("the last packs are not indexed; the next start finds them", error=str(error))
+        if self._hashes is not None:
+            await asyncio.shield(self._hashes)
         async with self._writing:
             await asyncio.to_thread(self.dedupe.close)
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -46,7 +46,7 @@ class Packer:
         if self._open is None:
             await self._packs.wait_for_place()
 
-    def add(self, digest: bytes, block: bytes) -> BlockRef:
+    def add(self, digest: bytes, block: memoryview) -> BlockRef:
         """Where this new block will be."""
         pack = self._open or self._begin()
         ref = pack.add(digest, block)
@@ -55,6 +55,11 @@ class Packer:
         if pack.full:
             self.close_pack()
         return ref
+
+    def let_go(self) -> None:
+        """Whoever called `add` needs the memory of the blocks."""
+        if self._open is not None:
+            self._open.let_go()
 
     def close_pack(self) -> None:
         """Store the open pack as it is."""
@@ -111,7 +116,8 @@ class _Pack:
         self._snapshot = snapshot
         self._cipher = packs.repository.keys.frame_cipher(salt)
         self._writer = ObjectWriter(packs.repository.keys, salt)
-        self._blocks: list[bytes] = []
+        self._blocks: list[bytes | memoryview] = []
+        """Of the frame that is being filled, one after the other; some may be joined."""
         self._digests: list[bytes] = []
         self._hashes: list[tuple[bytes, ...]] = []
         self._frames: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
@@ -130,19 +136,23 @@ class _Pack:
         most = self._writer.size + self.frames_ahead * MAX_STORED_FRAME
         return most >= PACK_SIZE or len(self._hashes) >= MAX_OBJECT_FRAMES
 
-    def add(self, digest: bytes, block: bytes) -> BlockRef:
-        ref = BlockRef(self.id, len(self._hashes), len(self._blocks))
+    def add(self, digest: bytes, block: memoryview) -> BlockRef:
+        ref = BlockRef(self.id, len(self._hashes), len(self._digests))
         self._blocks.append(block)
         self._digests.append(digest)
-        if len(self._blocks) == FRAME_BLOCKS:
+        if len(self._digests) == FRAME_BLOCKS:
             self._end_frame()
         return ref
+
+    def let_go(self) -> None:
+        """Keep a copy of the blocks of the frame that is not full yet, and not what they are parts of."""
+        self._blocks = [b"".join(self._blocks)]
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
             self._packer.forget_open(self)
-            if self._blocks:
+            if self._digests:
                 self._end_frame()
             self._frames.put_nowait(None)
 
@@ -189,5 +199,5 @@ class _Pack:
         self._blocks, self._digests = [], []
         self._frames.put_nowait(asyncio.create_task(self._packs.in_thread(self._encode, number, blocks)))
 
-    def _encode(self, number: int, blocks: Sequence[bytes]) -> bytes:
+    def _encode(self, number: int, blocks: Sequence[bytes | memoryview]) -> bytes:
         return self._cipher.encrypt(number, compress_frame(blocks, self._packs.level))

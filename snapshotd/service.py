@@ -11,8 +11,10 @@ import xxhash
 
 from blockstore.domain import check_id
 from blockstore.errors import InvalidRequest, OutOfRange
+from blockstore.grpc_endpoint import Endpoint
+from blockstore.grpc_payload import put_in
+from blockstore.rpc import snapshot_pb2, snapshot_pb2_grpc
 from blockstore.rpc import snapshot_pb2 as pb
-from blockstore.rpc import snapshot_pb2_grpc
 from blockstore.units import EXTENT_BLOCKS
 from snapshotd.chain_service import ChainParts, ChainService
 from snapshotd.crypto import NAME_SIZE
@@ -28,6 +30,14 @@ else:
 MAX_FETCH_BLOCKS: Final = EXTENT_BLOCKS
 
 
+def add_snapshot_store_service(parts: ChainParts, endpoint: Endpoint) -> None:
+    """Serve the repository at `endpoint`, the hot call with messages as bytes."""
+    service = SnapshotStoreService(parts)
+    fetch = grpc.unary_unary_rpc_method_handler(service.Fetch, pb.FetchRequest.FromString, None)
+    name = snapshot_pb2.DESCRIPTOR.services_by_name["SnapshotStore"].full_name
+    endpoint.add_service(name, snapshot_pb2_grpc.add_SnapshotStoreServicer_to_server, service, {"Fetch": fetch})
+
+
 class SnapshotStoreService(ChainService, snapshot_pb2_grpc.SnapshotStoreServicer):
     """Blocks here, whole snapshots in ChainService. Errors leave it as CairnError; the endpoint translates them."""
 
@@ -41,12 +51,15 @@ class SnapshotStoreService(ChainService, snapshot_pb2_grpc.SnapshotStoreServicer
             raise OutOfRange(f"shard {request.shard} of {root.snapshot}, which has {root.blocks} blocks")
         return pb.MapShardResponse(mapped=await self._reader.mapped(root, request.shard))
 
-    async def Fetch(self, request: pb.FetchRequest, context: Context) -> pb.FetchResponse:
+    async def Fetch(  # type: ignore[override]  # serialized by hand
+        self, request: pb.FetchRequest, context: Context
+    ) -> bytes:
         if not 0 < request.count <= MAX_FETCH_BLOCKS:
             raise InvalidRequest(f"{request.count} blocks in one call: 1 to {MAX_FETCH_BLOCKS}")
         root = await self._served_root(request.snapshot, request.root, background=request.background)
         mapped, payload = await self._reader.read(root, request.start, request.count, background=request.background)
-        return pb.FetchResponse(mapped=mapped, payload=payload, checksum=xxhash.xxh3_64_intdigest(payload))
+        rest = pb.FetchResponse(mapped=mapped, checksum=xxhash.xxh3_64_intdigest(payload))
+        return put_in(rest, pb.FetchResponse.PAYLOAD_FIELD_NUMBER, [payload])
 
     async def _served_root(self, snapshot: str, expected: bytes, *, background: bool) -> Root:
         check_id("snap", snapshot)

@@ -184,7 +184,7 @@ class _Attempt:
     async def _copy(self, writer: SnapshotWriter, segment: SealedSegment, first: int, changes: Changes) -> None:
         """first: the segment's first block in the volume."""
 
-        async def read(runs: list[Run]) -> tuple[list[Run], bytes]:
+        async def read(runs: list[Run]) -> tuple[list[Run], memoryview]:
             generation = self._task.snapshot.generation
             return runs, await self._patiently(lambda: segment.read(generation, runs), writer)
 

@@ -36,16 +36,18 @@ from snapshotd.shard_writer import ShardWriter
 _BATCH_BLOCKS: Final = EXTENT_BLOCKS
 _BATCHES_AHEAD: Final = 4
 #: About 45 MB of references; 1 GiB of blocks. A pack is closed early each time.
-_MANIFEST_AT: Final = 262_144
-_ZEROES: Final = bytes(BLOCK_SIZE)
+_MANIFEST_AT: Final = 65_536
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Batch:
-    """What a thread made of some blocks. digests: None for a block of zeroes; found: of those stored already."""
+    """What a thread made of some blocks. digests: None for a block of zeroes; found: of those stored already.
+
+    blocks: parts of one payload, which each of them keeps in memory.
+    """
 
     runs: Sequence[Run]
-    blocks: list[bytes]
+    blocks: list[memoryview]
     digests: list[bytes | None]
     found: dict[bytes, BlockRef]
 
@@ -82,7 +84,7 @@ class SnapshotWriter:
         """As written so far, by number: up to date after `settle`."""
         return self._shards.shards
 
-    async def put_blocks(self, start: int, payload: bytes) -> None:
+    async def put_blocks(self, start: int, payload: bytes | memoryview) -> None:
         """The content of whole blocks from block `start` on. Returns when it may be given more.
 
         Raises OutOfRange, InvalidRequest, and whatever storing earlier blocks failed with.
@@ -96,7 +98,7 @@ class SnapshotWriter:
             part = payload[at * BLOCK_SIZE : (at + _BATCH_BLOCKS) * BLOCK_SIZE]
             await self.put_runs([Run(start + at, len(part) // BLOCK_SIZE)], part)
 
-    async def put_runs(self, runs: Sequence[Run], payload: bytes) -> None:
+    async def put_runs(self, runs: Sequence[Run], payload: bytes | memoryview) -> None:
         """The content of `runs`, at most 1 MiB in all, one after the other. Otherwise as `put_blocks`."""
         if sum(run.length for run in runs) * BLOCK_SIZE != len(payload) or len(payload) > MIB:
             raise InvalidRequest(f"{len(payload)} bytes for {len(runs)} runs: they must be as long, and 1 MiB at most")
@@ -201,6 +203,7 @@ class SnapshotWriter:
             if ref is None or ref.pack in shunned:
                 ref = self._packer.add(digest, content)
             shards.set(block, ref)
+        self._packer.let_go()
         for run in batch.runs:
             self._note_put(run)
 
@@ -229,8 +232,10 @@ def _names(ref: BlockRef | None, frames: Collection[tuple[bytes, int]]) -> bool:
     return ref is not None and (ref.pack, ref.frame) in frames
 
 
-def _hash(keys: DomainKeys, dedupe: Dedupe, runs: Sequence[Run], payload: bytes) -> _Batch:
-    blocks = [payload[at : at + BLOCK_SIZE] for at in range(0, len(payload), BLOCK_SIZE)]
-    digests = [None if block == _ZEROES else keys.block_hash(block) for block in blocks]
+def _hash(keys: DomainKeys, dedupe: Dedupe, runs: Sequence[Run], payload: bytes | memoryview) -> _Batch:
+    view = memoryview(payload)
+    blocks = [view[at : at + BLOCK_SIZE] for at in range(0, len(payload), BLOCK_SIZE)]
+    hashes, zeroes = keys.block_hashes(blocks), keys.hash_of_zeroes
+    digests: list[bytes | None] = [None if digest == zeroes else digest for digest in hashes]
     found = dedupe.find([digest for digest in digests if digest is not None])
     return _Batch(runs, blocks, digests, found)

@@ -17,7 +17,7 @@ from blockstore.units import MIB
 from snapshotd.chain_service import ChainParts
 from snapshotd.keyring import FileKeyring
 from snapshotd.memory_store import MemoryStore
-from snapshotd.service import SnapshotStoreService
+from snapshotd.service import add_snapshot_store_service
 from tests.chain_parts import Chain, blocks, chain_at
 from tests.snapshot_parts import CLUSTER, CountingStore, snapshot_id
 
@@ -48,18 +48,16 @@ class StuckStore(CountingStore):
 async def _served(chain: Chain, directory: Path) -> AsyncIterator[Any]:
     """A stub of the service of `chain`."""
     parts = chain.parts
-    service = SnapshotStoreService(
-        ChainParts(
-            parts.repository,
-            parts.packs,
-            parts.reader,
-            chain.catalog,
-            CLUSTER,
-            lambda: FileKeyring(directory / "keyring"),
-        )
+    served = ChainParts(
+        parts.repository,
+        parts.packs,
+        parts.reader,
+        chain.catalog,
+        CLUSTER,
+        lambda: FileKeyring(directory / "keyring"),
     )
     endpoint = Endpoint("127.0.0.1:0")
-    snapshot_pb2_grpc.add_SnapshotStoreServicer_to_server(service, endpoint.server)
+    add_snapshot_store_service(served, endpoint)
     await endpoint.start()
     channel = open_channel(endpoint.address)
     try:

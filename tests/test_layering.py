@@ -17,7 +17,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("blockstore", "nbd_server", "snapshotd")
 
 NOUNS = tuple(f"blockstore.{name}" for name in ("units", "domain", "errors", "config", "record", "log"))
-_GRPC = (*NOUNS, "blockstore.rpc", "blockstore.grpc_errors", "blockstore.grpc_endpoint", "blockstore.grpc_parts")
+_GRPC = (
+    *NOUNS,
+    "blockstore.rpc",
+    "blockstore.grpc_errors",
+    "blockstore.grpc_endpoint",
+    "blockstore.grpc_parts",
+    "blockstore.grpc_payload",
+)
 _SHELL = (
     *_GRPC,
     "blockstore.daemon",
@@ -37,6 +44,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "blockstore.grpc_errors": _GRPC,
     "blockstore.grpc_endpoint": _GRPC,
     "blockstore.grpc_parts": _GRPC,
+    "blockstore.grpc_payload": NOUNS,
     "blockstore.replication": NOUNS,
     "blockstore.storage": NOUNS,
     "blockstore.replica_codec": (*_GRPC, "blockstore.replication"),

@@ -8,12 +8,10 @@ threads of their own: what lies on disk only must not hold up a guest's I/O, nor
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
-import xxhash
-
 from blockstore.domain import Position
 from blockstore.errors import InvalidRequest, NoSpace, NotFound, QuorumUnavailable
 from blockstore.node.hosted_replica import HostedReplica
-from blockstore.replica_codec import from_position, to_position
+from blockstore.replica_codec import encode_generation, from_position, to_position
 from blockstore.rpc import replica_pb2 as pb
 from blockstore.storage.changes import ChangedExtent
 from blockstore.storage.copies import MetaCopy
@@ -72,8 +70,11 @@ async def list_changes(hosted: HostedReplica, request: pb.ListChangesRequest) ->
             )
 
 
-async def read_generation(hosted: HostedReplica, request: pb.ReadGenerationRequest) -> pb.ReadGenerationResponse:
-    """Blocks as a sealed generation shows them. Raises InvalidRequest, NotFound, QuorumUnavailable, Corrupt."""
+async def read_generation(hosted: HostedReplica, request: pb.ReadGenerationRequest) -> bytes:
+    """Blocks as a sealed generation shows them: a serialized ReadGenerationResponse.
+
+    Raises InvalidRequest, NotFound, QuorumUnavailable, Corrupt.
+    """
     ranges = [(each.start, each.count) for each in request.ranges]
     _check_ranges(ranges)
     if request.generation in (FILL_GENERATION, MAX_GENERATION):
@@ -81,7 +82,7 @@ async def read_generation(hosted: HostedReplica, request: pb.ReadGenerationReque
     generation = Generation(request.generation)
     await _bring_to_seal(hosted, generation)
     payload: bytes = await hosted.in_reader(hosted.store.read_ranges, generation, ranges)
-    return pb.ReadGenerationResponse(payload=payload, checksum=xxhash.xxh3_64_intdigest(payload))
+    return encode_generation(payload)
 
 
 def _check_ranges(ranges: Sequence[tuple[int, int]]) -> None:

@@ -51,33 +51,19 @@ _MAX_REPAIRS: Final = 256
 
 
 def add_replica_service(node: Node, settings: NodeSettings, endpoint: Endpoint) -> None:
-    """Serve the node's replicas at `endpoint`, the two hot calls with messages as bytes."""
+    """Serve the node's replicas at `endpoint`, the hot calls with messages as bytes."""
     service = ReplicaService(node, settings)
-    name = replica_pb2.DESCRIPTOR.services_by_name["Replica"].full_name
     by_hand = {
         "Replicate": grpc.stream_stream_rpc_method_handler(
             service.Replicate, None, pb.ReplicateResponse.SerializeToString
         ),
         "Read": grpc.stream_stream_rpc_method_handler(service.Read, None, None),
+        "ReadGeneration": grpc.unary_unary_rpc_method_handler(
+            service.ReadGeneration, pb.ReadGenerationRequest.FromString, None
+        ),
     }
-    generated = _Generated()
-    replica_pb2_grpc.add_ReplicaServicer_to_server(service, generated)  # type: ignore[arg-type]
-    handlers = {**generated.handlers, **by_hand}
-    endpoint.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
-    endpoint.add_names([name])
-
-
-class _Generated:
-    """Stands where a server does, and keeps what the generated code registers."""
-
-    def __init__(self) -> None:
-        self.handlers: dict[str, Any] = {}
-
-    def add_generic_rpc_handlers(self, handlers: object) -> None:
-        """The same ones again, wrapped."""
-
-    def add_registered_method_handlers(self, name: str, handlers: dict[str, Any]) -> None:
-        self.handlers.update(handlers)
+    name = replica_pb2.DESCRIPTOR.services_by_name["Replica"].full_name
+    endpoint.add_service(name, replica_pb2_grpc.add_ReplicaServicer_to_server, service, by_hand)
 
 
 class ReplicaService(replica_pb2_grpc.ReplicaServicer):
@@ -166,7 +152,9 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
             async for response in list_changes(hosted, request):
                 yield response
 
-    async def ReadGeneration(self, request: pb.ReadGenerationRequest, context: Context) -> pb.ReadGenerationResponse:
+    async def ReadGeneration(  # type: ignore[override]  # serialized by hand
+        self, request: pb.ReadGenerationRequest, context: Context
+    ) -> bytes:
         hosted = self._node.find(to_address(request.target))
         with self._repairing(hosted):
             return await read_generation(hosted, request)

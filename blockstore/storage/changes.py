@@ -16,9 +16,8 @@ from itertools import groupby
 from operator import or_
 
 from blockstore.storage.delta import read_rows
-from blockstore.storage.keys import EXTENT_KEY, ExtentRow, bits_between, blocks_of, extent_key
-from blockstore.storage.meta import Meta
-from blockstore.storage.reads import BlockVersion, TableReader
+from blockstore.storage.keys import EXTENT_KEY, ExtentRow, extent_key
+from blockstore.storage.reads import BlockVersion
 from blockstore.storage.tables import Reading, Tables
 from blockstore.units import EXTENT_BLOCKS, MAX_BLOCKS, BlockNumber, Generation
 
@@ -43,27 +42,19 @@ def changed_extents(
 
 
 def hidden_changes(
-    tables: Tables, transaction: Reading, generation: Generation, ranges: Iterable[range]
+    tables: Tables, transaction: Reading, generations: Iterable[Generation], shown: Iterable[int]
 ) -> list[BlockVersion]:
-    """The blocks that changed behind the last pinned generation below, yet show that one's version: an entry is lost.
+    """Those of the blocks `shown`, which show a version from before `generations`, that changed in these.
 
-    For readers who keep what they get: a snapshot that was shipped with the older content is never looked at again.
+    An entry is lost there. For readers who keep what they get: a snapshot that was shipped with the older content is
+    never looked at again.
     """
-    meta = Meta(tables, transaction)
-    before = meta.pinned_below(generation)
-    layers = meta.sealed_between(before, generation)
-    reader = TableReader(tables, transaction)
-    changed: dict[int, int] = {}
     found: list[BlockVersion] = []
-    for blocks in ranges:
-        shown = reader.shown(blocks.start, blocks.stop, generation)
-        for extent in range(blocks.start // EXTENT_BLOCKS, (blocks.stop - 1) // EXTENT_BLOCKS + 1):
-            if extent not in changed:
-                rows = read_rows(tables, transaction, extent, layers)
-                changed[extent] = reduce(or_, (row.bits for row in rows.values()), 0)
-            bits = changed[extent] & bits_between(blocks.start, blocks.stop, extent)
-            hidden = [number for number in blocks_of(extent, bits) if shown.get(number, generation) <= before]
-            found += [BlockVersion(BlockNumber(number), None, None) for number in hidden]
+    for extent, blocks in groupby(sorted(shown), key=lambda number: number // EXTENT_BLOCKS):
+        rows = read_rows(tables, transaction, extent, generations)
+        changed = reduce(or_, (row.bits for row in rows.values()), 0)
+        hidden = (number for number in blocks if changed >> number % EXTENT_BLOCKS & 1)
+        found += [BlockVersion(BlockNumber(number), None, None) for number in hidden]
     return found
 
 

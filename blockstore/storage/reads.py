@@ -68,14 +68,19 @@ class Found(NamedTuple):
 
 
 class TableReader:
-    """Reads within one transaction; collects what is damaged, and the gaps: [start, end) that show no version."""
+    """Reads within one transaction; collects what is damaged, and the gaps: [start, end) that show no version.
 
-    def __init__(self, tables: Tables, transaction: Reading) -> None:
+    old: a generation; the blocks that show a version of it, or of one before, are collected as well.
+    """
+
+    def __init__(self, tables: Tables, transaction: Reading, old: int = -1) -> None:
         self._tables = tables
         self._transaction = transaction
         self._index = transaction.cursor(tables.index)
         self.damaged: list[BlockVersion] = []
         self.gaps: list[tuple[int, int]] = []
+        self.old: set[int] = set()
+        self._old_from = MAX_GENERATION - old
 
     def read(self, start: int, end: int, generation: int = MAX_GENERATION) -> list[bytes | memoryview]:
         """Content of the blocks [start, end), in pieces: ZERO_BLOCK or parts of blocks, which add up."""
@@ -105,6 +110,8 @@ class TableReader:
                 continue
             if number > at:
                 self._check_absent(at, number)
+            if inverted >= self._old_from:
+                self.old.add(number)
             version = self._load(number, Generation(MAX_GENERATION - inverted), cursor.value())
             if version is not None:
                 found.append(version)
@@ -115,12 +122,6 @@ class TableReader:
         if at < end:
             self._check_absent(at, end)
         return found
-
-    def shown(self, start: int, end: int, generation: int) -> dict[int, Generation]:
-        """By block of [start, end): the generation of the version that shows in `generation`, where there is one."""
-        rows, _ = self._newest_rows(start, end, generation)
-        found = VERSION_KEY.iter_unpack(b"".join([key for key, _ in rows]))
-        return {number: Generation(MAX_GENERATION - inverted) for number, inverted in found}
 
     def load(self, number: int, generation: Generation) -> Found | None:
         """Exactly that version; None where there is none or it is damaged."""
@@ -184,6 +185,8 @@ class TableReader:
             if number != last and inverted >= newest:
                 rows.append(walked[seen])
                 last = number
+                if inverted >= self._old_from:
+                    self.old.add(number)
         if ended:
             return rows, len(walked) == len(rows)
         return self._seek_rows(rows, last + 1, end, generation), False
@@ -213,6 +216,8 @@ class TableReader:
                 here = cursor.set_range(version_key(number, generation))
                 continue
             rows.append(row)
+            if inverted >= self._old_from:
+                self.old.add(number)
             here = cursor.set_range(version_key(number + 1, generation))
         return rows
 

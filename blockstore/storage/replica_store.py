@@ -192,11 +192,13 @@ class ReplicaStore:
             meta = Meta(self._tables, transaction)
             meta.check_whole()
             meta.check_readable(generation)
-            reader = TableReader(self._tables, transaction)
+            before = meta.pinned_below(generation)
+            reader = TableReader(self._tables, transaction, before)
             pieces = [piece for start, count in ranges for piece in reader.read(start, start + count, generation)]
             content = b"".join(pieces)
-            blocks = [range(start, start + count) for start, count in ranges]
-            reader.damaged += hidden_changes(self._tables, transaction, generation, blocks)
+            if reader.old:
+                newer = meta.sealed_between(before, generation)
+                reader.damaged += hidden_changes(self._tables, transaction, newer, reader.old)
             reader.raise_damage()
             return content
 

@@ -13,11 +13,13 @@ from typing import Any, Final, TypeVar
 
 import grpc
 import xxhash
+from google.protobuf.message import DecodeError
 
 from blockstore.domain import SnapshotId
 from blockstore.errors import CairnError, Corrupt, InvalidRequest, QuorumUnavailable
 from blockstore.grpc_endpoint import open_channel
 from blockstore.grpc_errors import cairn_errors
+from blockstore.grpc_payload import cut_out
 from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.rpc import snapshot_pb2_grpc
 from blockstore.units import BLOCK_SIZE
@@ -30,6 +32,7 @@ MAX_FETCH_BLOCKS: Final = 256
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 _BITMAP_BYTES: Final = SHARD_BLOCKS // 8
+_FETCH: Final = "/cairn.v1.SnapshotStore/Fetch"
 
 Result = TypeVar("Result")
 
@@ -68,7 +71,7 @@ class SourceClient:
         """Why the last call failed; empty where it did not."""
         self._call_timeout_s = call_timeout_s
         self._addresses = list(source.addresses)
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._daemons: dict[str, tuple[grpc.aio.Channel, Any]] = {}
         self._refreshed = asyncio.Event()
 
     @property
@@ -83,8 +86,8 @@ class SourceClient:
             self._refreshed.set()
 
     async def close(self) -> None:
-        channels, self._channels = self._channels, {}
-        for channel in channels.values():
+        daemons, self._daemons = self._daemons, {}
+        for channel, _ in daemons.values():
             await channel.close(None)
 
     # ---- calls
@@ -108,7 +111,7 @@ class SourceClient:
         )
 
         async def call(stub: Any) -> Fetched:
-            return _checked(request, await stub.Fetch(request, timeout=self._call_timeout_s))
+            return _fetched(request, await stub.Fetch(request, timeout=self._call_timeout_s))
 
         return await self._call(call)
 
@@ -118,7 +121,7 @@ class SourceClient:
         for address in list(self._addresses):
             try:
                 with cairn_errors(f"snapshotd at {address}"):
-                    result = await call(snapshot_pb2_grpc.SnapshotStoreStub(self._channel(address)))
+                    result = await call(self._stub(address))
             except InvalidRequest:
                 raise
             except CairnError as error:
@@ -137,11 +140,14 @@ class SourceClient:
             self._addresses.remove(address)
             self._addresses.insert(0, address)
 
-    def _channel(self, address: str) -> grpc.aio.Channel:
-        channel = self._channels.get(address)
-        if channel is None:
-            channel = self._channels[address] = open_channel(address)
-        return channel
+    def _stub(self, address: str) -> Any:
+        """Its Fetch gives bytes, for `_fetched`."""
+        if address not in self._daemons:
+            channel = open_channel(address)
+            stub: Any = snapshot_pb2_grpc.SnapshotStoreStub(channel)
+            stub.Fetch = channel.unary_unary(_FETCH, pb.FetchRequest.SerializeToString, response_deserializer=None)
+            self._daemons[address] = channel, stub
+        return self._daemons[address][1]
 
     # ---- patience
 
@@ -181,11 +187,16 @@ class SourceClient:
         return f"the volume's source {self.source.snapshot}"
 
 
-def _checked(request: pb.FetchRequest, response: pb.FetchResponse) -> Fetched:
+def _fetched(request: pb.FetchRequest, message: bytes) -> Fetched:
+    """What a serialized FetchResponse brings, checked."""
+    rest, payload = cut_out(message, pb.FetchResponse.PAYLOAD_FIELD_NUMBER)
+    try:
+        response = pb.FetchResponse.FromString(rest)
+    except DecodeError as error:
+        raise InvalidRequest(f"not a FetchResponse: {error}") from error
     mapped = int.from_bytes(response.mapped, "little")
-    payload = response.payload
     if mapped & ~mask(request.count) or mapped.bit_count() * BLOCK_SIZE != len(payload):
         raise Corrupt(f"{len(payload)} bytes for {mapped.bit_count()} blocks of {request.count} from {request.start}")
     if xxhash.xxh3_64_intdigest(payload) != response.checksum:
         raise Corrupt(f"blocks {request.start} to {request.start + request.count} fail their checksum on the way")
-    return Fetched(request.start, mapped, memoryview(payload))
+    return Fetched(request.start, mapped, payload)

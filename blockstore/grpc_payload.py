@@ -1,0 +1,83 @@
+"""Messages with a large payload, put together and taken apart by hand: the rest of them is protobuf's.
+
+Through protobuf a payload would be copied twice more on either side; here it is a field beside the serialized
+rest, found and cut out as it lies (protobuf, "Encoding"). A parser of the whole message reads the same.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from blockstore.errors import InvalidRequest
+
+_VARINT, _FIXED64, _LENGTH = 0, 1, 2
+
+
+def put_in(rest: Any, number: int, payload: Iterable[bytes | memoryview]) -> bytes:
+    """The serialized message `rest` with `payload`, in pieces, as its field `number` (below 16), which it lacks."""
+    pieces = [*payload]
+    return b"".join((rest.SerializeToString(), tag_of(number), varint(sum(map(len, pieces))), *pieces))
+
+
+def cut_out(message: bytes, number: int) -> tuple[bytes, memoryview]:
+    """A serialized message without its field `number`, and that field's value, where it lies in `message`.
+
+    Raises InvalidRequest where the bytes are no message of fields that ours have.
+    """
+    rest: list[bytes] = []
+    payload = memoryview(b"")
+    for field, start, value, end in fields_of(message):
+        if field == number:
+            payload = memoryview(message)[value:end]
+        else:
+            rest.append(message[start:end])
+    return b"".join(rest), payload
+
+
+def tag_of(number: int) -> bytes:
+    """What stands before the length of the field `number` (below 16) and its bytes."""
+    return bytes([number << 3 | _LENGTH])
+
+
+def fields_of(message: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Of each field of a message: its number, where it starts, where its value does, where it ends.
+
+    Raises InvalidRequest where the bytes are no message of fields that ours have.
+    """
+    at = 0
+    while at < len(message):
+        start = at
+        tag, at = _read_varint(message, at)
+        value = at
+        if tag & 7 == _LENGTH:
+            size, value = _read_varint(message, at)
+            at = value + size
+        elif tag & 7 == _VARINT:
+            _, at = _read_varint(message, at)
+        elif tag & 7 == _FIXED64:
+            at += 8
+        else:
+            raise InvalidRequest(f"a field of type {tag & 7} is none of this protocol's")
+        if at > len(message):
+            raise InvalidRequest("a message ends inside a field")
+        yield tag >> 3, start, value, at
+
+
+def _read_varint(message: bytes, at: int) -> tuple[int, int]:
+    number = shift = 0
+    for index in range(at, min(at + 10, len(message))):
+        byte = message[index]
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, index + 1
+        shift += 7
+    raise InvalidRequest("a message ends inside a number")
+
+
+def varint(number: int) -> bytes:
+    """A number as protobuf writes it."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
