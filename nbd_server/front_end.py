@@ -102,12 +102,16 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
     async def ReleaseWrites(self, request: pb.ReleaseWritesRequest, context: Context) -> pb.ReleaseWritesResponse:
         self._check_name(request.front_end)
         attempt = self._attachments.served(request.volume, request.epoch)
-        return pb.ReleaseWritesResponse(held=attempt.barriers.release(request.barrier))
+        held = attempt.barriers.release(request.barrier)
+        await attempt.sealing.until_known()
+        return pb.ReleaseWritesResponse(held=held)
 
     async def SealVolume(self, request: pb.SealVolumeRequest, context: Context) -> pb.SealVolumeResponse:
         self._check_name(request.front_end)
         attempt = self._attachments.served(request.volume, request.epoch)
         sealed = await attempt.sealing.seal(check_id("snap", request.snapshot), again=request.again)
+        if not attempt.barriers.holding:
+            await attempt.sealing.until_known()
         return pb.SealVolumeResponse(
             generation=sealed.generation, position=from_position(sealed.position), took_us=sealed.took_us
         )

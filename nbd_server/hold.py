@@ -55,6 +55,11 @@ class Barriers:
         self._ended: OrderedDict[str, bool] = OrderedDict()
         """Of past barriers: whether they held until they were released."""
 
+    @property
+    def holding(self) -> bool:
+        """Whether answers are kept now."""
+        return self._answers.hold is not None
+
     async def hold(self, barrier: str, limit_s: float) -> None:
         """Returns once no change is acknowledged any more, for at most `limit_s` from now; the same again goes on.
 

@@ -4,6 +4,10 @@ Within one attachment a snapshot that was sealed is not sealed again: who asks g
 for it. Where an earlier call may have sealed and nobody knows (its answer was lost with the front-end before,
 or the retry limit was reached while its record was on its way), the replicas are asked first, at a position
 that covers everything which was sent so far: a generation whose SEAL carries the snapshot's id is the answer.
+
+Before control hears that a snapshot is sealed, members hear that its SEAL is committed (`until_known`): whoever
+asked may end the attachment then. Under a barrier that is waited for after it: a member that is slow to hear of
+a commit keeps no guest waiting.
 """
 
 import asyncio
@@ -11,15 +15,14 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
-from blockstore.domain import Position
+from blockstore.domain import ORIGIN, Position
 from blockstore.units import Epoch, Generation
 from blockstore.volume.member_queries import sealed_for
 from blockstore.volume.open_volume import OpenVolume
 
 #: Of this attachment: an older one is found at the replicas.
 _REMEMBERED: Final = 1024
-#: How long members may take to hear that a SEAL is committed, before that is left to the next heartbeat: whoever
-#: asked may end the attachment, and then they would not hear of it before the next one.
+#: How long members may take to hear that a SEAL is committed, before that is left to the next heartbeat.
 _KNOWN_S: Final = 1.0
 
 
@@ -41,6 +44,8 @@ class Sealing:
         self._sealing: dict[str, asyncio.Task[SealedSnapshot]] = {}
         self._sealed: OrderedDict[str, SealedSnapshot] = OrderedDict()
         self._uncertain: set[str] = set()
+        self._newest = ORIGIN
+        """Where the last SEAL of this attachment stands."""
 
     async def seal(self, snapshot: str, *, again: bool) -> SealedSnapshot:
         """again: an earlier call may have sealed. Raises QuorumUnavailable, Fenced."""
@@ -54,6 +59,11 @@ class Sealing:
             self._sealing[snapshot] = task
             task.add_done_callback(lambda ended: self._end(snapshot, ended))
         return await asyncio.shield(task)
+
+    async def until_known(self) -> None:
+        """Until members know that all that was sealed here is committed, or for _KNOWN_S."""
+        if self._newest != ORIGIN:
+            await self._volume.wait_until_known(self._newest, _KNOWN_S)
 
     async def close(self) -> None:
         tasks = list(self._sealing.values())
@@ -72,9 +82,8 @@ class Sealing:
         loop = asyncio.get_running_loop()
         began = loop.time()
         sealed = await self._volume.seal(snapshot.encode())
-        took_us = round((loop.time() - began) * 1e6)
-        await self._volume.wait_until_known(sealed.position, _KNOWN_S)
-        return SealedSnapshot(sealed.generation, sealed.position, took_us)
+        self._newest = max(self._newest, sealed.position)
+        return SealedSnapshot(sealed.generation, sealed.position, round((loop.time() - began) * 1e6))
 
     def _end(self, snapshot: str, task: "asyncio.Task[SealedSnapshot]") -> None:
         del self._sealing[snapshot]

@@ -2,15 +2,17 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from blockstore.domain import Position, make_id
+from blockstore.domain import Position, ReplicaId, make_id
+from blockstore.replication.messages import AppendAnswer, FencedBy, SealAnswer
 from blockstore.rpc import control_pb2 as pb
 from blockstore.rpc import replica_pb2
 from blockstore.units import BLOCK_SIZE, MIB, Generation
@@ -126,6 +128,39 @@ def test_holding_again_starts_the_limit_anew(tmp_path: Path) -> None:
                 await served.hold(1, "barrier", limit_s=2.0)
                 await asyncio.sleep(0.7)
             assert await served.release(1, "barrier")
+
+    in_loop(test)
+
+
+def test_a_member_that_is_slow_to_hear_of_a_seal_keeps_no_guest_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its answers none arrives until the guest has its own; still the barrier's end waits for them."""
+    monkeypatch.setattr("nbd_server.sealing._KNOWN_S", 2 * LIMIT_S)
+
+    async def test() -> None:
+        async with attached(tmp_path) as (_, served):
+            client = await served.client()
+            volume = next(iter(served.front_end._attachments)).volume
+            slow, heard, late = volume.status().members[2].replica, volume.answered, list[Callable[[], None]]()
+
+            def answered(replica: ReplicaId, message: SealAnswer | AppendAnswer | FencedBy) -> None:
+                late.append(partial(heard, replica, message))
+                if replica != slow:
+                    late.pop()()
+
+            await served.hold(1, "barrier")
+            monkeypatch.setattr(volume, "answered", answered)
+            writing = asyncio.create_task(client.write(0, bytes(BLOCK_SIZE)))
+            await served.seal(1, SNAPSHOTS[0])
+            released = asyncio.create_task(served.release(1, "barrier"))
+            await writing
+            await asyncio.sleep(GRACE_S)
+            assert not released.done()
+            monkeypatch.undo()
+            for answer in late:
+                answer()
+            assert await released
 
     in_loop(test)
 
