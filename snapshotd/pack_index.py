@@ -66,6 +66,11 @@ class PackIndex:
         """Whether that frame is anywhere, as of the last refresh and the last listing of objects."""
         return any(name not in self._missing for name, _ in self.locate(pack, number))
 
+    @property
+    def lacks_something(self) -> bool:
+        """Whether an object that an index names was not there when they were last listed, or an index is damaged."""
+        return bool(self._missing or self.damaged)
+
     def present(self) -> list[IndexEntry]:
         """The entries whose objects were there when they were last listed."""
         return [entry for name, entry in self.map.entries.items() if name not in self._missing]

@@ -26,6 +26,7 @@ from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS
 from snapshotd.ahead import ahead
 from snapshotd.changes import Changes, Run, batches
 from snapshotd.control_client import ControlClient
+from snapshotd.inherited import check_inherited
 from snapshotd.inventory import load_quarantines
 from snapshotd.pack_store import PackStore
 from snapshotd.progress import Progress
@@ -212,16 +213,19 @@ class _Attempt:
     # ---- references
 
     async def _read_base(self) -> Root | None:
-        """Raises Corrupt where it is not what the catalog says, or gone."""
+        """After `_look`. Raises Corrupt where it, or something that it needs, is damaged or gone."""
         if not self._task.base:
             return None
+        parts = self._parts
         try:
-            return await self._parts.reader.root(self._task.base, self._task.base_root, background=True)
+            base = await parts.reader.root(self._task.base, self._task.base_root, background=True)
+            await check_inherited(parts.packs.repository, parts.packs.index, base)
         except (NotFound, Corrupt) as error:
             # A retry alone would choose it again: the catalog still has it as completed.
             raise Corrupt(
                 f"this is a change of {self._task.base}, which cannot be read ({error}): delete that, then retry this"
             ) from error
+        return base
 
     async def _look(self) -> None:
         """The prune number, then the quarantines, then what is stored: in this order."""

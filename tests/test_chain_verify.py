@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from blockstore.errors import CairnError, Corrupt, InvalidRequest, NotFound
 from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import BLOCK_SIZE, MIB
+from snapshotd.keyring import FileKeyring
+from snapshotd.repository_objects import decode_key, encode_key
 from snapshotd.root import Root
 from tests.chain_parts import Chain, LocalCatalog, blocks, chain_at
 from tests.snapshot_parts import snapshot_id
@@ -97,6 +100,47 @@ def test_damage_to_what_opens_the_repository_is_named(tmp_path: Path, folder: st
             key = next(key for key in await chain.keys() if key.startswith(folder))
             await _truncate(chain, key, "")
             assert await chain.verify() == {key: {snapshot_id(1)}}
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("change", ["damaged blob", "other data key", "lost", "lost keyring", "changed keyring"])
+def test_a_data_key_that_does_not_open_any_more_is_named(tmp_path: Path, change: str) -> None:
+    """The process has the data key and goes on; its next start would not."""
+
+    async def check() -> None:
+        async with chain_at(tmp_path) as chain:
+            await chain.snapshot(1, SIZE, blocks(range(10)))
+            (key,) = await chain.keys("keys")
+            found, keyring = decode_key(await chain.store.get(key), key), FileKeyring(tmp_path / "keyring")
+            if change == "damaged blob":
+                blob = found.wrapped.blob[:-1] + bytes([found.wrapped.blob[-1] ^ 1])
+                await chain.store.put(key, encode_key(replace(found, wrapped=replace(found.wrapped, blob=blob))))
+            elif change == "other data key":
+                await chain.store.put(key, encode_key(replace(found, wrapped=keyring.wrap(bytes(32), found.context))))
+            elif change == "lost":
+                await chain.store.delete(key)
+            else:
+                (tmp_path / "keyring").unlink()
+                if change == "changed keyring":
+                    FileKeyring(tmp_path / "keyring", create=True)
+            named = "keys/" if change in ("lost", "lost keyring") else key
+            assert await chain.verify() == {named: {snapshot_id(1)}}
+            assert [each.object for each in (await chain.check()).problems] == [named]
+
+    asyncio.run(check())
+
+
+def test_a_key_that_a_rotation_left_is_fine(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with chain_at(tmp_path) as chain:
+            await chain.snapshot(1, SIZE, blocks(range(10)))
+            (key,) = await chain.keys("keys")
+            old = await chain.store.get(key)
+            await chain.service.RotateKey(pb.RotateKeyRequest(), None)  # type: ignore[arg-type]
+            await chain.store.put(key, old)
+            assert await chain.verify() == {}
+            assert list((await chain.check()).problems) == []
 
     asyncio.run(check())
 

@@ -12,7 +12,7 @@ from blockstore.errors import Corrupt, OutOfRange, QuorumUnavailable
 from blockstore.units import BLOCK_SIZE, MIB
 from snapshotd.crypto import SALT_SIZE
 from snapshotd.gate import Gate
-from snapshotd.index import Index, encode_index
+from snapshotd.index import Index, IndexEntry, encode_index
 from snapshotd.layout import index_key, pack_key, root_key, shard_key
 from snapshotd.memory_store import MemoryStore
 from snapshotd.pack import ObjectWriter
@@ -112,28 +112,62 @@ def test_another_root_than_the_catalogs_is_corrupt(tmp_path: Path) -> None:
     asyncio.run(check())
 
 
+async def repacked(parts: Parts, entry: IndexEntry, salt: bytes) -> IndexEntry:
+    """All that is in that object moves to another one, as by a prune."""
+    store, keys = parts.repository.store, parts.repository.keys
+    writer = ObjectWriter(keys, salt)
+    (part,) = entry.parts
+    data = await store.get(pack_key(entry.object))
+    for frame in part:
+        hashes = [bytes([frame.number]) * 16] * frame.blocks
+        frame_bytes = data[frame.offset : frame.offset + frame.length]
+        writer.copy(part.pack, part.snapshot, frame.number, frame_bytes, hashes)
+    name, buffers, moved = writer.finish()
+    await store.put(pack_key(name), buffers)
+    index_name, index = encode_index(keys, Index((moved,), (entry.object,)), salt)
+    await store.put(index_key(index_name), index)
+    await store.delete(pack_key(entry.object))
+    return moved
+
+
 def test_frames_are_found_where_a_repacking_put_them(tmp_path: Path) -> None:
     """The reader knows the old index when the frames move, and the old object goes."""
+
+    async def check() -> None:
+        async with stored(tmp_path) as (parts, _, root, _):
+            await parts.reader.index.load()
+            (entry,) = parts.reader.index.present()
+            await repacked(parts, entry, b"s" * SALT_SIZE)
+            _, payload = await parts.reader.read(root, 10, 190)
+            assert payload == b"".join(CONTENT.values())
+
+    asyncio.run(check())
+
+
+def test_frames_that_move_again_and_again_are_followed(tmp_path: Path) -> None:
+    """A prune begins and ends between every two requests; what is gone in the end is told after one more look."""
 
     async def check() -> None:
         async with stored(tmp_path) as (parts, store, root, _):
             await parts.reader.index.load()
             (entry,) = parts.reader.index.present()
-            keys = parts.repository.keys
-            writer = ObjectWriter(keys, b"s" * SALT_SIZE)
-            (part,) = entry.parts
-            data = await store.get(pack_key(entry.object))
-            for frame in part:
-                hashes = [bytes([frame.number]) * 16] * frame.blocks
-                frame_bytes = data[frame.offset : frame.offset + frame.length]
-                writer.copy(part.pack, part.snapshot, frame.number, frame_bytes, hashes)
-            name, buffers, moved = writer.finish()
-            await store.put(pack_key(name), buffers)
-            index_name, index = encode_index(keys, Index((moved,), (entry.object,)), b"i" * SALT_SIZE)
-            await store.put(index_key(index_name), index)
+            salts = iter([bytes([number]) * SALT_SIZE for number in range(5)])
+            get_range, asked = store.get_range, 0
+
+            async def moved_before(key: str, start: int, length: int) -> bytes:
+                nonlocal entry, asked
+                asked += 1
+                if key == pack_key(entry.object) and (salt := next(salts, None)) is not None:
+                    entry = await repacked(parts, entry, salt)
+                return await get_range(key, start, length)
+
+            store.get_range = moved_before  # type: ignore[method-assign]
+            assert (await parts.reader.read(root, 10, 1))[1] == CONTENT[10]
+            assert asked == 6
             await store.delete(pack_key(entry.object))
-            _, payload = await parts.reader.read(root, 10, 190)
-            assert payload == b"".join(CONTENT.values())
+            with pytest.raises(Corrupt, match="should hold it"):
+                await parts.reader.read(root, 190, 1)
+            assert asked == 7
 
     asyncio.run(check())
 

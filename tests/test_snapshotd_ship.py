@@ -14,12 +14,15 @@ from blockstore.errors import AlreadyExists, CairnError, Fenced, QuorumUnavailab
 from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import BLOCK_SIZE, MIB, BlockNumber
 from snapshotd.control_client import ControlClient
+from snapshotd.index import Index, IndexEntry, encode_index
+from snapshotd.inventory import load_quarantines
 from snapshotd.layout import INDEXES, PACKS, QUARANTINES, SHARDS, pack_key, root_key
 from snapshotd.memory_store import MemoryStore
 from snapshotd.prune_plan import mark
 from snapshotd.quarantine import encode_quarantine
 from snapshotd.reader import SnapshotReader
 from snapshotd.replicas import NodeChannels
+from snapshotd.repository import Repository
 from snapshotd.root import Statistics
 from snapshotd.roots import Roots
 from snapshotd.ship import Ship, ShipParts
@@ -126,11 +129,11 @@ def test_a_change_ships_as_one(tmp_path: Path) -> None:
             await volume.trim(60, 10)
             content[60 * BLOCK_SIZE : 70 * BLOCK_SIZE] = bytes(10 * BLOCK_SIZE)
             await volume.seal(snapshot_id(2).encode())
-            ship = here.ship(2, 2, base=1)
-            await ship.run()
+            shipped = here.ship(2, 2, base=1)
+            await shipped.run()
             assert await here.content(2) == bytes(content)
             assert here.store.put_bytes("") - before < 2048
-            progress = ship.progress.message()
+            progress = shipped.progress.message()
             assert progress.bytes_done == progress.bytes_total == 10 * BLOCK_SIZE
 
     in_loop(check)
@@ -176,6 +179,56 @@ def test_a_prune_in_the_middle_has_what_it_means_to_delete_written_anew(tmp_path
             for name in names:
                 await here.store.delete(SHARDS + name)
             assert await here.content(1) == bytes(content)
+
+    in_loop(check)
+
+
+def test_a_quarantine_that_came_with_the_number_is_seen(tmp_path: Path) -> None:
+    """The number is read first: a prune that raised it before published what it means to delete before that."""
+
+    async def check() -> None:
+        async with shipping(tmp_path) as (here, _, content):
+            await here.ship(1, 1).run()
+            doomed = [key for folder in (INDEXES, PACKS, SHARDS) async for key in _keys(here, folder)]
+            marks = {part.pack for entry in here.parts.index.present() for part in entry.parts}
+            stored = encode_quarantine(here.parts.repository.keys, 7, marks, bytes(16))
+            roots, has_begun = here.control.roots, False
+
+            async def prune_begins() -> Roots:
+                nonlocal has_begun
+                if not has_begun:
+                    has_begun = True
+                    await here.store.put(QUARANTINES + "7", stored)
+                    here.control.number += 1
+                return await roots()
+
+            here.control.roots = prune_begins  # type: ignore[method-assign]
+            await here.ship(2, 1).run()
+            for key in doomed:
+                await here.store.delete(key)
+            assert await here.content(2) == bytes(content)
+
+    in_loop(check)
+
+
+def test_what_a_prune_deleted_before_its_quarantine_went_is_not_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is stored is looked at last: a prune that ended takes its quarantine away when all of it is gone."""
+
+    async def check() -> None:
+        async with shipping(tmp_path) as (here, _, content):
+            await here.ship(1, 1).run()
+            doomed = [key for folder in (INDEXES, PACKS, SHARDS) async for key in _keys(here, folder)]
+
+            async def prune_ends(repository: Repository) -> dict[int, frozenset[bytes]]:
+                for key in doomed:
+                    await here.store.delete(key)
+                return await load_quarantines(repository)
+
+            monkeypatch.setattr("snapshotd.ship.load_quarantines", prune_ends)
+            await here.ship(2, 1).run()
+            assert await here.content(2) == bytes(content)
 
     in_loop(check)
 
@@ -248,11 +301,46 @@ def test_a_base_that_is_gone_fails_the_snapshot_with_the_reason(tmp_path: Path) 
         async with shipping(tmp_path) as (here, volume, _):
             await here.ship(1, 1).run()
             await volume.seal(snapshot_id(2).encode())
-            ship = here.ship(2, 2, base=1)
+            shipped = here.ship(2, 2, base=1)
             await here.store.delete(root_key(snapshot_id(1), here.control.completed[snapshot_id(1)]))
-            await ship.run()
+            await shipped.run()
             assert f"{snapshot_id(1)}, which cannot be read" in here.control.failed[snapshot_id(2)]
             assert "delete that, then retry this" in here.control.failed[snapshot_id(2)]
+
+    in_loop(check)
+
+
+@pytest.mark.parametrize("folder", [SHARDS, PACKS])
+def test_a_base_that_has_lost_what_is_taken_over_fails_the_snapshot(tmp_path: Path, folder: str) -> None:
+    """Nothing that changes lies where the loss is, so nobody reads it."""
+
+    async def check() -> None:
+        async with shipping(tmp_path) as (here, volume, _):
+            await here.ship(1, 1).run()
+            await volume.seal(snapshot_id(2).encode())
+            for key in [each async for each in _keys(here, folder)]:
+                await here.store.delete(key)
+            await here.ship(2, 2, base=1).run()
+            assert here.control.completed.keys() == {snapshot_id(1)}
+            assert f"a change of {snapshot_id(1)}, which cannot be read" in here.control.failed[snapshot_id(2)]
+
+    in_loop(check)
+
+
+def test_a_stale_entry_of_an_index_is_no_loss(tmp_path: Path) -> None:
+    """A late prune's index may name what is gone, and what the base needs lies elsewhere."""
+
+    async def check() -> None:
+        async with shipping(tmp_path) as (here, volume, content):
+            await here.ship(1, 1).run()
+            await volume.seal(snapshot_id(2).encode())
+            (entry,) = here.parts.index.present()
+            stale = Index((IndexEntry("ab" * 32, entry.size, entry.parts),))
+            name, stored = encode_index(here.parts.repository.keys, stale, bytes(16))
+            await here.store.put(INDEXES + name, stored)
+            await here.ship(2, 2, base=1).run()
+            assert here.parts.index.lacks_something
+            assert await here.content(2) == bytes(content)
 
     in_loop(check)
 
@@ -261,16 +349,16 @@ def test_nodes_that_are_away_are_waited_for_and_it_says_so(tmp_path: Path) -> No
     async def check() -> None:
         async with shipping(tmp_path) as (here, volume, content):
             await here.stack.until_all_whole(volume)
-            ship = here.ship(1, 1)
+            shipped = here.ship(1, 1)
             for index in range(3):
                 await here.stack.stop_node(index)
-            running = asyncio.create_task(ship.run())
-            await until(lambda: bool(ship.progress.why), "the progress says why it stands still")
+            running = asyncio.create_task(shipped.run())
+            await until(lambda: bool(shipped.progress.why), "the progress says why it stands still")
             for index in range(3):
                 await here.stack.start_node(index)
             segment = here.stack.where().segments[0]
             segment.size_bytes = SIZE
-            ship.move(pb.ShipTask(segments=[segment]))
+            shipped.move(pb.ShipTask(segments=[segment]))
             await running
             assert await here.content(1) == bytes(content)
 

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockstore.errors import InvalidRequest, OutOfRange, QuorumUnavailable
+from blockstore.errors import Corrupt, InvalidRequest, OutOfRange, QuorumUnavailable
 from blockstore.units import BLOCK_SIZE, GIB, MIB, TIB
 from snapshotd.changes import Run
 from snapshotd.layout import shard_key
 from snapshotd.manifest import MAX_DEPTH, SHARD_BLOCKS
 from snapshotd.memory_store import MemoryStore
+from snapshotd.reader import SnapshotReader
 from snapshotd.root import Root
 from snapshotd.writer import SnapshotWriter
 from tests.plain_reader import PlainReader
@@ -285,6 +286,28 @@ def test_a_patch_on_a_shard_that_a_prune_took_is_written_again(tmp_path: Path) -
             await writer.mend_shards(frozenset())
             root, _ = await writer.finish(facts(1, 16 * MIB))
             assert await plain_content(parts, store, root) == blocks(2000) | {3000: block(5000)}
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("of_base", [False, True])
+def test_a_shard_that_a_prune_took_before_it_changed_again(tmp_path: Path, of_base: bool) -> None:
+    """One that was written here is reason to try again; one of the base is damage, which no other attempt mends."""
+
+    async def check() -> None:
+        store = MemoryStore()
+        async with opened(tmp_path, store) as parts:
+            root, _ = await parts.snapshot(1, 16 * MIB, blocks(200))
+            parts.reader = SnapshotReader(parts.repository, MIB, parts.index)
+            writer = SnapshotWriter(parts.packs, parts.reader, snapshot_id(2), 16 * MIB, root)
+            if not of_base:
+                await writer.put_blocks(3000, block(5000))
+                await writer.settle()
+            await store.delete(shard_key(writer.shards[0]))
+            await writer.put_blocks(3001, block(5001))
+            with pytest.raises(Corrupt if of_base else QuorumUnavailable, match="gone"):
+                await writer.settle()
+            await writer.cancel()
 
     asyncio.run(check())
 
