@@ -50,8 +50,7 @@ def compact(tables: Tables, repaired: Callable[[], Iterable[int]], is_void: Call
                 applied = _applied(tables)
                 _carry(tables, fresh, {*_changed(tables, fresh), *repaired()}, applied)
                 _carry_rest(tables, fresh)
-                fresh.close()
-                tables.replace_by(target)
+                tables.replace_by(fresh)
                 return True
         finally:
             fresh.close()

@@ -386,7 +386,7 @@ class ReplicaStore:
 
             with closing(fresh):
                 fresh.change(write)
-            self._tables.replace_by(path)
+                self._tables.replace_by(fresh)
             remove_leftovers(self._tables.path)
             self.damage = ""
 

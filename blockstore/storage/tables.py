@@ -95,6 +95,8 @@ class Tables:
         self.make_room = make_room
         self._gate = Gate()
         self._changing = threading.RLock()
+        self._copying = threading.Lock()
+        """Held while the file is copied, which is a reader that stays for long: the gate must not be shut then."""
         self._failed: StorageFailed | None = None
         self._open(create)
 
@@ -158,12 +160,14 @@ class Tables:
     def copy_compacted(self, target: Path) -> None:
         """A copy without free pages in the new file `target`, durable but for its name.
 
-        Changes go on meanwhile. The map cannot grow as long, so it is made roomy before. Raises NoSpace.
+        Changes and reads go on meanwhile. The map cannot grow as long, so it is made roomy before: a change that
+        needs more waits. Raises NoSpace.
         """
         with self._changing:
             wanted = self.file_bytes + max(self.file_bytes, COPY_GROWTH_BYTES)
             while self._environment.info()["map_size"] < wanted:
                 self._grow()
+            self._copying.acquire()
         self._gate.enter()
         try:
             self._environment.copy(str(target), compact=True)
@@ -172,21 +176,24 @@ class Tables:
             raise NoSpace(f"{self.path} cannot be compacted: {error}; free disk space there") from error
         finally:
             self._gate.leave()
+            self._copying.release()
 
-    def replace_by(self, source: Path) -> None:
-        """Put the closed environment `source` in this one's place, in one atomic step.
+    def replace_by(self, fresh: "Tables") -> None:
+        """Put these tables in this one's place, in one atomic step; `fresh` is closed then. Raises StorageFailed.
 
-        The name is durable before anything changes in the new file. Raises StorageFailed.
+        The name is durable before anything changes in the new file. Reads wait only while the two are exchanged:
+        to unmap the old file and give its blocks back takes 0.4 s where it has 500 MB.
         """
         with self._changing:
             try:
-                with self._gate.closed():
-                    self._environment.close()
-                    os.replace(source, self.path)
-                    self._open(create=False)
+                os.replace(fresh.path, self.path)
                 sync_path(self.path.parent)
-            except (OSError, CairnError) as error:
+            except OSError as error:
                 raise self._fail(error) from error
+            with self._gate.closed():
+                self._environment, fresh._environment = fresh._environment, self._environment
+                self.index, self.data, self.extents, self.present, self.tail, self.meta = fresh._handles()
+        fresh.close()
 
     def check_usable(self) -> None:
         """Raises StorageFailed once a write has failed."""
@@ -215,7 +222,7 @@ class Tables:
         return (self.index, self.data, self.extents, self.present, self.tail, self.meta)
 
     def _grow(self) -> None:
-        with self._gate.closed():
+        with self._copying, self._gate.closed():
             size = self._environment.info()["map_size"]
             self._environment.set_mapsize(size + min(size, MAX_GROWTH_BYTES))
 
