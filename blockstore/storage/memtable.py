@@ -97,6 +97,10 @@ class Memtable:
         self.records.append(record)
         self.size_bytes += cost_bytes(record)
 
+    def first(self) -> Sequence:
+        """The sequence of the first record, 0 without any."""
+        return self.records[0].sequence if self.records else Sequence(0)
+
     def last(self) -> Sequence:
         """The sequence of the last record, 0 without any."""
         return self.records[-1].sequence if self.records else Sequence(0)
