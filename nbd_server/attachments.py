@@ -70,7 +70,12 @@ class Attachments:
                 if attempt is not None:
                     await self._end(attempt)
                 attempt = self._begin(message)
-        await asyncio.shield(attempt.served)
+        try:
+            await asyncio.shield(attempt.served)
+        except asyncio.CancelledError:
+            if not attempt.served.cancelled():
+                raise  # who asked has gone
+            raise Fenced(f"epoch {attempt.epoch} of {volume} was ended here before it was served") from None
 
     async def close(self, volume: VolumeId, epoch: int) -> bool:
         """End the attempt of that epoch or an older one, and disconnect its clients. False where none is open."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from blockstore.domain import ORIGIN, Position
+from blockstore.errors import NotFound
 from blockstore.units import Epoch, Generation
 from blockstore.volume.member_queries import sealed_for
 from blockstore.volume.open_volume import OpenVolume
@@ -48,7 +49,10 @@ class Sealing:
         """Where the last SEAL of this attachment stands."""
 
     async def seal(self, snapshot: str, *, again: bool) -> SealedSnapshot:
-        """again: an earlier call may have sealed. Raises QuorumUnavailable, Fenced."""
+        """again: an earlier call may have sealed.
+
+        Raises QuorumUnavailable, Fenced; NotFound where the attachment ends meanwhile: the next one tells.
+        """
         sealed = self._sealed.get(snapshot)
         if sealed is not None:
             return sealed
@@ -58,7 +62,12 @@ class Sealing:
             task = asyncio.get_running_loop().create_task(self._seal(snapshot, look_first))
             self._sealing[snapshot] = task
             task.add_done_callback(lambda ended: self._end(snapshot, ended))
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                raise  # who asked has gone
+            raise NotFound(f"the attachment ended while {snapshot} was sealed: ask the next one") from None
 
     async def until_known(self) -> None:
         """Until members know that all that was sealed here is committed, or for _KNOWN_S."""

@@ -18,7 +18,7 @@ from blockstore.rpc import replica_pb2
 from blockstore.units import BLOCK_SIZE, MIB, Generation
 from tests.front_end_process import ServedFrontEnd, serving_front_end
 from tests.nbd_client import NbdClient, NbdError
-from tests.stack import LIMIT_S, VOLUME, Stack, in_loop, running_stack, until
+from tests.stack import LIMIT_S, Stack, in_loop, running_stack, until
 
 SIZE = 16 * MIB
 SNAPSHOTS = [make_id("snap", bytes([number]) * 9) for number in range(4)]
@@ -172,8 +172,7 @@ def test_a_volume_that_is_closed_keeps_no_guest_waiting(tmp_path: Path) -> None:
             await served.hold(1, "barrier")
             writing = asyncio.create_task(client.write(0, bytes(BLOCK_SIZE)))
             await asyncio.sleep(GRACE_S)
-            request = pb.CloseVolumeRequest(front_end=served.front_end.id, volume=VOLUME, epoch=1)
-            await asyncio.wait_for(served.stub.CloseVolume(request), 10)
+            await served.close(1)
             await writing
             await refused(served.release(1, "barrier"), grpc.StatusCode.NOT_FOUND)
 
@@ -272,6 +271,37 @@ def test_a_seal_of_which_nobody_knows_whether_it_happened_happens_once(tmp_path:
             assert [(each.generation, each.argument.decode()) for each in found.sealed] == [
                 (sealed.generation, SNAPSHOTS[0])
             ]
+
+    in_loop(test)
+
+
+def test_a_seal_that_the_end_of_its_attachment_cuts_off_is_answered_at_once(tmp_path: Path) -> None:
+    """As NotFound: control asks the next one then, as one that may have sealed already."""
+
+    async def test() -> None:
+        async with attached(tmp_path) as (stack, served):
+            await stack.stop_node(1)
+            await stack.stop_node(2)
+            sealing = asyncio.create_task(served.seal(1, SNAPSHOTS[0]))
+            attempt = next(iter(served.front_end._attachments))
+            await until(lambda: attempt.volume.status().end > attempt.volume.status().commit, "the seal is on its way")
+            await served.close(1)
+            async with asyncio.timeout(LIMIT_S / 2):
+                await refused(sealing, grpc.StatusCode.NOT_FOUND)
+
+    in_loop(test)
+
+
+def test_a_volume_that_is_closed_before_it_is_served_is_answered_at_once(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_stack(tmp_path / "nodes") as stack, serving_front_end(tmp_path / "fe", stack) as served:
+            await stack.stop_node(1)
+            await stack.stop_node(2)
+            opening = asyncio.create_task(served.open(stack.ticket(SIZE)))
+            await until(lambda: bool(list(served.front_end._attachments)), "the volume is being opened")
+            await served.close(1)
+            async with asyncio.timeout(LIMIT_S / 2):
+                await refused(opening, grpc.StatusCode.ABORTED)
 
     in_loop(test)
 
