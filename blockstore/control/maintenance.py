@@ -101,10 +101,13 @@ class Upkeep:
 
     async def _wanted(self, volumes: Iterable[Volume]) -> dict[VolumeId, Purpose]:
         """The work on volumes that nobody has attached."""
-        snapshots, pins = await self._snapshots.snapshots(), await self._snapshots.pins()
-        sealing = {each.volume for each in snapshots if snapshot_phase_of(each) is SnapshotPhase.SEALING}
-        shipping = [each for each in snapshots if snapshot_phase_of(each) is SnapshotPhase.SHIPPING]
-        unpinning = {each.volume for each in pins}
+        unfinished = await self._snapshots.unfinished()
+        sealing = {each.volume for each in unfinished if snapshot_phase_of(each) is SnapshotPhase.SEALING}
+        shipping: dict[VolumeId, list[Snapshot]] = {}
+        for each in unfinished:
+            if snapshot_phase_of(each) is SnapshotPhase.SHIPPING:
+                shipping.setdefault(each.volume, []).append(each)
+        unpinning = {each.volume for each in await self._snapshots.pins()}
         served = await self._hydrations.may_be_served()
         found = {}
         for volume in volumes:
@@ -112,7 +115,7 @@ class Upkeep:
                 continue
             if volume.id in sealing:
                 found[volume.id] = Purpose.SEAL
-            elif any(each.volume == volume.id and not self._is_readable(volume, each) for each in shipping):
+            elif not all(self._is_readable(volume, each) for each in shipping.get(volume.id, ())):
                 found[volume.id] = Purpose.SETTLE
             elif volume.id in unpinning:
                 found[volume.id] = Purpose.UNPIN

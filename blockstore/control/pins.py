@@ -31,11 +31,15 @@ class Unpinning:
         self._snapshots = snapshots
         self._peers = peers
         self._reconciler = reconciler
+        self._done: tuple[Snapshot, ...] = ()
+        """The list of snapshots in which no pin is left that nobody needs, or is one of those that follow."""
 
     async def reconcile(self, volumes: tuple[Volume, ...]) -> None:
         """Find pins that nobody needs, and take away those whose volume is served."""
-        for snapshot in superseded(await self._snapshots.snapshots()):
-            await self._give_up(snapshot)
+        if (snapshots := await self._snapshots.snapshots()) is not self._done:
+            for snapshot in superseded(snapshots):
+                await self._give_up(snapshot)
+            self._done = snapshots
         served = {volume.id for volume in volumes if place_of(volume)}
         for pin in await self._snapshots.pins():
             if pin.volume in served:

@@ -1,7 +1,8 @@
 """Typed records over a metastore: read with their revision, changed by compare-and-swap only.
 
-What the catalogs of volumes and of snapshots have in common. Invariant: a record is decoded once for
-each revision, so that reading all of them with every heartbeat costs little.
+What the catalogs of volumes and of snapshots have in common. Invariants: a record is decoded once for
+each revision, and a list is made once while nothing in it changes, so that reading all of them with
+every heartbeat costs little; two lists that are one object have the same records.
 """
 
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class RecordStore:
     def __init__(self, store: Metastore) -> None:
         self._store = store
         self._decoded: dict[str, Stored[Any]] = {}
+        self._lists: dict[str, tuple[tuple[KeyValue, ...], tuple[Stored[Any], ...]]] = {}
 
     async def _get(self, kind: type[Record], key: str) -> Stored[Record] | None:
         found = await self._store.get(key)
@@ -41,7 +43,12 @@ class RecordStore:
         return "" if found is None else found.value.decode()
 
     async def _list(self, kind: type[Record], prefix: str) -> tuple[Stored[Record], ...]:
-        return tuple(self._decode(kind, each) for each in (await self._store.list(prefix)).items)
+        items = (await self._store.list(prefix)).items
+        made_of, records = self._lists.get(prefix, (None, ()))
+        if made_of is not items:
+            records = tuple(self._decode(kind, each) for each in items)
+            self._lists[prefix] = items, records
+        return records
 
     def _decode(self, kind: type[Record], found: KeyValue) -> Stored[Record]:
         held = self._decoded.get(found.key)

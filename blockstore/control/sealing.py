@@ -107,7 +107,7 @@ class Sealing:
     async def reconcile(self, volumes: tuple[Volume, ...]) -> None:
         """Start or give up what is to be sealed."""
         groups: dict[str, list[Snapshot]] = {}
-        for snapshot in await self._snapshots.snapshots():
+        for snapshot in await self._snapshots.unfinished():
             if phase_of(snapshot) is Phase.SEALING:
                 groups.setdefault(snapshot.barrier or snapshot.id, []).append(snapshot)
         self._forget_others(groups)

@@ -219,7 +219,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     async def _check_shipped(self, volume: Volume) -> None:
         """Raises Conflict while a snapshot needs the volume's replicas: its content is nowhere else yet."""
-        for each in await self._snapshots.snapshots():
+        for each in await self._snapshots.unfinished():
             if each.volume == volume.id and each.state is SnapshotState.PENDING:
                 raise Conflict(
                     f"snapshot {each.id} of volume {volume.id} is not whole in the object store yet: "

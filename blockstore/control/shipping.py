@@ -51,18 +51,17 @@ class Shipping:
     async def reconcile(self, volumes: tuple[Volume, ...]) -> None:
         """Forget deleted snapshots of which the object store has nothing; fail those whose volume is gone."""
         present = {volume.id for volume in volumes}
-        snapshots = await self._snapshots.snapshots()
-        for snapshot in snapshots:
+        unfinished = await self._snapshots.unfinished()
+        for snapshot in unfinished:
             with suppress(*MOVED_ON):
                 await self._tidy_up(snapshot, present)
-        self._forget_others(snapshots)
+        self._forget_others(unfinished)
 
     async def tasks(
         self, daemon: DaemonId, reported: Iterable[SnapshotId], messages: Messages
     ) -> list[snapshot_pb2.ShipTask]:
         """All that this daemon is to ship now. reported: what it says that it ships."""
-        snapshots = await self._snapshots.snapshots()
-        ready = next_of_each_volume(snapshots)
+        snapshots, ready = await self._snapshots.snapshots(), next_of_each_volume(await self._snapshots.unfinished())
         self._give(daemon, ready, set(reported), await self._all_heard())
         tasks = []
         for snapshot in ready:
@@ -110,7 +109,7 @@ class Shipping:
             holder = self._given.get(snapshot.id)
             if holder == daemon or (holder and self._presence.is_up(holder)):
                 continue
-            if snapshot.id in reported or (all_heard and mine <= self._least()):
+            if snapshot.id in reported or (all_heard and mine < MAX_SHIPS and mine <= self._least()):
                 self._given[snapshot.id] = daemon
                 mine += 1
                 _log.info("a snapshot is given to a daemon", snapshot=snapshot.id, daemon=daemon)

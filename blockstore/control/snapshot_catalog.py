@@ -10,6 +10,7 @@ listing tells it as of one revision.
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import Final
 
 from blockstore.control.catalog import VOLUMES
@@ -34,18 +35,19 @@ class SnapshotCatalog(RecordStore):
 
     def __init__(self, store: Metastore) -> None:
         super().__init__(store)
+        self._made_of: tuple[Stored[Snapshot], ...] = ()
+        self._by_age: tuple[tuple[Snapshot, ...], tuple[Snapshot, ...]] = (), ()
         self._changed = asyncio.Event()
 
     # ---- snapshots
 
     async def snapshots(self) -> tuple[Snapshot, ...]:
         """All of them, the oldest first."""
-        found = [each.record for each in await self._list(Snapshot, SNAPSHOTS)]
-        return tuple(sorted(found, key=lambda each: (each.created_at_ms, each.id)))
+        return (await self._read())[0]
 
     async def unfinished(self) -> tuple[Snapshot, ...]:
         """Those that are not completed, the oldest first: few, however many there are."""
-        return tuple(each for each in await self.snapshots() if each.state is not SnapshotState.COMPLETED)
+        return (await self._read())[1]
 
     async def snapshot(self, snapshot: str) -> Snapshot:
         """Raises NotFound."""
@@ -141,6 +143,16 @@ class SnapshotCatalog(RecordStore):
         if not await self._transact({SNAPSHOTS + snapshot: stored.revision}, {}, gone):
             raise Conflict(f"snapshot {snapshot} has changed meanwhile: look again")
         self._decoded.pop(SNAPSHOTS + snapshot, None)
+
+    async def _read(self) -> "tuple[tuple[Snapshot, ...], tuple[Snapshot, ...]]":
+        """All of them, and those that are not completed; both by age."""
+        found = await self._list(Snapshot, SNAPSHOTS)
+        if found is not self._made_of:
+            records = sorted((each.record for each in found), key=attrgetter("created_at_ms", "id"))
+            unfinished = (each for each in records if each.state is not SnapshotState.COMPLETED)
+            self._by_age = tuple(records), tuple(unfinished)
+            self._made_of = found
+        return self._by_age
 
     # ---- the store, and who serves it
 

@@ -3,8 +3,10 @@
 LMDB's own transactions give atomicity and durability (default sync flags: a commit returns when
 it is on disk); here are revisions, conditions and watch. One thread does all writes, so they stand
 in one order; reads are microseconds and run where they are called. The changes of the last
-HISTORY transactions since the start are kept in memory for watchers; who asks for older ones lists
-again. A lock on the directory keeps a second process out. After a commit that failed for anything
+HISTORY transactions since the start are kept in memory for watchers, who list again where they ask
+for older ones, and for listings, which are made of the one before and the changes since. A change
+is put there before its commit and counts once the commit shows: what is read is never behind the
+tables. A lock on the directory keeps a second process out. After a commit that failed for anything
 but a full disk nothing is answered any more: what the kernel dropped is not known.
 """
 
@@ -12,10 +14,13 @@ import asyncio
 import fcntl
 import os
 import struct
+import threading
+from bisect import insort
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,9 +57,13 @@ class EmbeddedMetastore:
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self._history: deque[Change] = deque(maxlen=HISTORY)
+        self._history_lock = threading.Lock()
+        self._listings: dict[str, Listing] = {}
+        """The last one of each prefix: control asks for a few, many times a second, and little changes between."""
         self._broken: CairnError | None = None
         self._revision = self._check_format()
-        self._started_at = self._revision
+        self._started_at = self._committed = self._revision
+        """self._committed: as the writer's thread knows it; self._revision: as watchers were told."""
 
     async def get(self, key: str) -> KeyValue | None:
         check_key(key)
@@ -65,16 +74,13 @@ class EmbeddedMetastore:
 
     async def list(self, prefix: str) -> Listing:
         self._check_usable()
-        start = prefix.encode()
-        items = []
         with self._environment.begin(self._keys) as transaction:
             revision = _read_revision(transaction, self._meta)
-            cursor = transaction.cursor()
-            found = cursor.set_range(start) if start else cursor.first()
-            while found and cursor.key().startswith(start):
-                items.append(_decode(cursor.key(), cursor.value()))
-                found = cursor.next()
-        return Listing(revision, tuple(items))
+            items = self._follow(prefix, revision)
+            if items is None:
+                items = _read(transaction, prefix)
+        listing = self._listings[prefix] = Listing(revision, items)
+        return listing
 
     async def transact(
         self,
@@ -90,7 +96,7 @@ class EmbeddedMetastore:
     async def watch(self, prefix: str, after: Revision) -> AsyncIterator[Change]:
         while True:
             changed = self._changed
-            for change in self._changes_above(after):
+            for change in self._changes(after, self._revision):
                 values = {key: value for key, value in change.values.items() if key.startswith(prefix)}
                 after = change.revision
                 if values:
@@ -116,13 +122,34 @@ class EmbeddedMetastore:
         if self._broken is not None:
             raise self._broken
 
-    def _changes_above(self, after: Revision) -> tuple[Change, ...]:
-        """Those that are held, oldest first. Raises Compacted where some are not."""
-        held_above = self._history[0].revision - 1 if self._history else self._started_at
-        if after < held_above:
-            raise Compacted(f"changes above revision {after} are no longer held, only above {held_above}")
-        newest_first = tuple(takewhile(lambda change: change.revision > after, reversed(self._history)))
-        return newest_first[::-1]
+    def _follow(self, prefix: str, revision: Revision) -> tuple[KeyValue, ...] | None:
+        """The keys under `prefix` out of its last listing and the changes since; None where these do not tell."""
+        last = self._listings.get(prefix)
+        if last is None:
+            return None
+        try:
+            changes = self._changes(last.revision, revision)
+        except Compacted:
+            return None
+        changed = {key: (value, each.revision) for each in changes for key, value in each.values.items()}
+        changed = {key: now for key, now in changed.items() if key.startswith(prefix)}
+        if not changed:
+            return last.items
+        items = [each for each in last.items if each.key not in changed]
+        for key, (value, at) in changed.items():
+            if value is not None:
+                # By characters: in UTF-8 that is the order of the bytes.
+                insort(items, KeyValue(key, value, at), key=attrgetter("key"))
+        return tuple(items)
+
+    def _changes(self, after: Revision, until: Revision) -> tuple[Change, ...]:
+        """Those with a revision above `after`, up to `until`, oldest first. Raises Compacted where one is not held."""
+        with self._history_lock:
+            held_above = self._history[0].revision - 1 if self._history else self._started_at
+            if after < held_above:
+                raise Compacted(f"changes above revision {after} are no longer held, only above {held_above}")
+            newest_first = tuple(takewhile(lambda change: change.revision > after, reversed(self._history)))
+        return tuple(each for each in reversed(newest_first) if each.revision <= until)
 
     def _commit(
         self, conditions: Mapping[str, Revision], puts: Mapping[str, bytes], deletes: Iterable[str]
@@ -138,12 +165,15 @@ class EmbeddedMetastore:
                 if not change.values:
                     return before
                 transaction.put(b"revision", _REVISION.pack(change.revision), db=self._meta)
+                self._remember(change)
         except (lmdb.MapFullError, lmdb.DiskError) as error:
+            self._forget_uncommitted()
             raise NoSpace(f"no room in the metastore at {self._directory}: {error}; free disk space there") from error
         except lmdb.Error as error:
             self._broken = CairnError(f"the metastore at {self._directory} failed: {error}; control must start anew")
             raise self._broken from error
-        self._loop.call_soon_threadsafe(self._publish, change)
+        self._committed = change.revision
+        self._loop.call_soon_threadsafe(self._publish, change.revision)
         return change.revision
 
     def _holds(self, transaction: Any, key: str, revision: Revision) -> bool:
@@ -162,9 +192,17 @@ class EmbeddedMetastore:
                 values[key] = None
         return values
 
-    def _publish(self, change: Change) -> None:
-        self._history.append(change)
-        self._revision = change.revision
+    def _remember(self, change: Change) -> None:
+        with self._history_lock:
+            self._history.append(change)
+
+    def _forget_uncommitted(self) -> None:
+        with self._history_lock:
+            while self._history and self._history[-1].revision > self._committed:
+                self._history.pop()
+
+    def _publish(self, revision: Revision) -> None:
+        self._revision = revision
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -210,6 +248,16 @@ def _sync_directory(directory: Path) -> None:
 def _read_revision(transaction: Any, meta: Any) -> Revision:
     stored = transaction.get(b"revision", db=meta)
     return Revision(0 if stored is None else _REVISION.unpack(stored)[0])
+
+
+def _read(transaction: Any, prefix: str) -> tuple[KeyValue, ...]:
+    start, items = prefix.encode(), []
+    cursor = transaction.cursor()
+    found = cursor.set_range(start) if start else cursor.first()
+    while found and cursor.key().startswith(start):
+        items.append(_decode(cursor.key(), cursor.value()))
+        found = cursor.next()
+    return tuple(items)
 
 
 def _decode(key: bytes, stored: bytes) -> KeyValue:

@@ -67,7 +67,7 @@ class Metastore(Protocol):
         """The key as it stands, None where it is absent."""
 
     async def list(self, prefix: str) -> Listing:
-        """All keys that begin with `prefix`."""
+        """All keys that begin with `prefix`. The `items` of two listings may be one object where nothing changed."""
 
     async def transact(
         self,
