@@ -1,21 +1,24 @@
-"""A real Linux kernel's ext4 under load: a snapshot in the middle, restored, mounted while it hydrates."""
+"""A real Linux kernel's ext4 under load: snapshots with and without freezing, restored, mounted while they hydrate."""
 
-import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import dataclasses
+import os
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from blockstore.config import split_address
+from blockstore.cli.daemons import CAIRN
 from blockstore.rpc import control_pb2, snapshot_pb2
-from blockstore.units import MIB
-from tests.cluster import Cluster
+from blockstore.units import KIB, MIB
+from tests.cluster import SNAPSHOTD, Cluster
+from tests.conftest import forget_s3
 from tests.daemons import wait_for
 from tests.linux_host import guest
+from tests.linux_host.beside import Guest, running, script
 from tests.linux_host.kernel import Kernel, fetch_kernel, missing_programs
-from tests.programs import require_found, require_programs
+from tests.programs import find_program, require_found, require_programs
+from tests.s3_server import running_minio
 
 # The first test also fetches the kernel's package.
 pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(400)]
@@ -27,6 +30,9 @@ SYNCED = 12
 LIMIT_S = 180
 #: So slow that the guest is done before the background pass.
 RATE = 2 * MIB
+#: So slow that most is absent when the object store goes away.
+SLOW = 64 * KIB
+HYDRATED_LIMIT_S = 120
 
 
 @pytest.fixture(scope="module")
@@ -37,77 +43,157 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     return fetch_kernel(tmp_path_factory.mktemp("kernel"))
 
 
-def script(name: str, **variables: int) -> str:
-    settings = "".join(f"{name}={value}\n" for name, value in variables.items())
-    return settings + (Path(__file__).parent / "linux_host" / f"{name}.sh").read_text()
-
-
-class Guest:
-    """One that runs beside the test. result: once it has ended."""
-
-    def __init__(self, kernel: Kernel, text: str, directory: Path, uri: str) -> None:
-        address, _, export = uri.removeprefix("nbd://").partition("/")
-        self._output = directory / "output"
-        self._results: list[guest.Result] = []
-        port = split_address(address)[1]
-
-        def run() -> None:
-            self._results.append(guest.run(kernel, text, directory, port=port, export=export, timeout_s=LIMIT_S))
-
-        self._thread = threading.Thread(target=run)
-        self._thread.start()
-
-    def said(self, pattern: str) -> list[str]:
-        """All that it has said so far that fits."""
-        return re.findall(pattern, self._output.read_text(errors="replace")) if self._output.exists() else []
-
-    def wait_for(self, pattern: str) -> None:
-        wait_for(f"the guest to say {pattern}", lambda: self.said(pattern) or not self._thread.is_alive(), LIMIT_S)
-        assert self.said(pattern), str(self.end())
-
-    def end(self) -> guest.Result:
-        self._thread.join()
-        return self._results[0]
-
-
-@contextmanager
-def running(kernel: Kernel, text: str, directory: Path, uri: str) -> Iterator[Guest]:
-    """A guest, which has ended when this does."""
-    started = Guest(kernel, text, directory, uri)
-    try:
-        yield started
-    finally:
-        started.end()
-
-
-def restore(cluster: Cluster, snapshot: str) -> str:
+def restore(cluster: Cluster, snapshot: str, rate_bytes: int = RATE) -> str:
     """The id of a volume made from it, which hydrates slowly."""
-    request = control_pb2.CreateVolumeRequest(snapshot=snapshot, init_rate_bytes=RATE)
+    request = control_pb2.CreateVolumeRequest(snapshot=snapshot, init_rate_bytes=rate_bytes)
     volume = cluster.call("CreateVolume", request).id
     wait_for("it to be available", lambda: cluster.volume(volume).state == control_pb2.VOLUME_STATE_AVAILABLE)
     return str(volume)
 
 
+def wait_hydrated(cluster: Cluster, volume: str) -> None:
+    wait_for("it to be hydrated", lambda: not cluster.volume(volume).HasField("source"), HYDRATED_LIMIT_S)
+
+
+def snapshot_under_load(cluster: Cluster, kernel: Kernel, directory: Path) -> tuple[str, int]:
+    """A snapshot in the middle of a guest's work, without freezing: its id, how many files were synced before it."""
+    volume = cluster.create(SIZE)
+    uri = cluster.attach(volume)
+    with running(kernel, script("load", FILES=FILES), directory, uri, LIMIT_S) as loaded:
+        loaded.wait_for(rf"SYNCED {SYNCED}\b")
+        synced = len(loaded.said(r"SYNCED \d+"))
+        (snapshot,) = cluster.snapshot(volume)
+    result = loaded.end()
+    assert result.status == 0, str(result)
+    cluster.detach(volume)
+    return snapshot, synced
+
+
 def test_a_snapshot_under_load_mounts_while_it_hydrates(kernel: Kernel, tmp_path: Path) -> None:
     with Cluster(tmp_path, snapshotds=1) as cluster:
-        volume = cluster.create(SIZE)
-        uri = cluster.attach(volume)
-        with running(kernel, script("load", FILES=FILES), tmp_path / "load", uri) as loaded:
-            loaded.wait_for(rf"SYNCED {SYNCED}\b")
-            synced = len(loaded.said(r"SYNCED \d+"))
-            (snapshot,) = cluster.snapshot(volume)
-        result = loaded.end()
-        assert result.status == 0, str(result)
+        snapshot, synced = snapshot_under_load(cluster, kernel, tmp_path / "load")
         restored = restore(cluster, snapshot)
         where = cluster.attach(restored)
-        with running(kernel, script("recovered", AT_LEAST=synced), tmp_path / "recovered", where) as mounted:
+        text = script("recovered", AT_LEAST=synced)
+        with running(kernel, text, tmp_path / "recovered", where, LIMIT_S) as mounted:
             mounted.wait_for("MOUNTED")
             assert cluster.volume(restored).HasField("source"), "it was hydrated before it was mounted"
             # Nobody serves the source for a while: what is there goes on working, the rest waits.
             cluster.snapshotds[0].kill()
             cluster.start(cluster.snapshotds[0])
-        result = mounted.end()
-        assert result.status == 0, str(result)
-        assert "CLEAN" in result.output
+        assert_clean(mounted)
         cluster.call("SetHydration", snapshot_pb2.SetHydrationRequest(volume=restored, rate_bytes=0))
-        wait_for("it to be hydrated", lambda: not cluster.volume(restored).HasField("source"), 120)
+        wait_hydrated(cluster, restored)
+
+
+def test_the_object_store_goes_away_while_a_mounted_volume_hydrates(
+    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real S3 server, killed and started again: what has come is read meanwhile, the rest waits, no read fails."""
+    forget_s3(monkeypatch)
+    (tmp_path / "s3").mkdir()
+    with running_minio(tmp_path / "s3") as server:
+        for name, value in server.server.environment.items():
+            monkeypatch.setenv(name, value)
+        where = server.server.settings()
+        settings = dataclasses.replace(
+            SNAPSHOTD, store=where.url, s3_endpoint=where.s3_endpoint, s3_region=where.s3_region
+        )
+        with Cluster(tmp_path, snapshotds=1, snapshotd_settings=settings) as cluster:
+            snapshot, synced = snapshot_under_load(cluster, kernel, tmp_path / "load")
+            # It has what it has shipped in its memory.
+            cluster.snapshotds[0].stop()
+            cluster.start(cluster.snapshotds[0])
+            restored = restore(cluster, snapshot, SLOW)
+            uri = cluster.attach(restored)
+            text = script("source_away", AT_LEAST=synced)
+            with running(kernel, text, tmp_path / "away", uri, LIMIT_S) as mounted:
+                mounted.wait_for("MOUNTED")
+                server.stop()
+                cluster.call("SetHydration", snapshot_pb2.SetHydrationRequest(volume=restored, rate_bytes=0))
+                mounted.tell("gone")
+                mounted.wait_for("HERE")
+                mounted.wait_for("WAITING")
+                assert cluster.volume(restored).HasField("source"), "it was hydrated without its object store"
+                server.start()
+                mounted.tell("back")
+            assert_clean(mounted)
+            wait_hydrated(cluster, restored)
+
+
+def assert_clean(mounted: Guest) -> None:
+    result = mounted.end()
+    assert result.status == 0, str(result)
+    assert "CLEAN" in result.output
+
+
+# ---- frozen
+
+#: Far more than are written until the snapshot is there.
+MOST_FILES = 1500
+WRITTEN = 20
+
+
+def test_hooks_that_freeze_the_file_system_make_a_snapshot_that_needs_no_recovery(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    """`--pre` and `--post` reach into the guest: what was written there without a sync is in the snapshot as well."""
+    require_programs("e2fsck")
+    with Cluster(tmp_path, snapshotds=1) as cluster:
+        volume = cluster.create(SIZE)
+        uri = cluster.attach(volume)
+        text = script("freezing", MOST_FILES=MOST_FILES)
+        with running(kernel, text, tmp_path / "frozen", uri, LIMIT_S) as loaded:
+            loaded.wait_for(rf"WRITTEN {WRITTEN}\b")
+            (hot,) = cluster.snapshot(volume)
+            written = create_frozen(cluster, volume, loaded)
+            # It goes on where it stood.
+            loaded.wait_for(rf"WRITTEN {written + 5}\b")
+            loaded.tell("end")
+        result = loaded.end()
+        assert result.status == 0, str(result)
+        assert result.output.index("FROZEN") < result.output.index("THAWED")
+        cluster.detach(volume)
+        frozen = newest_snapshot(cluster, volume)
+        assert needs_recovery(cluster, hot, tmp_path), "this shows nothing: a mounted file system seems clean"
+        assert not needs_recovery(cluster, frozen, tmp_path)
+        at = cluster.attach(restore(cluster, frozen))
+        with running(kernel, script("thawed", AT_LEAST=written), tmp_path / "thawed", at, LIMIT_S) as mounted:
+            pass
+        assert_clean(mounted)
+
+
+def create_frozen(cluster: Cluster, volume: str, loaded: Guest) -> int:
+    """By the command line, with hooks that speak to the guest; how many files it had written when it was frozen."""
+    words, output = (shlex.quote(str(path)) for path in (guest.words_of(loaded.directory), loaded.output))
+
+    def hook(word: str, answer: str) -> str:
+        return f"echo {word} >{words}; until grep -q {answer} {output}; do sleep 0.05; done"
+
+    argv = [*CAIRN, "snapshot", "create", volume, "--wait", "--hook-timeout", "60"]
+    argv += ["--pre", hook("freeze", "FROZEN"), "--post", hook("thaw", "THAWED")]
+    environment = os.environ | {"CAIRN_CONTROL": cluster.control_address}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, timeout=LIMIT_S)
+    assert done.returncode == 0, done.stderr
+    before, _, _ = loaded.output.read_text(errors="replace").partition("FROZEN")
+    return before.count("WRITTEN ")
+
+
+def newest_snapshot(cluster: Cluster, volume: str) -> str:
+    listed = cluster.call("ListSnapshots", snapshot_pb2.ListSnapshotsRequest(volume=volume))
+    return str(max(listed.snapshots, key=lambda each: each.generation).id)
+
+
+def needs_recovery(cluster: Cluster, snapshot: str, directory: Path) -> bool:
+    """Whether the file system in a snapshot has a journal to be replayed, as e2fsck sees it; else it must be clean."""
+    image = directory / f"{snapshot}.raw"
+    environment = os.environ | {"CAIRN_CONTROL": cluster.control_address}
+    subprocess.run([*CAIRN, "snapshot", "export", snapshot, image], env=environment, check=True, capture_output=True)
+    checked = subprocess.run(
+        [str(find_program("e2fsck")), "-f", "-n", image], capture_output=True, text=True, check=False
+    )
+    said = checked.stdout + checked.stderr
+    if "skipping journal recovery" in said:
+        return True
+    assert checked.returncode == 0, said
+    return False

@@ -2,9 +2,11 @@
 
 Emulated by QEMU (TCG), because a machine that runs tests may have no KVM. The first serial port is
 the kernel's console, the second carries what the script prints, the third its exit status: so a
-guest that dies before the script's end is told apart from a script that fails.
+guest that dies before the script's end is told apart from a script that fails. The fourth brings the
+script, as its file descriptor 3, the lines that this machine writes to a FIFO (`words_of`).
 """
 
+import os
 import subprocess
 import time
 from dataclasses import dataclass
@@ -34,7 +36,8 @@ ip link set lo up
 ip addr add 10.0.2.15/24 dev eth0
 ip link set eth0 up
 stty -F /dev/ttyS1 raw
-bash /script </dev/null >/dev/ttyS1 2>&1
+stty -F /dev/ttyS3 -echo
+bash /script </dev/null >/dev/ttyS1 2>&1 3</dev/ttyS3
 echo $? >/dev/ttyS2
 stty -F /dev/ttyS1 raw # which waits until all is sent
 stty -F /dev/ttyS2 raw
@@ -63,6 +66,11 @@ def file_system_script(file_system: str) -> str:
     return f"FILE_SYSTEM={file_system}\n" + (Path(__file__).parent / "file_system.sh").read_text()
 
 
+def words_of(directory: Path) -> Path:
+    """The FIFO whose lines the script of the guest in `directory` reads from file descriptor 3."""
+    return directory / "words.in"
+
+
 def run(
     kernel: Kernel, text: str, directory: Path, *, port: int = 0, export: str = "", timeout_s: float = 60
 ) -> Result:
@@ -74,8 +82,11 @@ def run(
     initrd = directory / "initrd"
     initrd.write_bytes(_make_root(kernel, text, _INIT.format(host=_HOST, port=port, export=export)))
     ports = {name: directory / name for name in ("console", "output", "status")}
+    words = words_of(directory)
+    for path in (words, words.with_suffix(".out")):
+        os.mkfifo(path)
     began = time.monotonic()
-    _boot(_command(kernel.image, initrd, ports), timeout_s)
+    _boot(_command(kernel.image, initrd, ports, words.with_suffix("")), timeout_s)
     read = {name: path.read_text(errors="replace") if path.exists() else "" for name, path in ports.items()}
     status = int(read["status"]) if read["status"].strip().isdigit() else None
     return Result(status, read["output"], read["console"], time.monotonic() - began)
@@ -95,7 +106,7 @@ def _make_root(kernel: Kernel, text: str, init: str) -> bytes:
     return root.pack()
 
 
-def _command(image: Path, initrd: Path, ports: dict[str, Path]) -> list[str]:
+def _command(image: Path, initrd: Path, ports: dict[str, Path], words: Path) -> list[str]:
     command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "768"]
     command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     command += ["-kernel", str(image), "-initrd", str(initrd)]
@@ -103,7 +114,7 @@ def _command(image: Path, initrd: Path, ports: dict[str, Path]) -> list[str]:
     command += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]
     for path in ports.values():
         command += ["-serial", f"file:{path}"]
-    return command
+    return [*command, "-serial", f"pipe:{words}"]
 
 
 def _boot(command: list[str], timeout_s: float) -> None:
