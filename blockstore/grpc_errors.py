@@ -2,14 +2,16 @@
 
 A server installs `ErrorInterceptor`: a CairnError that leaves a handler ends the call with the
 code of its class (blockstore.errors) and its message; any other exception is logged with its
-stack and ends the call as INTERNAL. A client wraps its calls in `with cairn_errors("node ..."):`,
-or hands a caught grpc.RpcError to `from_rpc_error`. Invariant: an error of the tree that crosses a
-call arrives as the same class. The codes that gRPC itself makes have a class too: who cannot be
-reached, answers too late, or ends the call early is UNAVAILABLE to whoever needs a quorum.
+stack and ends the call as INTERNAL; cancelled work that a handler waited for ends it as UNAVAILABLE.
+A client wraps its calls in `with cairn_errors("node ..."):`, or hands a caught grpc.RpcError to
+`from_rpc_error`. Invariant: an error of the tree that crosses a call arrives as the same class.
+The codes that gRPC itself makes have a class too: who cannot be reached, answers too late, or ends
+the call early is UNAVAILABLE to whoever needs a quorum.
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -95,6 +97,8 @@ def _guarded(behavior: Callable[..., Any], method: str) -> Callable[..., Any]:
             try:
                 async for response in behavior(request, context):
                     yield response
+            except asyncio.CancelledError:
+                await _abort(context, method, _cut_off(method))
             except Exception as error:
                 await _abort(context, method, error)
 
@@ -104,11 +108,24 @@ def _guarded(behavior: Callable[..., Any], method: str) -> Callable[..., Any]:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             try:
                 return await behavior(request, context)
+            except asyncio.CancelledError:
+                await _abort(context, method, _cut_off(method))
             except Exception as error:
                 await _abort(context, method, error)
 
         return call
     return behavior
+
+
+def _cut_off(method: str) -> CairnError:
+    """For a handler that waited for work which was cancelled: gRPC itself would leave its caller without an answer.
+
+    Raises CancelledError where the call itself was cancelled.
+    """
+    task = asyncio.current_task()
+    if task is None or task.cancelling():
+        raise asyncio.CancelledError
+    return QuorumUnavailable(f"{method}: what the call waited for was cut off; call again")
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], method: str, error: Exception) -> NoReturn:

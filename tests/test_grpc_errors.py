@@ -1,6 +1,7 @@
 """Every error of the tree crosses a real call as its class."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,8 +17,9 @@ ERRORS = sorted(BY_GRPC.values(), key=lambda error: error.__name__)
 class _Service(grpc.GenericRpcHandler):  # type: ignore[type-arg]
     """Raises what it is told to: as one answer, and after the first of a stream of answers."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         self.error = error
+        self.began, self.cancelled = asyncio.Event(), asyncio.Event()
 
     async def unary(self, request: bytes, context: Any) -> bytes:
         raise self.error
@@ -27,7 +29,12 @@ class _Service(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         raise self.error
 
     async def slow(self, request: bytes, context: Any) -> bytes:
-        await asyncio.Event().wait()
+        self.began.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
         return b""
 
     def service(self, details: Any) -> Any:
@@ -38,7 +45,7 @@ class _Service(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         }.get(details.method)
 
 
-async def _call(raised: Exception, method: str, timeout_s: float = 10) -> None:
+async def _call(raised: BaseException, method: str, timeout_s: float = 10) -> None:
     server = grpc.aio.server(interceptors=[ErrorInterceptor()])
     server.add_generic_rpc_handlers((_Service(raised),))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -68,6 +75,34 @@ def test_an_unforeseen_exception_is_internal(method: str) -> None:
     with pytest.raises(CairnError, match=r"ZeroDivisionError: by zero") as caught:
         asyncio.run(_call(ZeroDivisionError("by zero"), method))
     assert type(caught.value) is CairnError
+
+
+@pytest.mark.parametrize("method", ["/t/unary", "/t/stream"])
+def test_work_that_is_cut_off_is_answered(method: str) -> None:
+    with pytest.raises(QuorumUnavailable, match=r"cut off; call again"):
+        asyncio.run(_call(asyncio.CancelledError(), method))
+
+
+def test_a_call_that_its_caller_cancels_ends_as_that(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody is there to be told anything."""
+    caplog.set_level(logging.DEBUG, "grpc")
+
+    async def run() -> None:
+        service = _Service(Conflict("not raised"))
+        server = grpc.aio.server(interceptors=[ErrorInterceptor()])
+        server.add_generic_rpc_handlers((service,))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary("/t/slow")(b"", timeout=10)  # type: ignore[call-arg]
+            async with asyncio.timeout(5):
+                await service.began.wait()
+                call.cancel()
+                await service.cancelled.wait()
+        await server.stop(0)
+
+    asyncio.run(run())
+    assert "RPC cancelled for servicer method [/t/slow]" in caplog.text
 
 
 def test_too_late_is_unavailable_and_names_the_peer() -> None:
