@@ -1,7 +1,6 @@
 """A store whose process is killed, and one whose disk is full: what was applied is whole, nothing else is there."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -51,17 +50,23 @@ def test_a_kill_at_any_moment_leaves_a_whole_state(tmp_path: Path) -> None:
         assert check_replica(tmp_path / FILE_NAME).problems == []
 
 
+def take_no_more_writes(path: Path) -> None:
+    """Every descriptor that this process has of the file becomes one that cannot write."""
+    readable = os.open(path, os.O_RDONLY)
+    for descriptor in [int(name) for name in os.listdir("/proc/self/fd")]:
+        link = Path(f"/proc/self/fd/{descriptor}")
+        if descriptor != readable and link.exists() and link.samefile(path):
+            os.dup2(readable, descriptor)
+    os.close(readable)
+
+
 def test_after_a_failed_write_nothing_is_changed_any_more(tmp_path: Path) -> None:
     store, log = new_store(tmp_path), Log()
     apply(store, log, [log.record(write(0, block(1)))])
     store.commit([log.record(write(0, *[block(i) for i in range(200)]))])
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (os.stat(tmp_path / FILE_NAME).st_size, limit[1]))
-    try:
-        with pytest.raises(StorageFailed):
-            store.checkpoint(log.image(), 0)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    take_no_more_writes(tmp_path / FILE_NAME)
+    with pytest.raises(StorageFailed):
+        store.checkpoint(log.image(), 0)
     with pytest.raises(StorageFailed):
         store.checkpoint(log.image(), 0)
     assert store.read(0, 200) == log.content(0, 200)

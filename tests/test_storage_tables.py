@@ -1,14 +1,23 @@
-"""The environment itself: reads wait neither for the copy of a file nor for the old one to be given back."""
+"""The environment itself: what reads wait for, and what a failed write means.
 
+Reads wait neither for the copy of a file nor for the old one to be given back. A full disk is told from a failing one.
+"""
+
+import errno
+import os
+import resource
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pytest
 
+from blockstore.errors import NoSpace
 from blockstore.storage import tables as tables_module
-from blockstore.storage.tables import INITIAL_MAP_BYTES, Tables
+from blockstore.storage.tables import INITIAL_MAP_BYTES, StorageFailed, Tables, Writing
 from blockstore.units import MIB
 
 LIMIT_S = 20.0
@@ -98,3 +107,92 @@ def test_reads_go_on_while_the_file_that_was_replaced_is_given_back(tmp_path: Pa
     again = Tables(tmp_path / "tables", create=False)
     assert get(again) == b"new value"
     again.close()
+
+
+@contextmanager
+def file_size_limit(limit: int) -> Iterator[None]:
+    """No file of this process may become larger: a write is cut short there, and the next one gets EFBIG."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("room_bytes", [0, 5000, 41060])
+def test_a_write_that_is_cut_short_is_no_room_and_goes_through_later(tmp_path: Path, room_bytes: int) -> None:
+    """LMDB says EIO of one that was begun, which a dying disk says as well."""
+    tables = make(tmp_path / "tables")
+    with file_size_limit((tmp_path / "tables").stat().st_size + room_bytes), pytest.raises(NoSpace):
+        put(tables, b"large", bytes(MIB))
+    assert get(tables) == b"value"
+    put(tables, b"large", bytes(MIB))
+    tables.close()
+
+
+def test_room_that_is_made_lets_the_change_through(tmp_path: Path) -> None:
+    asked = []
+
+    def make_room() -> bool:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before[1], before[1]))
+        asked.append(1)
+        return True
+
+    tables = make(tmp_path / "tables")
+    tables.make_room = make_room
+    with file_size_limit((tmp_path / "tables").stat().st_size + 5000):
+        put(tables, b"large", bytes(MIB))
+    assert asked == [1]
+    tables.close()
+
+
+def failing(code: int) -> lmdb.Error:
+    """What LMDB raises of a write or sync that failed so."""
+    error = lmdb.Error(f"mdb_txn_commit: {os.strerror(code)}")
+    error.code = code  # type: ignore[misc]
+    return error
+
+
+def change_fails(tables: Tables, code: int) -> None:
+    def change(transaction: Writing) -> None:
+        raise failing(code)
+
+    tables.change(change)
+
+
+def test_an_error_of_the_disk_is_never_taken_for_a_full_one(tmp_path: Path) -> None:
+    tables = make(tmp_path / "tables")
+    size = (tmp_path / "tables").stat().st_size
+    with pytest.raises(StorageFailed):
+        change_fails(tables, errno.EIO)
+    assert (tmp_path / "tables").stat().st_size == size
+    with pytest.raises(StorageFailed):
+        put(tables, b"any", b"thing")
+    tables.close()
+
+
+def test_a_failed_sync_is_one_also_while_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel tells every descriptor that was open: also the one that is asked after LMDB's own failed."""
+
+    def fails(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    tables = make(tmp_path / "tables")
+    with monkeypatch.context() as patched, file_size_limit((tmp_path / "tables").stat().st_size):
+        patched.setattr(os, "fsync", fails)
+        with pytest.raises(StorageFailed):
+            change_fails(tables, errno.EIO)
+    tables.close()
+
+
+def test_a_copy_tells_what_keeps_it_from_its_end(tmp_path: Path) -> None:
+    tables = make(tmp_path / "tables")
+    put(tables, b"large", bytes(MIB))
+    with file_size_limit(MIB // 2), pytest.raises(NoSpace):
+        tables.copy_compacted(tmp_path / "first")
+    put(tables, b"more", bytes(MIB))
+    with pytest.raises(StorageFailed):
+        tables.copy_compacted(tmp_path / "nowhere" / "second")
+    tables.close()

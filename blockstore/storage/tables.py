@@ -8,6 +8,8 @@ undone, the map grows, and the whole change runs again, so it must compute every
 A transaction writes all its pages before its sync and its meta page after it, so a failed one leaves
 the tables as they were, and trying it again on a full disk is safe: all its pages are written again.
 Any other failure of a write or sync ends the environment (`StorageFailed`): the process must stop.
+LMDB says EIO for both a write that the full disk cut short and a sync that failed. A descriptor of ours
+that was open before tells of the failed sync, too; and only a full disk takes no byte behind the file's end.
 """
 
 import errno
@@ -39,8 +41,10 @@ INITIAL_MAP_BYTES: Final = 64 * MIB
 MAX_GROWTH_BYTES: Final = 64 * GIB
 #: At least so much, or else its own size, may be added to a file while it is copied: more waits for the copy.
 COPY_GROWTH_BYTES: Final = GIB
-#: With less than this free, a write that LMDB reports as cut short (it says EIO) was cut by the full disk.
+#: With less than this free, a write that was cut short was cut by the full disk, whatever was given back since.
 _FULL_DISK_BYTES: Final = MIB
+#: No room on the disk, in a quota, or for a file of that size.
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 T = TypeVar("T")
 MakeRoom = Callable[[], bool]
@@ -99,6 +103,8 @@ class Tables:
         """Held while the file is copied, which is a reader that stays for long: the gate must not be shut then."""
         self._failed: StorageFailed | None = None
         self._open(create)
+        self._witness = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        """Its fsync fails, too, after one of LMDB's failed."""
 
     def _open(self, create: bool) -> None:
         size = self.path.stat().st_size if self.path.exists() else 0
@@ -161,7 +167,7 @@ class Tables:
         """A copy without free pages in the new file `target`, durable but for its name.
 
         Changes and reads go on meanwhile. The map cannot grow as long, so it is made roomy before: a change that
-        needs more waits. Raises NoSpace.
+        needs more waits. Raises NoSpace, Corrupt, StorageFailed.
         """
         with self._changing:
             wanted = self.file_bytes + max(self.file_bytes, COPY_GROWTH_BYTES)
@@ -173,7 +179,9 @@ class Tables:
             self._environment.copy(str(target), compact=True)
             sync_path(target)
         except (lmdb.Error, OSError) as error:
-            raise NoSpace(f"{self.path} cannot be compacted: {error}; free disk space there") from error
+            if (error.errno if isinstance(error, OSError) else error.code) in NO_ROOM:
+                raise NoSpace(f"{self.path} cannot be compacted: {error}; free disk space there") from error
+            raise self._failure(error) from error
         finally:
             self._gate.leave()
             self._copying.release()
@@ -192,6 +200,7 @@ class Tables:
                 raise self._fail(error) from error
             with self._gate.closed():
                 self._environment, fresh._environment = fresh._environment, self._environment
+                self._witness, fresh._witness = fresh._witness, self._witness
                 self.index, self.data, self.extents, self.present, self.tail, self.meta = fresh._handles()
         fresh.close()
 
@@ -217,6 +226,9 @@ class Tables:
         """May be called again."""
         with self._changing, self._gate.closed():
             self._environment.close()
+            if self._witness >= 0:
+                os.close(self._witness)
+                self._witness = -1
 
     def _handles(self) -> tuple["lmdb._Database", ...]:
         return (self.index, self.data, self.extents, self.present, self.tail, self.meta)
@@ -228,21 +240,40 @@ class Tables:
 
     def _after_failure(self, error: lmdb.Error) -> None:
         """Returns where the change may be tried again."""
-        if isinstance(error, lmdb.DiskError) or (error.code == errno.EIO and self._disk_is_full()):
+        if error.code in NO_ROOM or (error.code == errno.EIO and self._was_cut_short()):
             if not self.make_room():
                 raise NoSpace(f"the disk of {self.path} is full: {error}; free disk space there") from error
             return
+        raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> CairnError:
+        """Of anything but too little room."""
         if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError):
-            raise Corrupt(f"the tables at {self.path} are damaged: {error}") from error
-        raise self._fail(error) from error
+            return Corrupt(f"the tables at {self.path} are damaged: {error}")
+        return self._fail(error)
 
     def _fail(self, error: Exception) -> StorageFailed:
         self._failed = StorageFailed(f"writing the tables at {self.path} failed: {error}; the node must start anew")
         return self._failed
 
-    def _disk_is_full(self) -> bool:
+    def _was_cut_short(self) -> bool:
+        """Whether the failure was that of a write for which there was no room."""
+        try:
+            os.fsync(self._witness)
+        except OSError:
+            return False  # it was the sync's
         status = os.statvfs(self.path)
-        return status.f_bavail * status.f_frsize < _FULL_DISK_BYTES
+        return status.f_bavail * status.f_frsize < _FULL_DISK_BYTES or not self._takes_a_byte()
+
+    def _takes_a_byte(self) -> bool:
+        """Whether there is room behind the file's end."""
+        end = os.fstat(self._witness).st_size
+        try:
+            os.pwrite(self._witness, b"\0", end)
+        except OSError as error:
+            return error.errno not in NO_ROOM
+        os.ftruncate(self._witness, end)
+        return True
 
 
 class _ReadCall:
