@@ -17,7 +17,7 @@ from snapshotd.crypto import DomainKeys
 from snapshotd.frame import compress_frame
 from snapshotd.index import Index, IndexEntry, encode_index
 from snapshotd.inventory import load_quarantines, load_trailer, take_inventory
-from snapshotd.layout import index_key, pack_key, root_key, shard_key
+from snapshotd.layout import SNAPSHOTS, index_key, pack_key, root_key, shard_key
 from snapshotd.manifest import MAX_DEPTH, SHARD_BLOCKS, BlockRef, Shard, encode_patch, encode_shard
 from snapshotd.memory_store import MemoryStore
 from snapshotd.pack import ObjectWriter
@@ -74,7 +74,20 @@ class World:
         """Write some snapshots, one after the other, most as a change of an earlier one."""
         repository, catalog = self.parts(name)
         for _ in range(self.schedule.random.randint(1, 3)):
-            await Writer(self, repository, catalog).run()
+            pending = [each for each in self.control.records if self._is_pending(each)]
+            if pending and self.schedule.random.random() < 0.4:
+                # Control gives it to this one as well: who does it was silent for a while.
+                writer = Writer(self, repository, catalog, self.schedule.random.choice(sorted(pending)))
+            else:
+                writer = Writer(self, repository, catalog)
+            try:
+                await writer.run()
+            except Superseded:
+                continue
+
+    def _is_pending(self, snapshot: SnapshotId) -> bool:
+        record = self.control.records.get(snapshot)
+        return record is not None and record.state == pb.SNAPSHOT_STATE_PENDING
 
     async def prune(self, name: str) -> None:
         """Prune twice; who is fenced tries again, as a person would."""
@@ -142,12 +155,20 @@ async def read_back(reader: SnapshotReader, snapshot: str, digest: bytes) -> dic
     return found
 
 
-class Writer:
-    """Writes one snapshot by the rules."""
+class Superseded(Exception):
+    """Another writer completed the snapshot, and it may have been deleted since."""
 
-    def __init__(self, world: World, repository: Repository, catalog: SteppedCatalog) -> None:
-        world.written += 1
-        self.snapshot = SnapshotId(f"snap-{world.written:017x}")
+
+class Writer:
+    """Writes one snapshot by the rules. snapshot: one that another writer has begun; a new one where it is empty."""
+
+    def __init__(
+        self, world: World, repository: Repository, catalog: SteppedCatalog, snapshot: SnapshotId | None = None
+    ) -> None:
+        if snapshot is None:
+            world.written += 1
+        self.snapshot = snapshot or SnapshotId(f"snap-{world.written:017x}")
+        self._is_new = snapshot is None
         self._world = world
         self._repository = repository
         self._catalog = catalog
@@ -163,6 +184,19 @@ class Writer:
 
     async def run(self) -> None:
         record = await self._catalog.call(self._begin)
+        try:
+            await self._carry_out(record)
+        except (CairnError, KeyError):
+            # Once another writer completed it, what this one refers to may be gone.
+            self._check_pending()
+            raise
+
+    def _check_pending(self) -> None:
+        record = self._world.control.records.get(self.snapshot)
+        if record is None or record.state != pb.SNAPSHOT_STATE_PENDING:
+            raise Superseded
+
+    async def _carry_out(self, record: Record) -> None:
         await self._look()
         if record.base:
             self._base = await self._read_base(SnapshotId(record.base))
@@ -176,12 +210,16 @@ class Writer:
                 await self._catalog.call(complete)
                 return
             except Fenced:
+                self._check_pending()
                 await self._look()
                 await self._mend(record)
 
     def _begin(self) -> Record:
         """One transaction: the base stays until this one is completed."""
         records = self._world.control.records
+        if not self._is_new:
+            self._check_pending()
+            return records[self.snapshot]
         bases = sorted(name for name, each in records.items() if each.state == pb.SNAPSHOT_STATE_COMPLETED)
         base = self._random.choice(bases) if bases and self._random.random() < 0.6 else ""
         content = dict(records[SnapshotId(base)].content) if base else {}
@@ -330,8 +368,10 @@ async def check_end(world: World) -> None:
         await delete_roots(world, name)
     await _run(world, [world.prune("steady pruner")])
     await _run(world, [read_all(world)])
-    for name in list(records):
-        await delete_roots(world, name)
+    for name in records:
+        assert len(await roots_of(world.store, name)) <= 1, f"roots of {name} are left for ever"
+    async for info in world.store.list(SNAPSHOTS):
+        await world.store.delete(info.key)
     records.clear()
     for _ in range(2):
         await _run(world, [world.prune("steady pruner")])

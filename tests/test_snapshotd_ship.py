@@ -82,7 +82,8 @@ class Shipping:
         self.control = PlayedControl()
         self.channels = NodeChannels()
 
-    def ship(self, number: int, generation: int, base: int = 0) -> Ship:
+    def task(self, number: int, generation: int, base: int = 0) -> pb.ShipTask:
+        """Control's. base: the number of the snapshot that it is shipped as a change of; 0 for none."""
         segment = self.stack.where().segments[0]
         segment.size_bytes = SIZE
         snapshot = pb.Snapshot(
@@ -92,7 +93,10 @@ class Shipping:
         if base:
             task.base, task.base_generation = snapshot_id(base), base
             task.base_root = self.control.completed[task.base]
-        parts = self.parts
+        return task
+
+    def ship(self, number: int, generation: int, base: int = 0) -> Ship:
+        task, parts = self.task(number, generation, base), self.parts
         control = cast(ControlClient, self.control)
         return Ship(
             task,
