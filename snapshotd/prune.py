@@ -342,7 +342,7 @@ class Pruner:
             raise
 
     async def _check_number(self, raised: int) -> None:
-        number = (await self.catalog.roots()).number
+        number = await self.catalog.prune_number()
         if number != raised:
             raise Fenced(
                 f"another prune began (its number is {number}, this one's {raised}): nothing was deleted here; let it "

@@ -36,6 +36,9 @@ class Catalog(Protocol):
     async def roots(self) -> Roots:
         """Completed snapshots, deleted ones that volumes still come from, pending ones: of one revision."""
 
+    async def prune_number(self) -> int:
+        """The prune number alone."""
+
     async def raise_number(self, expected: int) -> int:
         """The number is `expected` + 1 from here on. Raises Fenced where it was another one: somebody else prunes."""
 
@@ -63,6 +66,12 @@ class ControlCatalog:
             raise QuorumUnavailable(f"control's list of roots has {count} of {answer.total} entries: ask again")
         completed = {SnapshotId(each.snapshot): each.root for each in answer.roots}
         return Roots(answer.prune_number, completed, frozenset(SnapshotId(each) for each in answer.pending))
+
+    async def prune_number(self) -> int:
+        with cairn_errors("control"):
+            answer = await self._stub.GetPruneNumber(pb.GetPruneNumberRequest(), timeout=_TIMEOUT_S)
+        number: int = answer.prune_number
+        return number
 
     async def raise_number(self, expected: int) -> int:
         request = pb.RaisePruneNumberRequest(daemon=self._daemon, expected=expected)

@@ -229,7 +229,7 @@ class _Attempt:
 
     async def _look(self) -> None:
         """The prune number, then the quarantines, then what is stored: in this order."""
-        self._number = (await self._parts.control.catalog.roots()).number
+        self._number = await self._parts.control.catalog.prune_number()
         self._marks = merge_marks((await load_quarantines(self._parts.packs.repository)).values())
         await self._parts.packs.look(self._task.snapshot.id)
 
@@ -256,7 +256,7 @@ class _Attempt:
         catalog, control = self._parts.control.catalog, self._parts.control
         written: tuple[Root, bytes] | None = None
         while True:
-            while (await catalog.roots()).number != self._number:
+            while await catalog.prune_number() != self._number:
                 await self._mend(writer)
             if written is None or written[0].shards != writer.shards:
                 written = await writer.finish(root_of(self._task.snapshot, time.time_ns() // 1_000_000))
@@ -270,7 +270,7 @@ class _Attempt:
                 _log.info("snapshot was whole in the object store before", snapshot=writer.snapshot)
                 return
             except Fenced:
-                if (await catalog.roots()).number == self._number:
+                if await catalog.prune_number() == self._number:
                     raise
 
 

@@ -19,7 +19,7 @@ async def vouch(repository: Repository, catalog: Catalog, root: Root, digest: by
 
     Raises Conflict where something is missing or about to go; Corrupt where a shard is damaged or gone.
     """
-    number = (await catalog.roots()).number
+    number = await catalog.prune_number()
     inventory = await take_inventory(repository, lambda key, error: None)
     needed = References()
     await references_of(Manifests(repository), root, needed)

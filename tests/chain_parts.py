@@ -40,6 +40,9 @@ class LocalCatalog:
     async def roots(self) -> Roots:
         return self.control.roots()
 
+    async def prune_number(self) -> int:
+        return self.control.number
+
     async def raise_number(self, expected: int) -> int:
         return self.control.raise_number(expected)
 
@@ -87,7 +90,7 @@ class Chain:
             await writer.put_blocks(block, content)
         await writer.settle()
         while True:
-            while (await self.catalog.roots()).number != prune_number:
+            while await self.catalog.prune_number() != prune_number:
                 prune_number, marks = await self._look(snapshot)
                 writer.shunned = marks
                 await writer.mend_shards(marks)
@@ -105,7 +108,7 @@ class Chain:
 
     async def _look(self, snapshot: str) -> tuple[int, Marks]:
         """The prune number, then the quarantines, then what is stored."""
-        number = (await self.catalog.roots()).number
+        number = await self.catalog.prune_number()
         marks = merge_marks((await load_quarantines(self.parts.repository)).values())
         await self.parts.packs.look(snapshot)
         return number, marks

@@ -226,6 +226,9 @@ class SteppedCatalog:
     async def roots(self) -> Roots:
         return await self.call(self.control.roots)
 
+    async def prune_number(self) -> int:
+        return await self.call(lambda: self.control.number)
+
     async def raise_number(self, expected: int) -> int:
         return await self.call(lambda: self.control.raise_number(expected))
 

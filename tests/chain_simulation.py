@@ -241,7 +241,7 @@ class Writer:
 
     async def _look(self) -> None:
         """The number, then the quarantines, then what is there."""
-        self._number = (await self._catalog.roots()).number
+        self._number = await self._catalog.prune_number()
         self._marks = merge_marks((await load_quarantines(self._repository)).values())
         inventory = await take_inventory(self._repository)
         self._stored = {}

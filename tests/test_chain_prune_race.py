@@ -5,11 +5,11 @@ what a deleted snapshot left. Then the same on purpose at the worst instants, wh
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -251,12 +251,12 @@ def test_without_the_number_an_upload_is_lost(tmp_path: Path) -> None:
             wanted = blocks(range(100, 180))
 
             async def upload() -> bytes:
-                chain.catalog.roots = _held(chain, begun, go)  # type: ignore[method-assign, assignment]
+                chain.catalog.prune_number = _held(chain, begun, go)  # type: ignore[method-assign]
                 return await chain.upload(2, SIZE, wanted)
 
             task = asyncio.create_task(upload())
             await begun.wait()
-            chain.catalog.roots = LocalCatalog(control).roots  # type: ignore[method-assign]
+            chain.catalog.prune_number = LocalCatalog(control).prune_number  # type: ignore[method-assign]
             control.records[SnapshotId(snapshot_id(2))].state = pb.SNAPSHOT_STATE_ERROR
             await chain.prune()
             control.records[SnapshotId(snapshot_id(2))].state = pb.SNAPSHOT_STATE_PENDING
@@ -269,18 +269,18 @@ def test_without_the_number_an_upload_is_lost(tmp_path: Path) -> None:
         asyncio.run(check())
 
 
-def _held(chain: Chain, begun: asyncio.Event, go: asyncio.Event) -> Callable[[], Awaitable[object]]:
-    """In place of `roots`: the second answer is held up, and is the one of before."""
+def _held(chain: Chain, begun: asyncio.Event, go: asyncio.Event) -> Callable[[], Coroutine[Any, Any, int]]:
+    """In place of `prune_number`: the second answer is held up, and is the one of before."""
     answers = iter(range(10))
 
-    async def roots() -> object:
-        found = chain.catalog.control.roots()
+    async def prune_number() -> int:
+        found = chain.catalog.control.number
         if next(answers) == 1:
             begun.set()
             await go.wait()
         return found
 
-    return roots
+    return prune_number
 
 
 async def _two_prunes(directory: Path, step: str, second: type[Pruner]) -> None:

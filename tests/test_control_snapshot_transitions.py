@@ -11,7 +11,7 @@ from blockstore.control import transitions
 from blockstore.control.codec import decode, encode
 from blockstore.control.pins import superseded
 from blockstore.control.records import Maintenance, MaintenanceState, Source, Volume
-from blockstore.control.shipping import newest_before, next_of_each_volume, waits_for
+from blockstore.control.shipping import newest_before, next_of_each_volume
 from blockstore.control.snapshot_records import Snapshot, SnapshotState, Statistics
 from blockstore.control.snapshot_transitions import MOVES, Move, Phase, phase_of
 from blockstore.domain import ORIGIN, FrontEndId, SnapshotId, VolumeId, VolumeState
@@ -119,8 +119,6 @@ def test_of_a_volume_what_was_started_goes_on_and_else_the_oldest_content_is_fir
     first, second = of_volume(2, 1), of_volume(1, 2)
     assert next_of_each_volume([second, first]) == [first]
     assert next_of_each_volume([first, replace(second, started=True)]) == [replace(second, started=True)]
-    assert waits_for(second, [first, second]) == first.id
-    assert waits_for(first, [first, second]) is None
     other = of_volume(3, 1, volume=VolumeId("vol-00000000000000002"))
     assert next_of_each_volume([first, other, done(4, 1)]) == [first, other]
 

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import pytest
 
-from blockstore.domain import SnapshotId
 from blockstore.errors import AlreadyExists, CairnError, Fenced, QuorumUnavailable
 from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import BLOCK_SIZE, MIB, BlockNumber
@@ -24,7 +23,6 @@ from snapshotd.reader import SnapshotReader
 from snapshotd.replicas import NodeChannels
 from snapshotd.repository import Repository
 from snapshotd.root import Statistics
-from snapshotd.roots import Roots
 from snapshotd.ship import Ship, ShipParts
 from tests.snapshot_parts import CLUSTER, CountingStore, Parts, opened, snapshot_id
 from tests.stack import VOLUME, Stack, in_loop, running_stack, until
@@ -47,8 +45,8 @@ class PlayedControl:
     def catalog(self) -> "PlayedControl":
         return self
 
-    async def roots(self) -> Roots:
-        return Roots(self.number, {SnapshotId(each): root for each, root in self.completed.items()})
+    async def prune_number(self) -> int:
+        return self.number
 
     async def snapshot(self, snapshot: str) -> pb.Snapshot:
         is_completed = snapshot in self.completed
@@ -196,17 +194,17 @@ def test_a_quarantine_that_came_with_the_number_is_seen(tmp_path: Path) -> None:
             doomed = [key for folder in (INDEXES, PACKS, SHARDS) async for key in _keys(here, folder)]
             marks = {part.pack for entry in here.parts.index.present() for part in entry.parts}
             stored = encode_quarantine(here.parts.repository.keys, 7, marks, bytes(16))
-            roots, has_begun = here.control.roots, False
+            has_begun = False
 
-            async def prune_begins() -> Roots:
+            async def prune_begins() -> int:
                 nonlocal has_begun
                 if not has_begun:
                     has_begun = True
                     await here.store.put(QUARANTINES + "7", stored)
                     here.control.number += 1
-                return await roots()
+                return here.control.number
 
-            here.control.roots = prune_begins  # type: ignore[method-assign]
+            here.control.prune_number = prune_begins  # type: ignore[method-assign]
             await here.ship(2, 1).run()
             for key in doomed:
                 await here.store.delete(key)

@@ -29,6 +29,20 @@ def show_store(state: StateOption, control: ControlOption = None, output: Output
     show(output, document, lambda: snapshot_tables.store(daemons))
 
 
+@app.command("forget")
+def forget(
+    daemon: Annotated[str, typer.Argument(metavar="DAEMON", help="Its id, sd-…: see `cairn store show`.")],
+    *,
+    state: StateOption,
+    control: ControlOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Forget a snapshotd that is down and gone for good; one that comes back registers again."""
+    request = pb.ForgetDaemonRequest(daemon=daemon)
+    run_with_control(find_control(control, state), lambda client: client.call(client.snapshots.ForgetDaemon, request))
+    show(output, {"id": daemon, "removed": True}, lambda: f"{daemon} is forgotten")
+
+
 @app.command("prune")
 def prune(
     *,
