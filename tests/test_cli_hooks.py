@@ -101,11 +101,11 @@ def test_who_takes_too_long_is_killed_with_all_that_it_started(tmp_path: Path, l
 
 
 SCRIPT = """
-import sys, time
+import signal, sys
 from blockstore.cli.hooks import Hooks
 log = sys.argv[1]
-hooks = Hooks("", f"touch {log}.begun; sleep 0.5; echo post >> {log}", 10.0, {})
-hooks.around(lambda: (print("works", flush=True), time.sleep(60)))
+hooks = Hooks("", f"touch {log}.begun; while [ ! -e {log}.go ]; do sleep 0.01; done; echo post >> {log}", 10.0, {})
+hooks.around(lambda: (print("works", flush=True), signal.pause()))
 """
 
 
@@ -121,6 +121,7 @@ def test_after_is_also_after_a_signal(tmp_path: Path, number: signal.Signals) ->
         process.send_signal(number)
         wait_for("--post to begin", (tmp_path / "log.begun").exists, 20)
         os.kill(process.pid, number)
+        (tmp_path / "log.go").touch()
         process.wait(20)
     assert noted(log) == ["post"]
     assert process.returncode != 0

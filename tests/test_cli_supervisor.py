@@ -18,7 +18,7 @@ from blockstore.cli.supervisor import Child, Supervisor, describe_exit, last_lin
 from blockstore.config import EXIT_DO_NOT_RESTART
 
 LIMIT_S = 20.0
-FOREVER = "import time; print('runs', flush=True)\nwhile True: time.sleep(60)"
+FOREVER = "import signal; print('runs', flush=True)\nwhile True: signal.pause()"
 
 
 class Script:
@@ -108,18 +108,27 @@ def test_one_that_cannot_be_started_at_all(tmp_path: Path) -> None:
 
 
 def test_a_clean_stop_is_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "go")
     text = (
-        "import signal, sys, time\n"
-        "def stop(*_): time.sleep(0.2); print('stopped', flush=True); sys.exit(0)\n"
+        "import signal, sys\n"
+        "def stop(*_):\n"
+        "    print('stopping', flush=True)\n"
+        "    print(open(sys.argv[1] + '/go').read(), flush=True)\n"
+        "    sys.exit(0)\n"
         "signal.signal(signal.SIGTERM, stop); print('runs', flush=True)\n"
-        "while True: time.sleep(60)"
+        "while True: signal.pause()"
     )
 
     async def test(script: Script) -> None:
         await script.until_said("runs")
+        stopping = asyncio.ensure_future(script.supervisor.stop([script.child]))
+        await script.until_said("stopping")
+        assert not stopping.done()
+        await asyncio.to_thread((tmp_path / "go").write_text, "stopped")
+        await stopping
+        assert script.child.log.read_text().split() == ["runs", "stopping", "stopped"]
 
     script = supervised(tmp_path, text, test)
-    assert script.child.log.read_text().split() == ["runs", "stopped"]
     assert script.said == []
 
 
@@ -167,7 +176,7 @@ def test_a_long_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_children_die_with_a_killed_parent(tmp_path: Path) -> None:
     child = "import os; from blockstore.cli.daemons import die_with_parent, PARENT_VARIABLE\n" + (
-        "die_with_parent(os.environ[PARENT_VARIABLE]); print(os.getpid(), flush=True)\nimport time; time.sleep(600)"
+        "die_with_parent(os.environ[PARENT_VARIABLE]); print(os.getpid(), flush=True)\nimport signal; signal.pause()"
     )
     parent = "import subprocess, sys, os\n" + (
         f"os.environ['{PARENT_VARIABLE}'] = str(os.getpid())\nsubprocess.run([sys.executable, '-c', sys.argv[1]])"

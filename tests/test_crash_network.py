@@ -1,6 +1,6 @@
 """The network between the front-end and the nodes fails: connections are lost, or nothing is delivered."""
 
-import time
+import math
 from pathlib import Path
 
 import pytest
@@ -10,12 +10,25 @@ from tests.cluster import FRONT_END, Cluster
 from tests.crash.model import SECTOR_SIZE
 from tests.crash.offline import assert_replicas_agree
 from tests.crash.workload import Workload
+from tests.daemons import wait_for
 
 pytestmark = pytest.mark.xdist_group("load")
 
 SIZE = 64 * MIB
 SECTORS = range(SIZE // SECTOR_SIZE)
 PROGRESS = 200
+LIMIT_S = 120
+
+
+def wait_for_beats(cluster: Cluster, count: int) -> None:
+    """Until control has heard the front-end so often: by its own clock, at least that many heartbeats have passed."""
+    heard: set[int] = set()
+
+    def enough() -> bool:
+        heard.update(each.last_heartbeat_ms for each in cluster.status().front_ends)
+        return len(heard) > count + 1  # the first one is of before, and the next one may have been on its way
+
+    wait_for(f"{count} heartbeats", enough, LIMIT_S)
 
 
 def test_a_node_that_is_cut_off_catches_up(tmp_path: Path) -> None:
@@ -43,9 +56,9 @@ def test_without_a_quorum_requests_wait_and_then_go_on(tmp_path: Path) -> None:
             for proxy in cluster.proxies[:2]:
                 proxy.hold()
             # What was on its way has arrived by then, and no lease from before still allows a read.
-            time.sleep(FRONT_END.lease_s + FRONT_END.drift_s)
+            wait_for_beats(cluster, math.ceil((FRONT_END.lease_s + FRONT_END.drift_s) / FRONT_END.heartbeat_s) + 1)
             before = load.acknowledged
-            time.sleep(1)
+            wait_for_beats(cluster, 5)
             assert load.acknowledged == before, "acknowledged without a quorum"
             for proxy in cluster.proxies[:2]:
                 proxy.restore()

@@ -16,14 +16,16 @@ from blockstore.replication.messages import AppendAnswer, FencedBy, SealAnswer
 from blockstore.rpc import control_pb2 as pb
 from blockstore.rpc import replica_pb2
 from blockstore.units import BLOCK_SIZE, MIB, Generation
+from nbd_server.device import Device
+from nbd_server.hold import Barriers
 from tests.front_end_process import ServedFrontEnd, serving_front_end
+from tests.memory_nbd import MemoryVolume
 from tests.nbd_client import NbdClient, NbdError
 from tests.stack import LIMIT_S, Stack, in_loop, running_stack, until
+from tests.virtual_time import in_virtual_time
 
 SIZE = 16 * MIB
 SNAPSHOTS = [make_id("snap", bytes([number]) * 9) for number in range(4)]
-GRACE_S = 0.3
-"""In which whatever is acknowledged by mistake would have been."""
 
 
 @asynccontextmanager
@@ -47,6 +49,12 @@ async def described(served: ServedFrontEnd) -> replica_pb2.DescribeResponse:
     """What a replica says of everything that was sent so far."""
     attempt = next(iter(served.front_end._attachments))
     return await attempt.volume.members.describe(attempt.volume.status().end, LIMIT_S)
+
+
+def kept_answers(served: ServedFrontEnd) -> int:
+    """How many changes are done and wait for the end of the barrier to be acknowledged."""
+    attempt = next(iter(served.front_end._attachments))
+    return 0 if attempt.device.hold is None else len(attempt.device.hold._kept)
 
 
 class Writer:
@@ -78,20 +86,19 @@ def test_while_it_holds_nothing_is_acknowledged_and_reads_go_on(tmp_path: Path) 
             writer = Writer(client, depth=16)
             await until(lambda: writer.acked > 50, "the guest writes")
             await served.hold(1, "barrier")
-            await client.read(0, BLOCK_SIZE)  # behind the answers that were on their way already
+            await until(lambda: kept_answers(served) == 16, "all that the guest has in flight is done and not answered")
             acked = writer.acked
             content = await reader.read(0, MIB)
             changes = [
                 asyncio.create_task(change)
                 for change in (reader.write(MIB, b"part"), reader.trim(2 * MIB, MIB), reader.write_zeroes(3 * MIB, 10))
             ]
-            await asyncio.sleep(GRACE_S)
-            assert writer.acked == acked
-            assert not any(change.done() for change in changes)
+            await until(lambda: kept_answers(served) == 16 + len(changes), "these are done and not answered, too")
             await served.seal(1, SNAPSHOTS[0])
             await reader.flush()
             assert len(content) == len(await reader.read(0, MIB))
             assert writer.acked == acked
+            assert not any(change.done() for change in changes)
             assert await served.release(1, "barrier")
             await asyncio.gather(*changes)
             await until(lambda: writer.acked > acked + 50, "the guest goes on")
@@ -121,15 +128,18 @@ def test_a_barrier_ends_by_itself_and_says_so(tmp_path: Path) -> None:
     in_loop(test)
 
 
-def test_holding_again_starts_the_limit_anew(tmp_path: Path) -> None:
+def test_holding_again_starts_the_limit_anew() -> None:
     async def test() -> None:
-        async with attached(tmp_path) as (_, served):
-            for _ in range(4):
-                await served.hold(1, "barrier", limit_s=2.0)
-                await asyncio.sleep(0.7)
-            assert await served.release(1, "barrier")
+        barriers = Barriers(Device(MemoryVolume(MIB)))
+        for _ in range(4):
+            await barriers.hold("barrier", limit_s=2.0)
+            await asyncio.sleep(1.9)
+        assert barriers.release("barrier")
+        await barriers.hold("another", limit_s=2.0)
+        await asyncio.sleep(2.1)
+        assert not barriers.release("another")
 
-    in_loop(test)
+    in_virtual_time(test)
 
 
 def test_a_member_that_is_slow_to_hear_of_a_seal_keeps_no_guest_waiting(
@@ -155,7 +165,8 @@ def test_a_member_that_is_slow_to_hear_of_a_seal_keeps_no_guest_waiting(
             await served.seal(1, SNAPSHOTS[0])
             released = asyncio.create_task(served.release(1, "barrier"))
             await writing
-            await asyncio.sleep(GRACE_S)
+            said = len(late)
+            await until(lambda: len(late) > said + 3, "others are heard, and the slow one speaks on")
             assert not released.done()
             monkeypatch.undo()
             for answer in late:
@@ -171,7 +182,7 @@ def test_a_volume_that_is_closed_keeps_no_guest_waiting(tmp_path: Path) -> None:
             client = await served.client()
             await served.hold(1, "barrier")
             writing = asyncio.create_task(client.write(0, bytes(BLOCK_SIZE)))
-            await asyncio.sleep(GRACE_S)
+            await until(lambda: kept_answers(served) == 1, "the write is done and not answered")
             await served.close(1)
             await writing
             await refused(served.release(1, "barrier"), grpc.StatusCode.NOT_FOUND)

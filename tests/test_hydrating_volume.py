@@ -294,10 +294,11 @@ def test_guests_and_the_background_at_once(tmp_path: Path) -> None:
         async with over(tmp_path, retry_limit_s=20, checkpoint_s=0.1) as restored:
             attempt = await restored.attach(hydration=pb.Hydration(rate_bytes=MIB))
             model = restored.source.content(SIZE)
-            guests = [asyncio.create_task(guest(attempt.device, model, number)) for number in range(8)]
-            await asyncio.sleep(0.3)
+            looked: list[int] = []
+            guests = [asyncio.create_task(guest(attempt.device, model, number, looked)) for number in range(8)]
+            await until(lambda: len(looked) > 8 * 15, "the guests have begun")
             await restored.stack.stop_node(1)
-            await asyncio.sleep(0.3)
+            await until(lambda: len(looked) > 8 * 40, "they go on without the node")
             await restored.stack.start_node(1)
             await asyncio.gather(*guests)
             go_on(attempt)
@@ -307,7 +308,7 @@ def test_guests_and_the_background_at_once(tmp_path: Path) -> None:
     in_loop(test)
 
 
-async def guest(device: Device, model: bytearray, number: int) -> None:
+async def guest(device: Device, model: bytearray, number: int, looked: list[int]) -> None:
     """Changes and reads the blocks number, number + 8, ... one after the other, and looks each time."""
     chance = random.Random(number)
     for _ in range(60):
@@ -323,6 +324,7 @@ async def guest(device: Device, model: bytearray, number: int) -> None:
             model[at : at + BLOCK_SIZE] = bytes(BLOCK_SIZE)
             await (device.trim(at, BLOCK_SIZE) if kind == "trim" else device.zero(at, BLOCK_SIZE, allocate=True))
         assert await device.read(at, BLOCK_SIZE) == model[at : at + BLOCK_SIZE], (number, kind, at)
+        looked.append(at)
 
 
 def test_a_pass_that_gains_nothing_is_made_again(tmp_path: Path) -> None:
@@ -334,10 +336,11 @@ def test_a_pass_that_gains_nothing_is_made_again(tmp_path: Path) -> None:
             hydrating = attempt._hydrating
             assert hydrating is not None
             hydrating.present.add(0, SOURCE_BLOCKS)
-            submit, hydrating.fills._volume = hydrating.fills._volume, FullVolume()
+            full = FullVolume()
+            submit, hydrating.fills._volume = hydrating.fills._volume, full
             hydrating.fills.offer(0, memoryview(BLOCKS[0]))
             go_on(attempt)
-            await asyncio.sleep(0.5)
+            await until(lambda: full.refused > 1, "what was thought to be there is fetched all the same")
             hydrating.fills._volume = submit
             await until_hydrated(attempt)
             assert await attempt.device.read(0, SIZE) == restored.source.content(SIZE)
@@ -346,9 +349,13 @@ def test_a_pass_that_gains_nothing_is_made_again(tmp_path: Path) -> None:
 
 
 class FullVolume:
-    """Nodes without room: every fill fails."""
+    """Nodes without room: every fill fails. refused: how many."""
+
+    def __init__(self) -> None:
+        self.refused = 0
 
     def fill(self, start: int, data: bytes | memoryview) -> "asyncio.Future[None]":
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         future.set_exception(NoSpace("no room"))
+        self.refused += 1
         return future

@@ -226,7 +226,10 @@ def test_one_that_is_idle_or_slow_through_no_fault_of_its_own_stays(run: RunLoop
             waiting.request(Command.READ, 0, 512, 1)
             waiting.send(wire.serialize_request(Command.WRITE, 0, 2, 0, MIB) + bytes(MIB // 2))
             await until(lambda: len(served.volume.held) == 1)
-            await asyncio.sleep(1.6)
+            for _ in range(2):
+                stalling = await served.raw()
+                stalling.send(wire.serialize_request(Command.WRITE, 0, 1, 0, MIB) + bytes(MIB // 2))
+                await stalling.ended()  # by then all were looked at just as often
             served.volume.release_all()
             waiting.send(bytes(MIB // 2))
             assert await waiting.reply(512) == (0, 1)

@@ -195,8 +195,7 @@ def test_closing_answers_what_is_in_flight_and_begins_no_more(run: RunLoop) -> N
             closing = asyncio.ensure_future(served.server.close())
             await asyncio.sleep(0)
             raw.request(Command.READ, 0, BLOCK_SIZE, 2)
-            await asyncio.sleep(0.05)
-            assert len(served.volume.held) == 1
+            assert await settled(lambda: len(served.volume.held)) == 1
             served.volume.release()
             assert len(await raw.ended()) == 16 + BLOCK_SIZE
             await closing

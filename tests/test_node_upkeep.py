@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from blockstore.errors import Corrupt
+from blockstore.node.hosted_replica import HostedReplica
+from blockstore.node.upkeep import Upkeep
 from blockstore.storage import replica_store
 from blockstore.storage.delta import extents_above
 from blockstore.storage.keys import extent_key, version_key
@@ -175,7 +177,8 @@ def test_a_lost_entry_stays_where_too_few_others_are_whole(tmp_path: Path) -> No
 def test_a_replica_that_is_deleted_while_it_is_scrubbed_is_no_failure_of_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listed, closed = threading.Event(), threading.Event()
+    scrub = Upkeep._scrub
+    listed, closed, scrubbed = threading.Event(), threading.Event(), asyncio.Event()
 
     def list_when_closed(tables: Tables, since: Sequence) -> list[int]:
         if "node1" in tables.path.parts:
@@ -183,14 +186,24 @@ def test_a_replica_that_is_deleted_while_it_is_scrubbed_is_no_failure_of_the_dis
             assert closed.wait(LIMIT_S)
         return extents_above(tables, since)
 
+    async def scrub_and_tell(upkeep: Upkeep, hosted: HostedReplica) -> bool:
+        try:
+            return await scrub(upkeep, hosted)
+        finally:
+            if closed.is_set() and hosted.closed:
+                scrubbed.set()
+
     async def test() -> None:
         async with running_stack(tmp_path, scrub_s=1, upkeep_s=0.1) as stack:
             await stack.until_all_whole(await stack.open(SIZE))
             monkeypatch.setattr(replica_store, "extents_above", list_when_closed)
+            monkeypatch.setattr(Upkeep, "_scrub", scrub_and_tell)
             await until(listed.is_set, "scrub lists what there is")
             await stack.delete(1)
             closed.set()
-            await asyncio.sleep(0.3)
+            await until(scrubbed.is_set, "scrub is done with what was deleted")
+            for _ in range(10):
+                await asyncio.sleep(0)  # what it made of that is known some turns of the loop later
             assert not any(stack.failed(index).done() for index in range(3))
 
     in_loop(test)
@@ -207,8 +220,7 @@ def test_scrub_has_a_damaged_list_of_extents_filled_anew(tmp_path: Path) -> None
             tables, key = hosted.store._tables, extent_key(FIRST_GENERATION, 0)
             tables.change(lambda transaction: transaction.put(key, bytes(48), db=tables.extents))
             await until(lambda: not hosted.follower.whole or stack.failed(1).done(), "scrub finds it")
-            await stack.until_all_whole(volume)
-            assert sound(hosted.store)
+            await until(lambda: hosted.follower.whole and sound(hosted.store), "it is filled anew")
             assert not stack.failed(1).done()
 
     in_loop(test)

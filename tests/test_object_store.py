@@ -362,7 +362,7 @@ def test_a_key_stays_below_its_folder(key: str) -> None:
         assert check_key(key) == key
     except InvalidRequest:
         return
-    assert Path("/root/of/store", key).resolve().is_relative_to("/root/of/store")
+    assert Path("/a/store", key).resolve().is_relative_to("/a/store")
     assert check_folder(key) == check_folder(key + "/") == key + "/"
 
 

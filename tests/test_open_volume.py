@@ -7,6 +7,7 @@ import os
 import random
 from pathlib import Path
 
+import psutil
 import pytest
 
 from blockstore.domain import Position
@@ -47,6 +48,9 @@ def test_an_attachment_that_ended_leaves_no_connection_open(tmp_path: Path) -> N
     def descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))
 
+    def connections() -> int:
+        return sum(each.status == psutil.CONN_ESTABLISHED for each in psutil.Process().net_connections("tcp"))
+
     async def attach_and_detach(stack: Stack) -> None:
         volume = await stack.open(SIZE)
         await volume.write(0, block("a"))
@@ -56,11 +60,11 @@ def test_an_attachment_that_ended_leaves_no_connection_open(tmp_path: Path) -> N
     async def test() -> None:
         async with running_stack(tmp_path) as stack:
             await attach_and_detach(stack)
-            await asyncio.sleep(0.2)  # what the first one opens for all; it only makes the test stricter
-            before = descriptors()
+            await until(lambda: connections() == 0, "all connections are closed", 10)
+            before = descriptors()  # with what the first one opened for all
             for _ in range(3):
                 await attach_and_detach(stack)
-            await until(lambda: descriptors() <= before, "all connections are closed", 10)
+            await until(lambda: connections() == 0 and descriptors() <= before, "nothing is left open", 10)
 
     gc.collect()
     gc.disable()

@@ -19,6 +19,7 @@ from snapshotd.pack import ObjectWriter
 from snapshotd.reader import SnapshotReader
 from snapshotd.root import Root
 from tests.snapshot_parts import CountingStore, Parts, opened
+from tests.stack import until
 
 CONTENT = {number: Random(number).randbytes(BLOCK_SIZE) for number in range(10, 200)}
 
@@ -218,7 +219,7 @@ def test_a_guest_comes_before_the_background(tmp_path: Path) -> None:
             tasks = [asyncio.create_task(read(start, True)) for start in (10, 80)]
             await asyncio.sleep(0)
             tasks += [asyncio.create_task(read(150, False)), asyncio.create_task(read(81, False))]
-            await asyncio.sleep(0.01)
+            await until(lambda: (len(gate._guests), len(gate._background)) == (2, 1), "each waits for its place")
             assert order == []
             await held.pop().__aexit__()
             await asyncio.gather(*tasks)
