@@ -19,6 +19,16 @@ def from_numbers(numbers: Iterable[int], count: int) -> bytes:
     return bytes(bits)
 
 
+def from_runs(runs: Iterable[tuple[int, int]], count: int) -> bytes:
+    """The bitmap of `count` bits in which those of each (start, length), all in 0..count-1, are set."""
+    bits = 0
+    for start, length in runs:
+        if not 0 <= start <= start + length <= count:
+            raise ValueError(f"bits {start} to {start + length} are outside a bitmap of {count} bits")
+        bits |= (1 << length) - 1 << start
+    return bits.to_bytes((count + 7) // 8, "little")
+
+
 def numbers(bits: bytes | memoryview) -> Iterator[int]:
     """The numbers of the set bits, in order."""
     for index, byte in enumerate(bits):

@@ -101,8 +101,7 @@ class _StoredHashes:
                 continue  # repacked: the reader knows what to do then
             if ref.slot < len(found):
                 return found[ref.slot]
-        content = await self._reader.frame(ref.pack, ref.frame, background=True)
-        return self._reader.repository.keys.block_hash(content[ref.slot])
+        return self._reader.repository.keys.block_hash(await self._reader.block(ref, background=True))
 
     async def _load(self, name: str) -> _Hashes:
         size_bytes = self._reader.index.map.entries[name].size

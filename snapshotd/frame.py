@@ -33,7 +33,13 @@ def compress_frame(blocks: Sequence[bytes | memoryview], level: int = DEFAULT_LE
 
 
 def decode_frame(keys: DomainKeys, pack: bytes, number: int, stored: bytes) -> list[bytes]:
-    """The blocks of frame `number` of the pack with id `pack` (16 bytes), by slot.
+    """The blocks of frame `number` of the pack with id `pack` (16 bytes), by slot. Raises Corrupt as `open_frame`."""
+    content = open_frame(keys, pack, number, stored)
+    return [content[at : at + BLOCK_SIZE] for at in range(0, len(content), BLOCK_SIZE)]
+
+
+def open_frame(keys: DomainKeys, pack: bytes, number: int, stored: bytes) -> bytes:
+    """The same blocks as they lie, one after the other.
 
     Raises Corrupt where the bytes are not that frame, whole and unchanged.
     """
@@ -47,4 +53,4 @@ def decode_frame(keys: DomainKeys, pack: bytes, number: int, stored: bytes) -> l
     content = expand(body, MAX_FRAME_CONTENT, what)
     if not content or len(content) % BLOCK_SIZE:
         raise Corrupt(f"{what} holds {len(content)} bytes: whole blocks are needed")
-    return [content[at : at + BLOCK_SIZE] for at in range(0, len(content), BLOCK_SIZE)]
+    return content

@@ -41,6 +41,16 @@ class BlockRef(NamedTuple):
     slot: int
 
 
+class FramePart(NamedTuple):
+    """`length` blocks from block `start` of the shard on: slots `slot` to `slot + length - 1` of that frame."""
+
+    start: int
+    length: int
+    pack: bytes
+    frame: int
+    slot: int
+
+
 class _Run(NamedTuple):
     """`length` blocks from block `start` of the shard on; pack: 1 + its place in the table of packs, 0 for removed."""
 
@@ -69,6 +79,22 @@ class Shard:
         """Of `count` blocks from block `start` of the shard on."""
         _within(start, count)
         return [self._ref(cell) for cell in self._cells[start : start + count]]
+
+    def parts(self, start: int, count: int) -> list[FramePart]:
+        """Where those of `count` blocks from block `start` of the shard on are that are mapped, in order."""
+        _within(start, count)
+        cells, at, end = self._cells, start, start + count
+        found: list[FramePart] = []
+        while at < end:
+            cell, first = cells[at], at
+            at += 1
+            if cell == _UNMAPPED:
+                continue
+            behind = min(end, first + FRAME_BLOCKS - cell % FRAME_BLOCKS)
+            while at < behind and cells[at] == cell + at - first:
+                at += 1
+            found.append(FramePart(first, at - first, *self._named(cell)))
+        return found
 
     def items(self) -> Iterator[tuple[int, BlockRef]]:
         """(block, reference) of each mapped block, in order."""
@@ -121,8 +147,9 @@ class Shard:
     __hash__ = None  # type: ignore[assignment]  # it changes
 
     def _ref(self, cell: int) -> BlockRef | None:
-        if cell == _UNMAPPED:
-            return None
+        return None if cell == _UNMAPPED else self._named(cell)
+
+    def _named(self, cell: int) -> BlockRef:
         position = cell & _POSITION_MASK
         return BlockRef(self._packs[(cell >> _PACK_SHIFT) - 1], position // FRAME_BLOCKS, position % FRAME_BLOCKS)
 

@@ -17,10 +17,19 @@ from blockstore.errors import Corrupt, InvalidRequest, NotFound, OutOfRange
 from blockstore.units import BLOCK_SIZE
 from snapshotd import bitmap
 from snapshotd.cache import FlightCache
-from snapshotd.frame import decode_frame
+from snapshotd.frame import open_frame
 from snapshotd.gate import Gate, Ticket
 from snapshotd.layout import pack_key, shard_key
-from snapshotd.manifest import MAX_DEPTH, SHARD_BLOCKS, BlockRef, Shard, ShardObject, build_shard, decode_shard
+from snapshotd.manifest import (
+    MAX_DEPTH,
+    SHARD_BLOCKS,
+    BlockRef,
+    FramePart,
+    Shard,
+    ShardObject,
+    build_shard,
+    decode_shard,
+)
 from snapshotd.object_store import ObjectStore
 from snapshotd.pack_index import PackIndex
 from snapshotd.repository import Repository
@@ -38,8 +47,8 @@ _MANIFEST_SHARE: Final = 0.5
 #: More blocks than this in one call would be read into memory at once.
 MAX_READ_BLOCKS: Final = 8192
 
-Frame = tuple[bytes, ...]
-"""The blocks of a frame, by slot."""
+Frame = bytes
+"""The blocks of a frame, one after the other."""
 
 
 class SnapshotReader:
@@ -114,19 +123,6 @@ class SnapshotReader:
         shard = await self.shard(root, number, background=background)
         return b"" if shard is None else shard.mapped()
 
-    async def refs(self, root: Root, start: int, count: int, *, background: bool = False) -> list[BlockRef | None]:
-        """Where `count` blocks from block `start` on are; None for what is not mapped. Raises OutOfRange."""
-        if not 0 <= start <= start + count <= root.blocks:
-            raise OutOfRange(f"blocks {start} to {start + count} of {root.snapshot}, which has {root.blocks}")
-        found: list[BlockRef | None] = []
-        while count:
-            number, first = divmod(start, SHARD_BLOCKS)
-            part = min(count, SHARD_BLOCKS - first)
-            shard = await self.shard(root, number, background=background)
-            found += [None] * part if shard is None else shard.refs(first, part)
-            start, count = start + part, count - part
-        return found
-
     def forget_root(self, snapshot: str) -> None:
         """It was deleted."""
         self._roots.drop_where(lambda key: key[0] == snapshot)
@@ -140,23 +136,38 @@ class SnapshotReader:
         """
         if count > MAX_READ_BLOCKS:
             raise InvalidRequest(f"{count} blocks at once: at most {MAX_READ_BLOCKS}")
-        refs = await self.refs(root, start, count, background=background)
-        wanted = list(dict.fromkeys((ref.pack, ref.frame) for ref in refs if ref is not None))
+        parts = await self._parts(root, start, count, background)
+        wanted = list(dict.fromkeys((part.pack, part.frame) for _, part in parts))
         frames = dict(zip(wanted, await self._gather(wanted, background), strict=True))
-        blocks = [_block(frames[ref.pack, ref.frame], ref) for ref in refs if ref is not None]
-        mapped = bitmap.from_numbers((number for number, ref in enumerate(refs) if ref is not None), count)
-        return mapped, b"".join(blocks)
+        content = b"".join([_cut(frames[part.pack, part.frame], part) for _, part in parts])
+        return bitmap.from_runs(((first - start, part.length) for first, part in parts), count), content
+
+    async def block(self, ref: BlockRef, *, background: bool = False) -> bytes:
+        """One block. Raises Corrupt where it is damaged or gone."""
+        frame = await self.frame(ref.pack, ref.frame, background=background)
+        return bytes(_cut(frame, FramePart(0, 1, *ref)))
 
     async def frame(self, pack: bytes, number: int, *, background: bool = False) -> Frame:
-        """The blocks of one frame, by slot. Raises Corrupt where it is damaged or gone."""
+        """The blocks of one frame. Raises Corrupt where it is damaged or gone."""
 
         async def load(ticket: Ticket) -> Frame:
             async with ticket:
                 stored = await self._stored_frame(pack, number)
             # A quarter of a MiB takes 0.3 ms: less than the way to a thread and back where the loop is busy.
-            return tuple(decode_frame(self.repository.keys, pack, number, stored))
+            return open_frame(self.repository.keys, pack, number, stored)
 
         return await self._frames.get((pack, number), load, background=background)
+
+    async def _parts(self, root: Root, start: int, count: int, background: bool) -> list[tuple[int, FramePart]]:
+        """Where the mapped ones of these blocks are: (first block of the volume, part). Raises OutOfRange."""
+        if not 0 <= start <= start + count <= root.blocks:
+            raise OutOfRange(f"blocks {start} to {start + count} of {root.snapshot}, which has {root.blocks}")
+        found: list[tuple[int, FramePart]] = []
+        for number in range(start // SHARD_BLOCKS, -(-(start + count) // SHARD_BLOCKS)):
+            shard, base = await self.shard(root, number, background=background), number * SHARD_BLOCKS
+            first, end = max(start - base, 0), min(start + count - base, SHARD_BLOCKS)
+            found += [(base + part.start, part) for part in (shard.parts(first, end - first) if shard else ())]
+        return found
 
     async def _gather(self, wanted: Sequence[tuple[bytes, int]], background: bool) -> list[Frame]:
         if len(wanted) == 1:
@@ -195,16 +206,19 @@ class SnapshotReader:
         return "; ".join(["no index says where it is", *map(str, self.index.damaged.values())])
 
 
-def _block(frame: Frame, ref: BlockRef) -> bytes:
-    if ref.slot >= len(frame):
+def _cut(frame: Frame, part: FramePart) -> memoryview:
+    """The blocks of a part, out of its frame."""
+    at, end = part.slot * BLOCK_SIZE, (part.slot + part.length) * BLOCK_SIZE
+    if end > len(frame):
         raise Corrupt(
-            f"a shard names slot {ref.slot} of frame {ref.frame} of pack {ref.pack.hex()}: it has {len(frame)}"
+            f"a shard names slot {part.slot + part.length - 1} of frame {part.frame} of pack {part.pack.hex()}: "
+            f"it has {len(frame) // BLOCK_SIZE}"
         )
-    return frame[ref.slot]
+    return memoryview(frame)[at:end]
 
 
 def _frame_bytes(frame: Frame) -> int:
-    return len(frame) * (BLOCK_SIZE + 40)
+    return len(frame) + 200
 
 
 def _stored_shard_bytes(shard: ShardObject) -> int:

@@ -25,6 +25,7 @@ def test_runs_are_the_set_bits_and_do_not_touch(case: tuple[int, set[int]]) -> N
     assert [number for start, length in runs for number in range(start, start + length)] == sorted(numbers)
     ends = [start + length for start, length in runs]
     assert all(end < start for end, (start, _) in zip(ends, runs[1:], strict=False))
+    assert bitmap.from_runs(runs, count) == bitmap.from_numbers(numbers, count)
 
 
 def test_the_order_of_bits_is_the_one_of_the_protocol() -> None:
@@ -35,3 +36,5 @@ def test_the_order_of_bits_is_the_one_of_the_protocol() -> None:
 def test_a_number_outside_is_refused(number: int) -> None:
     with pytest.raises(ValueError, match="outside a bitmap of 8 bits"):
         bitmap.from_numbers([number], 8)
+    with pytest.raises(ValueError, match="outside a bitmap of 8 bits"):
+        bitmap.from_runs([(number, 1)], 8)

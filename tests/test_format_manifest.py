@@ -96,6 +96,26 @@ def test_patches_are_changes_one_after_the_other(
         assert build_shard(chain) == shard_of(model)
 
 
+@given(_stretches(), st.integers(0, 300), st.integers(0, 300))
+def test_parts_are_the_mapped_blocks_by_frame(model: Model, start: int, count: int) -> None:
+    parts = shard_of(model).parts(start, count)
+    named = {
+        part.start + i: BlockRef(part.pack, part.frame, part.slot + i) for part in parts for i in range(part.length)
+    }
+    assert named == {block: each for block, each in model.items() if start <= block < start + count}
+    assert all(part.slot + part.length <= 64 for part in parts)
+    assert [part.start for part in parts] == sorted(named.keys() & {part.start for part in parts})
+
+
+def test_blocks_one_after_the_other_are_a_part_for_each_frame() -> None:
+    parts = shard_of({block: ref(1, 60 + block) for block in range(70)}).parts(0, 70)
+    assert [(part.start, part.length, part.frame, part.slot) for part in parts] == [
+        (0, 4, 0, 60),
+        (4, 64, 1, 0),
+        (68, 2, 2, 0),
+    ]
+
+
 def test_a_shard_in_memory_is_a_mapping() -> None:
     shard = shard_of({5: ref(1, 10), 6: ref(1, 11), 9: ref(2, 0)})
     other = shard.copy()

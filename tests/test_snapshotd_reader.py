@@ -205,7 +205,7 @@ def test_a_guest_comes_before_the_background(tmp_path: Path) -> None:
 
     async def check() -> None:
         async with stored(tmp_path) as (parts, _, root, _):
-            await parts.reader.refs(root, 10, 1)
+            await parts.reader.shard(root, 0)
             order: list[int] = []
             gate = parts.reader._frames._gate
             held = [gate.ticket(background=False) for _ in range(16)]

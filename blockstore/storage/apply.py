@@ -128,13 +128,16 @@ class Applier:
         key = number_key(touched.extent)
         stored = self._transaction.get(key, db=self._tables.present)
         before = decode_bits(key, stored) if stored is not None else 0
-        present, changed, highest = before, 0, 0
+        present, changed = before, 0
+        highest = max([entry.sequence for _, entry in touched.entries])
         for number, entry in touched.entries:
+            sequence, block, checksum, _ = entry
             bit = 1 << number % EXTENT_BLOCKS
             changed |= bit
-            highest = max(highest, entry.sequence)
-            if entry.block is not None:
-                self._put_block(number, generation, entry)
+            if block is not None:
+                version = version_key(number, generation)
+                self._index_puts.append((version, data_value(sequence, checksum, block)))
+                self._data_puts.append((version, block[:HEAD_SIZE]))
                 present |= bit
             elif self._put_zero(number, generation, entry, exists=bool(before & bit)):
                 present |= bit
@@ -144,12 +147,6 @@ class Applier:
             put_present(self._tables, self._transaction, touched.extent, present)
         key = extent_key(generation, touched.extent)
         raise_extent(self._tables, self._transaction, key, ExtentRow(Sequence(highest), changed))
-
-    def _put_block(self, number: int, generation: Generation, entry: Entry) -> None:
-        assert entry.block is not None
-        key = version_key(number, generation)
-        self._index_puts.append((key, data_value(entry.sequence, entry.checksum, entry.block)))
-        self._data_puts.append((key, entry.block[:HEAD_SIZE]))
 
     def _put_zero(self, number: int, generation: Generation, zero: Entry, *, exists: bool) -> bool:
         """Make a block read as zeroes in a generation; whether it has any entry then."""

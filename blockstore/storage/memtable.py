@@ -9,6 +9,7 @@ Blocks are views of the records' own bytes: nothing is copied.
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
+from itertools import repeat
 from typing import Final, NamedTuple
 
 from blockstore.record import ZEROING, Operation, OperationKind, Record
@@ -42,11 +43,13 @@ class Layer:
         self.zeroes: RangeMap[Entry] = RangeMap()
 
     def write(self, operation: Operation, sequence: int) -> None:
-        data = memoryview(operation.data)
-        blocks, at = self.blocks, 0
-        for number, checksum in enumerate(operation.checksums, operation.start):
-            blocks[number] = Entry(sequence, data[at : at + BLOCK_SIZE], checksum)
-            at += BLOCK_SIZE
+        data, checksums = memoryview(operation.data), operation.checksums
+        if len(checksums) == 1:
+            self.blocks[operation.start] = Entry(sequence, data, checksums[0])
+            return
+        views = [data[at : at + BLOCK_SIZE] for at in range(0, len(data), BLOCK_SIZE)]
+        entries = map(Entry._make, zip(repeat(sequence), views, checksums, repeat(False)))
+        self.blocks.update(enumerate(entries, operation.start))
 
     def zero(self, start: int, end: int, zero: Entry) -> None:
         """O(blocks in the range or blocks in the layer, whichever is less)."""
