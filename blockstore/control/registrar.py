@@ -2,8 +2,9 @@
 
 Registration enters a process into the catalog; heartbeats keep its lease and bring its reports.
 Nothing reported here moves a log: it feeds the status, the positions of rule 10 (design, section 3),
-and the two ends of opening a volume that only the front-end can know. A front-end is one instance of
-a process at a time: what an older one says is Fenced.
+and the two ends of opening a volume that only the front-end can know. A front-end, and a node, is one instance of
+a process at a time: what an older one says is Fenced. Which one a node is need not be kept: after a restart of control
+it is the one that is heard first.
 """
 
 from collections.abc import Iterable
@@ -57,11 +58,12 @@ class Registrar:
         self._reconciler = reconciler
         self._hydrations = hydrations
         self._lease_s = lease_s
+        self._node_instances: dict[NodeId, str] = {}
 
     # ---- nodes
 
     async def register_node(self, request: control_pb2.RegisterNodeRequest) -> control_pb2.RegisterNodeResponse:
-        """Raises InvalidRequest."""
+        """Raises InvalidRequest. From here on any other instance is Fenced."""
         node = Node(
             NodeId(check_id("node", request.node)),
             checked_address(request.address),
@@ -70,13 +72,19 @@ class Registrar:
         )
         check_zone(node.zone)
         await self._catalog.put_node(node)
+        self._node_instances[node.id] = request.instance
         self._presence.node_registered(node.id, node.capacity_bytes)
         _log.info("node registered", node=node.id, address=node.address, zone=node.zone)
         return control_pb2.RegisterNodeResponse(lease_s=self._lease_s, known=await self._known_at(node.id))
 
     async def node_heartbeat(self, request: control_pb2.NodeHeartbeatRequest) -> control_pb2.NodeHeartbeatResponse:
-        """Raises NotFound where the node has to register."""
+        """Raises NotFound where the node has to register, Fenced where another instance has."""
         node = (await self._catalog.node(request.node)).record
+        if self._node_instances.setdefault(node.id, request.instance) != request.instance:
+            raise Fenced(
+                f"another process has registered as node {node.id}: this one must stop; if both run, one has a copy "
+                "of the other's data directory, and only the newer data may be started"
+            )
         if request.address != node.address:
             await self._catalog.put_node(replace(node, address=checked_address(request.address)))
         replicas = {ReplicaId(each.target.replica): each for each in request.replicas}

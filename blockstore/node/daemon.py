@@ -6,8 +6,9 @@ from typing import Any
 
 import structlog
 
-from blockstore.config import NodeSettings
+from blockstore.config import EXIT_DO_NOT_RESTART, NodeSettings
 from blockstore.daemon import stop_signals, write_address
+from blockstore.errors import Fenced
 from blockstore.grpc_endpoint import Endpoint
 from blockstore.node.node import Node
 from blockstore.node.registration import Registration
@@ -23,6 +24,7 @@ SWITCH_INTERVAL_S = 0.0005
 async def run(settings: NodeSettings) -> int:
     """Serve until SIGTERM or SIGINT, then return 0; return another exit code where the disk failed.
 
+    EXIT_DO_NOT_RESTART where another process runs as this node: started again, the two would take turns.
     Raises Conflict where the directory or the address is in use.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -42,6 +44,12 @@ async def run(settings: NodeSettings) -> int:
         await endpoint.stop(0 if node.failed.done() else _GRACE_S)
     finally:
         await node.close()
-    if registration.done() and not registration.cancelled() and not node.failed.done():
-        registration.result()
-    return node.failed.result() if node.failed.done() else 0
+    if node.failed.done():
+        return node.failed.result()
+    error = None if registration.cancelled() else registration.exception()
+    if isinstance(error, Fenced):
+        _log.critical("this node is another process now", node=node.node, error=str(error))
+        return EXIT_DO_NOT_RESTART
+    if error is not None:
+        raise error
+    return 0

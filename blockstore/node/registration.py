@@ -1,9 +1,11 @@
 """How control learns of this node, and what it learns from control.
 
 Control hears where the node listens, how full it is and what replicas it has; it answers with
-replicas to delete, and with positions that replicas here are known to have acked.
+replicas to delete, and with positions that replicas here are known to have acked. Where another process has
+registered as this node since, which a copy of its data directory makes possible, this one is Fenced and must stop.
 """
 
+import secrets
 import shutil
 from collections.abc import Iterable
 
@@ -30,11 +32,12 @@ class Registration:
         self._node = node
         self._settings = settings
         self._address = address
+        self._instance = secrets.token_hex(8)
         self._channel = open_channel(settings.control)
         self._control = control_pb2_grpc.ControlStub(self._channel)
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled. Raises Fenced."""
         try:
             await beat(self._settings.heartbeat_s, self._register, self._report)
         finally:
@@ -46,6 +49,7 @@ class Registration:
             address=self._address,
             zone=self._settings.zone,
             capacity_bytes=shutil.disk_usage(self._settings.data).total,
+            instance=self._instance,
         )
         with cairn_errors(f"control at {self._settings.control}"):
             response: pb.RegisterNodeResponse = await self._control.RegisterNode(
@@ -62,6 +66,7 @@ class Registration:
             used_bytes=disk.total - disk.free,
             full=self._node.full,
             replicas=self._node.replica_statuses(),
+            instance=self._instance,
         )
         with cairn_errors(f"control at {self._settings.control}"):
             response: pb.NodeHeartbeatResponse = await self._control.NodeHeartbeat(

@@ -1005,10 +1005,13 @@ class RegisterNodeRequest(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     ZONE_FIELD_NUMBER: _builtins.int
     CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     address: _builtins.str
     zone: _builtins.str
     capacity_bytes: _builtins.int
+    instance: _builtins.str
+    """Chosen at each start of the process: the one that registered last is the node, any other is FENCED."""
     def __init__(
         self,
         *,
@@ -1016,10 +1019,11 @@ class RegisterNodeRequest(_message.Message):
         address: _builtins.str = ...,
         zone: _builtins.str = ...,
         capacity_bytes: _builtins.int = ...,
+        instance: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity_bytes", b"capacity_bytes", "node", b"node", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity_bytes", b"capacity_bytes", "instance", b"instance", "node", b"node", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1063,12 +1067,15 @@ class NodeHeartbeatRequest(_message.Message):
     USED_BYTES_FIELD_NUMBER: _builtins.int
     FULL_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     address: _builtins.str
     """Where it listens now."""
     capacity_bytes: _builtins.int
     used_bytes: _builtins.int
     full: _builtins.bool
+    instance: _builtins.str
+    """As registered."""
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[_replica_pb2.ReplicaStatus]:
         """All of them."""
@@ -1082,10 +1089,11 @@ class NodeHeartbeatRequest(_message.Message):
         used_bytes: _builtins.int = ...,
         full: _builtins.bool = ...,
         replicas: _abc.Iterable[_replica_pb2.ReplicaStatus] | None = ...,
+        instance: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity_bytes", b"capacity_bytes", "full", b"full", "node", b"node", "replicas", b"replicas", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity_bytes", b"capacity_bytes", "full", b"full", "instance", b"instance", "node", b"node", "replicas", b"replicas", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
