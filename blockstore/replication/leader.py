@@ -224,12 +224,16 @@ class Leader:
 
     def _send_queued(self, now: float) -> list[LeaderEffect]:
         """Make records of what waits, as long as fewer than the limit are in flight, and send them."""
-        if not self._serving or not self._may_append():
+        if not self._serving:
             return []
+        taken = False
         while self._may_append():
+            taken = True
             batch = self._writes.next_batch()
             if batch:
                 self._append_record((write.operation for write in batch), batch)
+        if not taken:
+            return []
         effects: list[LeaderEffect] = []
         for member in self._members.values():
             effects += self._log.stream(member, now)
@@ -243,7 +247,7 @@ class Leader:
 
     def _acked(self, member: Member, answer: AppendAnswer, now: float) -> list[LeaderEffect]:
         log = self._log
-        if answer.epoch != self.epoch or not member.takes_part or log.chosen is None:
+        if answer.epoch != self.epoch or not member.sealed or member.foreign or log.chosen is None:
             return []
         matched, was_whole, was_full = member.matched, member.whole, member.full
         lost_track = member.take(answer)
