@@ -249,6 +249,21 @@ def test_the_check_finds_what_is_planted(tmp_path: Path, name: str) -> None:
     assert any(expected in what for what in found), found
 
 
+@pytest.mark.parametrize(
+    ("name", "starts"), [("row damaged", True), ("present damaged", True), ("meta damaged", False)]
+)
+def test_what_a_running_node_repairs_needs_no_person(tmp_path: Path, name: str, starts: bool) -> None:
+    make(tmp_path)
+    tables = Tables(tmp_path / FILE_NAME, create=False)
+    for plant in ("present of nothing", name):
+        tables.change(lambda transaction, plant=plant: PLANTS[plant][0](tables, transaction))  # type: ignore[misc]
+    tables.close()
+    advice = {problem.what_to_do for problem in check_replica(tmp_path / FILE_NAME).problems}
+    assert [each.split(",")[0] for each in advice] == [
+        "start the node" if starts else "if other replicas of the volume are whole"
+    ]
+
+
 @pytest.mark.parametrize("name", ["no data", "newest gone", "bit too few", "bit too many", "row damaged"])
 def test_damage_is_not_copied_nor_passed_over_by_scrub(tmp_path: Path, name: str) -> None:
     make(tmp_path)

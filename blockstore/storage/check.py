@@ -128,15 +128,11 @@ def _check_file(path: Path) -> list[str]:
 
 def _check_tables(tables: Tables) -> CheckReport:
     with tables.reading() as transaction:
-        checker = _Checker(tables, transaction)
-        problems = list(checker.run())
-        problems = [
-            *problems[:MAX_PROBLEMS],
-            *[f"and {len(problems) - MAX_PROBLEMS} more"][: len(problems) > MAX_PROBLEMS],
-        ]
+        meta = Meta(tables, transaction)
+        _read_as_a_start_does(meta)
+        problems = _collect(_Checker(tables, transaction).run())
         if problems:
             return CheckReport([Problem(tables.path, what, _REPAIR) for what in problems], [])
-        meta = Meta(tables, transaction)
         image, address, pinned = meta.image(), meta.address(), sorted(meta.pinned())
         blocks = transaction.stat(tables.data)["entries"]
         readable = [s.generation for s in meta.sealed() if not s.merging]
@@ -150,6 +146,15 @@ def _check_tables(tables: Tables) -> CheckReport:
             )
         ],
     )  # fmt: skip
+
+
+def _read_as_a_start_does(meta: Meta) -> None:
+    """A node does not start where that is damaged, so it cannot repair it. Raises Corrupt."""
+    meta.check_format()
+    meta.address()
+    meta.image()
+    meta.mark()
+    _ = meta.origin, meta.source
 
 
 def _collect(found: Iterator[str]) -> list[str]:
@@ -174,7 +179,6 @@ class _Checker:
         self._meta = Meta(tables, transaction)
 
     def run(self) -> Iterator[str]:
-        self._meta.check_format()
         self._image = self._meta.image()
         self._generations = all_generations(self._meta)
         self._pinned = self._meta.pinned()
@@ -192,7 +196,6 @@ class _Checker:
         yield from self._check_extents()
 
     def _check_meta(self) -> Iterator[str]:
-        self._meta.address()
         image, sealed, pins = self._image, self._meta.sealed(), self._meta.pins()
         if not self._whole:
             return  # what it knows of generations is partly from before, until it is whole
