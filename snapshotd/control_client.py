@@ -50,13 +50,11 @@ class ControlClient:
         response: pb.DaemonHeartbeatResponse = await self._call("DaemonHeartbeat", request, wait_s)
         return response
 
-    async def snapshot(self, snapshot: str) -> pb.Snapshot:
-        """Raises NotFound."""
-        found: pb.Snapshot = await self._call("GetSnapshot", pb.GetSnapshotRequest(snapshot=snapshot))
-        return found
+    async def complete(self, snapshot: str, root: bytes, statistics: Statistics, prune_number: int, base: str) -> None:
+        """Raises Fenced where the prune number has moved, or it is another daemon's or another base's by now.
 
-    async def complete(self, snapshot: str, root: bytes, statistics: Statistics, prune_number: int) -> None:
-        """Raises Fenced where the prune number has moved, or another daemon ships it."""
+        Raises AlreadyExists where it is completed with another root.
+        """
         await self._call(
             "CompleteSnapshot",
             pb.CompleteSnapshotRequest(
@@ -66,6 +64,7 @@ class ControlClient:
                 root=root,
                 statistics=statistics_message(statistics),
                 prune_number=prune_number,
+                base=base,
             ),
         )
 

@@ -8,7 +8,8 @@ no sense) fails the snapshot, with the reason.
 Prune (design, section 5; snapshotd.prune): before it relies on anything stored, an attempt reads the prune number,
 then the quarantines, then what is there, and finds no block in what is quarantined or gone. The snapshot completes
 only while the number is still that one; where it moved, everything that it refers to is checked again, and what is
-quarantined by now is written anew.
+quarantined by now is written anew. What it takes over from its base is not: that is kept until this is completed, or
+retried with another base, and then control refuses this attempt's word.
 """
 
 import asyncio
@@ -104,7 +105,7 @@ class Ship:
                     await _Attempt(self._task, self._parts, self._segments, self.progress).carry_out()
                 return
             except Fenced as error:
-                _log.info("another daemon ships this snapshot", snapshot=self.snapshot, error=str(error))
+                _log.info("this is not to be shipped here any more", snapshot=self.snapshot, error=str(error))
                 return
             except (QuorumUnavailable, NoSpace, NotFound) as error:
                 not_found_since = (not_found_since or clock()) if isinstance(error, NotFound) else 0.0
@@ -262,7 +263,7 @@ class _Attempt:
                 written = await writer.finish(root_of(self._task.snapshot, time.time_ns() // 1_000_000))
             root, digest = written
             try:
-                await control.complete(writer.snapshot, digest, root.statistics, self._number)
+                await control.complete(writer.snapshot, digest, root.statistics, self._number, self._task.base)
                 _log.info("snapshot is whole in the object store", snapshot=writer.snapshot, stored=writer.stored_bytes)
                 return
             except AlreadyExists:

@@ -188,6 +188,33 @@ def test_completing_is_idempotent_and_fails_when_prune_has_moved(tmp_path: Path)
     run(tmp_path, scenario)
 
 
+def test_what_was_shipped_on_another_base_than_that_of_a_retry_does_not_complete(tmp_path: Path) -> None:
+    """Its daemon did not hear of the retry; the old base is deleted, and may be pruned."""
+
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        (daemon,) = cluster.daemons
+        await control.create(name="v")
+        (first,) = await control.snapshot("v")
+        await in_state(control, first.id, COMPLETED)
+        daemon.ships = False
+        (second,) = await control.snapshot("v")
+        old = await task_of(daemon, second.id)
+        assert old.base == first.id
+        fail = snapshot_pb2.FailSnapshotRequest(daemon=daemon.id, instance=daemon.instance, snapshot=second.id)
+        await control.call("FailSnapshot", fail)
+        await control.call("DeleteSnapshot", snapshot_pb2.DeleteSnapshotRequest(snapshot=first.id))
+        with pytest.raises(Conflict, match="in error"), cairn_errors():
+            await daemon.ship(control.stub, old)
+        await control.call("RetrySnapshot", snapshot_pb2.RetrySnapshotRequest(snapshot=second.id))
+        with pytest.raises(Fenced, match="a change of nothing by now"), cairn_errors():
+            await daemon.ship(control.stub, old)
+        assert (await control.get_snapshot(second.id)).state == PENDING
+        daemon.ships = True
+        assert (await in_state(control, second.id, COMPLETED)).parent == ""
+
+    run(tmp_path, scenario)
+
+
 def test_watching_tells_each_change_until_it_is_completed(tmp_path: Path) -> None:
     async def scenario(cluster: Cluster, control: Control) -> None:
         (daemon,) = cluster.daemons

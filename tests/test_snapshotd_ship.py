@@ -38,6 +38,8 @@ class PlayedControl:
         self.errors: list[tuple[bool, CairnError]] = []
         self.completed: dict[str, bytes] = {}
         self.failed: dict[str, str] = {}
+        self.retried: dict[str, str] = {}
+        """By snapshot, the base that it has after a retry."""
         self.calls = 0
         self.before_complete: Callable[[], Awaitable[None]] | None = None
 
@@ -48,12 +50,7 @@ class PlayedControl:
     async def prune_number(self) -> int:
         return self.number
 
-    async def snapshot(self, snapshot: str) -> pb.Snapshot:
-        is_completed = snapshot in self.completed
-        state = pb.SNAPSHOT_STATE_COMPLETED if is_completed else pb.SNAPSHOT_STATE_PENDING
-        return pb.Snapshot(id=snapshot, state=state)
-
-    async def complete(self, snapshot: str, root: bytes, statistics: Statistics, prune_number: int) -> None:
+    async def complete(self, snapshot: str, root: bytes, statistics: Statistics, prune_number: int, base: str) -> None:
         self.calls += 1
         before, self.before_complete = self.before_complete, None
         if before is not None:
@@ -61,6 +58,8 @@ class PlayedControl:
         counts, error = self.errors.pop(0) if self.errors else (True, None)
         if prune_number != self.number:
             raise Fenced("the prune number has moved")
+        if self.retried.get(snapshot, base) != base:
+            raise Fenced("it has another base by now")
         if self.completed.get(snapshot, root) != root:
             raise AlreadyExists(f"{snapshot} is completed with another root")
         if counts:
@@ -343,6 +342,32 @@ def test_a_stale_entry_of_an_index_is_no_loss(tmp_path: Path) -> None:
             await here.ship(2, 2, base=1).run()
             assert here.parts.index.lacks_something
             assert await here.content(2) == bytes(content)
+
+    in_loop(check)
+
+
+def test_a_base_that_was_deleted_and_pruned_meanwhile_is_not_built_upon(tmp_path: Path) -> None:
+    """Control gave the snapshot another base after a retry, and this daemon has not heard of it yet."""
+
+    async def check() -> None:
+        async with shipping(tmp_path) as (here, volume, _):
+            await here.ship(1, 1).run()
+            await volume.write(BlockNumber(900), bytes([7]) * BLOCK_SIZE)
+            await volume.seal(snapshot_id(2).encode())
+            shipped = here.ship(2, 2, base=1)
+            of_base = [each async for each in _keys(here, "")]
+
+            async def prune() -> None:
+                del here.control.completed[snapshot_id(1)]
+                here.control.retried[snapshot_id(2)] = ""
+                for key in of_base:
+                    if key.startswith((SHARDS, PACKS, INDEXES)):
+                        await here.store.delete(key)
+                here.control.number += 1
+
+            here.control.before_complete = prune
+            await shipped.run()
+            assert (here.control.completed, here.control.failed) == ({}, {})
 
     in_loop(check)
 

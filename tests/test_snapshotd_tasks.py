@@ -46,8 +46,8 @@ class AskedControl(PlayedControl):
         self.answers += 1
         return self._now
 
-    async def complete(self, snapshot: str, root: bytes, statistics: Statistics, prune_number: int) -> None:
-        await super().complete(snapshot, root, statistics, prune_number)
+    async def complete(self, snapshot: str, root: bytes, statistics: Statistics, prune_number: int, base: str) -> None:
+        await super().complete(snapshot, root, statistics, prune_number, base)
         self.say()
 
     async def drop(self, snapshot: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from blockstore.control.snapshot_records import MAX_REASON, Snapshot, SnapshotState, Statistics
 from blockstore.domain import Position
-from blockstore.errors import AlreadyExists, Conflict
+from blockstore.errors import AlreadyExists, Conflict, Fenced
 
 
 class Phase(Enum):
@@ -117,12 +117,21 @@ def started(snapshot: Snapshot, parent: str, base_generation: int) -> Snapshot:
     return _move(snapshot, Move.START, touched=True, started=True, parent=parent, base_generation=base_generation)
 
 
-def completed(snapshot: Snapshot, root: str, statistics: Statistics, now_ms: int) -> Snapshot:
-    """It is whole in the object store. The same again changes nothing; AlreadyExists for another root."""
+def completed(snapshot: Snapshot, root: str, statistics: Statistics, now_ms: int, *, base: str = "") -> Snapshot:
+    """It is whole in the object store. The same again changes nothing; AlreadyExists for another root.
+
+    base: what it was shipped as a change of, empty for nothing. Fenced where it was retried meanwhile and has another
+    one: only that one stays in the object store until this is completed.
+    """
     if phase_of(snapshot) is Phase.COMPLETED:
         if snapshot.root != root:
             raise AlreadyExists(f"snapshot {snapshot.id} is completed with the root {snapshot.root}, not {root}")
         return snapshot
+    if phase_of(snapshot) is Phase.SHIPPING and snapshot.parent != base:
+        raise Fenced(
+            f"snapshot {snapshot.id} is shipped as a change of {snapshot.parent or 'nothing'} by now, and not of "
+            f"{base or 'nothing'}: begin anew"
+        )
     return _move(snapshot, Move.COMPLETE, root=root, statistics=statistics, completed_at_ms=now_ms, reason="")
 
 

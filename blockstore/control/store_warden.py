@@ -122,18 +122,18 @@ class StoreWarden:
             await self._instance(request.daemon, request.instance)
 
     async def complete(self, request: snapshot_pb2.CompleteSnapshotRequest) -> Snapshot:
-        """Raises Fenced where the prune number has moved, or another daemon ships it by now."""
+        """Raises Fenced where the prune number has moved, or another daemon or another base is its own by now."""
         daemon = await self._instance(request.daemon, request.instance)
         root, statistics = check_root(request.root), statistics_of(request.statistics)
         found = await self._snapshots.snapshot(request.snapshot)
+
+        def complete(now: Snapshot) -> Snapshot:
+            return snapshot_transitions.completed(now, root, statistics, now_ms(), base=request.base)
+
         if found.state is SnapshotState.COMPLETED:
-            return snapshot_transitions.completed(found, root, statistics, now_ms())
+            return complete(found)
         self._shipping.check_given(found.id, daemon.id)
-        (snapshot,) = await self._snapshots.change(
-            [found.id],
-            lambda now: snapshot_transitions.completed(now, root, statistics, now_ms()),
-            prune_number=request.prune_number,
-        )
+        (snapshot,) = await self._snapshots.change([found.id], complete, prune_number=request.prune_number)
         _log.info("snapshot completed", snapshot=snapshot.id, daemon=daemon.id)
         return snapshot
 

@@ -748,6 +748,7 @@ class CompleteSnapshotRequest(_message.Message):
     ROOT_FIELD_NUMBER: _builtins.int
     STATISTICS_FIELD_NUMBER: _builtins.int
     PRUNE_NUMBER_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
     daemon: _builtins.str
     instance: _builtins.str
     snapshot: _builtins.str
@@ -755,6 +756,10 @@ class CompleteSnapshotRequest(_message.Message):
     prune_number: _builtins.int
     """The number that control had when the references of this snapshot were last checked against the quarantine.
     ABORTED where it has moved since: check again.
+    """
+    base: _builtins.str
+    """The task's base. ABORTED where the snapshot was retried since and has another one: this one may be deleted by now,
+    and pruned with what the snapshot took over from it.
     """
     @_builtins.property
     def statistics(self) -> Global___SnapshotStatistics: ...
@@ -767,10 +772,11 @@ class CompleteSnapshotRequest(_message.Message):
         root: _builtins.bytes = ...,
         statistics: Global___SnapshotStatistics | None = ...,
         prune_number: _builtins.int = ...,
+        base: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["statistics", b"statistics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["daemon", b"daemon", "instance", b"instance", "prune_number", b"prune_number", "root", b"root", "snapshot", b"snapshot", "statistics", b"statistics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "daemon", b"daemon", "instance", b"instance", "prune_number", b"prune_number", "root", b"root", "snapshot", b"snapshot", "statistics", b"statistics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
