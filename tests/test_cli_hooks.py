@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from blockstore.cli.hooks import Hooks
@@ -109,6 +110,14 @@ hooks.around(lambda: (print("works", flush=True), signal.pause()))
 """
 
 
+def wait_for_naps(process: "subprocess.Popen[bytes]", count: int) -> None:
+    """Until it has gone to sleep so often: then it has acted upon every signal that came before."""
+    shown = psutil.Process(process.pid)
+    enough = shown.num_ctx_switches().voluntary + count
+    wait_for("the command to go on", lambda: process.poll() is not None or shown.num_ctx_switches().voluntary > enough)
+    assert process.returncode is None, "ended by a signal"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_after_is_also_after_a_signal(tmp_path: Path, number: signal.Signals) -> None:
     """And a second one, while --post runs, does not keep it from its end."""
@@ -121,6 +130,7 @@ def test_after_is_also_after_a_signal(tmp_path: Path, number: signal.Signals) ->
         process.send_signal(number)
         wait_for("--post to begin", (tmp_path / "log.begun").exists, 20)
         os.kill(process.pid, number)
+        wait_for_naps(process, 15)
         (tmp_path / "log.go").touch()
         process.wait(20)
     assert noted(log) == ["post"]
