@@ -399,6 +399,30 @@ def test_damaged_tables_are_given_up_when_a_copy_of_everything_begins(tmp_path: 
     assert {path.name for path in (tmp_path / "bad").iterdir()} == {FILE_NAME, FILE_NAME + "-lock"}
 
 
+def test_a_trim_that_was_hidden_from_a_copy_is_found_before_the_replica_is_whole(tmp_path: Path) -> None:
+    """A copy looks only at trims behind its position; one whose key was damaged stands elsewhere."""
+    source, target, log = new_store(tmp_path / "a", 1), new_store(tmp_path / "b", 2), Log()
+    apply(source, log, [log.record(write(3, block(3)))])
+    copy = source.copy_extent(0)
+    filling = LogImage(position(2), EPOCH, 1, Filling(position(1), position(1), Sequence(0)))
+    target.commit([*log.records, log.record(trim(3, 1))])
+    target.checkpoint(filling, 0)
+    tables = target._tables
+    name = b"tombstone/" + number_key(2) + number_key(3)
+
+    def flip_key(transaction: Writing) -> None:
+        value = transaction.get(name, db=tables.meta)
+        assert value is not None
+        transaction.delete(name, db=tables.meta)
+        transaction.put(b"tombstone/" + number_key(0) + number_key(3), value, db=tables.meta)
+
+    tables.change(flip_key)
+    target.write_copy(None, [copy], position(1), filling)
+    with pytest.raises(Corrupt):
+        target.checkpoint(log.image(), 0)
+    assert target.image.filling is not None
+
+
 def test_damaged_tables_stay_where_the_copy_is_older_than_what_they_hold(tmp_path: Path) -> None:
     make(tmp_path / "bad")
     good, log = new_store(tmp_path / "good", 2), Log()

@@ -172,12 +172,13 @@ def stored_generations(tables: Tables, transaction: Reading | Writing) -> list[G
 class CopyWriter:
     """Lays copies under what a filling replica has, within one transaction."""
 
-    def __init__(self, tables: Tables, transaction: Writing) -> None:
+    def __init__(self, tables: Tables, transaction: Writing, stated: Sequence) -> None:
+        """stated: no copy is of an earlier position, so no earlier trim can be undone."""
         self._tables = tables
         self._transaction = transaction
         self._meta = Meta(tables, transaction)
         self._trims: dict[Generation, RangeMap[Tombstone]] = defaultdict(RangeMap)
-        for tombstone in self._meta.tombstones():  # in the order of sequences
+        for tombstone in self._meta.tombstones(stated):  # in the order of sequences
             self._trims[tombstone.generation].put(tombstone.start, tombstone.end, tombstone)
         self._generations = stored_generations(tables, transaction)
         self._has_source = bool(self._meta.source)
@@ -331,10 +332,13 @@ class CopyWriter:
                 raise_extent(self._tables, self._transaction, extent_key(generation, extent), change)
 
 
-def check_stated(meta: MetaCopy | None, extents: list[ExtentCopy], stated: Sequence) -> None:
-    """Raises Corrupt where a copy was stated above the position it came with: too early would be believed."""
-    above = [copy.position for copy in extents if copy.position.sequence > stated]
-    if meta is not None and meta.position.sequence > stated:
-        above.append(meta.position)
-    if above:
-        raise Corrupt(f"a copy was stated at {tuple(max(above))}, above {stated} as which it came")
+def lowest_stated(meta: MetaCopy | None, extents: list[ExtentCopy], stated: Sequence) -> Sequence:
+    """The earliest position that any of the copies is of; `stated` without one.
+
+    Raises Corrupt where one was stated above `stated`, with which it came: too early would be believed.
+    """
+    positions = [copy.position for copy in extents] + ([meta.position] if meta is not None else [])
+    highest = max(positions, default=None, key=lambda position: position.sequence)
+    if highest is not None and highest.sequence > stated:
+        raise Corrupt(f"a copy was stated at {tuple(highest)}, above {stated} as which it came")
+    return min([position.sequence for position in positions], default=stated)

@@ -279,12 +279,13 @@ class Meta:
 
     # ---- what only a filling replica keeps
 
-    def tombstones(self) -> list[Tombstone]:
-        """In the order of sequences."""
+    def tombstones(self, after: Sequence = Sequence(0)) -> list[Tombstone]:
+        """Those of later records than `after`, in the order of sequences. O(what is found)."""
+        first = number_key(after + 1)
         found = [
             Tombstone(start, end, Generation(generation), Sequence(sequence), discarded)
             for prefix, discarded in ((_TOMBSTONE_PREFIX, False), (_DISCARD_PREFIX, True))
-            for _, content in self._rows(prefix)
+            for _, content in self._rows(prefix, first)
             for start, end, generation, sequence in [_TOMBSTONE.unpack(content)]
         ]
         return sorted(found, key=lambda tombstone: tombstone.sequence)
@@ -305,10 +306,10 @@ class Meta:
                 self.delete_pin(pin.generation, pin.holder)
         self.delete(b"hydrated")
 
-    def _rows(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Name without the prefix, and content, of the rows that begin with it. Raises Corrupt."""
+    def _rows(self, prefix: bytes, first: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Name without the prefix, and content, of the rows that begin with it, from `first` on. Raises Corrupt."""
         cursor = self._transaction.cursor(self._table)
-        found = cursor.set_range(prefix)
+        found = cursor.set_range(prefix + first)
         while found and bytes(cursor.key()[: len(prefix)]) == prefix:
             name = bytes(cursor.key())
             yield name[len(prefix) :], without_check(name, cursor.value())

@@ -24,7 +24,7 @@ from blockstore.storage.apply import Applier
 from blockstore.storage.changes import ChangedExtent, changed_extents, hidden_changes
 from blockstore.storage.compaction import compact, remove_leftovers, replacement_of
 from blockstore.storage.copies import MetaCopy, decode_extent, decode_meta, encode_extent, encode_meta
-from blockstore.storage.delta import CopyWriter, check_stated, extents_above, held_extents, read_extent, read_meta
+from blockstore.storage.delta import CopyWriter, extents_above, held_extents, lowest_stated, read_extent, read_meta
 from blockstore.storage.digest import digest_of
 from blockstore.storage.keys import MAX_GENERATION
 from blockstore.storage.memtable import Entry, Memtable, overlay
@@ -358,13 +358,13 @@ class ReplicaStore:
         """
         copied_meta = None if meta is None else decode_meta(meta)
         copied = [decode_extent(parts) for parts in extents]
-        check_stated(copied_meta, copied, stated.sequence)
+        lowest = lowest_stated(copied_meta, copied, stated.sequence)
         filling = image.filling
         if filling is None:
             raise Conflict(f"replica {self.address.replica} is whole: nothing may be copied over it")
 
         def write(transaction: Writing) -> None:
-            writer = CopyWriter(self._tables, transaction)
+            writer = CopyWriter(self._tables, transaction, lowest)
             if copied_meta is not None:
                 writer.write_meta(copied_meta)
             for copy in copied:
