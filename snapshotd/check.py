@@ -43,28 +43,27 @@ async def check(
             yield Progress(done, total)
     await check_clear_objects(repository, keyring, survey)
     inventory = await look_at_objects(repository, survey)
-    await _note_unknown_roots(repository, roots, inventory, survey)
+    await _note_other_roots(repository, catalog, roots, inventory, survey)
     _note_strangers(inventory, survey.problems)
     sizes = _unreferenced(inventory, survey.needed, roots)
     yield Progress(done, total, survey.problems, len(sizes), sum(sizes))
 
 
-async def _note_unknown_roots(repository: Repository, roots: Roots, inventory: Inventory, survey: Survey) -> None:
-    """Tell of each, and count what they need as needed."""
-    manifests = Manifests(repository)
+async def _note_other_roots(
+    repository: Repository, catalog: Catalog, roots: Roots, inventory: Inventory, survey: Survey
+) -> None:
+    """What roots need of which control has taken none counts as needed. Those that it does not know at all are told."""
+    manifests, known = Manifests(repository), await catalog.snapshots()
     for name in sorted(inventory.roots):
-        if name.snapshot in roots.completed or name.snapshot in roots.pending:
+        if name.snapshot in roots.completed:
             continue
+        key, problem = name.key, "`cairn store adopt` makes it known, and prune keeps it until then"
         try:
             await references_of(manifests, await manifests.root_named(name), survey.needed)
         except DamagedObject as error:
-            message = f"control does not know the snapshot, and it is damaged: {error}"
-            survey.problems.add(error.key, message, [name.snapshot])
-            continue
-        message = (
-            "control does not know this snapshot: `cairn store adopt` makes it known, and prune keeps it until then"
-        )
-        survey.problems.add(name.key, message, [name.snapshot])
+            key, problem = error.key, f"it is damaged: {error}"
+        if name.snapshot not in known:
+            survey.problems.add(key, f"control does not know this snapshot: {problem}", [name.snapshot])
 
 
 def _note_strangers(inventory: Inventory, problems: Problems) -> None:

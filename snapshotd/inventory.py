@@ -26,7 +26,7 @@ from snapshotd.layout import (
     is_name,
     name_of_key,
     pack_key,
-    quarantine_key,
+    quarantine_number,
     root_name,
     shard_key,
 )
@@ -155,12 +155,12 @@ async def _look(repository: Repository, damaged: Damaged) -> Inventory:
 
 async def _look_at_quarantines(repository: Repository, inventory: Inventory, damaged: Damaged) -> None:
     async for info in repository.store.list(QUARANTINES):
-        name = name_of_key(info.key)
-        if not name.isascii() or not name.isdecimal() or info.key != quarantine_key(int(name)):
+        number = quarantine_number(info.key)
+        if number is None:
             continue
         try:
             stored = await repository.store.get(info.key)
-            inventory.quarantines[int(name)] = decode_quarantine(repository.keys, int(name), stored)
+            inventory.quarantines[number] = decode_quarantine(repository.keys, number, stored)
         except NotFound:
             continue  # its prune has ended
         except Corrupt as error:
@@ -202,16 +202,15 @@ async def _look_at_orphans(repository: Repository, inventory: Inventory, damaged
 
 def _enter(inventory: Inventory, key: str, size: int) -> None:
     """One line of the listing of everything."""
-    name = name_of_key(key)
+    name, root, quarantine = name_of_key(key), root_name(key), quarantine_number(key)
     places = ((PACKS, pack_key, inventory.objects), (INDEXES, index_key, inventory.index_sizes))
     for folder, key_of, sizes in (*places, (SHARDS, shard_key, inventory.shards)):
         if key.startswith(folder) and is_name(name) and key == key_of(name):
             sizes[name] = size
             return
-    root = root_name(key)
     if root is not None:
         inventory.roots[root] = size
-    elif key.startswith(QUARANTINES) and name.isascii() and name.isdecimal() and key == quarantine_key(int(name)):
-        inventory.quarantine_sizes[int(name)] = size
+    elif quarantine is not None:
+        inventory.quarantine_sizes[quarantine] = size
     else:
         inventory.others[key] = size

@@ -62,6 +62,13 @@ def quarantine_key(number: int) -> str:
     return f"{QUARANTINES}{number}"
 
 
+def quarantine_number(key: str) -> int | None:
+    """The number of a quarantine (64 bits), None where its key is not that of one."""
+    name = key.removeprefix(QUARANTINES)
+    number = int(name) if name.isascii() and name.isdecimal() else None
+    return number if number is not None and number >> 64 == 0 and key == quarantine_key(number) else None
+
+
 def name_of_key(key: str) -> str:
     """The last part of a key: the object's name."""
     return key.rpartition("/")[2]

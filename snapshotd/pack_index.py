@@ -19,6 +19,7 @@ from blockstore.errors import Corrupt, NotFound
 from snapshotd.ahead import ahead
 from snapshotd.index import Frame, Index, IndexEntry, IndexMap, decode_index
 from snapshotd.layout import INDEXES, PACKS, index_key, name_of_key
+from snapshotd.references import bits_of
 from snapshotd.repository import Repository
 
 _log = structlog.get_logger(__name__)
@@ -140,6 +141,5 @@ def frames_by_pack(entries: Iterable[IndexEntry]) -> dict[bytes, int]:
     frames: dict[bytes, int] = {}
     for entry in entries:
         for part in entry.parts:
-            bits = sum(1 << number for number in part.numbers)
-            frames[part.pack] = frames.get(part.pack, 0) | bits
+            frames[part.pack] = frames.get(part.pack, 0) | bits_of(part.numbers)
     return frames

@@ -385,9 +385,7 @@ class Pruner:
         others = {each: marks for each, marks in view.inventory.quarantines.items() if each != number}
         if others:
             present = await self._names(PACKS) | (await self._names(SHARDS) - view.strong)
-            roots = [root_name(info.key) async for info in self.repository.store.list(SNAPSHOTS)]
-            present |= {root.name for root in roots if root is not None and root.name}
-            marks_present = {mark(name) for name in present}
+            marks_present = {mark(name) for name in present | await self._root_names()}
             for each, marks in others.items():
                 if marks.isdisjoint(marks_present):
                     await self.repository.store.delete(quarantine_key(each))
@@ -396,6 +394,10 @@ class Pruner:
     async def _names(self, folder: str) -> set[str]:
         names = {name_of_key(info.key) async for info in self.repository.store.list(folder)}
         return {name for name in names if is_name(name)}
+
+    async def _root_names(self) -> set[str]:
+        roots = [root_name(info.key) async for info in self.repository.store.list(SNAPSHOTS)]
+        return {root.name for root in roots if root is not None and root.name}
 
 
 def _living(inventory: Inventory, stale: AbstractSet[str], dead: Collection[str]) -> list[IndexEntry]:

@@ -2,7 +2,8 @@
 
 Which snapshots need an object is kept as bits of an integer, one for each snapshot, by shard and by pack: a
 few dozen bytes each, so a survey of thousands of snapshots takes what their different shards and packs take. A damaged
-manifest is noted, with all who need it, and the survey goes on: others are not affected by it.
+manifest is noted, with all who need it, and the survey goes on: others are not affected by it. So are the objects in
+clear, which all of them need.
 """
 
 import asyncio

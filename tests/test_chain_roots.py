@@ -9,7 +9,7 @@ from blockstore.domain import SnapshotId
 from blockstore.errors import Corrupt
 from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import BLOCK_SIZE, MIB
-from snapshotd.layout import SNAPSHOTS, RootName, quarantine_key, root_key, root_name
+from snapshotd.layout import SNAPSHOTS, RootName, quarantine_key, quarantine_number, root_key, root_name
 from snapshotd.prune_plan import mark
 from snapshotd.quarantine import encode_quarantine
 from snapshotd.reader import SnapshotReader
@@ -132,6 +132,38 @@ def test_what_is_no_name_of_a_root_is_told_and_left_alone(tmp_path: Path) -> Non
             assert await _adopt(chain) is not None
             await chain.prune()
             assert set(await chain.keys(SNAPSHOTS)) == set(strange)
+            assert {each.object for each in (await chain.check()).problems} == set(strange)
+
+    asyncio.run(check())
+
+
+def test_check_does_not_tell_of_a_root_whose_snapshot_may_be_retried(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with chain_at(tmp_path) as chain:
+            root = await chain.snapshot(1, SIZE, CHANGES)
+            records = chain.catalog.control.records
+            for state in (pb.SNAPSHOT_STATE_ERROR, pb.SNAPSHOT_STATE_PENDING):
+                records[SnapshotId(root.snapshot)] = Record(state, {})
+                found = await chain.check()
+                assert (list(found.problems), found.unreferenced_objects) == ([], 0)
+            records.clear()
+            (problem,) = (await chain.check()).problems
+            assert "adopt" in problem.message
+
+    asyncio.run(check())
+
+
+def test_a_number_that_no_quarantine_has_is_told_and_passed_over(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with chain_at(tmp_path) as chain:
+            await chain.delete(await chain.snapshot(1, SIZE, CHANGES))
+            strange = [f"quarantine/{each}" for each in (1 << 64, "007", "x")]
+            assert [quarantine_number(key) for key in strange] == [None] * 3
+            assert quarantine_number(quarantine_key((1 << 64) - 1)) == (1 << 64) - 1
+            for key in strange:
+                await chain.store.put(key, b"x")
+            await chain.prune()
+            assert not await chain.keys("packs")
             assert {each.object for each in (await chain.check()).problems} == set(strange)
 
     asyncio.run(check())
