@@ -1,7 +1,8 @@
-"""A real S3 server to test against: the one that CAIRN_TEST_S3_* name, else MinIO in a process of its own.
+"""A real S3 server to test against: the one that CAIRN_TEST_S3_* name, else MinIO or radosgw in own processes.
 
     CAIRN_TEST_S3_ENDPOINT, _BUCKET, _ACCESS_KEY, _SECRET_KEY, _REGION (us-east-1 where it is not given)
 
+MinIO is what .ci/minio builds; radosgw (tests/radosgw.py) is what .ci/debian-packages installs where that fails.
 Nothing that only one server has is used, but for its start: a directory in MinIO's is a bucket. Each test takes a
 prefix of its own.
 """
@@ -15,12 +16,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from blockstore.config import split_address
 from snapshotd.store_settings import StoreSettings
-from tests.programs import require_found
+from tests import radosgw
+from tests.programs import find_program, require_found
 from tests.proxy import free_address
+from tests.radosgw import RadosGateway
 
 REGION: Final = "us-east-1"
 _START_LIMIT_S: Final = 60.0
@@ -30,13 +33,14 @@ _BUILD: Final = Path(__file__).parent.parent / ".ci" / "minio"
 
 @dataclass(frozen=True)
 class S3Server:
-    """Where the server is, and who may use it."""
+    """Where the server is, and who may use it. minds_region: it refuses what is signed for another region."""
 
     endpoint: str
     bucket: str
     access_key: str
     secret_key: str
     region: str = REGION
+    minds_region: bool = True
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -49,15 +53,38 @@ class S3Server:
         return StoreSettings(**{"url": url, "s3_endpoint": self.endpoint, "s3_region": self.region, **others})
 
 
+class OwnServer(Protocol):
+    """One that can be stopped and started again, at the same address and with the same data. address: HOST:PORT."""
+
+    @property
+    def address(self) -> str: ...
+
+    @property
+    def server(self) -> S3Server: ...
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None:
+        """End it, as a power cut would."""
+
+    def end(self) -> None:
+        """Of all its processes."""
+
+
+def _s3_server(address: str, *, minds_region: bool) -> S3Server:
+    key = secrets.token_hex(16)
+    return S3Server(f"http://{address}", "cairn-test", "cairn-test-user", key, minds_region=minds_region)
+
+
 class MinioServer:
-    """A process that can be stopped and started again, at the same address and with the same data."""
+    """MinIO."""
 
     def __init__(self, program: Path, directory: Path) -> None:
         self._program = program
         self._directory = directory
         self._address = free_address()
         self._process: subprocess.Popen[bytes] | None = None
-        self.server = S3Server(f"http://{self._address}", "cairn-test", "cairn-test-user", secrets.token_hex(16))
+        self.server = _s3_server(self._address, minds_region=True)
         (directory / "data" / self.server.bucket).mkdir(parents=True)
 
     @property
@@ -78,8 +105,10 @@ class MinioServer:
             self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         self._wait_until_serving(self._process)
 
+    def end(self) -> None:
+        self.stop()
+
     def stop(self) -> None:
-        """End it, as a power cut would."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(_STOP_LIMIT_S)
@@ -106,26 +135,38 @@ def running_server(directory: Path) -> Iterator[S3Server]:
             os.environ.get("CAIRN_TEST_S3_REGION", REGION),
         )
         return
-    with running_minio(directory) as minio:
-        yield minio.server
+    with running_own_server(directory) as own:
+        yield own.server
 
 
 @contextmanager
-def running_minio(directory: Path) -> Iterator[MinioServer]:
-    """A MinIO of one's own, to be stopped and started."""
-    minio = MinioServer(find_minio(), directory)
-    minio.start()
+def running_own_server(directory: Path) -> Iterator[OwnServer]:
+    """One to be stopped and started. Skips the test, or fails it in CI, where no server is installed."""
+    own = _own_server(directory)
     try:
-        yield minio
+        own.start()
+        yield own
     finally:
-        minio.stop()
+        own.end()
 
 
-def find_minio() -> Path:
-    """The server that .ci/minio made; skips the test, or fails it in CI, where there is none."""
-    path = Path(subprocess.run([_BUILD, "--path"], check=True, capture_output=True, text=True).stdout.strip())
-    require_found([] if path.exists() else ["MinIO (.ci/minio builds it)"])
-    return path
+def _own_server(directory: Path) -> OwnServer:
+    minio = Path(subprocess.run([_BUILD, "--path"], check=True, capture_output=True, text=True).stdout.strip())
+    if minio.exists():
+        return MinioServer(minio, directory)
+    if not all(map(find_program, radosgw.PROGRAMS)):
+        require_found(["an S3 server (MinIO, or Debian's radosgw)"])
+    return _Radosgw(directory)
+
+
+class _Radosgw(RadosGateway):
+    """radosgw."""
+
+    def __init__(self, directory: Path) -> None:
+        address = free_address()
+        self.server = server = _s3_server(address, minds_region=False)
+        keys = {"access_key": server.access_key, "secret_key": server.secret_key}
+        super().__init__(directory, address, bucket=server.bucket, region=REGION, **keys)
 
 
 def _is_serving(address: str) -> bool:

@@ -18,7 +18,7 @@ from tests.linux_host import guest
 from tests.linux_host.beside import Guest, running, script
 from tests.linux_host.kernel import Kernel, fetch_kernel, missing_programs
 from tests.programs import find_program, require_found, require_programs
-from tests.s3_server import running_minio
+from tests.s3_server import running_own_server
 
 # The first test also fetches the kernel's package.
 pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(400)]
@@ -92,7 +92,7 @@ def test_the_object_store_goes_away_while_a_mounted_volume_hydrates(
     """A real S3 server, killed and started again: what has come is read meanwhile, the rest waits, no read fails."""
     forget_s3(monkeypatch)
     (tmp_path / "s3").mkdir()
-    with running_minio(tmp_path / "s3") as server:
+    with running_own_server(tmp_path / "s3") as server:
         for name, value in server.server.environment.items():
             monkeypatch.setenv(name, value)
         where = server.server.settings()

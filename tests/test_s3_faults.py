@@ -29,7 +29,7 @@ from tests.http_faults import (
     truncated,
 )
 from tests.proxy import Proxy, free_address
-from tests.s3_server import MinioServer, S3Server, running_minio
+from tests.s3_server import OwnServer, S3Server, running_own_server
 
 #: Tries that end soon, and enough of them also on a machine that is busy with other tests.
 QUICK: dict[str, Any] = {"request_timeout_s": 1.0, "retry_limit_s": 30.0, "open_limit_s": 30.0, "retries": 50}
@@ -185,12 +185,12 @@ def test_a_network_that_says_nothing_for_too_long(proxy: Proxy, s3: S3Server) ->
 
 
 def test_a_server_that_stops_and_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with running_minio(tmp_path) as minio:
+    with running_own_server(tmp_path) as minio:
         be(minio.server, monkeypatch)
         asyncio.run(_stop_and_start(minio))
 
 
-async def _stop_and_start(minio: MinioServer) -> None:
+async def _stop_and_start(minio: OwnServer) -> None:
     store = await open_store(minio.server.settings(**{**QUICK, "retry_limit_s": 60.0, "retries": 100}))
     content = os.urandom(5 * MIB)
     await store.put("before", content)
@@ -230,7 +230,6 @@ def test_a_wrong_credential_is_told_at_the_start(
     ("others", "kind", "said"),
     [
         ({"url": "s3://no-such-bucket-of-ours/x"}, InvalidRequest, "no such bucket: create it"),
-        ({"s3_region": "eu-north-1"}, InvalidRequest, "the region is another"),
         ({"s3_endpoint": f"http://{free_address()}"}, QuorumUnavailable, "does not answer.*Connection refused"),
         ({"s3_endpoint": "http://no-such-host.invalid", "s3_allow_http": True}, QuorumUnavailable, "lookup"),
         ({"s3_endpoint": "http://192.0.2.1:9000"}, InvalidRequest, "not encrypted: use https"),
@@ -243,6 +242,13 @@ def test_a_wrong_place_is_told_at_the_start(
     error = opening_fails(s3, kind, **others)
     with pytest.raises(kind, match=said):
         raise error
+
+
+def test_a_wrong_region_is_told_at_the_start_where_the_server_minds(s3: S3Server) -> None:
+    if s3.minds_region:
+        assert "the region is another" in str(opening_fails(s3, InvalidRequest, s3_region="eu-north-1"))
+    else:
+        asyncio.run(open_store(s3.settings(s3_region="eu-north-1")))
 
 
 def test_a_server_without_tls(s3: S3Server) -> None:
