@@ -80,12 +80,16 @@ class Dedupe:
                 found[digest] = ref
         if missing and self._ids:
             # Begun after the look at what is in memory: that is written before it is let go.
-            with self._env.begin(db=self._entries) as txn, txn.cursor() as cursor:
-                for digest, value in cursor.getmulti(missing):
-                    ref = self._decode(digest, value)
-                    if ref is not None:
-                        found[digest] = ref
+            try:
+                found |= self._find_stored(missing)
+            except lmdb.Error as error:
+                _log.warning("the cache of hashes cannot be read: what it holds is stored again", error=str(error))
         return found
+
+    def _find_stored(self, hashes: Sequence[bytes]) -> dict[bytes, BlockRef]:
+        with self._env.begin(db=self._entries) as txn, txn.cursor() as cursor:
+            refs = [(digest, self._decode(digest, value)) for digest, value in cursor.getmulti(hashes)]
+        return {digest: ref for digest, ref in refs if ref is not None}
 
     def frames_of(self, pack: bytes) -> int:
         """The frames of `pack` that are known here, as bits; 0 where it is unknown."""
@@ -110,10 +114,14 @@ class Dedupe:
                 del self._recent[digest]
 
     def add(self, pack: bytes, numbers: Sequence[int], hashes: Hashes) -> None:
-        """Frames of a pack that is stored and indexed. numbers: of the frames; hashes: theirs, in the same order."""
+        """Frames of a pack that others stored. numbers: of the frames; hashes: theirs, in the same order."""
         for frame, digests in zip(numbers, hashes, strict=True):
             self._recent.update((digest, BlockRef(pack, frame, slot)) for slot, digest in enumerate(digests))
-            self._unwritten_count += len(digests)
+        self.confirm(pack, numbers, hashes)
+
+    def confirm(self, pack: bytes, numbers: Sequence[int], hashes: Hashes) -> None:
+        """Of `add`, where each block was claimed: the pack is stored and indexed now."""
+        self._unwritten_count += sum(map(len, hashes))
         self._unwritten.append((pack, numbers, hashes))
 
     @property

@@ -147,7 +147,7 @@ class PackStore:
             if self._unindexed.pop(pack, None) is not None:
                 part = entry.part(pack)
                 assert part is not None
-                self.dedupe.add(pack, part.numbers, hashes)
+                self.dedupe.confirm(pack, part.numbers, hashes)
         await self._bound_hashes()
 
     async def _bound_hashes(self) -> None:

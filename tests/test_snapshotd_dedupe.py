@@ -57,6 +57,17 @@ def test_a_file_that_is_none_is_made_anew(tmp_path: Path) -> None:
     dedupe.close()
 
 
+def test_pages_that_cannot_be_read_are_misses(tmp_path: Path) -> None:
+    dedupe = Dedupe(tmp_path / "hashes", b"mine")
+    dedupe.add(pack(1), [0], [[digest(number) for number in range(64)]])
+    dedupe.write()
+    assert len(dedupe.find([digest(number) for number in range(64)])) == 64
+    with (tmp_path / "hashes").open("r+b") as file:
+        file.seek(2 * 4096)  # Behind the two pages that say where the trees begin.
+        file.write(bytes((tmp_path / "hashes").stat().st_size - 2 * 4096))
+    assert dedupe.find([digest(number) for number in range(64)]) == {}
+
+
 def test_forgotten_packs_are_not_found(tmp_path: Path) -> None:
     dedupe = Dedupe(tmp_path / "hashes", b"mine")
     for number in (1, 2):
