@@ -1,8 +1,10 @@
 """What the daemon says to control, and hears from it."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
+from blockstore.errors import QuorumUnavailable
 from blockstore.grpc_endpoint import open_channel
 from blockstore.grpc_errors import cairn_errors
 from blockstore.rpc import snapshot_pb2 as pb
@@ -36,6 +38,12 @@ class ControlClient:
             ),
         )
         return response
+
+    async def announce(self, store: str, why: str) -> None:
+        """It is started, and cannot register yet. Where control is away nobody is told: that is no reason to wait."""
+        request = pb.RegisterDaemonRequest(daemon=self.daemon, instance=self.instance, store=store, why=why)
+        with suppress(QuorumUnavailable):
+            await self._call("RegisterDaemon", request)
 
     async def report(
         self, address: str, snapshots: Iterable[pb.SnapshotReport], known: Iterable[str], wait_s: float

@@ -19,7 +19,7 @@ import structlog
 from blockstore.config import Addressing, SnapshotdSettings
 from blockstore.daemon import stop_signals, write_address
 from blockstore.domain import check_id, make_id
-from blockstore.errors import Conflict, NotFound, QuorumUnavailable
+from blockstore.errors import CairnError, Conflict, NotFound, QuorumUnavailable
 from blockstore.grpc_endpoint import Endpoint
 from snapshotd.chain_service import ChainParts
 from snapshotd.control_client import ControlClient
@@ -70,9 +70,14 @@ async def _serve(settings: SnapshotdSettings, stack: AsyncExitStack) -> None:
     daemon = daemon_id(settings.state)
     control = ControlClient(settings.control, daemon, secrets.token_hex(8), settings.call_timeout_s)
     stack.push_async_callback(control.close)
-    store = await _open_store(settings)
-    stack.push_async_callback(store.close)
-    repository, cluster = await _open_repository(settings, store, control)
+    await control.announce(settings.store, "")
+    try:
+        store = await _open_store(settings, control)
+        stack.push_async_callback(store.close)
+        repository, cluster = await _open_repository(settings, store, control)
+    except CairnError as error:
+        await control.announce(settings.store, str(error))
+        raise
     index = PackIndex(repository)
     reader = SnapshotReader(repository, settings.cache_bytes, index)
     identity = (repository.id + repository.keys.domain.hex()).encode()
@@ -129,7 +134,7 @@ def _lock_state(state: Path, stack: AsyncExitStack) -> None:
         raise Conflict(f"another process uses {state}: stop that snapshotd first") from error
 
 
-async def _open_store(settings: SnapshotdSettings) -> ObjectStore:
+async def _open_store(settings: SnapshotdSettings, control: ControlClient) -> ObjectStore:
     """Raises InvalidRequest where it refuses us; one that does not answer is waited for."""
     while True:
         try:
@@ -137,6 +142,7 @@ async def _open_store(settings: SnapshotdSettings) -> ObjectStore:
             return Throttled(store, up=TokenBucket(settings.upload_rate_bytes))
         except QuorumUnavailable as error:
             _log.warning("the object store does not answer; trying on", error=str(error))
+            await control.announce(settings.store, str(error))
         await asyncio.sleep(_PAUSE_S)
 
 

@@ -40,6 +40,14 @@ def document(capsys: pytest.CaptureFixture[str]) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
+def test_forget(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["store", "forget", DAEMON]) == 0
+    assert cluster.last(pb.ForgetDaemonRequest).daemon == DAEMON
+    assert "is forgotten" in capsys.readouterr().out
+    assert run(["store", "forget", DAEMON, "-o", "json"]) == 0
+    assert document(capsys) == {"id": DAEMON, "removed": True}
+
+
 def test_show(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["store", "show"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split() == [DAEMON, "up", cluster.address, "s3://bucket/x", "r1"]
