@@ -1,6 +1,5 @@
 """The JSON documents: their keys are the documented ones, and none is missing from the docs."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ from blockstore.rpc import control_pb2 as pb
 from blockstore.storage.check import CheckReport, Problem, ReplicaSummary
 from blockstore.units import Epoch, Generation, Sequence
 from tests.cli_control import FRONT_END, URI, VOLUME, make_attachment, make_health, make_node, make_volume, replica_id
+from tests.cli_output import DOCS, keys_of
 
-DOCS = (Path(__file__).parent.parent / "docs" / "cli.md").read_text()
 ATTACHED = make_volume(pb.VOLUME_STATE_IN_USE, attachment=make_attachment(), tags={"b": "2", "a": "1"})
 SUMMARY = ReplicaSummary(
     ReplicaAddress(VolumeId(VOLUME), SegmentNumber(0), ReplicaId(replica_id(1))),
@@ -33,18 +32,6 @@ STATUS = pb.StatusResponse(
     nodes=[make_node(1)],
     front_ends=[pb.FrontEndInfo(id=FRONT_END, uris=[URI])],
 )
-
-
-def keys_of(value: Any) -> Iterator[str]:
-    """All keys of a document, save those of tags and of digests, which are data."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield key
-            if key not in ("tags", "digests"):
-                yield from keys_of(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from keys_of(inner)
 
 
 def test_a_volume() -> None:

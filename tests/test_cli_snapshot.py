@@ -4,7 +4,6 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -14,6 +13,7 @@ from blockstore.cli.completion import complete_snapshot
 from blockstore.cli.main import run
 from blockstore.errors import Conflict
 from blockstore.rpc import snapshot_pb2 as pb
+from tests.cli_output import document
 from tests.cli_snapshots import MIB, CannedSnapshots, canned_cluster, make_progress, make_snapshot, snapshot_id
 
 ONE, TWO, THREE = (snapshot_id(n) for n in (1, 2, 3))
@@ -24,11 +24,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[CannedSnapshots]:
     with canned_cluster() as canned:
         monkeypatch.setenv("CAIRN_CONTROL", canned.address)
         yield canned
-
-
-def document(capsys: pytest.CaptureFixture[str]) -> Any:
-    """What stdout holds, which must be one JSON document and nothing else."""
-    return json.loads(capsys.readouterr().out)
 
 
 def test_create(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from blockstore.cli.daemons import CAIRN
+from tests.cli_guest import read, write
 from tests.cluster import KEYRING, SNAPSHOTD, Cluster
 from tests.daemons import wait_for
-from tests.test_cli_up import read, write
 
 MIB = 1 << 20
 pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(240)]

@@ -1,6 +1,5 @@
 """`cairn snapshot verify|diff|export|import`: what is asked of snapshotd, and what is made of its answers."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from blockstore.cli.main import run
 from blockstore.cli.snapshot_content import joined
 from blockstore.errors import Corrupt, NoSpace, QuorumUnavailable
 from blockstore.rpc import snapshot_pb2 as pb
+from tests.cli_output import document
 from tests.cli_snapshots import MIB, CannedSnapshots, canned_cluster, make_snapshot, snapshot_id
 
 ONE, TWO = (snapshot_id(n) for n in (1, 2))
@@ -23,10 +23,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[CannedSnapshots]:
     with canned_cluster() as canned:
         monkeypatch.setenv("CAIRN_CONTROL", canned.address)
         yield canned
-
-
-def document(capsys: pytest.CaptureFixture[str]) -> Any:
-    return json.loads(capsys.readouterr().out)
 
 
 def progress(done: int) -> pb.WorkProgress:

@@ -1,8 +1,6 @@
 """`cairn store`, `cairn key` and what volumes show of their source."""
 
-import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -11,6 +9,7 @@ from blockstore.cli.main import run
 from blockstore.rpc import control_pb2
 from blockstore.rpc import snapshot_pb2 as pb
 from tests.cli_control import VOLUME
+from tests.cli_output import DOCS, document, keys_of
 from tests.cli_snapshots import (
     DAEMON,
     MIB,
@@ -21,7 +20,6 @@ from tests.cli_snapshots import (
     make_snapshot,
     snapshot_id,
 )
-from tests.test_cli_documents import DOCS, keys_of
 
 ONE, TWO = (snapshot_id(n) for n in (1, 2))
 PROBLEM = pb.StoreProblem(object="packs/ab/abcd", message="is missing", snapshots=[ONE])
@@ -36,6 +34,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[CannedSnapshots]:
         yield canned
 
 
+<<<<<<< Updated upstream
 def document(capsys: pytest.CaptureFixture[str]) -> Any:
     return json.loads(capsys.readouterr().out)
 
@@ -48,6 +47,8 @@ def test_forget(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) ->
     assert document(capsys) == {"id": DAEMON, "removed": True}
 
 
+=======
+>>>>>>> Stashed changes
 def test_show(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["store", "show"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split() == [DAEMON, "up", cluster.address, "s3://bucket/x", "r1"]

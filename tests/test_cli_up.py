@@ -1,6 +1,5 @@
 """`cairn up`, `cairn down` and `cairn demo` with all their real processes."""
 
-import asyncio
 import json
 import os
 import signal
@@ -13,9 +12,8 @@ import psutil
 import pytest
 
 from blockstore.cli.daemons import CAIRN
-from blockstore.cli.demo_client import NbdClient
-from blockstore.cli.nbd_uri import parse_uri
 from blockstore.cli.state_directory import StateDirectory
+from tests.cli_guest import read, write
 from tests.daemons import wait_for
 
 LIMIT_S = 60.0
@@ -50,22 +48,6 @@ def served(state: StateDirectory) -> str:
     cairn("volume", "create", "--size", "16M", "--name", "db", "-o", "json")
     uri: str = cairn("volume", "attach", "db", "-o", "json")["attachment"]["uris"][0]
     return uri
-
-
-def write(uri: str, offset: int, data: bytes) -> None:
-    async def run() -> None:
-        async with await NbdClient.connect(parse_uri(uri)) as client:
-            await client.write(offset, data)
-
-    asyncio.run(run())
-
-
-def read(uri: str, offset: int, length: int) -> bytes:
-    async def run() -> bytes:
-        async with await NbdClient.connect(parse_uri(uri)) as client:
-            return await client.read(offset, length)
-
-    return asyncio.run(run())
 
 
 def kill_and_wait(state: StateDirectory, name: str) -> None:

@@ -1,8 +1,6 @@
 """`cairn volume` against a Control service with canned state: requests, tables, documents, waiting."""
 
-import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -10,6 +8,7 @@ from blockstore.cli.main import run
 from blockstore.errors import Conflict
 from blockstore.rpc import control_pb2 as pb
 from tests.cli_control import URI, VOLUME, CannedControl, canned_control, make_attachment, make_volume
+from tests.cli_output import document
 
 
 @pytest.fixture
@@ -17,11 +16,6 @@ def control(monkeypatch: pytest.MonkeyPatch) -> Iterator[CannedControl]:
     with canned_control() as canned:
         monkeypatch.setenv("CAIRN_CONTROL", canned.address)
         yield canned
-
-
-def document(capsys: pytest.CaptureFixture[str]) -> Any:
-    """What stdout holds, which must be one JSON document and nothing else."""
-    return json.loads(capsys.readouterr().out)
 
 
 def test_create_waits_until_it_is_available(control: CannedControl, capsys: pytest.CaptureFixture[str]) -> None:

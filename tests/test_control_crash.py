@@ -1,21 +1,18 @@
 """Control stopped at every step it makes to the outside: the next one carries on, and nothing is left wrong."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
-import grpc
 import pytest
 
 from blockstore.errors import CairnError, NotFound
 from blockstore.rpc import control_pb2
 from blockstore.units import GIB
 from tests.control_cluster import Cluster, Control, cluster_at, expected_replicas, until
-from tests.control_crashing import CrashPoints
+from tests.control_stopping import Work, at_every_point, stop_at
 
 TOKEN = "the-only-one"
-Work = Callable[[Control], Awaitable[object]]
 _AT_REST = (control_pb2.VOLUME_STATE_AVAILABLE, control_pb2.VOLUME_STATE_IN_USE)
 #: More than any of the works below has steps.
 MOST_STEPS = 40
@@ -50,26 +47,6 @@ async def at_rest(control: Control, cluster: Cluster) -> bool:
     return not any(moving) and cluster.held() == expected_replicas(volumes)
 
 
-async def stop_at(cluster: Cluster, work: Work, point: int) -> bool:
-    """Do `work` with a control that stops at its `point`th step. False where it has fewer."""
-    points = CrashPoints()
-    async with cluster.control(points) as control:
-        points.passed, points.stop_at = 0, point
-        doing = asyncio.ensure_future(work(control))
-        stopped = asyncio.ensure_future(points.stopped.wait())
-        await asyncio.wait([doing, stopped], return_when=asyncio.FIRST_COMPLETED)
-        reached = points.stopped.is_set()
-        if reached:
-            # Dead: nothing moves, whoever beats. What it has sent already may still arrive.
-            points.stop_at = points.passed
-        stopped.cancel()
-        if reached:
-            doing.cancel()
-        with suppress(asyncio.CancelledError, CairnError, grpc.RpcError):
-            await doing
-    return reached
-
-
 @pytest.mark.parametrize(
     ("before", "work"),
     [((), create), ((create,), attach), ((create, attach), detach), ((create,), delete)],
@@ -89,14 +66,7 @@ def test_control_may_be_killed_at_any_step(tmp_path: Path, before: tuple[Work, .
                 await check_end(cluster, control, work)
             return reached
 
-    async def all_points() -> None:
-        for point in range(1, MOST_STEPS):
-            if not await one(tmp_path / str(point), point):
-                assert point > 4, "the work has hardly a step"
-                return
-        raise AssertionError("the work never ends")
-
-    asyncio.run(all_points())
+    at_every_point(tmp_path, one, MOST_STEPS)
 
 
 async def check_end(cluster: Cluster, control: Control, work: Work) -> None:

@@ -4,8 +4,6 @@ Nothing left wrong: no snapshot is between two states, the volumes' replicas kee
 completed one, the object store has just the roots of the catalog, and no volume is held open.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,15 +13,13 @@ from blockstore.errors import NotFound
 from blockstore.rpc import control_pb2, snapshot_pb2
 from blockstore.units import GIB
 from tests.control_cluster import Cluster, Control, cluster_at, until
-from tests.test_control_crash import stop_at
+from tests.control_stopping import Work, at_every_point, stop_at
 
 COMPLETED = snapshot_pb2.SNAPSHOT_STATE_COMPLETED
 ERROR = snapshot_pb2.SNAPSHOT_STATE_ERROR
 DELETING = snapshot_pb2.SNAPSHOT_STATE_DELETING
 #: More than any of the works below has steps.
 MOST_STEPS = 60
-
-Work = Callable[[Control], Awaitable[object]]
 
 
 async def create(control: Control) -> object:
@@ -135,14 +131,7 @@ def test_control_may_be_killed_at_any_step(tmp_path: Path, name: str) -> None:
                 await check_end(cluster, control, name)
             return reached
 
-    async def all_points() -> None:
-        for point in range(1, MOST_STEPS):
-            if not await one(tmp_path / str(point), point):
-                assert point > 4, "the work has hardly a step"
-                return
-        raise AssertionError("the work never ends")
-
-    asyncio.run(all_points())
+    at_every_point(tmp_path, one, MOST_STEPS)
 
 
 async def check_end(cluster: Cluster, control: Control, name: str) -> None:

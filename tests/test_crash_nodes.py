@@ -4,6 +4,7 @@ Two witnesses share the volume: fio verifies one half, our own clients with a mo
 acknowledged work on the other. At the end the replicas are compared by their files.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tests.crash.fio import FioLoop, verify
 from tests.crash.model import SECTOR_SIZE
 from tests.crash.offline import assert_replicas_agree
 from tests.crash.workload import Workload
+from tests.daemons import Daemon
 from tests.programs import require_programs
 
 pytestmark = pytest.mark.xdist_group("load")
@@ -45,36 +47,28 @@ def test_each_node_is_killed_and_comes_back(tmp_path: Path) -> None:
 
 
 def test_the_front_end_is_killed_and_comes_back(tmp_path: Path) -> None:
-    require_programs("fio")
-    with Cluster(tmp_path) as cluster:
-        volume = cluster.create(SIZE)
-        uri = cluster.attach(volume)
-        verify(uri, tmp_path, offset=SIZE // 2, size=FIO_SIZE, seed=1)
-        with Workload(lambda: cluster.uri_now(volume), SECTORS) as load:
-            for _ in range(3):
-                load.wait_progress(PROGRESS)
-                cluster.front_ends[0].kill()
-                cluster.start(*cluster.front_ends)
-            load.wait_progress(PROGRESS)
-            verify(cluster.uri(volume), tmp_path, offset=SIZE // 2, size=FIO_SIZE, seed=1, only=True)
-        load.verify(cluster.uri(volume))
-        assert_replicas_agree(cluster, volume)
+    kill_again_and_again(tmp_path, 3, lambda cluster: cluster.front_ends)
 
 
 def test_all_are_killed_at_once_and_come_back(tmp_path: Path) -> None:
+    kill_again_and_again(tmp_path, 2, lambda cluster: cluster.daemons)
+
+
+def kill_again_and_again(directory: Path, times: int, some: Callable[[Cluster], Sequence[Daemon]]) -> None:
+    """Under load: `some` of its processes are killed and started `times` times, and nothing is lost."""
     require_programs("fio")
-    with Cluster(tmp_path) as cluster:
+    with Cluster(directory) as cluster:
         volume = cluster.create(SIZE)
         uri = cluster.attach(volume)
-        verify(uri, tmp_path, offset=SIZE // 2, size=FIO_SIZE, seed=1)
+        verify(uri, directory, offset=SIZE // 2, size=FIO_SIZE, seed=1)
         with Workload(lambda: cluster.uri_now(volume), SECTORS) as load:
-            for _ in range(2):
+            for _ in range(times):
                 load.wait_progress(PROGRESS)
-                for daemon in cluster.daemons:
+                for daemon in some(cluster):
                     daemon.kill()
-                cluster.start(*cluster.daemons)
+                cluster.start(*some(cluster))
             load.wait_progress(PROGRESS)
-            verify(cluster.uri(volume), tmp_path, offset=SIZE // 2, size=FIO_SIZE, seed=1, only=True)
+            verify(cluster.uri(volume), directory, offset=SIZE // 2, size=FIO_SIZE, seed=1, only=True)
         load.verify(cluster.uri(volume))
         assert_replicas_agree(cluster, volume)
 

@@ -9,10 +9,9 @@ from blockstore.config import split_address
 from tests.crash import fio
 from tests.crash.model import SECTOR_SIZE, Wrong
 from tests.crash.workload import Workload
-from tests.daemons import Daemon, wait_for
+from tests.daemons import Daemon, listens, wait_for
 from tests.programs import find_program, require_programs
 from tests.proxy import free_address
-from tests.test_nbd_client import listens
 
 SIZE = 8 << 20
 SECTORS = range(SIZE // SECTOR_SIZE)

@@ -4,11 +4,10 @@ import asyncio
 import errno
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.daemons import wait_for
+from tests.daemons import listens, wait_for
 from tests.nbd_client import Disconnected, NbdClient, NbdError
 from tests.programs import find_program, require_programs
 from tests.proxy import free_address
@@ -26,12 +25,6 @@ def server() -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
         wait_for("nbdkit to listen", lambda: listens(host, int(port)))
         yield f"nbd://{host}:{port}/any", process
         process.kill()
-
-
-def listens(host: str, port: int) -> bool:
-    wanted = f"{bytes(reversed(bytes(map(int, host.split('.'))))).hex().upper()}:{port:04X}"
-    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
-    return any(line.split()[1] == wanted and line.split()[3] == "0A" for line in lines)
 
 
 def test_what_is_written_is_read(server: tuple[str, object]) -> None:

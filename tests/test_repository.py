@@ -76,15 +76,16 @@ def test_a_crash_while_it_is_made(keyring: FileKeyring) -> None:
             asyncio.run(at(number, after))
 
 
-@pytest.mark.parametrize("kind", ["directory", "s3"])
-def test_of_many_that_make_it_at_once_all_open_the_same(
-    kind: str, tmp_path: Path, keyring: FileKeyring, request: pytest.FixtureRequest
-) -> None:
-    settings = StoreSettings(str(tmp_path / "store"))
-    if kind == "s3":
-        server: S3Server = request.getfixturevalue("s3")
-        settings = server.settings()
+@pytest.fixture(params=["directory", "s3"])
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> StoreSettings:
+    """Of a new store of each kind that several may use at once."""
+    if request.param == "directory":
+        return StoreSettings(str(tmp_path / "store"))
+    server: S3Server = request.getfixturevalue("s3")
+    return server.settings()
 
+
+def test_of_many_that_make_it_at_once_all_open_the_same(settings: StoreSettings, keyring: FileKeyring) -> None:
     async def main() -> None:
         store = await open_store(settings)
         repositories = await asyncio.gather(*(made(store, keyring) for _ in range(10)))
@@ -96,15 +97,7 @@ def test_of_many_that_make_it_at_once_all_open_the_same(
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("kind", ["directory", "s3"])
-def test_of_many_clusters_that_claim_it_at_once_one_owns_it(
-    kind: str, tmp_path: Path, keyring: FileKeyring, request: pytest.FixtureRequest
-) -> None:
-    settings = StoreSettings(str(tmp_path / "store"))
-    if kind == "s3":
-        server: S3Server = request.getfixturevalue("s3")
-        settings = server.settings()
-
+def test_of_many_clusters_that_claim_it_at_once_one_owns_it(settings: StoreSettings, keyring: FileKeyring) -> None:
     async def main() -> None:
         store = await open_store(settings)
         claims = (open_repository(store, keyring, f"cl-{number}", create=True) for number in range(8))

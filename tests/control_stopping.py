@@ -1,0 +1,50 @@
+"""Some work, done by a control that is stopped at each of its steps in turn."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import grpc
+
+from blockstore.errors import CairnError
+from tests.control_cluster import Cluster, Control
+from tests.control_crashing import CrashPoints
+
+Work = Callable[[Control], Awaitable[object]]
+
+
+async def stop_at(cluster: Cluster, work: Work, point: int) -> bool:
+    """Do `work` with a control that stops at its `point`th step. False where it has fewer."""
+    points = CrashPoints()
+    async with cluster.control(points) as control:
+        points.passed, points.stop_at = 0, point
+        doing = asyncio.ensure_future(work(control))
+        stopped = asyncio.ensure_future(points.stopped.wait())
+        await asyncio.wait([doing, stopped], return_when=asyncio.FIRST_COMPLETED)
+        reached = points.stopped.is_set()
+        if reached:
+            # Dead: nothing moves, whoever beats. What it has sent already may still arrive.
+            points.stop_at = points.passed
+        stopped.cancel()
+        if reached:
+            doing.cancel()
+        with suppress(asyncio.CancelledError, CairnError, grpc.RpcError):
+            await doing
+    return reached
+
+
+def at_every_point(directory: Path, one: Callable[[Path, int], Awaitable[bool]], most: int) -> None:
+    """`one` for the points 1, 2, ... in directories of their own, until it says that the work has fewer steps.
+
+    most: fails where so many are not enough.
+    """
+
+    async def all_points() -> None:
+        for point in range(1, most):
+            if not await one(directory / str(point), point):
+                assert point > 4, "the work has hardly a step"
+                return
+        raise AssertionError("the work never ends")
+
+    asyncio.run(all_points())
