@@ -3,12 +3,16 @@
 import asyncio
 import os
 import random
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from blockstore.domain import ReplicaId
 from blockstore.errors import Conflict, Corrupt, NoSpace, QuorumUnavailable
+from blockstore.replication.messages import AppendAnswer, FencedBy, SealAnswer
 from blockstore.rpc import control_pb2 as pb
 from blockstore.units import BLOCK_SIZE, MIB
 from blockstore.volume.member_link import AbsentRuns
@@ -158,6 +162,39 @@ def test_members_know_of_the_sources_end_when_the_volume_is_said_to_be_hydrated(
             go_on(attempt)
             await attempt._hydration.hydrated
             assert not any(restored.stack.hosted(index).store.has_source for index in range(3))
+
+    in_loop(test)
+
+
+def test_the_background_waits_for_a_member_that_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would fill until that member is so far behind that it has to copy tables."""
+    limit = 2 * MIB
+    monkeypatch.setattr("blockstore.volume.hydration._LAG_BYTES", limit)
+
+    async def test() -> None:
+        blocks = random_blocks(range(24 * MIB // BLOCK_SIZE))
+        async with restored_volume(tmp_path, blocks, source_bytes=24 * MIB, size_bytes=24 * MIB) as restored:
+            attempt = await restored.attach()
+            volume = attempt.volume
+            slow, heard, late = volume.status().members[2].replica, volume.answered, list[Callable[[], None]]()
+
+            def answered(replica: ReplicaId, message: SealAnswer | AppendAnswer | FencedBy) -> None:
+                if replica == slow:
+                    late.append(partial(heard, replica, message))
+                else:
+                    heard(replica, message)
+
+            monkeypatch.setattr(volume, "answered", answered)
+            go_on(attempt)
+            await until(lambda: filled_blocks(attempt) * BLOCK_SIZE > limit, "more is filled than it may lag")
+            assert attempt._hydrating is not None
+            await attempt._hydrating.fills.idle()
+            # What was fetched ahead comes on top: four calls of 1 MiB.
+            assert restored.source.fetched_blocks * BLOCK_SIZE <= limit + 6 * MIB
+            monkeypatch.setattr(volume, "answered", heard)
+            for answer in late:
+                answer()
+            await until_hydrated(attempt)
 
     in_loop(test)
 

@@ -92,6 +92,7 @@ class HydratingVolume:
         await self._windows.close()
         await self.map.close()
         await self.client.close()
+        self.present.forget()
 
     # ---- the guest's calls
 

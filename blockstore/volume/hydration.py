@@ -17,7 +17,7 @@ import structlog
 
 from blockstore.errors import CairnError, Corrupt
 from blockstore.rpc import control_pb2 as pb
-from blockstore.units import BLOCK_SIZE
+from blockstore.units import BLOCK_SIZE, MIB
 from blockstore.volume.block_bits import mask, runs_of
 from blockstore.volume.hydrating_volume import HydratingVolume
 from blockstore.volume.missing_blocks import Missing, find_missing
@@ -32,6 +32,8 @@ _FETCHES: Final = 4
 #: Nobody waits for it: the next pass would only ask for the same again.
 _PATIENCE_S: Final = 3600.0
 _PAUSE_S: Final = 1.0
+#: A quarter of what the log retains for a member that is behind: guests' writes come on top.
+_LAG_BYTES: Final = 16 * MIB
 #: How long members may take to hear that the record which ends the source is committed.
 _KNOWN_S: Final = 1.0
 
@@ -149,6 +151,7 @@ class Hydration:
                 await self._running.wait()
                 while len(tasks) >= (1 if self._hydrating.activity.busy else _FETCHES):
                     tasks = await _go_on(tasks)
+                await self._volume.wait_for_slow_members(_LAG_BYTES)
                 self._raise_trouble()
                 tasks.add(self._loop.create_task(self._copy_part(start, wanted)))
             while tasks:

@@ -224,6 +224,20 @@ class OpenVolume:
         except TimeoutError:
             _log.warning("members have not heard of a commit", volume=self.volume, position=tuple(position))
 
+    async def wait_for_slow_members(self, lag_bytes: int) -> None:
+        """Until none that is here and whole is further behind: for who writes in the background.
+
+        A member that is left behind by more than the log retains has to copy tables. One that stands still is not here
+        for long: its connection is probed.
+        """
+        while not self.over.done() and self._is_behind(lag_bytes):
+            self._heard.clear()
+            await self._heard.wait()
+
+    def _is_behind(self, lag_bytes: int) -> bool:
+        here = [member for member in self._leader.status().members if member.sealed and member.whole]
+        return any(member.lag_bytes is not None and member.lag_bytes > lag_bytes for member in here)
+
     def _is_known(self, position: Position) -> bool:
         here = [member for member in self._leader.status().members if member.sealed and member.whole]
         return bool(here) and all(member.commit >= position for member in here)
@@ -261,6 +275,7 @@ class OpenVolume:
 
     def disconnected(self, replica: ReplicaId) -> None:
         self._carry_out(self._leader.disconnected(replica, boot_time_s()))
+        self._heard.set()
 
     def answered(self, replica: ReplicaId, message: SealAnswer | AppendAnswer | FencedBy) -> None:
         self._carry_out(self._leader.answered(replica, message, boot_time_s()))

@@ -50,7 +50,9 @@ class SourceMap:
         return await self._client.patiently(lambda: self._fetching.get(shard, lambda: self._fetch(shard)), deadline)
 
     async def close(self) -> None:
+        """Nobody asks any more: what is kept takes memory."""
         await self._fetching.close()
+        self._shards.clear()
 
     def _known(self, shard: int) -> bytes | None:
         if self._empty[shard // 8] >> shard % 8 & 1:

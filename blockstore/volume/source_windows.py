@@ -44,7 +44,9 @@ class SourceWindows:
             self._fetching.begin(number, lambda: self._fetch(number))
 
     async def close(self) -> None:
+        """Nobody asks any more: what is kept takes memory."""
         await self._fetching.close()
+        self._kept.clear()
 
     async def _fetch(self, number: int) -> Fetched:
         start = number * WINDOW_BLOCKS
