@@ -34,11 +34,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[CannedSnapshots]:
         yield canned
 
 
-<<<<<<< Updated upstream
-def document(capsys: pytest.CaptureFixture[str]) -> Any:
-    return json.loads(capsys.readouterr().out)
-
-
 def test_forget(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["store", "forget", DAEMON]) == 0
     assert cluster.last(pb.ForgetDaemonRequest).daemon == DAEMON
@@ -47,8 +42,6 @@ def test_forget(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) ->
     assert document(capsys) == {"id": DAEMON, "removed": True}
 
 
-=======
->>>>>>> Stashed changes
 def test_show(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["store", "show"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split() == [DAEMON, "up", cluster.address, "s3://bucket/x", "r1"]
