@@ -60,6 +60,7 @@ class Dedupe:
         self._recent: dict[bytes, BlockRef] = {}
         self._unwritten: list[tuple[bytes, Sequence[int], Hashes]] = []
         self._unwritten_count = 0
+        self._damaged = False
         self._read_packs()
 
     # ---- asking
@@ -83,6 +84,7 @@ class Dedupe:
             try:
                 found |= self._find_stored(missing)
             except lmdb.Error as error:
+                self._damaged = True
                 _log.warning("the cache of hashes cannot be read: what it holds is stored again", error=str(error))
         return found
 
@@ -175,9 +177,11 @@ class Dedupe:
             self._warn_not_written(error)  # They come back with the next start, and its first look forgets them.
 
     def close(self) -> None:
-        """Write what is left, and let go of the file."""
+        """Write what is left, and let go of the file; one that could not be read is made anew at the next start."""
         self.write()
         self._env.close()
+        if self._damaged:
+            self._path.unlink(missing_ok=True)
 
     def _read_packs(self) -> None:
         with self._env.begin(db=self._packs) as txn:

@@ -66,6 +66,13 @@ def test_pages_that_cannot_be_read_are_misses(tmp_path: Path) -> None:
         file.seek(2 * 4096)  # Behind the two pages that say where the trees begin.
         file.write(bytes((tmp_path / "hashes").stat().st_size - 2 * 4096))
     assert dedupe.find([digest(number) for number in range(64)]) == {}
+    dedupe.close()
+    again = Dedupe(tmp_path / "hashes", b"mine")
+    assert not list(again.packs)
+    again.add(pack(1), [0], [[digest(1)]])
+    again.write()
+    assert again.find([digest(1)]) == {digest(1): BlockRef(pack(1), 0, 0)}
+    again.close()
 
 
 def test_forgotten_packs_are_not_found(tmp_path: Path) -> None:
