@@ -25,7 +25,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[CannedSnapshots]:
 
 
 def test_snapshots(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) -> None:
-    text = "what a nightly job writes of each of them, and it is longer than most"
+    text = "what a nightly job writes of each of them, and it is longer than most of them are"
     cluster.snapshots = {snapshot_id(n): make_snapshot(n, description=text) for n in range(1, MANY + 1)}
     assert pb.ListSnapshotsResponse(snapshots=cluster.snapshots.values()).ByteSize() > MESSAGE_SIZE
     assert run(["snapshot", "list", "-o", "json"]) == 0
