@@ -19,7 +19,7 @@ from blockstore.grpc_endpoint import open_channel
 from blockstore.grpc_errors import cairn_errors
 from blockstore.rpc import control_pb2, control_pb2_grpc
 from blockstore.units import GIB
-from tests.control_beating import LIMIT_S
+from tests.control_beating import LIMIT_S, answer_of
 from tests.control_cluster import Cluster, cluster_at, expected_replicas, until
 
 _RUN = """
@@ -115,7 +115,7 @@ def test_kill_9_at_any_time_leaves_nothing_wrong(tmp_path: Path) -> None:
             async with killed_at_the_end(cluster, tmp_path) as stub:
                 volume = await work(stub)
                 assert volume.state == control_pb2.VOLUME_STATE_IN_USE
-                listed = await stub.ListVolumes(control_pb2.ListVolumesRequest(), timeout=LIMIT_S)
+                listed = await answer_of(stub.ListVolumes(control_pb2.ListVolumesRequest(), timeout=LIMIT_S))
                 assert [each.id for each in listed.volumes] == [volume.id]
                 assert cluster.held() == expected_replicas([volume])
 
