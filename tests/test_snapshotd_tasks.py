@@ -15,8 +15,8 @@ from snapshotd.object_store import Data
 from snapshotd.root import Statistics
 from snapshotd.tasks import Tasks
 from tests.snapshot_parts import CLUSTER, CountingStore, snapshot_id
+from tests.snapshotd_shipping import PlayedControl, Shipping, shipping
 from tests.stack import in_loop, until
-from tests.test_snapshotd_ship import PlayedControl, Shipping, shipping
 
 
 class AskedControl(PlayedControl):

@@ -9,8 +9,8 @@ from blockstore.errors import QuorumUnavailable
 from snapshotd.layout import SHARDS, SNAPSHOTS
 from snapshotd.object_store import Data
 from tests.snapshot_parts import CountingStore, Parts, opened, snapshot_id
+from tests.snapshotd_shipping import Shipping, shipping
 from tests.stack import in_loop
-from tests.test_snapshotd_ship import Shipping, shipping
 
 
 class HeldStore(CountingStore):
