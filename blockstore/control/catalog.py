@@ -52,6 +52,10 @@ class Catalog(RecordStore):
             raise NotFound(f"there is no volume {name_or_id!r}: see `cairn volume list`")
         return found
 
+    async def has_volume(self, volume: VolumeId) -> bool:
+        """Whether it is there, in whatever state."""
+        return await self._get(Volume, VOLUMES + volume) is not None
+
     async def volume_of_token(self, token: str) -> Volume | None:
         """The volume that was created with this client token."""
         named = await self._get_text(_TOKENS + token) if token else None

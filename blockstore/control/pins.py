@@ -18,7 +18,6 @@ from blockstore.control.snapshot_catalog import SnapshotCatalog
 from blockstore.control.snapshot_records import Pin, Snapshot, SnapshotState
 from blockstore.control.transitions import place_of
 from blockstore.domain import VolumeId
-from blockstore.errors import NotFound
 
 _log = structlog.get_logger(__name__)
 
@@ -44,7 +43,7 @@ class Unpinning:
         for pin in await self._snapshots.pins():
             if pin.volume in served:
                 self._start(pin)
-            elif not await self._exists(pin.volume):
+            elif not await self._catalog.has_volume(pin.volume):
                 await self._snapshots.remove_pin(pin)
 
     async def _give_up(self, snapshot: Snapshot) -> None:
@@ -67,13 +66,6 @@ class Unpinning:
         await self._peers.unpin_generation(front_end, pin.volume, place.epoch, generation, pin.snapshot)
         await self._snapshots.remove_pin(pin)
         _log.info("a generation is given up", volume=pin.volume, generation=generation, snapshot=pin.snapshot)
-
-    async def _exists(self, volume: VolumeId) -> bool:
-        try:
-            await self._catalog.volume(volume)
-        except NotFound:
-            return False
-        return True
 
 
 def superseded(snapshots: tuple[Snapshot, ...]) -> list[Snapshot]:

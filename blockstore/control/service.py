@@ -24,8 +24,8 @@ from blockstore.control.snapshot_catalog import SnapshotCatalog
 from blockstore.control.snapshot_records import SnapshotState
 from blockstore.control.snapshot_status import StoreObserver
 from blockstore.control.status import Observer
-from blockstore.domain import VolumeId, VolumeState, check_id
-from blockstore.errors import CairnError, Conflict, NotFound, QuorumUnavailable
+from blockstore.domain import VolumeState, check_id
+from blockstore.errors import CairnError, Conflict, QuorumUnavailable
 from blockstore.grpc_parts import in_parts
 from blockstore.rpc import control_pb2, control_pb2_grpc
 
@@ -86,7 +86,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         except CairnError as error:
             _log.info("a volume is deleted in the background", volume=volume.id, error=str(error))
             return control_pb2.DeleteVolumeResponse(deleted=False, id=volume.id)
-        return control_pb2.DeleteVolumeResponse(deleted=await self._is_gone(volume.id), id=volume.id)
+        return control_pb2.DeleteVolumeResponse(deleted=not await self._catalog.has_volume(volume.id), id=volume.id)
 
     async def ResizeVolume(self, request: control_pb2.ResizeVolumeRequest, context: _Context) -> control_pb2.Volume:
         found = await self._catalog.volume(request.volume)
@@ -239,10 +239,3 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     async def _message(self, volume: Volume) -> control_pb2.Volume:
         return (await self._reconciler.messages()).volume(volume)
-
-    async def _is_gone(self, volume: VolumeId) -> bool:
-        try:
-            await self._catalog.volume(volume)
-        except NotFound:
-            return True
-        return False

@@ -133,9 +133,7 @@ class Shipping:
 
     async def _fail_without_volume(self, snapshot: Snapshot) -> None:
         """Looks once more: the list of volumes may be older than the snapshot."""
-        try:
-            await self._catalog.volume(snapshot.volume)
-        except NotFound:
+        if not await self._catalog.has_volume(snapshot.volume):
             await self._snapshots.change(
                 [snapshot.id], lambda now: snapshot_transitions.failed(now, "its volume is gone; delete it")
             )

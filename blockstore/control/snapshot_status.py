@@ -20,7 +20,8 @@ WARNING: Final = control_pb2.SEVERITY_WARNING
 DEGRADED: Final = control_pb2.SEVERITY_DEGRADED
 UNAVAILABLE: Final = control_pb2.SEVERITY_UNAVAILABLE
 
-_AT_WORK: Final = (VolumeState.AVAILABLE, VolumeState.IN_USE)
+#: States in which a volume's replicas are all expected to be there.
+AT_WORK: Final = (VolumeState.AVAILABLE, VolumeState.IN_USE)
 
 
 class StoreObserver:
@@ -37,7 +38,7 @@ class StoreObserver:
         for snapshot in self._snapshots:
             yield from self._of_snapshot(snapshot, served, sources)
         for volume, trouble in zip(volumes, troubles, strict=True):
-            if trouble and volume.state in _AT_WORK:
+            if trouble and volume.state in AT_WORK:
                 severity = DEGRADED if volume.attachment else WARNING
                 message = f"its hydration stands still: {trouble}"
                 yield Problem(severity=severity, subject=volume.id, message=message)

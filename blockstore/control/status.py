@@ -12,7 +12,7 @@ from blockstore.control.catalog import replicas_by_node, tombstones_of, volumes_
 from blockstore.control.messages import Messages
 from blockstore.control.presence import Presence
 from blockstore.control.records import AttachmentState, FrontEnd, Node, Tombstone, Volume
-from blockstore.control.snapshot_status import DEGRADED, UNAVAILABLE, WARNING, StoreObserver
+from blockstore.control.snapshot_status import AT_WORK, DEGRADED, UNAVAILABLE, WARNING, StoreObserver
 from blockstore.domain import FrontEndId, Member, NodeId, ReplicaId, VolumeState
 from blockstore.grpc_parts import in_parts
 from blockstore.rpc import control_pb2
@@ -32,8 +32,6 @@ _SERVING: Final = {
     control_pb2.SERVING_STATE_FENCED: "failed",
     control_pb2.SERVING_STATE_LOST: "failed",
 }
-#: States in which a volume's replicas are all expected to be there.
-_AT_WORK: Final = (VolumeState.AVAILABLE, VolumeState.IN_USE)
 
 
 class Observer:
@@ -171,7 +169,7 @@ class Observer:
             yield Problem(severity=UNAVAILABLE, subject=volume.id, message=f"in error: {volume.reason}")
         elif volume.reason:
             yield Problem(severity=WARNING, subject=volume.id, message=volume.reason)
-        if volume.state in _AT_WORK:
+        if volume.state in AT_WORK:
             yield from _replica_problems(volume, health.replicas)
         if volume.attachment:
             yield from self._serving_problems(volume, volume.attachment.front_end)
