@@ -230,14 +230,14 @@ def _absent_runs(results: list[tuple[int, int, int]], absent: bytes) -> dict[int
 # ---- sealed generations
 
 
-def encode_generation(payload: bytes) -> bytes:
+def encode_generation(payload: bytes, *, guests: bool) -> bytes:
     """A serialized ReadGenerationResponse."""
-    rest = pb.ReadGenerationResponse(checksum=xxhash.xxh3_64_intdigest(payload))
+    rest = pb.ReadGenerationResponse(checksum=xxhash.xxh3_64_intdigest(payload), guests=guests)
     return put_in(rest, pb.ReadGenerationResponse.PAYLOAD_FIELD_NUMBER, [payload])
 
 
-def decode_generation(message: bytes) -> memoryview:
-    """The payload of a serialized ReadGenerationResponse.
+def decode_generation(message: bytes) -> tuple[memoryview, bool]:
+    """The payload of a serialized ReadGenerationResponse, and whether guests use the node.
 
     Raises InvalidRequest where it is no such message, Corrupt where the payload fails its checksum.
     """
@@ -248,7 +248,7 @@ def decode_generation(message: bytes) -> memoryview:
         raise InvalidRequest(f"not a ReadGenerationResponse: {error}") from error
     if xxhash.xxh3_64_intdigest(payload) != response.checksum:
         raise Corrupt("what a node sent of a generation fails its checksum")
-    return payload
+    return payload, response.guests
 
 
 # ---- what a replica answers

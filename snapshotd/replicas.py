@@ -19,6 +19,7 @@ from blockstore.rpc import control_pb2, replica_pb2_grpc
 from blockstore.rpc import replica_pb2 as pb
 from blockstore.units import BLOCK_SIZE, FILL_GENERATION
 from snapshotd.changes import Changes, Run
+from snapshotd.guest_pace import GuestPace
 
 #: Of the whole list of changes; a segment of 1 TiB has a million extents, listed in seconds.
 _LIST_TIMEOUT_S: Final = 600.0
@@ -28,9 +29,10 @@ Answer = TypeVar("Answer")
 
 
 class NodeChannels:
-    """Connections to nodes, one for each address, kept until `close`."""
+    """Connections to nodes, one for each address, kept until `close`; and the pace at which they are read."""
 
     def __init__(self) -> None:
+        self.pace = GuestPace()
         self._nodes: dict[str, tuple[grpc.aio.Channel, Any]] = {}
 
     def stub(self, address: str) -> Any:
@@ -95,18 +97,23 @@ class SealedSegment:
     async def read(self, generation: int, runs: Sequence[Run]) -> memoryview:
         """The content of `runs`, at most 1 MiB in all, as of `generation`; zeroes for what has no entry.
 
+        It takes its time where guests use the nodes (snapshotd.guest_pace).
+
         Raises as list_changes does, and Corrupt where every replica's copy is damaged.
         """
+
+        pace = self._channels.pace
 
         async def ask(stub: Any, target: pb.Target) -> memoryview:
             ranges = [pb.BlockRange(start=run.start, count=run.length) for run in runs]
             request = pb.ReadGenerationRequest(target=target, generation=generation, ranges=ranges)
-            payload = decode_generation(await stub.ReadGeneration(request, timeout=self._call_timeout_s))
+            payload, guests = decode_generation(await stub.ReadGeneration(request, timeout=self._call_timeout_s))
             if len(payload) != sum(run.length for run in runs) * BLOCK_SIZE:
                 raise InvalidRequest(f"replica {target.replica} answered {len(payload)} bytes to {runs}")
+            pace.note(busy=guests)
             return payload
 
-        return await self._ask_any(ask)
+        return await pace.read(lambda: self._ask_any(ask))
 
     async def _ask_any(self, ask: Callable[[Any, pb.Target], Awaitable[Answer]]) -> Answer:
         errors: list[CairnError] = []

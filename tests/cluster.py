@@ -35,6 +35,8 @@ _SETTLED_S: Final = 0.6
 CONTROL: Final = ControlSettings(lease_s=2.0, reconcile_s=0.2)
 NODE: Final = NodeSettings(heartbeat_s=0.2, checkpoint_s=1.0, reserve_bytes=0)
 FRONT_END: Final = FrontEndSettings(heartbeat_s=0.2)
+#: How the names of those calls begin that change nothing.
+_ASKING: Final = ("Get", "List", "Status")
 SNAPSHOTD: Final = SnapshotdSettings(heartbeat_s=0.2)
 
 
@@ -140,8 +142,16 @@ class Cluster:
         stub: Any = self.api
         if not hasattr(stub, method):
             stub = snapshot_pb2_grpc.SnapshotsStub(self._channel)  # type: ignore[arg-type]  # `api` made it
-        answer = getattr(stub, method)(request, timeout=timeout_s, wait_for_ready=True)
-        return merge(answer) if isinstance(answer, Iterator) else answer
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                answer = getattr(stub, method)(request, timeout=deadline - time.monotonic(), wait_for_ready=True)
+                return merge(answer) if isinstance(answer, Iterator) else answer
+            except grpc.RpcError as error:
+                # On a connection to a control that was killed since: who only asks asks again.
+                asks = method.startswith(_ASKING) and error.code() is grpc.StatusCode.UNAVAILABLE
+                if not asks or time.monotonic() > deadline:
+                    raise
 
     def snapshot(self, *volumes: str, wait: bool = True) -> list[str]:
         """The ids of snapshots of the volumes at one instant; wait: once they are completed."""

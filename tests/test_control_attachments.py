@@ -49,6 +49,19 @@ def test_attaching_again_changes_nothing_unless_forced(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
+def test_attaching_again_asks_the_front_end_that_has_it(tmp_path: Path) -> None:
+    """It may have died a moment ago: then nothing answers at the URI that a success would name."""
+
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        await control.create(name="v")
+        await control.attach("v")
+        await cluster.front_ends[0].stop()
+        with pytest.raises(QuorumUnavailable, match=cluster.front_ends[0].id):
+            await control.attach("v")
+
+    run(tmp_path, scenario, lease_s=30.0)
+
+
 def test_another_front_end_takes_a_volume_over_only_by_force(tmp_path: Path) -> None:
     async def scenario(cluster: Cluster, control: Control) -> None:
         one, other = cluster.front_ends

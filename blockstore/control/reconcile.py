@@ -26,7 +26,7 @@ from blockstore.control.messages import Messages
 from blockstore.control.metastore.interface import Compacted, Metastore
 from blockstore.control.peers import Peers
 from blockstore.control.presence import Presence
-from blockstore.control.records import FrontEnd, Node, Tombstone, Volume
+from blockstore.control.records import AttachmentState, FrontEnd, Node, Tombstone, Volume
 from blockstore.control.snapshot_catalog import PINS, SNAPSHOTS
 from blockstore.control.steps import Steps
 from blockstore.control.transitions import Phase, phase_of
@@ -250,6 +250,17 @@ class Reconciler:
             raise
         await self.end_attempt(volume.id, lambda now: transitions.opened(now, attachment.epoch))
         _log.info("volume attached", volume=volume.id, front_end=front_end.id, epoch=attachment.epoch)
+
+    async def check_served(self, volume: Volume) -> None:
+        """Of one that is attached already: its front-end serves it, and not only did when it was last heard.
+
+        Raises QuorumUnavailable where it does not answer, and how it ended there.
+        """
+        attachment = volume.attachment
+        if attachment is not None and attachment.state is AttachmentState.ATTACHED:
+            front_end = await self._catalog.front_end(attachment.front_end)
+            if front_end.instance == attachment.instance:
+                await self._peers.open_volume(front_end, (await self.messages()).ticket(volume))
 
     async def _not_opened(self, volume: VolumeId, epoch: Epoch, error: CairnError) -> None:
         end = transitions.lost if isinstance(error, Corrupt) else transitions.give_up

@@ -108,6 +108,8 @@ class ControlService(control_pb2_grpc.ControlServicer):
                 now_ms=now_ms(),
             ),
         )
+        if volume.attachment == found.attachment:
+            await self._reconciler.check_served(volume)
         await self._reconciler.settle(volume)
         now = await self._catalog.volume(volume.id)
         if now.attachment is None or now.attachment.front_end != front_end.id:

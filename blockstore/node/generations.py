@@ -10,6 +10,7 @@ from typing import Final
 
 from blockstore.domain import Position
 from blockstore.errors import InvalidRequest, NoSpace, NotFound, QuorumUnavailable
+from blockstore.node.guest_traffic import GuestTraffic
 from blockstore.node.hosted_replica import HostedReplica
 from blockstore.replica_codec import encode_generation, from_position, to_position
 from blockstore.rpc import replica_pb2 as pb
@@ -70,8 +71,8 @@ async def list_changes(hosted: HostedReplica, request: pb.ListChangesRequest) ->
             )
 
 
-async def read_generation(hosted: HostedReplica, request: pb.ReadGenerationRequest) -> bytes:
-    """Blocks as a sealed generation shows them: a serialized ReadGenerationResponse.
+async def read_generation(hosted: HostedReplica, request: pb.ReadGenerationRequest, traffic: GuestTraffic) -> bytes:
+    """Blocks as a sealed generation shows them: a serialized ReadGenerationResponse. traffic: the node's.
 
     Raises InvalidRequest, NotFound, QuorumUnavailable, Corrupt.
     """
@@ -82,7 +83,7 @@ async def read_generation(hosted: HostedReplica, request: pb.ReadGenerationReque
     generation = Generation(request.generation)
     await _bring_to_seal(hosted, generation)
     payload: bytes = await hosted.in_reader(hosted.store.read_ranges, generation, ranges)
-    return encode_generation(payload)
+    return encode_generation(payload, guests=traffic.busy)
 
 
 def _check_ranges(ranges: Sequence[tuple[int, int]]) -> None:

@@ -6,6 +6,7 @@ answered inline: the tables take microseconds, a thread would take more.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from blockstore.grpc_endpoint import Endpoint
 from blockstore.grpc_errors import status_of
 from blockstore.node.catch_up_server import serve_delta, serve_log
 from blockstore.node.generations import describe, list_changes, read_generation
+from blockstore.node.guest_traffic import GuestTraffic
 from blockstore.node.hosted_replica import AnswerMessage, HostedReplica
 from blockstore.node.node import Node
 from blockstore.replica_codec import (
@@ -72,6 +74,7 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
     def __init__(self, node: Node, settings: NodeSettings) -> None:
         self._node = node
         self._settings = settings
+        self._traffic = GuestTraffic(time.monotonic)
 
     async def Create(self, request: pb.CreateRequest, context: Context) -> pb.CreateResponse:
         address = to_address(request.target)
@@ -109,6 +112,7 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
     ) -> AsyncIterator[bytes]:
         async for encoded in request_iterator:
             request = decode_read_request(encoded)
+            self._traffic.note()
             sender = request.target
             hosted = self._node.find(to_address(sender))
             refusal = hosted.refuse_read(Epoch(sender.epoch), sender.configuration, to_position(request.commit))
@@ -157,7 +161,7 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
     ) -> bytes:
         hosted = self._node.find(to_address(request.target))
         with self._repairing(hosted):
-            return await read_generation(hosted, request)
+            return await read_generation(hosted, request, self._traffic)
 
     @contextmanager
     def _repairing(self, hosted: HostedReplica) -> Iterator[None]:
@@ -172,6 +176,7 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
         memory = self._node.memory
         async for encoded in requests:
             request, message = decode_replicate(encoded)
+            self._traffic.note_records(message.records)
             hosted = self._node.find(to_address(request.target))
             if message.catch_up is not None:
                 hosted.set_peers(request.catch_up.peers)

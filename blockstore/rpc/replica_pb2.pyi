@@ -998,19 +998,23 @@ class ReadGenerationResponse(_message.Message):
 
     PAYLOAD_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
+    GUESTS_FIELD_NUMBER: _builtins.int
     payload: _builtins.bytes
     """Of all ranges, one after the other; zeroes for what has no entry."""
     checksum: _builtins.int
     """xxh3-64 of the payload."""
+    guests: _builtins.bool
+    """Guests want something of this node now: leave them some time before the next call."""
     def __init__(
         self,
         *,
         payload: _builtins.bytes = ...,
         checksum: _builtins.int = ...,
+        guests: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "payload", b"payload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "guests", b"guests", "payload", b"payload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
