@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
+
 from bench.fio import run_timed
 from bench.report import describe_machine, table
 from bench.workloads import Workload
@@ -33,7 +35,9 @@ from tests.nbd_client import NbdClient
 from tests.programs import find_program
 
 _CHANGED_SHARE: Final = 0.01
-_PAUSES: Final = 20
+_PAUSES: Final = 100
+#: What heartbeats take, of all processes.
+_RESTING_CORES: Final = 0.25
 _GUEST: Final = Workload("randwrite", 4 * KIB, 4)
 _GUEST_S: Final = 4.0
 #: A test's password, for directories that are deleted at the end.
@@ -159,7 +163,19 @@ class Cairn:
         figures["reordered"] = self._ship(other)
         return figures | self._restore(source) | self._guest(source) | self._pauses()
 
+    def _settle(self) -> None:
+        """Until no process of the cluster does more than say that it is there: what was before is over."""
+        processes = [psutil.Process(daemon.pid) for daemon in self._cluster.daemons]
+
+        def rests() -> bool:
+            before = sum(sum(process.cpu_times()[:2]) for process in processes)
+            time.sleep(1.0)
+            return sum(sum(process.cpu_times()[:2]) for process in processes) - before < _RESTING_CORES
+
+        wait_for("the cluster to rest", rests, 300)
+
     def _ship(self, volume: str) -> str:
+        self._settle()
         before, began = size_of(self._store), time.monotonic()
         (self._latest,) = self._cluster.snapshot(volume)
         return _shipped(time.monotonic() - began, size_of(self._store) - before)
@@ -185,12 +201,13 @@ class Cairn:
         return volume, self._cluster.attach(volume)
 
     def _restore(self, snapshot: str) -> Figures:
+        self._settle()
         began = time.monotonic()
         volume, uri = self._new_volume(snapshot)
         read = ["qemu-io", "-f", "raw", "-r", "-c", f"read {self._size // 2} {BLOCK_SIZE}", uri]
         subprocess.run([str(find_program(read[0])), *read[1:]], check=True, capture_output=True)
         first = time.monotonic() - began
-        wait_for("the volume to be hydrated", lambda: not self._cluster.volume(volume).HasField("source"), 600)
+        self._wait_hydrated(volume)
         whole = time.monotonic() - began
         return {
             "restore, first byte": f"{first:.2f} s (create, attach and qemu-io's start included)",
@@ -201,14 +218,21 @@ class Cairn:
         """What a guest's writes feel of shipping and of hydration beside them: p50 and p99."""
         guest = self._cluster.create(self._size)
         uri = self._cluster.attach(guest)
+        fresh = self._fresh()
+        self._settle()
         figures = {"guest alone": self._latency(uri)}
-        shipping = threading.Thread(target=self._cluster.snapshot, args=(self._fresh(),))
+        shipping = threading.Thread(target=self._cluster.snapshot, args=(fresh,))
         shipping.start()
         figures["guest while shipping"] = self._latency(uri)
         shipping.join()
-        self._new_volume(snapshot)
+        self._settle()
+        hydrating, _ = self._new_volume(snapshot)
         figures["guest while hydrating"] = self._latency(uri)
+        self._wait_hydrated(hydrating)
         return figures
+
+    def _wait_hydrated(self, volume: str) -> None:
+        wait_for(f"{volume} to be hydrated", lambda: not self._cluster.volume(volume).HasField("source"), 600)
 
     def _fresh(self) -> str:
         """A volume of content that the store does not have."""
@@ -226,18 +250,33 @@ class Cairn:
         return f"{figures.iops:,.0f} IOPS, {figures.p50_us / 1000:.1f} / {figures.p99_us / 1000:.1f} ms"
 
     def _pauses(self) -> Figures:
-        """How long the guest's writes stand still for a snapshot, under load."""
-        load = threading.Thread(target=lambda: run_timed(_GUEST, self._uri, self._size // 4, 6.0, self._scratch))
+        """How long the guest's writes stand still for a snapshot, under load; each once the one before is shipped."""
+        self._settle()
+        ended = threading.Event()
+
+        def write() -> None:
+            while not ended.is_set():
+                self._latency(self._uri)
+
+        load = threading.Thread(target=write)
         load.start()
-        paused: list[float] = []
-        while load.is_alive() and len(paused) < _PAUSES:
-            (snapshot,) = self._cluster.snapshot(self.volume, wait=False)
-            found = self._cluster.call("GetSnapshot", snapshot_pb2.GetSnapshotRequest(snapshot=snapshot))
-            paused.append(found.pause_us / 1000)
-        load.join()
+        try:
+            paused = sorted(self._pause() for _ in range(_PAUSES))
+        finally:
+            ended.set()
+            load.join()
+        worst = paused[_PAUSES * 99 // 100 - 1]
         return {
-            "pause for a snapshot": f"{statistics.median(paused):.1f} ms, {max(paused):.1f} at most of {len(paused)}"
+            f"pause for a snapshot, of {_PAUSES}": (
+                f"p50 {statistics.median(paused):.1f} ms, p99 {worst:.1f}, at most {paused[-1]:.1f}"
+            )
         }
+
+    def _pause(self) -> float:
+        """Of one snapshot, in ms."""
+        (snapshot,) = self._cluster.snapshot(self.volume)
+        found = self._cluster.call("GetSnapshot", snapshot_pb2.GetSnapshotRequest(snapshot=snapshot))
+        return float(found.pause_us) / 1000
 
 
 def measure_cairn(scratch: Path, images: dict[str, Path], changed: list[int], size: int) -> Figures:
