@@ -5,23 +5,27 @@ rest, found and cut out as it lies (protobuf, "Encoding"). A parser of the whole
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
 
 from blockstore.errors import InvalidRequest
 
 _VARINT, _FIXED64, _LENGTH = 0, 1, 2
 
+AnyMessage = TypeVar("AnyMessage", bound=Message)
 
-def put_in(rest: Any, number: int, payload: Iterable[bytes | memoryview]) -> bytes:
+
+def put_in(rest: Message, number: int, payload: Iterable[bytes | memoryview]) -> bytes:
     """The serialized message `rest` with `payload`, in pieces, as its field `number` (below 16), which it lacks."""
     pieces = [*payload]
     return b"".join((rest.SerializeToString(), tag_of(number), varint(sum(map(len, pieces))), *pieces))
 
 
-def cut_out(message: bytes, number: int) -> tuple[bytes, memoryview]:
-    """A serialized message without its field `number`, and that field's value, where it lies in `message`.
+def cut_out(kind: type[AnyMessage], message: bytes, number: int) -> tuple[AnyMessage, memoryview]:
+    """A serialized message of that kind without its field `number`; that field's value, where it lies in `message`.
 
-    Raises InvalidRequest where the bytes are no message of fields that ours have.
+    Raises InvalidRequest where the bytes are no such message.
     """
     rest: list[bytes] = []
     payload = memoryview(b"")
@@ -30,7 +34,15 @@ def cut_out(message: bytes, number: int) -> tuple[bytes, memoryview]:
             payload = memoryview(message)[value:end]
         else:
             rest.append(message[start:end])
-    return b"".join(rest), payload
+    return parse(kind, b"".join(rest)), payload
+
+
+def parse(kind: type[AnyMessage], message: bytes) -> AnyMessage:
+    """A serialized message of that kind. Raises InvalidRequest where the bytes are none."""
+    try:
+        return kind.FromString(message)
+    except DecodeError as error:
+        raise InvalidRequest(f"not a {kind.DESCRIPTOR.name}: {error}") from error
 
 
 def tag_of(number: int) -> bytes:

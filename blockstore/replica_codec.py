@@ -9,11 +9,10 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Final, NamedTuple
 
 import xxhash
-from google.protobuf.message import DecodeError
 
 from blockstore.domain import Member, Position, ReplicaAddress, ReplicaId, SegmentNumber, VolumeId, check_id
 from blockstore.errors import Corrupt, Fenced, InvalidRequest
-from blockstore.grpc_payload import cut_out, fields_of, put_in, tag_of, varint
+from blockstore.grpc_payload import cut_out, fields_of, parse, put_in, tag_of, varint
 from blockstore.record import MAX_RECORD_SIZE, Record, decode_record
 from blockstore.replication.messages import (
     AckedPositions,
@@ -124,10 +123,7 @@ def decode_replicate(message: bytes) -> tuple[pb.ReplicateRequest, Append]:
             rest.append(message[start:end])
     if sum(map(len, encoded)) > MAX_BATCH_BYTES:
         raise InvalidRequest(f"a batch of more than {MAX_BATCH_BYTES} bytes of records")
-    try:
-        request = pb.ReplicateRequest.FromString(b"".join(rest))
-    except DecodeError as error:
-        raise InvalidRequest(f"not a ReplicateRequest: {error}") from error
+    request = parse(pb.ReplicateRequest, b"".join(rest))
     return request, _to_append(request, to_records(encoded))
 
 
@@ -200,12 +196,11 @@ def decode_read_response(message: bytes) -> ReadResults:
 
     Raises InvalidRequest where it is no such message, Corrupt where the payload fails its checksum.
     """
-    rest, payload = cut_out(message, pb.ReadResponse.PAYLOAD_FIELD_NUMBER)
+    response, payload = cut_out(pb.ReadResponse, message, pb.ReadResponse.PAYLOAD_FIELD_NUMBER)
     try:
-        response = pb.ReadResponse.FromString(rest)
         results = list(_RESULT.iter_unpack(response.results))
         absent = _absent_runs(results, response.absent) if response.absent else {}
-    except (DecodeError, struct.error) as error:
+    except struct.error as error:
         raise InvalidRequest(f"not a ReadResponse: {error}") from error
     if sum(blocks for _, blocks, _ in results) * BLOCK_SIZE != len(payload):
         raise InvalidRequest(f"a ReadResponse whose results do not add up to its {len(payload)} bytes")
@@ -241,11 +236,7 @@ def decode_generation(message: bytes) -> tuple[memoryview, bool]:
 
     Raises InvalidRequest where it is no such message, Corrupt where the payload fails its checksum.
     """
-    rest, payload = cut_out(message, pb.ReadGenerationResponse.PAYLOAD_FIELD_NUMBER)
-    try:
-        response = pb.ReadGenerationResponse.FromString(rest)
-    except DecodeError as error:
-        raise InvalidRequest(f"not a ReadGenerationResponse: {error}") from error
+    response, payload = cut_out(pb.ReadGenerationResponse, message, pb.ReadGenerationResponse.PAYLOAD_FIELD_NUMBER)
     if xxhash.xxh3_64_intdigest(payload) != response.checksum:
         raise Corrupt("what a node sent of a generation fails its checksum")
     return payload, response.guests
@@ -332,10 +323,7 @@ def fenced_error(by: FencedBy) -> Fenced:
 
 def decode_read_request(message: bytes) -> pb.ReadRequest:
     """A serialized ReadRequest. Raises InvalidRequest where it is none."""
-    try:
-        return pb.ReadRequest.FromString(message)
-    except DecodeError as error:
-        raise InvalidRequest(f"not a ReadRequest: {error}") from error
+    return parse(pb.ReadRequest, message)
 
 
 def check_range(start: int, count: int) -> None:

@@ -104,7 +104,7 @@ class DomainKeys:
 
     def block_hash(self, block: bytes | memoryview) -> bytes:
         """The 16-byte keyed BLAKE3 of a block's content: what deduplication goes by. Never stored in clear."""
-        return blake3(block, key=self._dedupe_key).digest(HASH_SIZE)
+        return self.block_hashes((block,))[0]
 
     def block_hashes(self, blocks: Iterable[bytes | memoryview]) -> list[bytes]:
         """`block_hash` of each."""

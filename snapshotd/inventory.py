@@ -138,8 +138,6 @@ async def load_trailer(repository: Repository, name: str, size: int) -> Trailer:
         raise Corrupt(f"{key} has {size} bytes, and a trailer needs more")
     footer = await repository.store.get_range(key, size - FOOTER_SIZE, FOOTER_SIZE)
     start, length = trailer_range(footer, size, key)
-    if not length:
-        raise Corrupt(f"{key} has no trailer")
     return decode_trailer(repository.keys, await repository.store.get_range(key, start, length), start, key)
 
 

@@ -26,9 +26,10 @@ from snapshotd.ahead import ahead
 from snapshotd.crypto import SALT_SIZE
 from snapshotd.dedupe import Dedupe, Hashes
 from snapshotd.index import MAX_INDEX_ENTRIES, Index, IndexEntry, encode_index
-from snapshotd.layout import index_key, pack_key
+from snapshotd.inventory import load_trailer
+from snapshotd.layout import index_key
 from snapshotd.object_store import ObjectInfo
-from snapshotd.pack import FOOTER_SIZE, Trailer, decode_trailer, trailer_range
+from snapshotd.pack import Trailer
 from snapshotd.pack_index import PackIndex, frames_by_pack
 from snapshotd.repository import Repository
 
@@ -152,9 +153,9 @@ class PackStore:
 
     async def _bound_hashes(self) -> None:
         """Where many have gathered, begin to write them; nobody waits for that but whoever brings as many again."""
+        while self.dedupe.wants_writing and self._hashes is not None and not self._hashes.done():
+            await asyncio.shield(self._hashes)
         if self.dedupe.wants_writing:
-            if self._hashes is not None:
-                await asyncio.shield(self._hashes)
             self._hashes = asyncio.create_task(self.write_hashes())
 
     async def write_hashes(self) -> None:
@@ -223,14 +224,8 @@ class PackStore:
 
     async def _read_trailer(self, info: ObjectInfo) -> tuple[ObjectInfo, Trailer | None]:
         """Of the object named info.key. None where it is gone or cannot be read: its blocks are not found then."""
-        key, what = pack_key(info.key), f"pack object {info.key}"
         try:
-            if info.size < FOOTER_SIZE:
-                raise Corrupt(f"{what} has {info.size} bytes")
-            footer = await self.repository.store.get_range(key, info.size - FOOTER_SIZE, FOOTER_SIZE)
-            start, length = trailer_range(footer, info.size, what)
-            stored = await self.repository.store.get_range(key, start, length)
-            return info, decode_trailer(self.repository.keys, stored, start, what)
+            return info, await load_trailer(self.repository, info.key, info.size)
         except NotFound:
             return info, None
         except Corrupt as error:

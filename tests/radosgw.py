@@ -70,6 +70,18 @@ rgw_run_sync_thread = false
 """
 
 
+def serves_s3(address: str) -> bool:
+    """Whether it answers as an S3 server does to a stranger, and not with 503, which it says while it starts."""
+    connection = http.client.HTTPConnection(*split_address(address), timeout=5)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().status in (200, 403)
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
 class RadosGateway:
     """A throw-away cluster of one disk; the gateway at `address`, the bucket made at the first start."""
 
@@ -165,14 +177,7 @@ class RadosGateway:
         """It answers a stranger's question for his buckets, once it serves."""
         ended = [each.args for each in (*self._behind, self._gateway) if each is not None and each.poll() is not None]
         assert not ended, f"{ended} ended: see {self._directory / 'log'}"
-        connection = http.client.HTTPConnection(*split_address(self.address), timeout=5)
-        try:
-            connection.request("GET", "/")
-            return connection.getresponse().status in (200, 403)
-        except OSError:
-            return False
-        finally:
-            connection.close()
+        return serves_s3(self.address)
 
     def _make_bucket(self) -> None:
         access_key, secret_key = self._keys

@@ -7,7 +7,6 @@ Nothing that only one server has is used, but for its start: a directory in MinI
 prefix of its own.
 """
 
-import http.client
 import os
 import secrets
 import subprocess
@@ -18,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from blockstore.config import split_address
 from snapshotd.store_settings import StoreSettings
 from tests import radosgw
 from tests.programs import find_program, require_found
 from tests.proxy import free_address
-from tests.radosgw import RadosGateway
+from tests.radosgw import RadosGateway, serves_s3
 
 REGION: Final = "us-east-1"
 _START_LIMIT_S: Final = 60.0
@@ -116,7 +114,7 @@ class MinioServer:
 
     def _wait_until_serving(self, process: subprocess.Popen[bytes]) -> None:
         ends = time.monotonic() + _START_LIMIT_S
-        while not _is_serving(self._address):
+        while not serves_s3(self._address):
             if process.poll() is not None or time.monotonic() > ends:
                 raise AssertionError(f"MinIO does not serve: {(self._directory / 'log').read_text()[-2000:]}")
             time.sleep(0.05)
@@ -167,15 +165,3 @@ class _Radosgw(RadosGateway):
         self.server = server = _s3_server(address, minds_region=False)
         keys = {"access_key": server.access_key, "secret_key": server.secret_key}
         super().__init__(directory, address, bucket=server.bucket, region=REGION, **keys)
-
-
-def _is_serving(address: str) -> bool:
-    """Whether it answers as an S3 server does to a stranger, and not with 503, which it says while it starts."""
-    connection = http.client.HTTPConnection(*split_address(address), timeout=5)
-    try:
-        connection.request("GET", "/")
-        return connection.getresponse().status in (200, 403)
-    except OSError:
-        return False
-    finally:
-        connection.close()

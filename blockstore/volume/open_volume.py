@@ -6,7 +6,7 @@ not stand still while a machine sleeps.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -15,7 +15,7 @@ import structlog
 from blockstore.domain import Position, ReplicaAddress, ReplicaId
 from blockstore.errors import CairnError, Conflict
 from blockstore.record import Operation, OperationKind
-from blockstore.replication.leader import Leader, LeaderSettings, LeaderStatus
+from blockstore.replication.leader import Leader, LeaderSettings, LeaderStatus, MemberStatus
 from blockstore.replication.messages import (
     AppendAnswer,
     Completed,
@@ -218,9 +218,7 @@ class OpenVolume:
         """
         try:
             async with asyncio.timeout(limit_s):
-                while not self.over.done() and not self._is_known(position):
-                    self._heard.clear()
-                    await self._heard.wait()
+                await self._until(lambda: self._is_known(position))
         except TimeoutError:
             _log.warning("members have not heard of a commit", volume=self.volume, position=tuple(position))
 
@@ -230,17 +228,21 @@ class OpenVolume:
         A member that is left behind by more than the log retains has to copy tables. One that stands still is not here
         for long: its connection is probed.
         """
-        while not self.over.done() and self._is_behind(lag_bytes):
+        await self._until(lambda: all((member.lag_bytes or 0) <= lag_bytes for member in self._whole_here()))
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Looked at again with each answer of a member; or until the end."""
+        while not self.over.done() and not condition():
             self._heard.clear()
             await self._heard.wait()
 
-    def _is_behind(self, lag_bytes: int) -> bool:
-        here = [member for member in self._leader.status().members if member.sealed and member.whole]
-        return any(member.lag_bytes is not None and member.lag_bytes > lag_bytes for member in here)
-
     def _is_known(self, position: Position) -> bool:
-        here = [member for member in self._leader.status().members if member.sealed and member.whole]
+        here = self._whole_here()
         return bool(here) and all(member.commit >= position for member in here)
+
+    def _whole_here(self) -> list[MemberStatus]:
+        """The members that are here and whole."""
+        return [member for member in self._leader.status().members if member.sealed and member.whole]
 
     def unpin(self, generation: Generation, argument: bytes) -> asyncio.Future[None]:
         """Nothing more is wanted of a sealed generation on behalf of this snapshot; idempotent."""

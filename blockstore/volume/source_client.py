@@ -13,7 +13,6 @@ from typing import Any, Final, TypeVar
 
 import grpc
 import xxhash
-from google.protobuf.message import DecodeError
 
 from blockstore.domain import SnapshotId
 from blockstore.errors import CairnError, Corrupt, InvalidRequest, QuorumUnavailable
@@ -189,11 +188,7 @@ class SourceClient:
 
 def _fetched(request: pb.FetchRequest, message: bytes) -> Fetched:
     """What a serialized FetchResponse brings, checked."""
-    rest, payload = cut_out(message, pb.FetchResponse.PAYLOAD_FIELD_NUMBER)
-    try:
-        response = pb.FetchResponse.FromString(rest)
-    except DecodeError as error:
-        raise InvalidRequest(f"not a FetchResponse: {error}") from error
+    response, payload = cut_out(pb.FetchResponse, message, pb.FetchResponse.PAYLOAD_FIELD_NUMBER)
     mapped = int.from_bytes(response.mapped, "little")
     if mapped & ~mask(request.count) or mapped.bit_count() * BLOCK_SIZE != len(payload):
         raise Corrupt(f"{len(payload)} bytes for {mapped.bit_count()} blocks of {request.count} from {request.start}")
