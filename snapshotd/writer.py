@@ -7,7 +7,7 @@ A crash at any point leaves garbage at worst: nothing names an object that is no
 written again finds the blocks of its first attempt, and uploads none of them twice.
 
 Memory: the batches under way, the packs (snapshotd.pack_store), and the changes to the manifest, which is written
-whenever 256 Ki of them have gathered.
+whenever 64 Ki of them have gathered.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from snapshotd.shard_writer import ShardWriter
 #: 1 MiB: what one call to a thread hashes.
 _BATCH_BLOCKS: Final = EXTENT_BLOCKS
 _BATCHES_AHEAD: Final = 4
-#: About 45 MB of references; 1 GiB of blocks. A pack is closed early each time.
+#: About 11 MB of references; 256 MiB of blocks. A pack is closed early each time.
 _MANIFEST_AT: Final = 65_536
 
 
