@@ -58,8 +58,10 @@ class ControlClient:
         response: pb.DaemonHeartbeatResponse = await self._call("DaemonHeartbeat", request, wait_s)
         return response
 
-    async def complete(self, snapshot: str, root: bytes, statistics: Statistics, prune_number: int, base: str) -> None:
-        """Raises Fenced where the prune number has moved, or it is another daemon's or another base's by now.
+    async def complete(
+        self, snapshot: str, root: bytes, statistics: Statistics, prune_number: int, retries: int
+    ) -> None:
+        """Raises Fenced where the prune number has moved, or another daemon or another try (`retries`) ships it by now.
 
         Raises AlreadyExists where it is completed with another root.
         """
@@ -72,15 +74,17 @@ class ControlClient:
                 root=root,
                 statistics=statistics_message(statistics),
                 prune_number=prune_number,
-                base=base,
+                retries=retries,
             ),
         )
 
-    async def fail(self, snapshot: str, reason: str) -> None:
-        """It will not come to be without a retry."""
+    async def fail(self, snapshot: str, reason: str, retries: int) -> None:
+        """It will not come to be without a retry. Raises Fenced as `complete`."""
         await self._call(
             "FailSnapshot",
-            pb.FailSnapshotRequest(daemon=self.daemon, instance=self.instance, snapshot=snapshot, reason=reason),
+            pb.FailSnapshotRequest(
+                daemon=self.daemon, instance=self.instance, snapshot=snapshot, reason=reason, retries=retries
+            ),
         )
 
     async def drop(self, snapshot: str) -> None:

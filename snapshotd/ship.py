@@ -9,7 +9,7 @@ Prune (design, section 5; snapshotd.prune): before it relies on anything stored,
 then the quarantines, then what is there, and finds no block in what is quarantined or gone. The snapshot completes
 only while the number is still that one; where it moved, everything that it refers to is checked again, and what is
 quarantined by now is written anew. What it takes over from its base is not: that is kept until this is completed, or
-retried with another base, and then control refuses this attempt's word.
+retried, and then control refuses this one's word.
 """
 
 import asyncio
@@ -81,14 +81,8 @@ class Ship:
             self._segments.append(SealedSegment(*where))
 
     def is_for(self, task: pb.ShipTask) -> bool:
-        """Whether it ships what `task` says, as a change of the same base: a retry may have another one."""
-        mine = self._task
-        same_base = (mine.base, mine.base_root, mine.base_generation) == (
-            task.base,
-            task.base_root,
-            task.base_generation,
-        )
-        return same_base and mine.snapshot.generation == task.snapshot.generation
+        """Whether it is the same try: a retry may have another base."""
+        return self._task.retries == task.retries
 
     def move(self, task: pb.ShipTask) -> None:
         """Control says the task again, with the addresses of now."""
@@ -129,7 +123,7 @@ class Ship:
         _log.warning("the snapshot failed", snapshot=self.snapshot, reason=reason)
         while True:
             try:
-                await self._parts.control.fail(self.snapshot, reason)
+                await self._parts.control.fail(self.snapshot, reason, self._task.retries)
                 return
             except QuorumUnavailable as error:
                 self.progress.why = f"{reason}; and control cannot be told: {error}"
@@ -263,7 +257,7 @@ class _Attempt:
                 written = await writer.finish(root_of(self._task.snapshot, time.time_ns() // 1_000_000))
             root, digest = written
             try:
-                await control.complete(writer.snapshot, digest, root.statistics, self._number, self._task.base)
+                await control.complete(writer.snapshot, digest, root.statistics, self._number, self._task.retries)
                 _log.info("snapshot is whole in the object store", snapshot=writer.snapshot, stored=writer.stored_bytes)
                 return
             except AlreadyExists:

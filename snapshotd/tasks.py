@@ -1,9 +1,9 @@
 """What this daemon does for control: keeps itself known, ships what it is given, deletes roots that nobody needs.
 
 Control's answer to each heartbeat is all that is to be shipped here: what is new in it is begun, what is missing is
-given up, and what is a change of another base by now, as a retry may be, is begun anew. It comes when there is news, or
-a heartbeat later. It may be older than the end of a ship, so what ended since the question was asked is not begun
-again by it.
+given up, and what was retried since is begun anew, for it may be a change of another base. It comes when there is
+news, or a heartbeat later. It may be older than the end of a ship, so what ended since the question was asked is not
+begun again by it.
 """
 
 import asyncio
@@ -101,7 +101,7 @@ class Tasks:
         if ship.is_for(task):
             ship.move(task)
             return
-        _log.info("a snapshot has another base by now: its shipping begins anew", snapshot=ship.snapshot)
+        _log.info("a snapshot was retried: its shipping begins anew", snapshot=ship.snapshot)
         running.cancel()
         self._begin(task, after=running)
 

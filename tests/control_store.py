@@ -77,7 +77,7 @@ class MemoryDaemon(Beating):
             root=root_of(snapshot),
             statistics=STATISTICS,
             prune_number=prune_number,
-            base=task.base,
+            retries=task.retries,
         )
         completed = await stub.CompleteSnapshot(request, timeout=LIMIT_S)
         self.tasks.pop(snapshot, None)

@@ -29,8 +29,8 @@ class PlayedControl:
         self.errors: list[tuple[bool, CairnError]] = []
         self.completed: dict[str, bytes] = {}
         self.failed: dict[str, str] = {}
-        self.retried: dict[str, str] = {}
-        """By snapshot, the base that it has after a retry."""
+        self.retries: dict[str, int] = {}
+        """By snapshot, how often it was retried."""
         self.calls = 0
         self.before_complete: Callable[[], Awaitable[None]] | None = None
 
@@ -41,7 +41,9 @@ class PlayedControl:
     async def prune_number(self) -> int:
         return self.number
 
-    async def complete(self, snapshot: str, root: bytes, statistics: Statistics, prune_number: int, base: str) -> None:
+    async def complete(
+        self, snapshot: str, root: bytes, statistics: Statistics, prune_number: int, retries: int
+    ) -> None:
         self.calls += 1
         before, self.before_complete = self.before_complete, None
         if before is not None:
@@ -49,8 +51,8 @@ class PlayedControl:
         counts, error = self.errors.pop(0) if self.errors else (True, None)
         if prune_number != self.number:
             raise Fenced("the prune number has moved")
-        if self.retried.get(snapshot, base) != base:
-            raise Fenced("it has another base by now")
+        if self.retries.get(snapshot, 0) != retries:
+            raise Fenced("it was retried since")
         if self.completed.get(snapshot, root) != root:
             raise AlreadyExists(f"{snapshot} is completed with another root")
         if counts:
@@ -58,7 +60,7 @@ class PlayedControl:
         if error is not None:
             raise error
 
-    async def fail(self, snapshot: str, reason: str) -> None:
+    async def fail(self, snapshot: str, reason: str, retries: int) -> None:
         self.failed[snapshot] = reason
 
 
@@ -77,7 +79,7 @@ class Shipping:
         snapshot = pb.Snapshot(
             id=snapshot_id(number), volume=VOLUME, volume_name="disk", size_bytes=SIZE, generation=generation
         )
-        task = pb.ShipTask(snapshot=snapshot, segments=[segment])
+        task = pb.ShipTask(snapshot=snapshot, segments=[segment], retries=self.control.retries.get(snapshot.id, 0))
         if base:
             task.base, task.base_generation = snapshot_id(base), base
             task.base_root = self.control.completed[task.base]

@@ -23,8 +23,8 @@ NEW = Snapshot(
     SnapshotId("snap-00000000000000001"), VolumeId("vol-00000000000000001"), "v", 4096, SnapshotState.PENDING, 5
 )
 SEALED = moves.sealed(NEW, generation=3, position=ORIGIN, size_bytes=8192, pause_us=7, now_ms=9)
-COMPLETED = moves.completed(SEALED, ROOT, Statistics(1, 2, 3, 4), 11)
-FAILED = moves.failed(SEALED, "no room")
+COMPLETED = moves.completed(SEALED, ROOT, Statistics(1, 2, 3, 4), 11, retries=0)
+FAILED = moves.failed(SEALED, "no room", retries=0)
 
 EXAMPLES: dict[Phase, Snapshot] = {
     Phase.SEALING: NEW,
@@ -37,8 +37,8 @@ WAYS: dict[Move, Callable[[Snapshot], Snapshot]] = {
     Move.SEAL: lambda now: moves.sealed(now, generation=4, position=ORIGIN, size_bytes=1, pause_us=2, now_ms=3),
     Move.GIVE_UP: lambda now: moves.given_up(now, "late"),
     Move.START: lambda now: moves.started(now, "snap-0", 2),
-    Move.COMPLETE: lambda now: moves.completed(now, ROOT, Statistics(), 3),
-    Move.FAIL: lambda now: moves.failed(now, "why"),
+    Move.COMPLETE: lambda now: moves.completed(now, ROOT, Statistics(), 3, retries=0),
+    Move.FAIL: lambda now: moves.failed(now, "why", retries=0),
     Move.RETRY: moves.retried,
     Move.UNPIN: moves.unpinned,
     Move.DELETE: moves.deleting,
@@ -75,7 +75,7 @@ def test_sealing_pins_and_only_giving_up_deleting_or_a_newer_one_unpins() -> Non
 def test_a_retry_chooses_its_base_anew_and_takes_what_was_never_sealed_as_lost() -> None:
     started = moves.started(SEALED, "snap-0", 2)
     assert moves.started(started, "snap-1", 1) == started  # Once for each try.
-    again = moves.retried(moves.failed(started, "no room"))
+    again = moves.retried(moves.failed(started, "no room", retries=0))
     assert (again.started, again.touched, again.parent, again.base_generation) == (False, True, "", 0)
     assert again.reason == ""
     with pytest.raises(Conflict, match="never sealed"):
@@ -84,7 +84,7 @@ def test_a_retry_chooses_its_base_anew_and_takes_what_was_never_sealed_as_lost()
 
 def test_a_completed_one_keeps_its_root() -> None:
     with pytest.raises(AlreadyExists, match="root"):
-        moves.completed(COMPLETED, "cd" * 32, Statistics(), 12)
+        moves.completed(COMPLETED, "cd" * 32, Statistics(), 12, retries=0)
 
 
 @pytest.mark.parametrize("phase", Phase)
@@ -104,7 +104,7 @@ def of_volume(number: int, generation: int, **changes: Any) -> Snapshot:
 
 
 def done(number: int, generation: int, **changes: Any) -> Snapshot:
-    return replace(moves.completed(of_volume(number, generation), ROOT, Statistics(), 2), **changes)
+    return replace(moves.completed(of_volume(number, generation), ROOT, Statistics(), 2, retries=0), **changes)
 
 
 def test_a_base_is_the_newest_completed_one_before_it_that_is_pinned() -> None:

@@ -259,7 +259,7 @@ def test_a_base_that_was_deleted_and_pruned_meanwhile_is_not_built_upon(tmp_path
 
             async def prune() -> None:
                 del here.control.completed[snapshot_id(1)]
-                here.control.retried[snapshot_id(2)] = ""
+                here.control.retries[snapshot_id(2)] = 1
                 for key in of_base:
                     if key.startswith((SHARDS, PACKS, INDEXES)):
                         await here.store.delete(key)

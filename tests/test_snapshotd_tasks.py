@@ -1,4 +1,4 @@
-"""What a daemon does with control's answers: a retry has another base, a deleted snapshot leaves with all its roots."""
+"""What a daemon does with control's answers: a retry begins anew, a deleted snapshot leaves with all its roots."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
@@ -46,8 +46,10 @@ class AskedControl(PlayedControl):
         self.answers += 1
         return self._now
 
-    async def complete(self, snapshot: str, root: bytes, statistics: Statistics, prune_number: int, base: str) -> None:
-        await super().complete(snapshot, root, statistics, prune_number, base)
+    async def complete(
+        self, snapshot: str, root: bytes, statistics: Statistics, prune_number: int, retries: int
+    ) -> None:
+        await super().complete(snapshot, root, statistics, prune_number, retries)
         self.say()
 
     async def drop(self, snapshot: str) -> None:
@@ -58,7 +60,7 @@ class AskedControl(PlayedControl):
 @asynccontextmanager
 async def _running(here: Shipping) -> AsyncIterator[AskedControl]:
     control = AskedControl()
-    control.completed = here.control.completed
+    control.completed, control.retries = here.control.completed, here.control.retries
     here.control = control
     settings = SnapshotdSettings(control="127.0.0.1:1", heartbeat_s=0.1)
     parts = here.parts
@@ -98,6 +100,7 @@ def test_a_retry_with_another_base_stops_the_attempt_with_the_old_one(tmp_path: 
             async with _running(here) as control:
                 control.say(ship=[here.task(2, 2, base=1)])
                 await asyncio.wait_for(stuck.reached.wait(), 20)
+                control.retries[snapshot_id(2)] = 1
                 control.say(ship=[here.task(2, 2)])
                 await until(lambda: snapshot_id(2) in control.completed, "it is completed")
                 root = await here.parts.reader.root(snapshot_id(2), control.completed[snapshot_id(2)])

@@ -135,7 +135,8 @@ class Shipping:
         """Looks once more: the list of volumes may be older than the snapshot."""
         if not await self._catalog.has_volume(snapshot.volume):
             await self._snapshots.change(
-                [snapshot.id], lambda now: snapshot_transitions.failed(now, "its volume is gone; delete it")
+                [snapshot.id],
+                lambda now: snapshot_transitions.failed(now, "its volume is gone; delete it", retries=now.retries),
             )
 
     # ---- what
@@ -156,6 +157,7 @@ class Shipping:
             base=snapshot.parent,
             base_root=bytes.fromhex(parent.root) if parent else b"",
             base_generation=snapshot.base_generation,
+            retries=snapshot.retries,
         )
 
     async def _choose_base(

@@ -50,7 +50,8 @@ class Snapshot:
     sealed_at_ms: when its content was fixed, 0 before that; by the record at position (seal_epoch,
     seal_sequence) of its volume's log. pinned: its generation is to be kept by
     the volume's replicas, for a ship to come or as base of the next one. touched: a daemon was ever told
-    to ship it, so that there may be something of it in the object store. started: of the present try;
+    to ship it, so that there may be something of it in the object store. retries: how often it was in error and
+    is to be shipped all the same, which names the present try. started: of that try;
     `parent` and `base_generation` are then what it ships the changes since. barrier: one text for all
     snapshots of one instant. root: of its root object, once completed.
     """
@@ -73,6 +74,7 @@ class Snapshot:
     pause_us: int = 0
     pinned: bool = False
     touched: bool = False
+    retries: int = 0
     started: bool = False
     parent: str = ""
     base_generation: int = 0

@@ -117,28 +117,28 @@ def started(snapshot: Snapshot, parent: str, base_generation: int) -> Snapshot:
     return _move(snapshot, Move.START, touched=True, started=True, parent=parent, base_generation=base_generation)
 
 
-def completed(snapshot: Snapshot, root: str, statistics: Statistics, now_ms: int, *, base: str = "") -> Snapshot:
+def completed(snapshot: Snapshot, root: str, statistics: Statistics, now_ms: int, *, retries: int) -> Snapshot:
     """It is whole in the object store. The same again changes nothing; AlreadyExists for another root.
 
-    base: what it was shipped as a change of, empty for nothing. Fenced where it was retried meanwhile and has another
-    one: only that one stays in the object store until this is completed.
+    retries: which try it is the end of. Fenced where it was retried since, which may be as a change of another base:
+    only that one stays in the object store until this is completed.
     """
     if phase_of(snapshot) is Phase.COMPLETED:
         if snapshot.root != root:
             raise AlreadyExists(f"snapshot {snapshot.id} is completed with the root {snapshot.root}, not {root}")
         return snapshot
-    if phase_of(snapshot) is Phase.SHIPPING and snapshot.parent != base:
-        raise Fenced(
-            f"snapshot {snapshot.id} is shipped as a change of {snapshot.parent or 'nothing'} by now, and not of "
-            f"{base or 'nothing'}: begin anew"
-        )
+    _check_try(snapshot, retries)
     return _move(snapshot, Move.COMPLETE, root=root, statistics=statistics, completed_at_ms=now_ms, reason="")
 
 
-def failed(snapshot: Snapshot, reason: str) -> Snapshot:
-    """It could not be shipped; in error already, it keeps its first reason."""
+def failed(snapshot: Snapshot, reason: str, *, retries: int) -> Snapshot:
+    """It could not be shipped by the try `retries`; in error already, it keeps its first reason.
+
+    Fenced where it was retried since: what stopped an earlier try may not be in the way of this one.
+    """
     if phase_of(snapshot) is Phase.ERROR:
         return snapshot
+    _check_try(snapshot, retries)
     return _move(snapshot, Move.FAIL, reason=reason[:MAX_REASON])
 
 
@@ -151,7 +151,9 @@ def retried(snapshot: Snapshot) -> Snapshot:
             f"snapshot {snapshot.id} was never sealed ({snapshot.reason}), and its instant is over: "
             "delete it and create another"
         )
-    return _move(snapshot, Move.RETRY, reason="", started=False, parent="", base_generation=0)
+    return _move(
+        snapshot, Move.RETRY, reason="", retries=snapshot.retries + 1, started=False, parent="", base_generation=0
+    )
 
 
 def unpinned(snapshot: Snapshot) -> Snapshot:
@@ -162,6 +164,11 @@ def unpinned(snapshot: Snapshot) -> Snapshot:
 def deleting(snapshot: Snapshot) -> Snapshot:
     """From here on it only goes away."""
     return _move(snapshot, Move.DELETE, pinned=False)
+
+
+def _check_try(snapshot: Snapshot, retries: int) -> None:
+    if phase_of(snapshot) is Phase.SHIPPING and snapshot.retries != retries:
+        raise Fenced(f"snapshot {snapshot.id} was retried since (try {snapshot.retries}, not {retries}): begin anew")
 
 
 def _move(snapshot: Snapshot, move: Move, **changes: Any) -> Snapshot:

@@ -122,13 +122,13 @@ class StoreWarden:
             await self._instance(request.daemon, request.instance)
 
     async def complete(self, request: snapshot_pb2.CompleteSnapshotRequest) -> Snapshot:
-        """Raises Fenced where the prune number has moved, or another daemon or another base is its own by now."""
+        """Raises Fenced where the prune number has moved, or another daemon or another try ships it by now."""
         daemon = await self._instance(request.daemon, request.instance)
         root, statistics = check_root(request.root), statistics_of(request.statistics)
         found = await self._snapshots.snapshot(request.snapshot)
 
         def complete(now: Snapshot) -> Snapshot:
-            return snapshot_transitions.completed(now, root, statistics, now_ms(), base=request.base)
+            return snapshot_transitions.completed(now, root, statistics, now_ms(), retries=request.retries)
 
         if found.state is SnapshotState.COMPLETED:
             return complete(found)
@@ -138,12 +138,16 @@ class StoreWarden:
         return snapshot
 
     async def fail(self, request: snapshot_pb2.FailSnapshotRequest) -> Snapshot:
-        """Raises Fenced where another daemon ships it by now."""
+        """Raises Fenced where another daemon or another try ships it by now."""
         daemon = await self._instance(request.daemon, request.instance)
         found = await self._snapshots.snapshot(request.snapshot)
         self._shipping.check_given(found.id, daemon.id)
         reason = request.reason or f"{daemon.id} could not ship it, and did not say why"
-        (snapshot,) = await self._snapshots.change([found.id], lambda now: snapshot_transitions.failed(now, reason))
+
+        def fail(now: Snapshot) -> Snapshot:
+            return snapshot_transitions.failed(now, reason, retries=request.retries)
+
+        (snapshot,) = await self._snapshots.change([found.id], fail)
         _log.warning("snapshot failed", snapshot=snapshot.id, daemon=daemon.id, reason=reason)
         return snapshot
 

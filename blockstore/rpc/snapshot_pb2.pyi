@@ -678,6 +678,7 @@ class ShipTask(_message.Message):
     BASE_FIELD_NUMBER: _builtins.int
     BASE_ROOT_FIELD_NUMBER: _builtins.int
     BASE_GENERATION_FIELD_NUMBER: _builtins.int
+    RETRIES_FIELD_NUMBER: _builtins.int
     base: _builtins.str
     """The completed snapshot that this one is a change of, if there is one: its blocks that did not change
     are the base's. Of generations above base_generation up to snapshot.generation the changes are listed
@@ -685,6 +686,8 @@ class ShipTask(_message.Message):
     """
     base_root: _builtins.bytes
     base_generation: _builtins.int
+    retries: _builtins.int
+    """Which try this is; what is said of its end names it."""
     @_builtins.property
     def snapshot(self) -> Global___Snapshot: ...
     @_builtins.property
@@ -699,10 +702,11 @@ class ShipTask(_message.Message):
         base: _builtins.str = ...,
         base_root: _builtins.bytes = ...,
         base_generation: _builtins.int = ...,
+        retries: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "base_generation", b"base_generation", "base_root", b"base_root", "segments", b"segments", "snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "base_generation", b"base_generation", "base_root", b"base_root", "retries", b"retries", "segments", b"segments", "snapshot", b"snapshot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -748,7 +752,7 @@ class CompleteSnapshotRequest(_message.Message):
     ROOT_FIELD_NUMBER: _builtins.int
     STATISTICS_FIELD_NUMBER: _builtins.int
     PRUNE_NUMBER_FIELD_NUMBER: _builtins.int
-    BASE_FIELD_NUMBER: _builtins.int
+    RETRIES_FIELD_NUMBER: _builtins.int
     daemon: _builtins.str
     instance: _builtins.str
     snapshot: _builtins.str
@@ -757,9 +761,9 @@ class CompleteSnapshotRequest(_message.Message):
     """The number that control had when the references of this snapshot were last checked against the quarantine.
     ABORTED where it has moved since: check again.
     """
-    base: _builtins.str
-    """The task's base. ABORTED where the snapshot was retried since and has another one: this one may be deleted by now,
-    and pruned with what the snapshot took over from it.
+    retries: _builtins.int
+    """The task's. ABORTED where the snapshot was retried since: it may be shipped as a change of another base by now, and
+    this one may be deleted, and pruned with what the snapshot took over from it.
     """
     @_builtins.property
     def statistics(self) -> Global___SnapshotStatistics: ...
@@ -772,11 +776,11 @@ class CompleteSnapshotRequest(_message.Message):
         root: _builtins.bytes = ...,
         statistics: Global___SnapshotStatistics | None = ...,
         prune_number: _builtins.int = ...,
-        base: _builtins.str = ...,
+        retries: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["statistics", b"statistics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "daemon", b"daemon", "instance", b"instance", "prune_number", b"prune_number", "root", b"root", "snapshot", b"snapshot", "statistics", b"statistics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["daemon", b"daemon", "instance", b"instance", "prune_number", b"prune_number", "retries", b"retries", "root", b"root", "snapshot", b"snapshot", "statistics", b"statistics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -790,10 +794,13 @@ class FailSnapshotRequest(_message.Message):
     INSTANCE_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    RETRIES_FIELD_NUMBER: _builtins.int
     daemon: _builtins.str
     instance: _builtins.str
     snapshot: _builtins.str
     reason: _builtins.str
+    retries: _builtins.int
+    """The task's. ABORTED where the snapshot was retried since."""
     def __init__(
         self,
         *,
@@ -801,10 +808,11 @@ class FailSnapshotRequest(_message.Message):
         instance: _builtins.str = ...,
         snapshot: _builtins.str = ...,
         reason: _builtins.str = ...,
+        retries: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["daemon", b"daemon", "instance", b"instance", "reason", b"reason", "snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["daemon", b"daemon", "instance", b"instance", "reason", b"reason", "retries", b"retries", "snapshot", b"snapshot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
