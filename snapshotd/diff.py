@@ -104,8 +104,10 @@ class _StoredHashes:
         return self._reader.repository.keys.block_hash(await self._reader.block(ref, background=True))
 
     async def _load(self, name: str) -> _Hashes:
-        size_bytes = self._reader.index.map.entries[name].size
-        trailer = await load_trailer(self._reader.repository, name, size_bytes)
+        entry = self._reader.index.map.entries.get(name)
+        if entry is None:  # the index was read anew since it was located
+            raise NotFound(f"{name} is not in the index any more")
+        trailer = await load_trailer(self._reader.repository, name, entry.size)
         hashes = {
             (part.pack, number): digests
             for part, of_frames in zip(trailer.parts, trailer.hashes, strict=True)

@@ -53,28 +53,25 @@ from typing import Final
 
 import structlog
 
-from blockstore.domain import SnapshotId
-from blockstore.errors import Corrupt, Fenced, InvalidRequest, NotFound, QuorumUnavailable
+from blockstore.errors import Fenced, InvalidRequest, NotFound
 from blockstore.rpc import snapshot_pb2 as pb
 from snapshotd.ahead import ahead
 from snapshotd.crypto import SALT_SIZE
 from snapshotd.index import MAX_INDEX_ENTRIES, MAX_REPLACES, Index, IndexEntry, encode_index
-from snapshotd.inventory import INDEX_WIDTH, Inventory, leftover_roots, refuse, take_inventory
+from snapshotd.inventory import INDEX_WIDTH, Inventory, leftover_roots
 from snapshotd.layout import (
-    INDEXES,
     PACKS,
     SHARDS,
     SNAPSHOTS,
-    RootName,
     index_key,
     is_name,
     name_of_key,
     pack_key,
     quarantine_key,
-    root_key,
     root_name,
     shard_key,
 )
+from snapshotd.prune_look import Looker, View
 from snapshotd.prune_plan import (
     DEFAULT_REPACK_SHARE,
     Marks,
@@ -82,22 +79,17 @@ from snapshotd.prune_plan import (
     make_plan,
     mark,
     merge_marks,
-    missing_frames,
-    stale_indexes,
 )
 from snapshotd.quarantine import MAX_MARKS, encode_quarantine
-from snapshotd.references import DamagedObject, Manifests, References, references_of
 from snapshotd.repack import Repacked, repack
 from snapshotd.repository import Repository
-from snapshotd.roots import Catalog, Roots
+from snapshotd.roots import Catalog
 
 _log = structlog.get_logger(__name__)
 
 #: The low bits of a quarantine's number are random: two prunes that begin at the same prune number never write
 #: to one object, also where the store has no conditional put.
 _RANDOM_BITS: Final = 32
-#: Snapshots that are deleted, and pruned by another, while this one looks at them.
-_MAX_LOOKS: Final = 10
 
 
 class Phase(Enum):
@@ -117,24 +109,6 @@ class Progress:
     total: int
     plan: Plan | None = None
     ended: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """One look. strong: shards that control's roots need; needed: what those and all other roots need.
-
-    damaged_indexes: what they said is known from the trailers of the objects that no other index lists.
-    """
-
-    roots: Roots
-    inventory: Inventory
-    needed: References
-    strong: frozenset[str]
-    damaged_indexes: frozenset[str]
-
-    def stale_indexes(self, gone: Collection[str]) -> set[str]:
-        """Names of index objects to be written anew."""
-        return stale_indexes(self.inventory, gone) | self.damaged_indexes
 
 
 @dataclass(slots=True)
@@ -170,7 +144,7 @@ class Pruner:
 
     # ---- steps 2 to 4
 
-    async def _carry_out(self, view: _View, plan: Plan) -> AsyncGenerator[Progress, None]:
+    async def _carry_out(self, view: View, plan: Plan) -> AsyncGenerator[Progress, None]:
         number = self._new_number(view.roots.number)
         marks = plan.marks(view.inventory, self.most_marks)
         await self._publish(number, marks)
@@ -187,50 +161,10 @@ class Pruner:
             async for each in progress:
                 yield each
 
-    async def _look(self) -> _View:
-        """Raises Corrupt where a root, or something that it needs, is damaged or gone.
+    async def _look(self) -> View:
+        return await Looker(self.repository, self.catalog, self.importing).look()
 
-        Not where a snapshot was deleted meanwhile, and another prune was at work: then it looks again.
-        """
-        for _ in range(_MAX_LOOKS):
-            roots = await self.catalog.roots()
-            try:
-                return await self._look_once(roots)
-            except Corrupt:
-                if await self.catalog.roots() == roots:
-                    raise
-        raise QuorumUnavailable("snapshots come and go all the time while a prune looks at them: try again")
-
-    async def _look_once(self, roots: Roots) -> _View:
-        """Roots came first: what completes after they were asked for sees to itself."""
-        damaged_indexes: set[str] = set()
-
-        def damaged(key: str, error: Corrupt) -> None:
-            _log.error("a damaged object", error=str(error))
-            if key.startswith(INDEXES):
-                damaged_indexes.add(name_of_key(key))
-            elif not key.startswith(PACKS):
-                refuse(key, error)
-
-        inventory = await take_inventory(self.repository, damaged)
-        manifests, needed = Manifests(self.repository), References()
-        for snapshot, expected in roots.completed.items():
-            await self._mark(manifests, snapshot, expected, needed)
-        strong = frozenset(needed.shards)
-        missing = missing_frames(inventory.entries.values(), needed.frames)
-        if missing:
-            raise Corrupt(
-                f"frames of {len(missing)} packs that snapshots need are in no object, such as pack "
-                f"{min(missing).hex()}: nothing is pruned; `cairn snapshot verify` names the snapshots, and pruning "
-                "goes on once they are deleted"
-            )
-        for name in sorted(inventory.roots):
-            if name.snapshot not in roots.completed:
-                await self._mark_unknown(manifests, name, needed)
-        await self._spare_pending_shards(manifests, inventory, roots, needed)
-        return _View(roots, inventory, needed, strong, frozenset(damaged_indexes))
-
-    def _plan(self, view: _View, condemned: Marks, allowed: Marks | None) -> Plan:
+    def _plan(self, view: View, condemned: Marks, allowed: Marks | None) -> Plan:
         pending = view.roots.pending | set(self.importing())
         return make_plan(
             view.inventory,
@@ -245,7 +179,7 @@ class Pruner:
     def _new_number(self, expected: int) -> int:
         return (expected + 1) << _RANDOM_BITS | int.from_bytes(self.random(_RANDOM_BITS // 8), "little")
 
-    def _foreign(self, view: _View, number: int) -> Marks:
+    def _foreign(self, view: View, number: int) -> Marks:
         """Marks in the quarantines of other prunes."""
         return merge_marks(marks for each, marks in view.inventory.quarantines.items() if each != number)
 
@@ -256,55 +190,10 @@ class Pruner:
     async def _raise(self, expected: int) -> int:
         return await self.catalog.raise_number(expected)
 
-    # ---- roots
-
-    async def _mark(self, manifests: Manifests, snapshot: str, expected: bytes, needed: References) -> None:
-        try:
-            root = await manifests.root(snapshot, expected)
-            await references_of(manifests, root, needed)
-        except DamagedObject as error:
-            if error.gone and error.key == root_key(snapshot, expected) and await self._is_leaving(snapshot):
-                return
-            raise Corrupt(
-                f"{error}: what snapshot {snapshot} needs is not known, so nothing is pruned; put {error.key} back "
-                "from a copy, or delete the snapshot"
-            ) from error
-
-    async def _is_leaving(self, snapshot: str) -> bool:
-        """Whether it is being deleted: its root goes, once nobody needs it, before control forgets it."""
-        found = (await self.catalog.snapshots()).get(SnapshotId(snapshot))
-        return found is None or found.state == pb.SNAPSHOT_STATE_DELETING
-
-    async def _mark_unknown(self, manifests: Manifests, name: RootName, needed: References) -> None:
-        """A root that control has not taken. One that does not open can be adopted by nobody, and keeps nothing."""
-        try:
-            await references_of(manifests, await manifests.root_named(name), needed)
-        except DamagedObject as error:
-            _log.warning("a root that control has not taken is damaged", root=name.key, error=str(error))
-
-    async def _spare_pending_shards(
-        self, manifests: Manifests, inventory: Inventory, roots: Roots, needed: References
-    ) -> None:
-        """Keep shards that name packs of pending snapshots: a large one writes its shards hours before its root.
-
-        No more than a kindness. Who finds a shard of his in quarantine, or gone, writes it again; and where all of its
-        blocks were stored before, a shard says nothing of whom it was made for.
-        """
-        pending = roots.pending | set(self.importing())
-        entries = inventory.entries.values()
-        packs = {part.pack for entry in entries for part in entry.parts if part.snapshot in pending}
-        for name in sorted(inventory.shards.keys() - needed.shards) if packs else ():
-            try:
-                loaded = await manifests.shard(name)
-            except DamagedObject:
-                continue  # nobody needs it
-            if not packs.isdisjoint(loaded.frames()):
-                needed.shards.update(loaded.names)
-
     # ---- steps 5 to 7
 
     async def _write_and_delete(
-        self, view: _View, plan: Plan, raised: int, number: int
+        self, view: View, plan: Plan, raised: int, number: int
     ) -> AsyncGenerator[Progress, None]:
         self._copied = 0
         copying = asyncio.create_task(repack(self.repository, plan.repack, lambda: self.random(SALT_SIZE), self._count))
@@ -349,7 +238,7 @@ class Pruner:
                 "end, then prune again"
             )
 
-    async def _write_indexes(self, view: _View, gone: Collection[str], repacked: Repacked) -> set[str]:
+    async def _write_indexes(self, view: View, gone: Collection[str], repacked: Repacked) -> set[str]:
         """Put index objects that list what was copied, and void what is about to go. Names of those that they replace.
 
         They take over what stale ones still have to say; an orphan that stays gets into the index here.
@@ -380,7 +269,7 @@ class Pruner:
                 count += 1
                 yield count
 
-    async def _end_quarantines(self, view: _View, number: int) -> None:
+    async def _end_quarantines(self, view: View, number: int) -> None:
         """This prune's own has done its work; one that was left behind goes once all that it names is gone (rule C)."""
         others = {each: marks for each, marks in view.inventory.quarantines.items() if each != number}
         if others:

@@ -18,7 +18,8 @@ from blockstore.errors import CairnError, Fenced
 from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import MIB
 from snapshotd.local_store import LocalStore
-from snapshotd.prune import Pruner, _View
+from snapshotd.prune import Pruner
+from snapshotd.prune_look import View
 from snapshotd.prune_plan import Marks, Plan
 from snapshotd.reader import SnapshotReader
 from tests.chain_parts import Chain, LocalCatalog, blocks, chain_at, content
@@ -119,7 +120,7 @@ class _Held(Pruner):
         await self._pause("before it raises the number")
         return await super()._raise(expected)
 
-    async def _write_indexes(self, view: _View, gone: object, repacked: object) -> set[str]:
+    async def _write_indexes(self, view: View, gone: object, repacked: object) -> set[str]:
         await self._pause("before its index")
         written = await super()._write_indexes(view, gone, repacked)  # type: ignore[arg-type]
         await self._pause("after its index")
@@ -138,14 +139,14 @@ class _HeldWithoutQuarantine(_Held):
 class _HeldGoingBeyond(_Held):
     """Carries out all of its second plan, also what its quarantine does not name."""
 
-    def _plan(self, view: _View, condemned: Marks, allowed: Marks | None) -> Plan:
+    def _plan(self, view: View, condemned: Marks, allowed: Marks | None) -> Plan:
         return super()._plan(view, condemned, None)
 
 
 class _HeldDeletingFirst(_Held):
     """Objects go before an index says where their frames are now."""
 
-    async def _write_indexes(self, view: _View, gone: object, repacked: object) -> set[str]:
+    async def _write_indexes(self, view: View, gone: object, repacked: object) -> set[str]:
         for name in gone:  # type: ignore[attr-defined]
             await self.repository.store.delete(f"packs/{name[:2]}/{name}")
         return await super()._write_indexes(view, gone, repacked)
@@ -320,7 +321,7 @@ def test_a_prune_that_goes_on_after_another_one(tmp_path: Path, step: str) -> No
 class _TrustsOthers(Pruner):
     """Relies on objects that another prune has condemned."""
 
-    def _plan(self, view: _View, condemned: Marks, allowed: Marks | None) -> Plan:
+    def _plan(self, view: View, condemned: Marks, allowed: Marks | None) -> Plan:
         return super()._plan(view, frozenset(), allowed)
 
 

@@ -18,7 +18,8 @@ from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import MIB
 from snapshotd.inventory import load_quarantines
 from snapshotd.layout import quarantine_key
-from snapshotd.prune import Pruner, _View
+from snapshotd.prune import Pruner
+from snapshotd.prune_look import View
 from snapshotd.prune_plan import Marks, merge_marks
 from snapshotd.reader import SnapshotReader
 from snapshotd.writer import SnapshotWriter
@@ -62,7 +63,7 @@ async def _drain(pruner: Pruner) -> None:
 
 
 class _CleansUpTooEarly(Pruner):
-    async def _end_quarantines(self, view: _View, number: int) -> None:
+    async def _end_quarantines(self, view: View, number: int) -> None:
         for each in view.inventory.quarantines:
             await self.repository.store.delete(quarantine_key(each))
         await super()._end_quarantines(view, number)
@@ -127,7 +128,7 @@ class _PublishesLate(Pruner):
     async def _publish(self, number: int, marks: Marks) -> None:
         self.held = number, marks
 
-    async def _write_indexes(self, view: _View, gone: object, repacked: object) -> set[str]:
+    async def _write_indexes(self, view: View, gone: object, repacked: object) -> set[str]:
         assert self.meanwhile is not None
         assert self.held is not None
         await self.meanwhile()

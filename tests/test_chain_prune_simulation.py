@@ -14,7 +14,8 @@ from typing import Final
 import pytest
 
 from blockstore.errors import CairnError
-from snapshotd.prune import Progress, Pruner, _View
+from snapshotd.prune import Progress, Pruner
+from snapshotd.prune_look import View
 from snapshotd.prune_plan import Plan
 from tests.chain_simulation import simulate
 
@@ -46,9 +47,9 @@ def test_schedules_with_many_crashes() -> None:
 class _LooksOnce(Pruner):
     """Carries out what it planned before its quarantine was there."""
 
-    _first: _View | None = None
+    _first: View | None = None
 
-    async def _look(self) -> _View:
+    async def _look(self) -> View:
         self._first = self._first or await super()._look()
         return self._first
 
@@ -64,7 +65,7 @@ class _TakesRootsEarly(Pruner):
     """Deletes roots of snapshots that are pending: it knows of none that counts."""
 
     async def _write_and_delete(
-        self, view: _View, plan: Plan, raised: int, number: int
+        self, view: View, plan: Plan, raised: int, number: int
     ) -> AsyncGenerator[Progress, None]:
         for root in view.inventory.roots:
             if root.snapshot in view.roots.pending:
