@@ -24,6 +24,7 @@ from typing import Any, Final
 import psutil
 
 from bench.fio import run_timed
+from bench.host_memory import touch_memory
 from bench.report import describe_machine, table
 from bench.workloads import Workload
 from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, SnapshotdSettings
@@ -38,6 +39,8 @@ _CHANGED_SHARE: Final = 0.01
 _PAUSES: Final = 100
 #: What heartbeats take, of all processes.
 _RESTING_CORES: Final = 0.25
+#: Of the image's size: a figure is of three copies, in journals and in tables, and of what reads and sends them.
+_TOUCHED: Final = 8
 _GUEST: Final = Workload("randwrite", 4 * KIB, 4)
 _GUEST_S: Final = 4.0
 #: A test's password, for directories that are deleted at the end.
@@ -131,6 +134,7 @@ def size_of(directory: Path) -> int:
 def measure_peer(name: str, scratch: Path, images: dict[str, Path]) -> Figures:
     """Each image backed up in turn, and the second one restored."""
     peer = Peer(scratch / name, *PEERS[name])
+    touch_memory(scratch, _TOUCHED * images["full"].stat().st_size)
     figures = {image: _shipped(*peer.backup(path, image)) for image, path in images.items()}
     figures["restore, whole"] = f"{peer.restore('increment', scratch / 'out'):.2f} s"
     return figures
@@ -164,7 +168,7 @@ class Cairn:
         return figures | self._restore(source) | self._guest(source) | self._pauses()
 
     def _settle(self) -> None:
-        """Until no process of the cluster does more than say that it is there: what was before is over."""
+        """Until no process of the cluster does more than say that it is there, and the memory to come is there."""
         processes = [psutil.Process(daemon.pid) for daemon in self._cluster.daemons]
 
         def rests() -> bool:
@@ -173,6 +177,7 @@ class Cairn:
             return sum(sum(process.cpu_times()[:2]) for process in processes) - before < _RESTING_CORES
 
         wait_for("the cluster to rest", rests, 300)
+        touch_memory(self._scratch, _TOUCHED * self._size)
 
     def _ship(self, volume: str) -> str:
         self._settle()

@@ -5,7 +5,7 @@ takes 40 MB for a TiB that changed everywhere. What is listed may be more than w
 """
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from blockstore.errors import InvalidRequest
@@ -53,15 +53,15 @@ class Changes:
             for start, length in bitmap.runs(bytes(self._bitmaps[at : at + _BITMAP_BYTES])):
                 yield Run(extent * EXTENT_BLOCKS + start, length)
 
-    def batches(self, limit: int = EXTENT_BLOCKS) -> Iterator[list[Run]]:
-        """The runs in order, in batches of at most `limit` blocks; a run is cut where a batch is full."""
+    def batches(self, limit: Callable[[], int]) -> Iterator[list[Run]]:
+        """The runs in order, in batches of at most `limit()` blocks; a run is cut where a batch is full."""
         return batches(self.runs(), limit)
 
 
-def batches(runs: Iterator[Run], limit: int) -> Iterator[list[Run]]:
-    """`runs` in their order, in batches of at most `limit` blocks."""
+def batches(runs: Iterator[Run], limit: Callable[[], int]) -> Iterator[list[Run]]:
+    """`runs` in their order, in batches of at most `limit()` blocks, asked as each begins."""
     batch: list[Run] = []
-    room = limit
+    room = limit()
     for start, length in runs:
         at, end = start, start + length
         while at < end:
@@ -70,6 +70,6 @@ def batches(runs: Iterator[Run], limit: int) -> Iterator[list[Run]]:
             at, room = at + taken, room - taken
             if not room:
                 yield batch
-                batch, room = [], limit
+                batch, room = [], limit()
     if batch:
         yield batch

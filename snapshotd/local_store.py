@@ -16,7 +16,7 @@ import errno
 import fcntl
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -26,6 +26,7 @@ from typing import Final, TypeVar
 from blockstore.errors import CairnError, Corrupt, InvalidRequest, NoSpace, NotFound, QuorumUnavailable
 from snapshotd.object_store import (
     MAX_OBJECT_BYTES,
+    Buffer,
     Data,
     ObjectInfo,
     buffers_of,
@@ -39,6 +40,8 @@ _INCOMING: Final = ".incoming"
 _THREADS: Final = 8
 #: Entries that one step of a listing reads: a step holds a thread.
 _LISTED_AT_ONCE: Final = 1000
+#: Bytes that are written before they are synced: a node's journal on the same disk waits behind no more.
+_SYNC_EVERY: Final = 4 << 20
 T = TypeVar("T")
 
 
@@ -97,8 +100,7 @@ class LocalStore:
         path = self._root / key
         with self._told("write", key):
             with _temporary_file(self._incoming) as (descriptor, temporary):
-                for buffer in buffers_of(data):
-                    _write_all(descriptor, memoryview(buffer).cast("B"))
+                _write_all(descriptor, buffers_of(data))
                 os.fsync(descriptor)
                 self._make_durable(path.parent)
                 try:
@@ -169,9 +171,16 @@ def _read_exactly(descriptor: int, start: int, length: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _write_all(descriptor: int, buffer: memoryview) -> None:
-    while buffer:
-        buffer = buffer[os.write(descriptor, buffer) :]
+def _write_all(descriptor: int, buffers: Iterable[Buffer]) -> None:
+    unsynced = 0
+    for buffer in buffers:
+        left = memoryview(buffer).cast("B")
+        unsynced += len(left)
+        while left:
+            left = left[os.write(descriptor, left) :]
+        if unsynced >= _SYNC_EVERY:
+            os.fdatasync(descriptor)
+            unsynced = 0
 
 
 @contextmanager

@@ -65,6 +65,7 @@ class ObjectWriter:
         self._packs: list[tuple[bytes, str]] = []
         self._frames: list[list[Frame]] = []
         self._hashes: list[bytes] = []
+        self._digest = hashlib.sha256()
         self._count = 0
         self._finished = False
 
@@ -89,6 +90,7 @@ class ObjectWriter:
         frames.append(Frame(number, self._size, len(stored), len(hashes)))
         self._hashes += hashes
         self._buffers.append(stored)
+        self._digest.update(stored)
         self._size += len(stored)
         self._count += 1
 
@@ -110,11 +112,10 @@ class ObjectWriter:
         parts = tuple(make_part(pack, snapshot, frames) for (pack, snapshot), frames in pairs)
         content = encode_parts(parts) + b"".join(self._hashes)
         trailer = self._keys.seal(Kind.TRAILER, b"", compress(content), self._salt)
-        buffers = [*self._buffers, trailer, len(trailer).to_bytes(4, "little") + Kind.TRAILER.header]
-        digest = hashlib.sha256()
-        for buffer in buffers:
-            digest.update(buffer)
-        entry = IndexEntry(digest.hexdigest(), sum(map(len, buffers)), parts)
+        footer = len(trailer).to_bytes(4, "little") + Kind.TRAILER.header
+        self._digest.update(trailer + footer)
+        buffers = [*self._buffers, trailer, footer]
+        entry = IndexEntry(self._digest.hexdigest(), sum(map(len, buffers)), parts)
         return entry.object, buffers, entry
 
 

@@ -23,7 +23,7 @@ import structlog
 
 from blockstore.errors import AlreadyExists, CairnError, Corrupt, Fenced, NoSpace, NotFound, QuorumUnavailable
 from blockstore.rpc import snapshot_pb2 as pb
-from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS
+from blockstore.units import BLOCK_SIZE
 from snapshotd.ahead import ahead
 from snapshotd.changes import Changes, Run, batches
 from snapshotd.control_client import ControlClient
@@ -184,7 +184,7 @@ class _Attempt:
             generation = self._task.snapshot.generation
             return runs, await self._patiently(lambda: segment.read(generation, runs), writer)
 
-        async with aclosing(ahead(read, changes.batches(), _READS)) as parts:
+        async with aclosing(ahead(read, changes.batches(self._parts.channels.pace.blocks), _READS)) as parts:
             async for runs, payload in parts:
                 await writer.put_runs([Run(first + start, length) for start, length in runs], payload)
                 self._progress.add(len(payload))
@@ -239,7 +239,7 @@ class _Attempt:
         for segment in self._segments:
             end = first + segment.blocks
             inside = (Run(run.start - first, run.length) for run in stale if first <= run.start < end)
-            for runs in batches(inside, EXTENT_BLOCKS):
+            for runs in batches(inside, self._parts.channels.pace.blocks):
                 payload = await segment.read(self._task.snapshot.generation, runs)
                 await writer.put_runs([Run(first + start, length) for start, length in runs], payload)
             first = end

@@ -1,4 +1,4 @@
-"""Shipping gives way to guests: nodes say whether they have any, and reads are followed by pauses then."""
+"""Shipping gives way to guests: nodes say whether they have any, and reads are small and followed by pauses then."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ import pytest
 from blockstore.domain import ORIGIN, Position
 from blockstore.node.guest_traffic import GuestTraffic
 from blockstore.record import Operation, OperationKind, Record, encode_record
-from blockstore.units import BLOCK_SIZE, BlockNumber, Epoch, Generation, Sequence
+from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, BlockNumber, Epoch, Generation, Sequence
 from snapshotd.guest_pace import GuestPace
 from tests.virtual_time import in_virtual_time
 
@@ -36,7 +36,9 @@ def test_a_nodes_guests_are_those_that_write_and_read(kind: OperationKind, busy:
 def test_reads_wait_for_one_another_and_pause_where_guests_are() -> None:
     async def took_s(busy: bool) -> float:
         pace, clock = GuestPace(), asyncio.get_running_loop().time
+        assert pace.blocks() == EXTENT_BLOCKS
         pace.note(busy=busy)
+        assert (pace.blocks() < EXTENT_BLOCKS) is busy
         began = clock()
 
         async def call() -> None:
@@ -47,6 +49,6 @@ def test_reads_wait_for_one_another_and_pause_where_guests_are() -> None:
 
     async def check() -> None:
         assert await took_s(False) == pytest.approx(READ_S)
-        assert await took_s(True) >= 10 * READ_S + 9 * 4 * READ_S - 1e-6
+        assert await took_s(True) >= 10 * READ_S + 9 * 8 * READ_S - 1e-6
 
     in_virtual_time(check)

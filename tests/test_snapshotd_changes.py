@@ -19,7 +19,7 @@ def test_batches_name_each_changed_block_once_and_in_order(numbers: set[int], li
         changes.add(extent, bits.to_bytes(32, "little"))
     inside = sorted(number for number in numbers if number < BLOCKS)
     assert changes.count == len(inside)
-    parts = list(changes.batches(limit))
+    parts = list(changes.batches(lambda: limit))
     assert [number for runs in parts for start, length in runs for number in range(start, start + length)] == inside
     sizes = [sum(run.length for run in runs) for runs in parts]
     assert all(size == limit for size in sizes[:-1])
@@ -30,7 +30,7 @@ def test_a_run_is_cut_where_a_batch_is_full() -> None:
     changes = Changes(BLOCKS)
     changes.add(0, b"\xff" * 32)
     changes.add(2, b"\x01" + bytes(31))
-    assert list(changes.batches(200)) == [[Run(0, 200)], [Run(200, 56), Run(512, 1)]]
+    assert list(changes.batches(lambda: 200)) == [[Run(0, 200)], [Run(200, 56), Run(512, 1)]]
 
 
 def test_what_a_node_lists_is_checked() -> None:
