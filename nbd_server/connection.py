@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, cast
 
 import structlog
 
-from blockstore.errors import CairnError
+from blockstore.errors import CairnError, Fenced
 from blockstore.units import KIB
 from nbd_server import handshake, transmission, wire
 from nbd_server.budget import Budget, Share
@@ -58,6 +58,9 @@ class Owner(Protocol):
     def opened(self, connection: "Connection") -> None:
         """A client has connected; the connection may be dropped at once."""
 
+    def chosen(self, connection: "Connection") -> None:
+        """It has an export, and has begun no request of it."""
+
     def closed(self, connection: "Connection") -> None:
         """The client is gone, and nothing of it is in flight any more."""
 
@@ -68,6 +71,8 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(self, owner: Owner, exports: Exports, budget: Budget) -> None:
         self.phase = Phase.HANDSHAKE
         self.export: Export | None = None
+        self.client = ""
+        """Whose link it is (nbd_server/links.py); empty for a plain connection."""
         self.in_flight_requests = 0
         self._owner = owner
         self._budget = budget
@@ -160,6 +165,12 @@ class Connection(asyncio.BufferedProtocol):
         self._set_deadline(self._limits.drain_s)
         self._end_if_drained()
 
+    def replaces(self, other: "Connection") -> bool:
+        """Whether both are links of one client to one device, under whichever name."""
+        if self.export is None or other.export is None:
+            return False
+        return self.client == other.client and self.export.device is other.export.device
+
     def abort(self) -> None:
         """Drop the connection now."""
         self._move(Phase.CLOSED)
@@ -200,7 +211,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._exports.find(export.name) is not export:
             self.abort()  # it was taken out while the client left the answer unread
             return
-        self.export = export
+        self.export, self.client = export, self._handshake.client
+        self._owner.chosen(self)
         self._move(Phase.TRANSMISSION)
         self._set_deadline(None)
         self._parser = RequestParser(self._admit)
@@ -295,7 +307,9 @@ class Connection(asyncio.BufferedProtocol):
             self._end_if_idle()
             return
         self._ended_bytes += held_bytes
-        if error is not None:
+        if self.client and isinstance(error, Fenced):
+            self.abort()
+        elif error is not None:
             code = transmission.wire_error(request.command, error)
             self._reply(wire.serialize_simple_reply(request.cookie, code))
         elif request.command == _READ and data is not None:

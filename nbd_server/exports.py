@@ -14,12 +14,16 @@ from nbd_server.wire import MAX_STRING_BYTES
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Export:
-    """A device under a name. description: for people, may be empty. Raises InvalidRequest."""
+    """A device under a name. description: for people, may be empty. Raises InvalidRequest.
+
+    client: the only one whose links may use it (nbd_server/links.py); empty: anyone.
+    """
 
     name: str
     device: Device
     description: str = ""
     read_only: bool = False
+    client: str = ""
 
     def __post_init__(self) -> None:
         for text in (self.name, self.description):

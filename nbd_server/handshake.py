@@ -16,6 +16,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from blockstore.units import BLOCK_SIZE, MIB
 from nbd_server import wire
+from nbd_server.links import parse_asked
 from nbd_server.wire import Info, Malformed, Option, OptionHeader, OptionReply, ProtocolError, TransmissionFlag
 
 #: Room for a name of the longest kind allowed and 2,000 information requests.
@@ -99,6 +100,10 @@ class Exported(Protocol):
     def read_only(self) -> bool:
         """Whether changes are refused."""
 
+    @property
+    def client(self) -> str:
+        """The only one whose links may use it (nbd_server/links.py); empty: anyone."""
+
 
 E = TypeVar("E", bound=Exported)
 E_co = TypeVar("E_co", bound=Exported, covariant=True)
@@ -133,13 +138,14 @@ class Handshake(Generic[E]):
     """One client's handshake.
 
     Feed it with `receive_data`, send what `data_to_send` returns until that is nothing, look at `state`:
-    TRANSMISSION means that `chosen` is the export and `leftover` what the client sent after its last
-    option. To hold back a client that does not read, call neither.
+    TRANSMISSION means that `chosen` is the export, `client` whose link this is (or empty), and `leftover` what the
+    client sent after its last option. To hold back a client that does not read, call neither.
     """
 
     def __init__(self, exports: Catalogue[E]) -> None:
         self.state: State = State.CLIENT_FLAGS
         self.chosen: E | None = None
+        self.client = ""
         self._exports = exports
         self._received = bytearray()
         self._to_send = bytearray(wire.serialize_greeting())
@@ -255,15 +261,16 @@ class Handshake(Generic[E]):
     def _answer_export_name(self, data: bytes) -> Step:
         """This option has no way to tell an error: the connection is dropped instead."""
         try:
-            export = self._exports.find(wire.parse_name(data))
+            asked = parse_asked(wire.parse_name(data))
         except Malformed as error:
             raise ProtocolError(str(error)) from error
-        if export is None:
+        export = self._exports.find(asked.export)
+        if export is None or export.client not in ("", asked.client):
             raise ProtocolError("no such export")
         self._to_send += wire.serialize_export(export.size_bytes, transmission_flags(export))
         if self._zeroes:
             self._to_send += wire.EXPORT_NAME_PADDING
-        self.chosen = export
+        self.chosen, self.client = export, asked.client
         return Step.EXPORT_CHOSEN
 
     def _answer_abort(self, _: bytes) -> Step:
@@ -293,10 +300,15 @@ class Handshake(Generic[E]):
         except Malformed as error:
             self._refuse(OptionReply.ERR_INVALID, str(error))
             return None
-        export = self._exports.find(query.name)
+        asked = parse_asked(query.name)
+        export = self._exports.find(asked.export)
         if export is None:
-            self._refuse(OptionReply.ERR_UNKNOWN, f"no export {query.name[:256]!r} here")
+            self._refuse(OptionReply.ERR_UNKNOWN, f"no export {asked.export[:256]!r} here")
             return None
+        if export.client not in ("", asked.client):
+            self._refuse(OptionReply.ERR_POLICY, f"{export.name} is attached for client {export.client}")
+            return None
+        self.client = asked.client
         self._reply(OptionReply.INFO, wire.serialize_info_export(export.size_bytes, transmission_flags(export)))
         for item in dict.fromkeys(query.items):
             if (information := _information(export, item)) is not None:

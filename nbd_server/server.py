@@ -107,6 +107,12 @@ class NbdServer:
             handshakes = (each for each in self._connections if each.phase is Phase.HANDSHAKE)
             next(handshakes).abort()
 
+    def chosen(self, connection: Connection) -> None:
+        """A client has chosen its export: where it is a link, the client's older links end (nbd_server/links.py)."""
+        for other in list(self._connections):
+            if other is not connection and connection.client and connection.replaces(other):
+                other.drain()
+
     def closed(self, connection: Connection) -> None:
         """A client is gone, and nothing of it is in flight."""
         del self._connections[connection]

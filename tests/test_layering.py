@@ -66,6 +66,7 @@ PURE = (
     "blockstore.replication",
     "nbd_server.wire",
     "nbd_server.handshake",
+    "nbd_server.links",
     "nbd_server.transmission",
     *(f"snapshotd.{name}" for name in _FORMAT),
 )

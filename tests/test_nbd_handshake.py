@@ -25,6 +25,7 @@ class Named:
     size_bytes: int = 1 << 30
     description: str = ""
     read_only: bool = False
+    client: str = ""
 
 
 class Names:

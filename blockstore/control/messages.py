@@ -82,6 +82,7 @@ class Messages:
             source=self._hydrations.source(volume),
             hydration=self._hydrations.hydration(volume),
             maintenance=attachment is None,
+            client=attachment.client if attachment else "",
         )
 
     def current(self, volume: Volume) -> control_pb2.CurrentAttachment:
@@ -158,6 +159,7 @@ class Messages:
             state=ATTACHMENT_STATES[attachment.state],
             read_only=attachment.read_only,
             since_ms=attachment.since_ms,
+            client=attachment.client,
             uris=[export_uri(uri, export) for uri in front_end.uris] if front_end else [],
         )
 

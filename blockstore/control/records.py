@@ -52,6 +52,7 @@ class Attachment:
 
     instance: the front-end's process that the epoch was given to; no other one may use it.
     accept_loss: of a user's request to attach; it holds for that one attempt.
+    client: the host that it is attached for; empty where any NBD client may connect.
     """
 
     front_end: FrontEndId
@@ -61,6 +62,7 @@ class Attachment:
     read_only: bool
     since_ms: int
     accept_loss: bool = False
+    client: str = ""
 
 
 class MaintenanceState(Enum):
@@ -193,6 +195,15 @@ def check_name(name: str) -> None:
         raise InvalidRequest(
             f"{name!r} is no name for a volume: 1 to 128 letters, digits, dots, dashes and underscores, "
             "the first a letter or digit, and no id"
+        )
+
+
+def check_client(client: str) -> None:
+    """Raises InvalidRequest unless a host may call itself so; empty is nobody in particular."""
+    if client and not _NAME.fullmatch(client):
+        raise InvalidRequest(
+            f"{client!r} is no name for a client: 1 to 128 letters, digits, dots, dashes and underscores, "
+            "the first a letter or digit"
         )
 
 

@@ -18,7 +18,7 @@ from blockstore.control.clock import now_ms
 from blockstore.control.creation import CREATE_WAIT_S, Creation
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import Reconciler
-from blockstore.control.records import FrontEnd, Volume
+from blockstore.control.records import FrontEnd, Volume, check_client
 from blockstore.control.registrar import Registrar
 from blockstore.control.snapshot_catalog import SnapshotCatalog
 from blockstore.control.snapshot_records import SnapshotState
@@ -95,6 +95,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         return await self._message(volume)
 
     async def AttachVolume(self, request: control_pb2.AttachVolumeRequest, context: _Context) -> control_pb2.Volume:
+        check_client(request.client)
         found = await self._catalog.volume(request.volume)
         front_end = await self._choose_front_end(found, request)
         volume = await self._catalog.change_volume(
@@ -106,6 +107,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
                 force=request.force,
                 accept_loss=request.accept_loss,
                 now_ms=now_ms(),
+                client=request.client,
             ),
         )
         if volume.attachment == found.attachment:
@@ -196,13 +198,19 @@ class ControlService(control_pb2_grpc.ControlServicer):
     # ---- attaching and detaching
 
     async def _choose_front_end(self, volume: Volume, request: control_pb2.AttachVolumeRequest) -> FrontEnd:
-        """The one asked for, the one that has the volume, or the one with the fewest. It is up."""
+        """The one asked for, the one that has the volume, or the one with the fewest. It is up.
+
+        For a client that has the volume, another one than the one that has it, where that is down or to be avoided.
+        """
+        holder = volume.attachment.front_end if volume.attachment and not request.force else None
+        if holder and request.client and (holder == request.avoid or not self._presence.may_be_up(holder)):
+            holder = None
         if request.front_end:
             wanted = [await self._catalog.front_end(check_id("fe", request.front_end))]
-        elif volume.attachment and not request.force:
-            wanted = [await self._catalog.front_end(volume.attachment.front_end)]
+        elif holder:
+            wanted = [await self._catalog.front_end(holder)]
         else:
-            wanted = list(await self._catalog.front_ends())
+            wanted = [each for each in await self._catalog.front_ends() if each.id != request.avoid]
         while not (up := [each for each in wanted if self._presence.is_up(each.id)]):
             if not (settling_s := self._presence.settling_s()):
                 name = f"front-end {wanted[0].id}" if len(wanted) == 1 else f"each of {len(wanted)} front-ends"

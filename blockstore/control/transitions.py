@@ -138,22 +138,37 @@ def failed(volume: Volume, reason: str) -> Volume:
 
 
 def attach(
-    volume: Volume, front_end: FrontEnd, *, read_only: bool, force: bool, accept_loss: bool, now_ms: int
+    volume: Volume,
+    front_end: FrontEnd,
+    *,
+    read_only: bool,
+    force: bool,
+    accept_loss: bool,
+    now_ms: int,
+    client: str = "",
 ) -> Volume:
     """A new epoch for `front_end`. What is attached there already in the same way stays as it is.
 
     force: from another front-end too. accept_loss: also out of `error`, if it ever was attached.
+    client: the host that it is for. Nobody takes it from another one without force; its own host moves it from
+    front-end to front-end as it likes.
     """
     now = volume.attachment
+    if now and now.client != client and not force:
+        raise Conflict(
+            f"volume {volume.id} is attached for {_whom(now.client)}, not for {_whom(client)}: detach it first, or "
+            "take it over with --force"
+        )
+    moves = bool(client) and now is not None and now.front_end != front_end.id
     if now and now.state is not AttachmentState.DETACHING and not force and now.front_end == front_end.id:
         if now.read_only == read_only:
             return volume
         raise Conflict(f"volume {volume.id} is attached {_mode(now.read_only)} already: detach it first")
     epoch = Epoch(volume.epoch + 1)
     attachment = Attachment(
-        front_end.id, front_end.instance, epoch, AttachmentState.ATTACHING, read_only, now_ms, accept_loss
+        front_end.id, front_end.instance, epoch, AttachmentState.ATTACHING, read_only, now_ms, accept_loss, client
     )
-    move = Move.TAKE_OVER if force else Move.ATTACH
+    move = Move.TAKE_OVER if force or moves else Move.ATTACH
     if accept_loss and phase_of(volume) is Phase.ERROR and volume.epoch > 0:
         move = Move.RECOVER
     return _move(volume, move, epoch=epoch, attachment=attachment)
@@ -324,6 +339,10 @@ def _check_maintenance(volume: Volume, epoch: Epoch) -> Maintenance:
     if volume.maintenance is None or volume.maintenance.epoch != epoch:
         raise Fenced(f"the maintenance of volume {volume.id} in epoch {epoch} is over (now {volume.epoch})")
     return volume.maintenance
+
+
+def _whom(client: str) -> str:
+    return f"client {client}" if client else "any NBD client"
 
 
 def _mode(read_only: bool) -> str:

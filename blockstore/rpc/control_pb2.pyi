@@ -236,11 +236,14 @@ class Attachment(_message.Message):
     READ_ONLY_FIELD_NUMBER: _builtins.int
     SINCE_MS_FIELD_NUMBER: _builtins.int
     URIS_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
     front_end: _builtins.str
     epoch: _builtins.int
     state: Global___AttachmentState.ValueType
     read_only: _builtins.bool
     since_ms: _builtins.int
+    client: _builtins.str
+    """Whose kernel has it as a block device, for `cairn attach`; empty: any NBD client may connect."""
     @_builtins.property
     def uris(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Where NBD clients find the volume."""
@@ -254,10 +257,11 @@ class Attachment(_message.Message):
         read_only: _builtins.bool = ...,
         since_ms: _builtins.int = ...,
         uris: _abc.Iterable[_builtins.str] | None = ...,
+        client: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "front_end", b"front_end", "read_only", b"read_only", "since_ms", b"since_ms", "state", b"state", "uris", b"uris"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "epoch", b"epoch", "front_end", b"front_end", "read_only", b"read_only", "since_ms", b"since_ms", "state", b"state", "uris", b"uris"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -699,6 +703,8 @@ class AttachVolumeRequest(_message.Message):
     READ_ONLY_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
     ACCEPT_LOSS_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
+    AVOID_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     front_end: _builtins.str
     """Empty: control chooses one."""
@@ -709,6 +715,12 @@ class AttachVolumeRequest(_message.Message):
     """Go on with the highest log found, where too many members are lost to know that it holds every
     acknowledged write (`cairn volume recover --accept-loss`). It goes into this attempt's ticket only.
     """
+    client: _builtins.str
+    """The host that it is attached for: nobody else can connect. Where it is attached for that client already and
+    its front-end is down, or to be avoided, another front-end takes it over, with force or without.
+    """
+    avoid: _builtins.str
+    """Not this front-end: the client cannot reach it, although it may be up."""
     def __init__(
         self,
         *,
@@ -717,10 +729,12 @@ class AttachVolumeRequest(_message.Message):
         read_only: _builtins.bool = ...,
         force: _builtins.bool = ...,
         accept_loss: _builtins.bool = ...,
+        client: _builtins.str = ...,
+        avoid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_loss", b"accept_loss", "force", b"force", "front_end", b"front_end", "read_only", b"read_only", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_loss", b"accept_loss", "avoid", b"avoid", "client", b"client", "force", b"force", "front_end", b"front_end", "read_only", b"read_only", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1311,6 +1325,7 @@ class OpenTicket(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     HYDRATION_FIELD_NUMBER: _builtins.int
     MAINTENANCE_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     name: _builtins.str
     """The volume's name; may be empty. Clients may ask for the export by id or by name."""
@@ -1321,6 +1336,8 @@ class OpenTicket(_message.Message):
     """Of the user's request to attach; never set in a ticket that a front-end took for itself."""
     maintenance: _builtins.bool
     """For control's own work on a volume that nobody has attached (a seal, hydration): it is not exported."""
+    client: _builtins.str
+    """Only this client's links may use the export; empty: anyone."""
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]: ...
     @_builtins.property
@@ -1345,10 +1362,11 @@ class OpenTicket(_message.Message):
         source: Global___Source | None = ...,
         hydration: Global___Hydration | None = ...,
         maintenance: _builtins.bool = ...,
+        client: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hydration", b"hydration", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_loss", b"accept_loss", "epoch", b"epoch", "hydration", b"hydration", "maintenance", b"maintenance", "name", b"name", "read_only", b"read_only", "segments", b"segments", "size_bytes", b"size_bytes", "source", b"source", "tags", b"tags", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_loss", b"accept_loss", "client", b"client", "epoch", b"epoch", "hydration", b"hydration", "maintenance", b"maintenance", "name", b"name", "read_only", b"read_only", "segments", b"segments", "size_bytes", b"size_bytes", "source", b"source", "tags", b"tags", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
