@@ -99,6 +99,14 @@ class Stack:
         address = ReplicaAddress(VOLUME, SEGMENT, self.replicas[index])
         await node.node.create(address, filling=False, source=self.source)
 
+    async def create_at(self, index: int, address: ReplicaAddress) -> None:
+        """One more replica at a node, of any volume."""
+        await self._nodes[index].node.create(address, filling=False)
+
+    def find(self, index: int, address: ReplicaAddress) -> HostedReplica:
+        """That replica."""
+        return self._nodes[index].node.find(address)
+
     async def delete(self, index: int) -> None:
         """The replica of a node that goes on."""
         await self._nodes[index].node.delete(self.hosted(index).address)

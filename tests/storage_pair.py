@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 from blockstore.domain import ORIGIN
 from blockstore.log import Filling, LogImage
+from blockstore.node.scrub_compare import Verdict, compare
 from blockstore.record import Operation
 from blockstore.storage.check import check_replica
 from blockstore.storage.copies import copied_position, decode_meta
 from blockstore.storage.keys import blocks_of
 from blockstore.storage.replica_store import FILE_NAME, ReplicaStore
+from blockstore.storage.scrub import ExtentView, ScrubReader
 from blockstore.units import Generation
 from tests.storage_model import EPOCH, Log, block, discard, fill, hydrated, new_store, position, trim, write, zero
 
@@ -76,6 +78,12 @@ class Replica:
         shutil.rmtree(self.directory)
         self.store = new_store(self.directory, self.digit)
         self.filling, self.copied = None, ORIGIN
+
+
+def view_alike(own: ScrubReader, peer: ScrubReader, extent: int) -> tuple[ExtentView, ExtentView]:
+    """What both show, of the generations that both can show."""
+    theirs = peer.view(extent, own.view(extent).generations)
+    return own.view(extent, theirs.generations), theirs
 
 
 class Pair:
@@ -200,6 +208,17 @@ class Pair:
                     assert found == self.log.content(start, count, generation, replica.store.applied.sequence)
             if not self.away:
                 self.check_changes(replica)
+
+    def check_scrub(self) -> None:
+        """Whatever ran on one of two whole replicas and not on the other: scrub finds no damage and no difference."""
+        if self.target.filling is not None or self.target.store.image.filling is not None:
+            return
+        found = [replica.store.scrub for replica in (self.source, self.target)]
+        for extent in sorted({extent for reader in found for extent in reader.extents(0, 100)}):
+            views = view_alike(*found, extent)
+            assert compare(*views) is not Verdict.DIFFERENT, f"extent {extent} seems to differ: {views}"
+        (at, pins), (other, other_pins) = (reader.pins() for reader in found)
+        assert at != other or pins == other_pins
 
     def check_changes(self, replica: Replica) -> None:
         """Between each two pinned generations, every block that differs is listed."""

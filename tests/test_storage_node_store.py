@@ -128,7 +128,7 @@ def test_tables_that_were_put_in_another_place_are_refused(tmp_path: Path) -> No
     store = NodeStore.open(tmp_path)
     store.create_replica(address(1), LogImage()).close()
     (tmp_path / "replicas" / address(1).replica).rename(tmp_path / "replicas" / address(2).replica)
-    with pytest.raises(Corrupt):
+    with pytest.raises(Conflict):
         store.open_replica(address(2).replica)
 
 

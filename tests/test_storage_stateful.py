@@ -107,6 +107,10 @@ class Replicas(RuleBasedStateMachine):
     def content_is_as_in_the_model(self) -> None:
         self.pair.check_content()
 
+    @invariant()
+    def scrub_finds_nothing(self) -> None:
+        self.pair.check_scrub()
+
     def teardown(self) -> None:
         self.pair.close()
         self.temporary.cleanup()

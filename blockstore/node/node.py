@@ -59,8 +59,8 @@ class Node:
         self._catch_up = CatchUpClient(self._channel, self.memory, settings.call_timeout_s)
         self._repairer = Repairer(self._channel, settings.call_timeout_s)
         replicas = self.store.replicas()
+        stores = open_sound(self.store, replicas)
         lost = [replica for replica in replicas if self.store.lacks_tables(replica)]
-        stores = {replica: self.store.open_replica(replica) for replica in replicas if replica not in lost}
         self.journal, recovered = Journal.open(
             self.store.journal_directory,
             max_bytes=_JOURNAL_BYTES,
@@ -89,7 +89,7 @@ class Node:
             self.repair,
             self.fail,
         )
-        upkeep = Upkeep(settings, self.replicas, self.repair)
+        upkeep = Upkeep(settings, self.replicas, self.repair, self.store.forget_set_aside)
         work = (self._checkpointer.run, self._watch_space, upkeep.tidy, upkeep.scrub)
         self._tasks = [self._loop.create_task(self._guard(run)) for run in work]
         self._writer.start()
@@ -274,6 +274,24 @@ class Node:
             await work()
         except Exception as error:
             self.fail(error)
+
+
+def open_sound(store: NodeStore, replicas: Iterable[ReplicaId]) -> dict[ReplicaId, ReplicaStore]:
+    """The stores of the replicas whose tables can be opened; damaged tables are set aside.
+
+    Only that replica is filled anew, with an unknown floor; the others serve. Raises Corrupt where nobody knows whose
+    the damaged tables are.
+    """
+    opened = {}
+    for replica in replicas:
+        if store.lacks_tables(replica):
+            continue
+        try:
+            opened[replica] = store.open_replica(replica)
+        except Corrupt as error:
+            _log.error("the tables cannot be opened, and are set aside", replica=replica, error=str(error))
+            store.set_aside(replica)
+    return opened
 
 
 def _check_source(store: ReplicaStore, source: bytes) -> None:

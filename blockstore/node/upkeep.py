@@ -14,6 +14,7 @@ from typing import Final
 import structlog
 
 from blockstore.config import NodeSettings
+from blockstore.domain import ReplicaId
 from blockstore.errors import CairnError, Corrupt, NoSpace
 from blockstore.node.hosted_replica import HostedReplica
 from blockstore.units import MIB, Sequence
@@ -28,9 +29,19 @@ Repair = Callable[[HostedReplica, Corrupt], None]
 
 
 class Upkeep:
-    """Runs in the node's event loop. replicas: those that there are now."""
+    """Runs in the node's event loop. replicas: those that there are now.
 
-    def __init__(self, settings: NodeSettings, replicas: Callable[[], Iterable[HostedReplica]], repair: Repair) -> None:
+    forget_set_aside: called for a replica that is whole, whose damaged tables of an earlier start may still be there.
+    """
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        replicas: Callable[[], Iterable[HostedReplica]],
+        repair: Repair,
+        forget_set_aside: Callable[[ReplicaId], object],
+    ) -> None:
+        self._forget_set_aside = forget_set_aside
         self._settings = settings
         self._replicas = replicas
         self._repair = repair
@@ -52,6 +63,8 @@ class Upkeep:
     async def _tidy(self, hosted: HostedReplica) -> None:
         if hosted.closed:
             return
+        if hosted.follower.whole and hosted.store.image.filling is None:
+            await hosted.in_thread(self._forget_set_aside, hosted.replica)
         if await hosted.in_thread(hosted.store.merge):
             _log.info("versions were merged", replica=hosted.replica)
         if hosted.closed:

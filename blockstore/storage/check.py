@@ -14,23 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import lmdb.verify
-
 from blockstore.domain import Position, ReplicaAddress
 from blockstore.errors import CairnError, NotFound
 from blockstore.log import LogImage
 from blockstore.record import block_checksum
 from blockstore.storage.delta import all_generations, read_entries, read_rows, visible_generations
 from blockstore.storage.digest import digest_of
-from blockstore.storage.extent_check import lost_entries
+from blockstore.storage.extent_check import lost_entries, uncovered_entries
+from blockstore.storage.file_check import file_problems
 from blockstore.storage.journal_verify import verify_journal
 from blockstore.storage.keys import (
     EXTENT_KEY,
     HEAD_SIZE,
     ExtentRow,
+    Key,
     Version,
     decode_bits,
-    extent_key,
     parse_index_value,
     parse_version_key,
     version_key,
@@ -108,7 +107,7 @@ def check_replica(path: Path) -> CheckReport:
         return CheckReport(
             [Problem(path, "the tables are missing", "start the node, which fills the replica anew")], []
         )
-    problems = [Problem(path, what, _REFILL) for what in _check_file(path)]
+    problems = [Problem(path, what, _REFILL) for what in file_problems(path)[:MAX_PROBLEMS]]
     if problems:
         return CheckReport(problems, [])
     try:
@@ -116,14 +115,6 @@ def check_replica(path: Path) -> CheckReport:
             return _check_tables(tables)
     except CairnError as error:
         return CheckReport([Problem(path, str(error), _REFILL)], [])
-
-
-def _check_file(path: Path) -> list[str]:
-    try:
-        found: list[str] = lmdb.verify.verify(str(path))  # type: ignore[no-untyped-call]
-        return found[:MAX_PROBLEMS]
-    except lmdb.verify.VerifyError as error:
-        return [str(error)]
 
 
 def _check_tables(tables: Tables) -> CheckReport:
@@ -228,8 +219,6 @@ class _Checker:
     def _check_version(self, name: str, number: int, generation: Generation, version: Version) -> Iterator[str]:
         if version.sequence > self._highest:
             yield f"{name} has sequence {version.sequence}, above what is applied"
-        if self._whole:
-            yield from self._check_covered(name, number, generation, version)
         head = self._transaction.get(version_key(number, generation), db=self._tables.data)
         if version.tail is None:
             if head is not None:
@@ -242,21 +231,6 @@ class _Checker:
             bytes(head) + version.tail, number, generation, version.sequence
         ):
             yield f"{name} fails its checksum"
-
-    def _check_covered(self, name: str, number: int, generation: Generation, version: Version) -> Iterator[str]:
-        """By its own generation's row, or by those that took it over when that one was merged away."""
-        extent, rows = number // EXTENT_BLOCKS, []
-        for heir in [other for other in self._generations if other >= generation]:
-            key = extent_key(heir, extent)
-            value = self._transaction.get(key, db=self._tables.extents)
-            rows += [ExtentRow.decode(key, value)] if value is not None else []
-            if heir in self._pinned:
-                break
-        covering = [row for row in rows if row.bits >> number % EXTENT_BLOCKS & 1]
-        if not covering:
-            yield f"{name} is in no row of extents"
-        elif max(row.sequence for row in covering) < version.sequence:
-            yield f"{name} has sequence {version.sequence}, above that of its row of extents"
 
     def _check_data(self) -> Iterator[str]:
         stored = self._transaction.stat(self._tables.data)["entries"]
@@ -274,8 +248,16 @@ class _Checker:
             rows = read_rows(self._tables, self._transaction, extent, visible)
             for _, what in lost_entries(extent, entries, found.get(extent, 0), rows, visible):
                 yield what
+            if self._whole:
+                yield from self._check_covered(extent, entries)
             if extent in found and not found[extent]:
                 yield f"present has an empty row for extent {extent}"
+
+    def _check_covered(self, extent: int, entries: dict[Key, Version]) -> Iterator[str]:
+        rows = read_rows(self._tables, self._transaction, extent, self._generations)
+        sequences = {key: version.sequence for key, version in entries.items()}
+        for _, what in uncovered_entries(extent, sequences, rows, self._generations, self._pinned):
+            yield what
 
     def _check_extents(self) -> Iterator[str]:
         known = set(self._generations)

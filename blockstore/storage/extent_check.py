@@ -5,11 +5,12 @@ entry, or, where older versions are left that would show instead, its bit in the
 generation that reads may ask for has none.
 """
 
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Mapping
 from collections.abc import Sequence as Seq
 
 from blockstore.storage.keys import ExtentRow, Key, Version, blocks_of
-from blockstore.units import FILL_GENERATION, Generation
+from blockstore.units import EXTENT_BLOCKS, FILL_GENERATION, Generation, Sequence
 
 
 def lost_entries(
@@ -34,6 +35,44 @@ def lost_entries(
         if generation in rows:
             yield from _hidden(extent, entries, rows[generation], before, generation)
         before = generation
+
+
+def uncovered_entries(
+    extent: int,
+    entries: Mapping[Key, Sequence],
+    rows: Mapping[Generation, ExtentRow],
+    generations: Seq[Generation],
+    pinned: Collection[Generation],
+) -> Iterator[tuple[int, str]]:
+    """Block number and what is wrong, of each entry (given with its sequence) that no row of `extents` tells of.
+
+    An entry is covered by its own generation's row, or by those that took it over when that one was merged away.
+    generations: all that can have rows, ascending. Only for a whole replica.
+    """
+    covering: dict[Generation, list[ExtentRow]] = {}
+    for (number, generation), sequence in entries.items():
+        if generation not in covering:
+            covering[generation] = list(_heirs(generation, rows, generations, pinned))
+        name = f"block {number} of generation {generation}"
+        sequences = [row.sequence for row in covering[generation] if row.bits >> number % EXTENT_BLOCKS & 1]
+        if not sequences:
+            yield number, f"{name} is in no row of extents"
+        elif max(sequences) < sequence:
+            yield number, f"{name} has sequence {sequence}, above that of its row of extents"
+
+
+def _heirs(
+    generation: Generation,
+    rows: Mapping[Generation, ExtentRow],
+    generations: Seq[Generation],
+    pinned: Collection[Generation],
+) -> Iterator[ExtentRow]:
+    """The rows that may have taken over those of a generation: its own, up to the next that is pinned."""
+    for heir in generations[bisect_left(generations, generation) :]:
+        if heir in rows:
+            yield rows[heir]
+        if heir in pinned:
+            return
 
 
 def _hidden(

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from blockstore.domain import Position, ReplicaAddress, ReplicaId, SegmentNumber, VolumeId
-from blockstore.errors import Corrupt, NotFound, QuorumUnavailable
+from blockstore.errors import Conflict, Corrupt, NotFound, QuorumUnavailable
 from blockstore.log import LogImage, decode_filling, encode_filling
 from blockstore.record import HEADER_SIZE, Record, decode_record
 from blockstore.storage.keys import number_key, with_check, without_check
@@ -108,10 +108,12 @@ class Meta:
             self.put(b"origin", source)
 
     def check_format(self) -> None:
-        """Raises Corrupt."""
-        found = self.get(b"format")
+        """Raises Corrupt; Conflict where they are sound, and another version of the program wrote them."""
+        found = self._must(b"format")
         if found != FORMAT:
-            raise Corrupt(f"the tables have format {found!r}, this program reads {FORMAT!r}")
+            raise Conflict(
+                f"the tables have format {found!r}, this program reads {FORMAT!r}: run the one that wrote them"
+            )
 
     def address(self) -> ReplicaAddress:
         try:

@@ -5,11 +5,13 @@
     DATA/ballast                room for checkpoints and deletions when the disk is full
     DATA/journal/               one for all replicas
     DATA/replicas/REPLICA/      tables.mdb, `address`, `source` where it was made with one, and `suspect` after
-                                a failure that the process died of
+                                a failure that the process died of; `opening` while the tables are opened, and
+                                tables.mdb.damaged where they could not be
 
 A replica appears and vanishes by the rename of a whole directory: a crash leaves it there or not, and
 what is left half made or half removed has a name of its own and goes at the next start. Tables that are
-missing from a replica's directory were taken away by somebody: it is made anew, suspect, and so filled.
+missing from a replica's directory were taken away by somebody: it is made anew, suspect, and so filled. So are tables
+that do not open: they are set aside, and the node's other replicas are none the worse.
 """
 
 import fcntl
@@ -21,15 +23,18 @@ from typing import Final
 from blockstore.domain import NodeId, ReplicaAddress, ReplicaId, SegmentNumber, VolumeId, check_id, make_id
 from blockstore.errors import AlreadyExists, Conflict, Corrupt, InvalidRequest, NotFound
 from blockstore.log import LogImage
+from blockstore.storage.file_check import check_file
 from blockstore.storage.replica_store import FILE_NAME, ReplicaStore
 from blockstore.storage.space import SpaceGuard
-from blockstore.storage.tables import sync_path
+from blockstore.storage.tables import is_cut_short, sync_path
 
 _NEW: Final = ".new"
 _DELETED: Final = ".deleted"
 _SUSPECT: Final = "suspect"
 _ADDRESS: Final = "address"
 _SOURCE: Final = "source"
+_OPENING: Final = "opening"
+_SET_ASIDE: Final = FILE_NAME + ".damaged"
 
 
 class NodeStore:
@@ -84,17 +89,54 @@ class NodeStore:
         return self.open_replica(address.replica)
 
     def open_replica(self, replica: ReplicaId) -> ReplicaStore:
-        """Raises NotFound, Corrupt."""
+        """Raises NotFound, Corrupt; Conflict where they are sound, and another replica's or another program's.
+
+        Bad pages may end the process in the middle of that. A mark tells the next start of it, which then looks at
+        the file first, without LMDB: else the node would never start again.
+        """
         directory = self._existing(replica)
-        store = ReplicaStore.open(directory, make_room=self.space.make_room)
+        mark, path = directory / _OPENING, directory / FILE_NAME
+        if path.exists() and (mark.exists() or is_cut_short(path)):
+            check_file(path)
+        mark.touch()
+        try:
+            store = ReplicaStore.open(directory, make_room=self.space.make_room)
+        finally:
+            mark.unlink()
         if store.address.replica != replica:
             store.close()
-            raise Corrupt(f"{directory} holds the tables of {store.address.replica}: it was moved or copied")
+            raise Conflict(
+                f"{directory} holds the tables of {store.address.replica}: they were moved or copied; put them back"
+            )
         return store
 
     def lacks_tables(self, replica: ReplicaId) -> bool:
         """Whether somebody took the replica's tables away. Raises NotFound."""
         return not (self._existing(replica) / FILE_NAME).exists()
+
+    def set_aside(self, replica: ReplicaId) -> None:
+        """Take away tables that cannot be opened. The first such file is kept until the replica is whole again.
+
+        It may be the last copy of something. Raises Corrupt where nobody else knows whose replica it is.
+        """
+        directory = self._existing(replica)
+        _read_address(directory)
+        path, kept = directory / FILE_NAME, directory / _SET_ASIDE
+        if kept.exists():
+            path.unlink()  # what was being copied since, from replicas that have it
+        else:
+            path.rename(kept)
+        for leftover in (path.with_name(path.name + "-lock"), directory / _OPENING):
+            leftover.unlink(missing_ok=True)
+        sync_path(directory)
+
+    def forget_set_aside(self, replica: ReplicaId) -> bool:
+        """The replica is whole again; whether there was such a file."""
+        kept = self._existing(replica) / _SET_ASIDE
+        if not kept.exists():
+            return False
+        kept.unlink()
+        return True
 
     def make_anew(self, replica: ReplicaId, *, mark: int) -> ReplicaStore:
         """Empty tables for a replica that lacks its own; it is suspect from before they are there.

@@ -32,6 +32,7 @@ from blockstore.storage.merge import merge
 from blockstore.storage.meta import Meta
 from blockstore.storage.reads import ZERO_BLOCK, BlockVersion, CorruptBlocks, TableReader
 from blockstore.storage.repair import mend
+from blockstore.storage.scrub import ScrubReader
 from blockstore.storage.tables import MakeRoom, Reading, Tables, Writing, closed_on_error, sync_path
 from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, FILL_GENERATION, MAX_BLOCKS, BlockNumber, Generation, Sequence
 
@@ -57,6 +58,7 @@ class ReplicaStore:
     def __init__(self, directory: Path, tables: Tables) -> None:
         self.directory = directory
         self._tables = tables
+        self.scrub = ScrubReader(tables)
         self._memory = threading.Lock()
         self._checkpointing = threading.Lock()
         self._upkeep = threading.Lock()

@@ -14,6 +14,7 @@ that was open before tells of the failed sync, too; and only a full disk takes n
 
 import errno
 import os
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,6 +42,9 @@ INITIAL_MAP_BYTES: Final = 64 * MIB
 MAX_GROWTH_BYTES: Final = 64 * GIB
 #: At least so much, or else its own size, may be added to a file while it is copied: more waits for the copy.
 COPY_GROWTH_BYTES: Final = GIB
+#: Of LMDB's meta page (lmdb 0.9, struct MDB_meta): the last page in use, and the number of its transaction.
+_META_AT: Final = 136
+_META_END: Final = struct.Struct("<QQ")
 #: With less than this free, a write that was cut short was cut by the full disk, whatever was given back since.
 _FULL_DISK_BYTES: Final = MIB
 #: No room on the disk, in a quota, or for a file of that size.
@@ -326,3 +330,16 @@ def sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_cut_short(path: Path) -> bool:
+    """Whether a file may lack pages that its tables point to: reading one would end the process by SIGBUS.
+
+    Looked up in the newer one of LMDB's two meta pages. Pages behind the file's end may also be free ones.
+    """
+    with path.open("rb") as file:
+        head = file.read(2 * PAGE_SIZE)
+    if len(head) < 2 * PAGE_SIZE:
+        return True
+    _, last_page = max(tuple(reversed(_META_END.unpack_from(head, at))) for at in (_META_AT, PAGE_SIZE + _META_AT))
+    return int(last_page + 1) * PAGE_SIZE > path.stat().st_size
