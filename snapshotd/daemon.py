@@ -178,6 +178,7 @@ async def _ask_cluster(control: ControlClient, store: ObjectStore, repository: s
     """The name of control's cluster; where control does not answer, the `known` one, else (empty) it is waited for.
 
     The address that is told is nobody's: the service starts when the repository is open, and registers anew.
+    Raises Conflict where a repository would be made, and the cluster's snapshots are in another one.
     """
     while True:
         try:

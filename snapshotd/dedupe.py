@@ -3,7 +3,8 @@
 Exact within the key domain, over all volumes and snapshots. It lies in an LMDB file that is a cache and
 nothing more: what is missing is read again from the packs' trailers, a file of another repository, version
 or key domain is made anew. It is never trusted as far as it could lose data: an entry carries a
-checksum over its hash and what it points to (LMDB does not check its pages), and one that fails it is a miss.
+checksum over its hash and what it points to, the pack's id included (LMDB does not check its pages), and one that
+fails it is a miss.
 
 Packs have numbers in here, given once. When frames of a pack went away, its number is dropped: all entries that
 bear it are misses from then on, and what is left of the pack comes back under a new number. Blocks of packs
@@ -14,6 +15,7 @@ Memory: 64 Ki blocks that were not written to the file yet, those of packs on th
 All but `find` are called in the event loop's thread or one after the other; `find` from any thread.
 """
 
+import os
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,11 +32,13 @@ from snapshotd.manifest import BlockRef
 
 _log = structlog.get_logger(__name__)
 
-_VERSION: Final = b"1"
+_VERSION: Final = b"2"
 _LAST_NUMBER: Final = b"last-number"
 _IDENTITY: Final = b"identity"
 _NUMBER: Final = struct.Struct(">I")
-#: Pack number, frame, slot; then the CRC-32 of the hash and these.
+_LARGEST_NUMBER: Final = (1 << 32) - 1
+#: Pack number, frame, slot; then the CRC-32 of the hash, these, and the pack's id: no number that was given twice,
+#: as a damaged file may have it, makes an entry point into another pack.
 _ENTRY: Final = struct.Struct("<IHB")
 _CHECK: Final = struct.Struct("<I")
 #: Address space, not memory and not disk: 200 GiB of entries are about 16 TiB of different blocks.
@@ -51,9 +55,7 @@ class Dedupe:
 
     def __init__(self, path: Path, identity: bytes) -> None:
         self._path = path
-        self._env = _open(path, identity)
-        self._entries = self._env.open_db(b"entries")
-        self._packs = self._env.open_db(b"packs")
+        self._env, self._entries, self._packs, rows = _open(path, identity)
         self._known: dict[bytes, tuple[int, int]] = {}
         """Of each pack: its number, and the frames that are known, as bits."""
         self._ids: dict[int, bytes] = {}
@@ -61,7 +63,7 @@ class Dedupe:
         self._unwritten: list[tuple[bytes, Sequence[int], Hashes]] = []
         self._unwritten_count = 0
         self._damaged = False
-        self._read_packs()
+        self._read_packs(rows)
 
     # ---- asking
 
@@ -151,12 +153,12 @@ class Dedupe:
         added: dict[bytes, tuple[int, int]] = {}
         with self._env.begin(write=True) as txn:
             # Above every number that any entry in the file may bear, also of packs that were forgotten.
-            last = int(txn.get(_LAST_NUMBER) or 0)
+            last = max(_last_number(txn), *self._ids, 0)
             for pack, numbers, hashes in work:
                 number, frames = added.get(pack) or self._known.get(pack) or (last + 1, 0)
                 last = max(last, number)
                 added[pack] = number, frames | sum(1 << frame for frame in numbers)
-                entries += _encode(number, numbers, hashes)
+                entries += _encode(number, pack, numbers, hashes)
             entries.sort()
             txn.cursor(self._entries).putmulti(entries)
             for pack, (number, frames) in added.items():
@@ -183,12 +185,11 @@ class Dedupe:
         if self._damaged:
             self._path.unlink(missing_ok=True)
 
-    def _read_packs(self) -> None:
-        with self._env.begin(db=self._packs) as txn:
-            rows = [(_NUMBER.unpack(key)[0], bytes(value)) for key, value in txn.cursor()]
-        for number, value in rows:
+    def _read_packs(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        for key, value in rows:
             pack, frames = value[:SALT_SIZE], int.from_bytes(value[SALT_SIZE : -_CHECK.size], "little")
-            if _encode_pack(number, pack, frames) == value:
+            number = int.from_bytes(key, "big")
+            if key == _NUMBER.pack(number & _LARGEST_NUMBER) and _encode_pack(number, pack, frames) == value:
                 self._learn({pack: (number, frames)})
 
     def _learn(self, packs: Mapping[bytes, tuple[int, int]]) -> None:
@@ -205,23 +206,38 @@ class Dedupe:
         )
 
     def _decode(self, digest: bytes, value: bytes) -> BlockRef | None:
-        number, frame, slot = _ENTRY.unpack_from(value)
-        pack = self._ids.get(number)
-        if pack is None:
-            return None
-        if _CHECK.unpack_from(value, _ENTRY.size)[0] != zlib.crc32(digest + value[: _ENTRY.size]):
-            _log.warning("an entry of the cache of hashes is damaged; it is passed over", file=str(self._path))
-            return None
-        return BlockRef(pack, frame, slot)
+        entry, check = value[: _ENTRY.size], value[_ENTRY.size :]
+        if len(entry) == _ENTRY.size:
+            number, frame, slot = _ENTRY.unpack(entry)
+            pack = self._ids.get(number)
+            if pack is None:
+                return None
+            if check == _check_of(digest, entry, pack):
+                return BlockRef(pack, frame, slot)
+        _log.warning("an entry of the cache of hashes is damaged; it is passed over", file=str(self._path))
+        return None
 
 
-def _encode(number: int, frames: Sequence[int], hashes: Hashes) -> list[tuple[bytes, bytes]]:
+def _last_number(txn: Any) -> int:
+    """The last number that was given, 0 where the file does not say: then one is given twice, and finds less."""
+    try:
+        last = int(txn.get(_LAST_NUMBER) or 0)
+    except ValueError:
+        return 0
+    return last if 0 <= last < _LARGEST_NUMBER // 2 else 0
+
+
+def _encode(number: int, pack: bytes, frames: Sequence[int], hashes: Hashes) -> list[tuple[bytes, bytes]]:
     entries = []
     for frame, digests in zip(frames, hashes, strict=True):
         for slot, digest in enumerate(digests):
             entry = _ENTRY.pack(number, frame, slot)
-            entries.append((digest, entry + _CHECK.pack(zlib.crc32(digest + entry))))
+            entries.append((digest, entry + _check_of(digest, entry, pack)))
     return entries
+
+
+def _check_of(digest: bytes, entry: bytes, pack: bytes) -> bytes:
+    return _CHECK.pack(zlib.crc32(digest + entry + pack))
 
 
 def _encode_pack(number: int, pack: bytes, frames: int) -> bytes:
@@ -229,18 +245,23 @@ def _encode_pack(number: int, pack: bytes, frames: int) -> bytes:
     return value + _CHECK.pack(zlib.crc32(_NUMBER.pack(number) + value))
 
 
-def _open(path: Path, identity: bytes, *, again: bool = False) -> Any:
-    """The environment at `path`; an empty one where it holds something else, or nothing that can be read.
+def _open(path: Path, identity: bytes, *, again: bool = False) -> tuple[Any, Any, Any, list[tuple[bytes, bytes]]]:
+    """The environment at `path`, its databases of entries and of packs, and all that the latter holds.
 
-    Raises NoSpace where none can be made.
+    Empty ones where it holds something else, or nothing that can be read. Raises NoSpace where none can be made.
     """
     env = None
     try:
         env = lmdb.open(str(path), subdir=False, map_size=_MAP_SIZE, max_dbs=2)
+        _extend(path, (env.info()["last_pgno"] + 1) * env.stat()["psize"])
         with env.begin(write=True) as txn:
-            if (txn.get(_IDENTITY) or _VERSION + identity) == _VERSION + identity:
+            is_ours = (txn.get(_IDENTITY) or _VERSION + identity) == _VERSION + identity
+            if is_ours:
                 txn.put(_IDENTITY, _VERSION + identity)
-                return env
+        if is_ours:
+            entries, packs = env.open_db(b"entries"), env.open_db(b"packs")
+            with env.begin(db=packs) as txn:
+                return env, entries, packs, [(bytes(key), bytes(value)) for key, value in txn.cursor()]
         _log.info("the cache of hashes is of another repository; it is made anew", file=str(path))
     except lmdb.Error as error:
         if again:
@@ -250,3 +271,11 @@ def _open(path: Path, identity: bytes, *, again: bool = False) -> Any:
         env.close()
     path.unlink(missing_ok=True)
     return _open(path, identity, again=True)
+
+
+def _extend(path: Path, size_bytes: int) -> None:
+    """Pages that were cut off read as zeroes, which LMDB refuses: beyond the file's end they would end the process."""
+    if size_bytes > _MAP_SIZE:
+        raise lmdb.CorruptedError(f"{path} claims to have {size_bytes} bytes")
+    if path.stat().st_size < size_bytes:
+        os.truncate(path, size_bytes)

@@ -102,8 +102,8 @@ class LocalStore:
             with _temporary_file(self._incoming) as (descriptor, temporary):
                 _write_all(descriptor, buffers_of(data))
                 os.fsync(descriptor)
-                self._make_durable(path.parent)
                 try:
+                    self._make_durable(path.parent)
                     is_ours = _give_name(temporary, path, if_absent)
                 except FileNotFoundError as error:
                     self._durable = {self._root}

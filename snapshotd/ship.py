@@ -256,6 +256,8 @@ class _Attempt:
             if written is None or written[0].shards != writer.shards:
                 written = await writer.finish(root_of(self._task.snapshot, time.time_ns() // 1_000_000))
             root, digest = written
+            # Another cluster that takes the store over from here on sees the root, and prunes nothing that it needs.
+            await self._parts.packs.repository.check_owner(self._parts.cluster)
             try:
                 await control.complete(writer.snapshot, digest, root.statistics, self._number, self._task.retries)
                 _log.info("snapshot is whole in the object store", snapshot=writer.snapshot, stored=writer.stored_bytes)

@@ -283,6 +283,11 @@ def test_a_daemon_with_another_repository_is_refused_once_there_is_a_snapshot(tm
         await in_state(control, snapshot.id, COMPLETED)
         with pytest.raises(Conflict, match="the-repository"):
             await control.call("RegisterDaemon", request)
+        request.repository = ""
+        with pytest.raises(Conflict, match="no repository in memory://, and this cluster's snapshots are in the-repo"):
+            await control.call("RegisterDaemon", request)  # it would make one
+        request.address = ""
+        assert (await control.call("RegisterDaemon", request)).cluster == daemon.cluster, "it was started, and no more"
         request.daemon = "sd-1"
         with pytest.raises(InvalidRequest):
             await control.call("RegisterDaemon", request)

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -200,11 +201,11 @@ def test_a_folder_that_somebody_removed_is_made_again(tmp_path: Path) -> None:
     async def main() -> None:
         store = LocalStore(tmp_path)
         await store.put("a/b/x", b"1")
-        (tmp_path / "a/b/x").unlink()
-        (tmp_path / "a/b").rmdir()
-        with pytest.raises(QuorumUnavailable, match="somebody removed"):
-            await store.put("a/b/x", b"2")
-        assert await store.put("a/b/x", b"2") is True
+        for folder, content in (("a/b", b"2"), ("a", b"3")):
+            shutil.rmtree(tmp_path / folder)
+            with pytest.raises(QuorumUnavailable, match="somebody removed"):
+                await store.put("a/c/x" if folder == "a" else "a/b/x", content)
+            assert await store.put("a/b/x", content) is True
         await store.close()
 
     asyncio.run(main())

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from random import Random
 
+import lmdb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -72,6 +73,66 @@ def test_pages_that_cannot_be_read_are_misses(tmp_path: Path) -> None:
     again.add(pack(1), [0], [[digest(1)]])
     again.write()
     assert again.find([digest(1)]) == {digest(1): BlockRef(pack(1), 0, 0)}
+    again.close()
+
+
+def cut_to(file: Path, size: int) -> None:
+    with file.open("r+b") as opened:
+        opened.truncate(size)
+
+
+def test_a_file_that_was_cut_off_finds_less_and_ends_nobody(tmp_path: Path) -> None:
+    """Beyond the end of the file LMDB would read memory that is not there: SIGBUS, at every start anew."""
+    dedupe = Dedupe(tmp_path / "whole", b"mine")
+    hashes = [[digest(64 * frame + slot) for slot in range(64)] for frame in range(64)]
+    dedupe.add(pack(1), range(64), hashes)
+    dedupe.close()
+    whole = (tmp_path / "whole").read_bytes()
+    for size in (*range(0, len(whole), 37 * 1024), len(whole) - 1):
+        (tmp_path / "hashes").write_bytes(whole)
+        cut_to(tmp_path / "hashes", size)
+        again = Dedupe(tmp_path / "hashes", b"mine")
+        for frame, digests in enumerate(hashes):
+            expected = {each: BlockRef(pack(1), frame, slot) for slot, each in enumerate(digests)}
+            assert again.find(digests).items() <= expected.items()
+        again.close()
+
+
+@pytest.mark.parametrize("rotten", [b"1", b"x", b"4294967295"])
+def test_a_number_that_was_given_twice_points_into_no_other_pack(tmp_path: Path, rotten: bytes) -> None:
+    """One flipped bit in the count of numbers: the next pack gets that of another one, whose entries are still there.
+
+    They would name the new pack's frames, and a snapshot would have another block's bytes.
+    """
+    dedupe = Dedupe(tmp_path / "hashes", b"mine")
+    for number in (1, 2):
+        dedupe.add(pack(number), [0], [[digest(number)]])
+        dedupe.write()
+    dedupe.forget([pack(2)])
+    dedupe.close()
+    with lmdb.open(str(tmp_path / "hashes"), subdir=False, max_dbs=2) as env, env.begin(write=True) as txn:
+        assert txn.get(b"last-number") == b"2"
+        txn.put(b"last-number", rotten)
+    again = Dedupe(tmp_path / "hashes", b"mine")
+    again.add(pack(3), [0], [[digest(3)]])
+    again.write()
+    expected = {digest(1): BlockRef(pack(1), 0, 0), digest(3): BlockRef(pack(3), 0, 0)}
+    assert again.find([digest(1), digest(2), digest(3)]) == expected
+    again.close()
+
+
+def test_an_entry_of_another_size_is_a_miss(tmp_path: Path) -> None:
+    dedupe = Dedupe(tmp_path / "hashes", b"mine")
+    dedupe.add(pack(1), [0], [[digest(1), digest(2)]])
+    dedupe.close()
+    with lmdb.open(str(tmp_path / "hashes"), subdir=False, max_dbs=2) as env:
+        entries, packs = env.open_db(b"entries"), env.open_db(b"packs")
+        with env.begin(write=True) as txn:
+            txn.put(digest(1), txn.get(digest(1), db=entries)[:-1], db=entries)
+            txn.put(b"odd", b"", db=packs)
+            txn.put(b"longer than a number", b"x" * 40, db=packs)
+    again = Dedupe(tmp_path / "hashes", b"mine")
+    assert again.find([digest(1), digest(2)]) == {digest(2): BlockRef(pack(1), 0, 1)}
     again.close()
 
 

@@ -11,7 +11,8 @@ from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import BLOCK_SIZE, MIB, BlockNumber
 from snapshotd.index import Index, IndexEntry, encode_index
 from snapshotd.inventory import load_quarantines
-from snapshotd.layout import INDEXES, PACKS, QUARANTINES, SHARDS, pack_key, root_key
+from snapshotd.layout import INDEXES, PACKS, QUARANTINES, SHARDS, SNAPSHOTS, pack_key, root_key
+from snapshotd.object_store import Data
 from snapshotd.prune_plan import mark
 from snapshotd.quarantine import encode_quarantine
 from snapshotd.reader import SnapshotReader
@@ -137,6 +138,27 @@ def test_what_a_prune_deleted_before_its_quarantine_went_is_not_found(
 async def _keys(here: Shipping, folder: str) -> AsyncIterator[str]:
     async for info in here.store.list(folder):
         yield info.key
+
+
+def test_a_store_that_another_cluster_took_over_meanwhile_completes_nothing(tmp_path: Path) -> None:
+    """That one prunes what it knows no root of: here all but the root was stored before it came."""
+
+    async def check() -> None:
+        async with shipping(tmp_path) as (here, _, _):
+            repository, put = here.parts.repository, here.store.put
+
+            async def put_after_takeover(key: str, data: Data, *, if_absent: bool = False) -> bool:
+                if key.startswith(SNAPSHOTS):
+                    here.store.put = put  # type: ignore[method-assign]
+                    await repository.take_over("another")
+                return await put(key, data, if_absent=if_absent)
+
+            here.store.put = put_after_takeover  # type: ignore[method-assign]
+            await here.ship(1, 1).run()
+            assert here.control.completed == {}
+            assert "belongs to the cluster another" in here.control.failed[snapshot_id(1)]
+
+    in_loop(check)
 
 
 def test_what_one_ship_must_not_find_another_that_begins_does_not_show_it(

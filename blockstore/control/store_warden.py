@@ -61,13 +61,16 @@ class StoreWarden:
     async def register(self, request: snapshot_pb2.RegisterDaemonRequest) -> snapshot_pb2.RegisterDaemonResponse:
         """Raises InvalidRequest, and Conflict where another repository is the cluster's.
 
-        Without a repository it only asks whose one is to be made, and is not registered.
+        Without a repository it is not registered. It only says that it was started, or, with an address, asks whose
+        one is to be made.
         """
         check_daemon(request.instance, request.store, request.repository)
         if not request.repository:
             self._presence.daemon_starting(DaemonId(check_id("sd", request.daemon)), request.why[:MAX_REASON])
-            cluster = (await self._snapshots.change_store(lambda now: now or _new_store())).cluster
-            return snapshot_pb2.RegisterDaemonResponse(lease_s=self._lease_s, cluster=cluster)
+            store = await self._snapshots.change_store(lambda now: now or _new_store())
+            if request.address:
+                await self._check_none_lost(request.store, store)
+            return snapshot_pb2.RegisterDaemonResponse(lease_s=self._lease_s, cluster=store.cluster)
         daemon = StoreDaemon(
             DaemonId(check_id("sd", request.daemon)),
             request.instance,
@@ -82,9 +85,20 @@ class StoreWarden:
         _log.info("snapshotd registered", daemon=daemon.id, address=daemon.address, store=daemon.store)
         return snapshot_pb2.RegisterDaemonResponse(lease_s=self._lease_s, cluster=store.cluster)
 
+    async def _check_none_lost(self, address: str, store: Store) -> None:
+        """Raises Conflict where a repository is about to be made in place of the one that snapshots are in."""
+        if store.repository and await self._has_shipped():
+            raise Conflict(
+                f"there is no repository in {address}, and this cluster's snapshots are in {store.repository}: is the "
+                "disk mounted, and the address right, with its prefix? None is made in its place"
+            )
+
+    async def _has_shipped(self) -> bool:
+        return any(each.touched or each.root for each in await self._snapshots.snapshots())
+
     async def _claim(self, daemon: StoreDaemon) -> Store:
         """The cluster's record; its repository is this daemon's. While nothing was shipped it may take another."""
-        shipped = any(each.touched or each.root for each in await self._snapshots.snapshots())
+        shipped = await self._has_shipped()
 
         def change(now: Store | None) -> Store:
             now = now or _new_store()
