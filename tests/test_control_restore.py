@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from blockstore.control.maintenance import MAX_HYDRATING
 from blockstore.errors import Conflict, Corrupt, Fenced, InvalidRequest, NotFound, QuorumUnavailable
@@ -230,6 +231,33 @@ def test_a_user_takes_a_volume_away_from_maintenance_and_it_goes_on_after(tmp_pa
         assert volume.id not in {replica.target.volume for node in cluster.nodes for replica in node.replicas.values()}
 
     run(tmp_path, scenario, front_ends=2)
+
+
+def test_a_user_who_attaches_while_it_opens_for_maintenance_is_no_trouble(tmp_path: Path) -> None:
+    """What the front-end says then of the epoch before is no news to anybody, and holds nothing up."""
+
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        (front_end,) = cluster.front_ends
+        snapshot = await completed(control)
+        front_end.may_open.clear()
+        front_end.opening.clear()
+        volume = await control.create(0, name="r", snapshot=snapshot)
+        await asyncio.wait_for(front_end.opening.wait(), 30)
+        front_end.opening.clear()
+        with capture_logs() as logs:
+            attaching = asyncio.ensure_future(control.attach("r"))
+            await asyncio.wait_for(front_end.opening.wait(), 30)
+            front_end.may_open.set()
+            assert (await attaching).epoch == 2
+            await control.detach("r")
+
+            async def is_open() -> bool:
+                return volume.id in maintained(cluster)
+
+            await until(is_open, "it is open for maintenance")
+        assert [each for each in logs if each["log_level"] != "info"] == []
+
+    run(tmp_path, scenario, front_ends=1)
 
 
 def test_maintenance_ends_with_pause_and_moves_when_its_front_end_is_gone(tmp_path: Path) -> None:

@@ -128,7 +128,9 @@ def test_an_entry_of_another_size_is_a_miss(tmp_path: Path) -> None:
     with lmdb.open(str(tmp_path / "hashes"), subdir=False, max_dbs=2) as env:
         entries, packs = env.open_db(b"entries"), env.open_db(b"packs")
         with env.begin(write=True) as txn:
-            txn.put(digest(1), txn.get(digest(1), db=entries)[:-1], db=entries)
+            value = txn.get(digest(1), db=entries)
+            assert value is not None
+            txn.put(digest(1), value[:-1], db=entries)
             txn.put(b"odd", b"", db=packs)
             txn.put(b"longer than a number", b"x" * 40, db=packs)
     again = Dedupe(tmp_path / "hashes", b"mine")

@@ -27,7 +27,7 @@ from blockstore.control.snapshot_transitions import Phase as SnapshotPhase
 from blockstore.control.snapshot_transitions import phase_of as snapshot_phase_of
 from blockstore.control.transitions import Phase, phase_of
 from blockstore.domain import FrontEndId, VolumeId
-from blockstore.errors import CairnError, Corrupt, QuorumUnavailable
+from blockstore.errors import CairnError, Corrupt, NotFound, QuorumUnavailable
 
 _log = structlog.get_logger(__name__)
 
@@ -168,11 +168,21 @@ class Upkeep:
                 raise QuorumUnavailable(f"front-end {front_end.id} started anew before it had opened {volume.id}")
             await self._peers.open_volume(front_end, (await self._reconciler.messages()).ticket(volume))
         except CairnError as error:
+            if not await self._is_held(volume.id, held):
+                return  # A user was first, and that is how it ended.
             await self._not_opened(volume.id, held, error)
             raise
         self._retry_at.pop(volume.id, None)
         self._hydrations.waits(volume.id, "")
         await self._reconciler.end_attempt(volume.id, lambda now: transitions.maintained(now, held.epoch))
+
+    async def _is_held(self, volume: VolumeId, held: Maintenance) -> bool:
+        """Whether it still is to be open for that."""
+        try:
+            now = (await self._catalog.volume(volume)).maintenance
+        except NotFound:
+            return False
+        return now is not None and now.epoch == held.epoch
 
     async def _not_opened(self, volume: VolumeId, held: Maintenance, error: CairnError) -> None:
         self._retry_at[volume] = asyncio.get_running_loop().time() + RETRY_S
