@@ -13,6 +13,7 @@ import grpc
 import structlog
 
 from blockstore.config import FrontEndSettings
+from blockstore.daemon import make_directory, write_durably
 from blockstore.domain import FrontEndId, VolumeId, check_id, make_id
 from blockstore.errors import CairnError, Conflict, Corrupt, Fenced, NotFound
 from blockstore.grpc_endpoint import open_channel
@@ -38,12 +39,10 @@ _PAUSE_S: Final = 1.0
 
 def front_end_id(state: Path) -> FrontEndId:
     """The id in `state`, made at the first start. Raises InvalidRequest where the file holds something else."""
-    state.mkdir(parents=True, exist_ok=True)
+    make_directory(state)
     path = state / "id"
     if not path.exists():
-        scratch = path.with_suffix(".new")
-        scratch.write_text(make_id("fe", secrets.token_bytes(9)) + "\n")
-        scratch.replace(path)
+        write_durably(path, make_id("fe", secrets.token_bytes(9)))
     return FrontEndId(check_id("fe", path.read_text().strip()))
 
 

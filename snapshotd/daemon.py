@@ -17,7 +17,7 @@ from typing import Any, Final
 import structlog
 
 from blockstore.config import Addressing, SnapshotdSettings
-from blockstore.daemon import stop_signals, write_address
+from blockstore.daemon import make_directory, stop_signals, write_address, write_durably
 from blockstore.domain import check_id, make_id
 from blockstore.errors import CairnError, Conflict, NotFound, QuorumUnavailable
 from blockstore.grpc_endpoint import Endpoint
@@ -102,7 +102,7 @@ def daemon_id(state: Path) -> str:
     """The id in `state`, made at the first start. Raises InvalidRequest where the file holds something else."""
     path = state / "id"
     if not path.exists():
-        _write(path, make_id("sd", secrets.token_bytes(9)))
+        write_durably(path, make_id("sd", secrets.token_bytes(9)))
     return check_id("sd", path.read_text().strip())
 
 
@@ -125,7 +125,7 @@ def store_settings(settings: SnapshotdSettings) -> StoreSettings:
 
 def _lock_state(state: Path, stack: AsyncExitStack) -> None:
     """Raises Conflict while another process has the directory."""
-    state.mkdir(parents=True, exist_ok=True)
+    make_directory(state)
     descriptor = os.open(state / "LOCK", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     stack.callback(os.close, descriptor)
     try:
@@ -162,7 +162,7 @@ async def _open_repository(
         repository = await open_repository(store, keyring, cluster, create=True, any_owner=True)
     else:
         cluster = await _ask_cluster(control, store, repository.id, _read(known))
-    _write(known, cluster)
+    write_durably(known, cluster)
     if repository.owner != cluster:
         _log.error(
             "the object store belongs to another cluster, and nothing is written to it; if that one is gone for good, "
@@ -193,8 +193,3 @@ async def _ask_cluster(control: ControlClient, store: ObjectStore, repository: s
 def _read(path: Path) -> str:
     """What the file holds, empty where there is none."""
     return path.read_text().strip() if path.exists() else ""
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace the file: a reader sees the old one or the new one."""
-    write_address(path, text)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import grpc
 
@@ -84,7 +84,7 @@ class Cluster:
         self._node_directory = node_directory or directory
         self._channel: grpc.Channel | None = None
 
-    def __enter__(self) -> "Cluster":
+    def __enter__(self) -> Self:
         try:
             self._start_all()
         except BaseException:

@@ -41,13 +41,14 @@ def listens(host: str, port: int) -> bool:
 class Daemon:
     """A process that may be run several times.
 
-    command: changeable between two runs. directory: where it writes its address. log: gets all that
-    it prints, over all runs.
+    command, environment: changeable between two runs; the latter is added to this process's own.
+    directory: where it writes its address. log: gets all that it prints, over all runs.
     """
 
     def __init__(self, name: str, command: Sequence[str | Path], directory: Path, log: Path) -> None:
         self.name = name
         self.command = list(command)
+        self.environment: dict[str, str] = {}
         self.directory = directory
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -71,7 +72,7 @@ class Daemon:
             log.write(f"--- {self.command}\n".encode())
             log.flush()
             # Cairn's daemons end with the process that this names, also where it is killed.
-            environment = os.environ | {"CAIRN_PARENT": str(os.getpid())}
+            environment = os.environ | self.environment | {"CAIRN_PARENT": str(os.getpid())}
             self._process = subprocess.Popen(
                 self.command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )

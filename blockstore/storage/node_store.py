@@ -51,8 +51,11 @@ class NodeStore:
     def open(cls, data: Path, *, reserve_bytes: int = 0) -> "NodeStore":
         """The store in `data`, made where there is none. Raises Conflict (another process has it), InvalidRequest."""
         try:
+            missing = [each for each in data.parents if not each.exists()]
             for directory in (data, data / "replicas", data / "journal"):
                 directory.mkdir(parents=True, exist_ok=True)
+            for directory in (data, *missing):
+                sync_path(directory.parent)
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
             raise InvalidRequest(f"{data} cannot be a node's directory: {error}") from error
         lock = lock_data(data)
