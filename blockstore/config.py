@@ -153,7 +153,13 @@ class NodeSettings(_Checked):
     upkeep_s: float = setting(60.0, "Seconds between looks for versions to merge and files to compact.", minimum=0.05)
     # LMDB writes to its free pages first; a copy of the file is worth it only where they stay.
     slack: float = setting(0.2, "Share of a replica's file in free pages above which it is compacted.", minimum=0.01)
-    scrub_s: float = setting(7 * 86_400.0, "Seconds in which every stored block is read and verified.", minimum=1)
+    scrub_every_s: float = setting(
+        7 * 86_400.0, "Seconds between two scrubs of a replica: all is read, checked and compared.", minimum=0.05
+    )
+    # 1 TiB in a day and a half, and a hundredth of what reading takes of a core.
+    scrub_rate_bytes: int = setting(
+        8 * MIB, "Most bytes a second that the node reads for that; 0 is no limit.", size=True, minimum=0
+    )
     # Room for checkpoints and deletions when the disk is full otherwise.
     reserve_bytes: int = setting(64 * MIB, "Ballast that is freed when the disk is full.", size=True, minimum=0)
 

@@ -213,11 +213,11 @@ class Pair:
         """Whatever ran on one of two whole replicas and not on the other: scrub finds no damage and no difference."""
         if self.target.filling is not None or self.target.store.image.filling is not None:
             return
-        found = [replica.store.scrub for replica in (self.source, self.target)]
-        for extent in sorted({extent for reader in found for extent in reader.extents(0, 100)}):
-            views = view_alike(*found, extent)
+        source, target = self.source.store.scrub, self.target.store.scrub
+        for extent in sorted({*source.extents(0, 100), *target.extents(0, 100)}):
+            views = view_alike(source, target, extent)
             assert compare(*views) is not Verdict.DIFFERENT, f"extent {extent} seems to differ: {views}"
-        (at, pins), (other, other_pins) = (reader.pins() for reader in found)
+        (at, pins), (other, other_pins) = source.pins(), target.pins()
         assert at != other or pins == other_pins
 
     def check_changes(self, replica: Replica) -> None:

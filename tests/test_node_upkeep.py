@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 
 from blockstore.errors import Corrupt
-from blockstore.node.hosted_replica import HostedReplica
-from blockstore.node.upkeep import Upkeep
-from blockstore.storage import replica_store
-from blockstore.storage.delta import extents_above
+from blockstore.node.scrub_replica import ReplicaScrub
+from blockstore.node.scrubber import Scrubber
 from blockstore.storage.keys import extent_key, version_key
 from blockstore.storage.replica_store import ReplicaStore
-from blockstore.storage.tables import Tables
+from blockstore.storage.scrub import ScrubReader
 from blockstore.units import BLOCK_SIZE, FIRST_GENERATION, MIB, Sequence
 from tests.stack import LIMIT_S, in_loop, running_stack, until
 
@@ -58,7 +56,7 @@ def test_a_damaged_block_is_never_shown_and_is_mended_from_a_peer(tmp_path: Path
 
 def test_scrub_finds_what_nobody_reads(tmp_path: Path) -> None:
     async def test() -> None:
-        async with running_stack(tmp_path, scrub_s=1, upkeep_s=0.1) as stack:
+        async with running_stack(tmp_path, scrub_every_s=0.1, upkeep_s=0.1) as stack:
             volume = await stack.open(SIZE)
             content = os.urandom(BLOCK_SIZE)
             await volume.write(5, content)
@@ -134,7 +132,7 @@ def test_a_lost_entry_is_never_read_as_zeroes_and_has_the_replica_filled_anew(tm
 
 def test_a_lost_entry_in_an_idle_volume_is_found_by_scrub_and_filled_anew(tmp_path: Path) -> None:
     async def test() -> None:
-        async with running_stack(tmp_path, scrub_s=1, upkeep_s=0.1, checkpoint_s=0.1) as stack:
+        async with running_stack(tmp_path, scrub_every_s=0.1, upkeep_s=0.1, checkpoint_s=0.1) as stack:
             volume = await stack.open(SIZE)
             content = os.urandom(BLOCK_SIZE)
             await volume.write(5, content)
@@ -177,27 +175,25 @@ def test_a_lost_entry_stays_where_too_few_others_are_whole(tmp_path: Path) -> No
 def test_a_replica_that_is_deleted_while_it_is_scrubbed_is_no_failure_of_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scrub = Upkeep._scrub
     listed, closed, scrubbed = threading.Event(), threading.Event(), asyncio.Event()
+    extents, step = ScrubReader.extents, Scrubber._step
 
-    def list_when_closed(tables: Tables, since: Sequence) -> list[int]:
-        if "node1" in tables.path.parts:
+    def list_when_closed(reader: ScrubReader, first: int, limit: int) -> list[int]:
+        if "node1" in reader._tables.path.parts:
             listed.set()
             assert closed.wait(LIMIT_S)
-        return extents_above(tables, since)
+        return extents(reader, first, limit)
 
-    async def scrub_and_tell(upkeep: Upkeep, hosted: HostedReplica) -> bool:
-        try:
-            return await scrub(upkeep, hosted)
-        finally:
-            if closed.is_set() and hosted.closed:
-                scrubbed.set()
+    async def step_and_tell(scrubber: Scrubber, scrub: ReplicaScrub) -> None:
+        await step(scrubber, scrub)
+        if closed.is_set() and scrub.hosted.closed:
+            scrubbed.set()
 
     async def test() -> None:
-        async with running_stack(tmp_path, scrub_s=1, upkeep_s=0.1) as stack:
+        async with running_stack(tmp_path, scrub_every_s=0.1, upkeep_s=0.1) as stack:
             await stack.until_all_whole(await stack.open(SIZE))
-            monkeypatch.setattr(replica_store, "extents_above", list_when_closed)
-            monkeypatch.setattr(Upkeep, "_scrub", scrub_and_tell)
+            monkeypatch.setattr(ScrubReader, "extents", list_when_closed)
+            monkeypatch.setattr(Scrubber, "_step", step_and_tell)
             await until(listed.is_set, "scrub lists what there is")
             await stack.delete(1)
             closed.set()
@@ -211,7 +207,7 @@ def test_a_replica_that_is_deleted_while_it_is_scrubbed_is_no_failure_of_the_dis
 
 def test_scrub_has_a_damaged_list_of_extents_filled_anew(tmp_path: Path) -> None:
     async def test() -> None:
-        async with running_stack(tmp_path, scrub_s=1, upkeep_s=0.1, checkpoint_s=0.1) as stack:
+        async with running_stack(tmp_path, scrub_every_s=0.1, upkeep_s=0.1, checkpoint_s=0.1) as stack:
             volume = await stack.open(SIZE)
             await volume.write(5, os.urandom(BLOCK_SIZE))
             await stack.until_all_whole(volume)

@@ -6,10 +6,13 @@ of bytes says so in its name. Keys may be added; none is renamed, removed or giv
 
 import json
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from blockstore.rpc import control_pb2 as pb
 from blockstore.rpc import replica_pb2
+from blockstore.units import BLOCK_SIZE
+
+_CURRENT_GENERATION: Final = (1 << 32) - 1
 
 Document = dict[str, Any]
 
@@ -164,6 +167,40 @@ def replica(value: pb.ReplicaHealth) -> Document:
         "extents_total": value.extents_total,
         "file_bytes": value.file_bytes,
         "why": value.why,
+        "bad_blocks_found": value.bad_blocks_found,
+        "bad_blocks_repaired": value.bad_blocks_repaired,
+        "damage": value.damage,
+        "scrub": scrub(value.scrub) if value.HasField("scrub") else None,
+    }
+
+
+def scrub(value: replica_pb2.ScrubStatus) -> Document:
+    """The pass under way or the last one; generation is null for the current content."""
+    return {
+        "number": value.number,
+        "running": value.running,
+        "ended": value.ended,
+        "began_at": time_text(value.began_ms),
+        "last_whole_pass_ended_at": time_text(value.ended_ms),
+        "extents_total": value.extents_total,
+        "extents_done": value.extents_done,
+        "extents_damaged": value.extents_damaged,
+        "extents_bad": value.extents_bad,
+        "extents_compared": value.extents_compared,
+        "extents_not_compared": value.extents_not_compared,
+        "extents_differing": value.extents_differing,
+        "remark": value.why,
+        "differences": [
+            {
+                "block": each.block,
+                "byte": each.block * BLOCK_SIZE,
+                "generation": None if each.generation == _CURRENT_GENERATION else each.generation,
+                "peer": each.peer,
+                "sequence": each.sequence,
+                "what": each.what,
+            }
+            for each in value.divergences
+        ],
     }
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from blockstore.cli import documents, hydrate, nbd_uri, tables
+from blockstore.cli import documents, hydrate, nbd_uri, scrub, tables
 from blockstore.cli.attaching import attach_and_wait, recovery_needed, until_state
 from blockstore.cli.client import ControlClient, run_with_control
 from blockstore.cli.completion import complete_snapshot, complete_volume
@@ -203,6 +203,9 @@ def resize(
     request = pb.ResizeVolumeRequest(volume=volume, size_bytes=size)
     address = find_control(control, state)
     _show(run_with_control(address, lambda client: client.call(client.stub.ResizeVolume, request)), output)
+
+
+app.command("scrub")(scrub.scrub)
 
 
 @app.command("recover")

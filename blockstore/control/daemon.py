@@ -27,6 +27,7 @@ from blockstore.control.pins import Unpinning
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import Reconciler
 from blockstore.control.registrar import Registrar
+from blockstore.control.scrubbing import Scrubbing
 from blockstore.control.sealing import Sealing
 from blockstore.control.service import ControlService
 from blockstore.control.shipping import Shipping
@@ -99,10 +100,15 @@ async def assemble(settings: ControlSettings, store: Metastore, peers: Peers) ->
     upkeep = Upkeep(catalog, snapshots, presence, peers, reconciler, hydrations=hydrations)
     for work in (sealing, shipping, unpinning, upkeep):
         reconciler.add(work)
-    registrar = Registrar(catalog, presence, floors, reconciler, hydrations=hydrations, lease_s=settings.lease_s)
+    scrubbing = Scrubbing(catalog, presence, peers)
+    registrar = Registrar(
+        catalog, presence, floors, reconciler, hydrations=hydrations, scrubbing=scrubbing, lease_s=settings.lease_s
+    )
     creation = Creation(catalog, snapshots, presence, reconciler, settings.placement)
     warden = StoreWarden(snapshots, presence, reconciler, shipping, settings.lease_s)
-    control = ControlService(catalog, snapshots, presence, reconciler, registrar, creation=creation)
+    control = ControlService(
+        catalog, snapshots, presence, reconciler, registrar, creation=creation, scrubbing=scrubbing
+    )
     snapshot = SnapshotService(
         catalog, snapshots, presence, reconciler, sealing=sealing, shipping=shipping, warden=warden
     )

@@ -6,7 +6,7 @@ proto/cairn/v1, services Replica and FrontEnd.
 """
 
 import asyncio
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 import grpc
@@ -40,6 +40,12 @@ class Peers:
         request = replica_pb2.DeleteRequest(target=target_of(replica))
         with _call(_name(node)):
             await self._node(node).Delete(request, timeout=self._call_timeout_s)
+
+    async def scrub(self, node: Node, replica: Tombstone, peers: Iterable[replica_pb2.Peer], rate_bytes: int) -> int:
+        """Begin to read and compare all of it; the pass's number."""
+        request = replica_pb2.ScrubRequest(target=target_of(replica), peers=peers, rate_bytes=rate_bytes)
+        with _call(_name(node)):
+            return (await self._node(node).Scrub(request, timeout=self._call_timeout_s)).number
 
     async def open_volume(self, front_end: FrontEnd, ticket: control_pb2.OpenTicket) -> None:
         """Returns once the volume is served; raises how the attempt ended."""

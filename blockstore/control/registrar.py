@@ -31,6 +31,7 @@ from blockstore.control.records import (
     check_front_end,
     check_zone,
 )
+from blockstore.control.scrubbing import Scrubbing
 from blockstore.domain import FrontEndId, NodeId, Position, ReplicaId, VolumeId, check_id
 from blockstore.errors import Fenced, NotFound
 from blockstore.rpc import control_pb2, replica_pb2
@@ -50,8 +51,10 @@ class Registrar:
         reconciler: Reconciler,
         *,
         hydrations: Hydrations,
+        scrubbing: Scrubbing,
         lease_s: float,
     ) -> None:
+        self._scrubbing = scrubbing
         self._catalog = catalog
         self._presence = presence
         self._floors = floors
@@ -92,7 +95,9 @@ class Registrar:
         known = await self._learn_from_node(node.id, replicas)
         buried = [each for each in await self._catalog.tombstones() if each.node == node.id]
         return control_pb2.NodeHeartbeatResponse(
-            delete=[target_of(each) for each in buried if each.replica in replicas], known=known
+            delete=[target_of(each) for each in buried if each.replica in replicas],
+            known=known,
+            peers=await self._scrubbing.peers_of(request.replicas),
         )
 
     async def _known_at(self, node: NodeId) -> list[control_pb2.KnownPosition]:

@@ -20,6 +20,7 @@ from blockstore.control.presence import Presence
 from blockstore.control.reconcile import Reconciler
 from blockstore.control.records import FrontEnd, Volume, check_client
 from blockstore.control.registrar import Registrar
+from blockstore.control.scrubbing import Scrubbing
 from blockstore.control.snapshot_catalog import SnapshotCatalog
 from blockstore.control.snapshot_records import SnapshotState
 from blockstore.control.snapshot_status import StoreObserver
@@ -46,7 +47,9 @@ class ControlService(control_pb2_grpc.ControlServicer):
         registrar: Registrar,
         *,
         creation: Creation,
+        scrubbing: Scrubbing,
     ) -> None:
+        self._scrubbing = scrubbing
         self._catalog = catalog
         self._snapshots = snapshots
         self._presence = presence
@@ -162,6 +165,11 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self, request: control_pb2.GetVolumeRequest, context: _Context
     ) -> control_pb2.VolumeHealth:
         return (await self._observer()).volume(await self._catalog.volume(request.volume))
+
+    async def ScrubVolume(
+        self, request: control_pb2.ScrubVolumeRequest, context: _Context
+    ) -> control_pb2.ScrubVolumeResponse:
+        return await self._scrubbing.begin(request)
 
     # ---- from nodes and front-ends
 

@@ -12,6 +12,7 @@ from blockstore.control.catalog import replicas_by_node, tombstones_of, volumes_
 from blockstore.control.messages import Messages
 from blockstore.control.presence import Presence
 from blockstore.control.records import AttachmentState, FrontEnd, Node, Tombstone, Volume
+from blockstore.control.scrubbing import scrub_problems
 from blockstore.control.snapshot_status import AT_WORK, DEGRADED, UNAVAILABLE, WARNING, StoreObserver
 from blockstore.domain import FrontEndId, Member, NodeId, ReplicaId, VolumeState
 from blockstore.grpc_parts import in_parts
@@ -113,6 +114,10 @@ class Observer:
             extents_total=said.extents_total if said else 0,
             file_bytes=own.file_bytes if own else 0,
             why=why,
+            scrub=own.scrub if own else None,
+            bad_blocks_found=own.corrupt_blocks_found if own else 0,
+            bad_blocks_repaired=own.corrupt_blocks_repaired if own else 0,
+            damage=own.damage if own else "",
         )
 
     def _state(
@@ -264,6 +269,7 @@ def _held_problems(
         if status.damage:
             message = f"replica {replica} has damaged tables, and too few whole members beside it: {status.damage}"
             yield Problem(severity=DEGRADED, subject=node, message=message)
+        yield from scrub_problems(node, status, DEGRADED)
         if replica not in expected:
             message = f"replica {replica} of {status.target.volume} is not in the catalog; it is left alone"
             yield Problem(severity=WARNING, subject=node, message=message)

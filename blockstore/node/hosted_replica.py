@@ -88,6 +88,8 @@ class HostedReplica:
         self.address: ReplicaAddress = store.address
         self.peers: dict[ReplicaId, str] = {}
         """The addresses of the other members' nodes, as a leader last gave them."""
+        self.peers_moved = False
+        """None of them answers where it was: somebody should say where they are now."""
         self.dirty_since: float | None = None
         """Loop time at which the oldest record was committed that no checkpoint has applied."""
         self.closed = False
@@ -133,7 +135,9 @@ class HostedReplica:
 
     def set_peers(self, peers: Iterable[pb.Peer]) -> None:
         """Where the other members are now."""
-        self.peers.update({ReplicaId(peer.replica): peer.address for peer in peers if peer.address})
+        told = {ReplicaId(peer.replica): peer.address for peer in peers if peer.address}
+        self.peers.update(told)
+        self.peers_moved = self.peers_moved and not told
 
     def when_durable(self, call: Callable[[], None]) -> None:
         """Call once everything that was given to the journal so far is on disk."""

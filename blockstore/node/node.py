@@ -6,6 +6,7 @@ out of both. Nothing is answered before what was read back is durable (the journ
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,10 +21,13 @@ from blockstore.grpc_endpoint import open_channel
 from blockstore.log import UNKNOWN_FLOOR, Filling, LogImage
 from blockstore.node.catch_up import CatchUpClient
 from blockstore.node.checkpointer import Checkpointer
+from blockstore.node.guest_traffic import GuestTraffic
 from blockstore.node.hosted_replica import HostedReplica, Services
 from blockstore.node.journal_writer import JournalWriter
 from blockstore.node.memory import MemoryBudget
 from blockstore.node.repair import Repairer
+from blockstore.node.scrub_peer import ScrubPeers
+from blockstore.node.scrubber import Scrubber
 from blockstore.node.upkeep import Upkeep
 from blockstore.replica_codec import from_position, make_target
 from blockstore.replication.follower import Follower
@@ -53,6 +57,7 @@ class Node:
         self.store = NodeStore.open(settings.data, reserve_bytes=settings.reserve_bytes)
         self.node = NodeId(self.store.node)
         self.memory = MemoryBudget(settings.max_unapplied_bytes)
+        self.traffic = GuestTraffic(time.monotonic)
         self._hosted: dict[ReplicaId, HostedReplica] = {}
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._deletions: set[asyncio.Task[None]] = set()
@@ -90,7 +95,15 @@ class Node:
             self.fail,
         )
         upkeep = Upkeep(settings, self.replicas, self.repair, self.store.forget_set_aside)
-        work = (self._checkpointer.run, self._watch_space, upkeep.tidy, upkeep.scrub)
+        self.scrubber = Scrubber(
+            settings,
+            self.replicas,
+            self.repair,
+            ScrubPeers(self._channel, settings.call_timeout_s),
+            traffic=self.traffic,
+            wall_ms=lambda: time.time_ns() // 1_000_000,
+        )
+        work = (self._checkpointer.run, self._watch_space, upkeep.tidy, self.scrubber.run)
         self._tasks = [self._loop.create_task(self._guard(run)) for run in work]
         self._writer.start()
         for store in stores.values():
@@ -195,6 +208,7 @@ class Node:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*self._deletions, return_exceptions=True)
         self._repairer.stop()
+        self.scrubber.note_all()
         for hosted in self.replicas():
             self._catch_up.stop(hosted.replica)
             if not self.failed.done():
@@ -248,6 +262,8 @@ class Node:
             corrupt_blocks_found=self._repairer.found.get(hosted.replica, 0),
             corrupt_blocks_repaired=self._repairer.repaired.get(hosted.replica, 0),
             damage=self._repairer.damage.get(hosted.replica, ""),
+            scrub=self.scrubber.status(hosted),
+            needs_peers=hosted.peers_moved or not hosted.peers,
         )
 
     async def _watch_space(self) -> None:

@@ -5,6 +5,7 @@ replicas to delete, and with positions that replicas here are known to have acke
 registered as this node since, which a copy of its data directory makes possible, this one is Fenced and must stop.
 """
 
+import contextlib
 import secrets
 import shutil
 from collections.abc import Iterable
@@ -73,6 +74,9 @@ class Registration:
                 request, timeout=self._settings.call_timeout_s
             )
         self._learn(response.known)
+        for each in response.peers:
+            with contextlib.suppress(NotFound):  # deleted meanwhile
+                self._node.find_replica(ReplicaId(each.replica)).set_peers(each.peers)
         for target in response.delete:
             await self._node.delete(to_address(target))
         return False

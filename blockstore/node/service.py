@@ -6,7 +6,6 @@ answered inline: the tables take microseconds, a thread would take more.
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,9 +19,9 @@ from blockstore.grpc_endpoint import Endpoint
 from blockstore.grpc_errors import status_of
 from blockstore.node.catch_up_server import serve_delta, serve_log
 from blockstore.node.generations import describe, list_changes, read_generation
-from blockstore.node.guest_traffic import GuestTraffic
 from blockstore.node.hosted_replica import AnswerMessage, HostedReplica
 from blockstore.node.node import Node
+from blockstore.node.scrub_server import digest, show_extent
 from blockstore.replica_codec import (
     absent_entry,
     check_range,
@@ -74,7 +73,7 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
     def __init__(self, node: Node, settings: NodeSettings) -> None:
         self._node = node
         self._settings = settings
-        self._traffic = GuestTraffic(time.monotonic)
+        self._traffic = node.traffic
 
     async def Create(self, request: pb.CreateRequest, context: Context) -> pb.CreateResponse:
         address = to_address(request.target)
@@ -134,7 +133,8 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
             yield response
 
     async def FetchBlocks(self, request: pb.FetchBlocksRequest, context: Context) -> pb.FetchBlocksResponse:
-        hosted = self._serving_peer(request.target)
+        # Nobody is fenced: a version is the same in every epoch, and the checksum that is kept for it decides.
+        hosted = self._node.find(to_address(request.target))
         asked = request.blocks[:_MAX_REPAIRS]
         blocks = [_good_copy(hosted, version) for version in asked]
         if not all(blocks) and hosted.store.unapplied_bytes:
@@ -155,6 +155,21 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
         with self._repairing(hosted):
             async for response in list_changes(hosted, request):
                 yield response
+
+    async def Digest(self, request: pb.DigestRequest, context: Context) -> pb.DigestResponse:
+        hosted = self._node.find(to_address(request.target))
+        with self._repairing(hosted):
+            return await digest(hosted, request, self._traffic, self._node.repair)
+
+    async def ShowExtent(self, request: pb.ShowExtentRequest, context: Context) -> pb.ShowExtentResponse:
+        hosted = self._node.find(to_address(request.target))
+        with self._repairing(hosted):
+            return await show_extent(hosted, request)
+
+    async def Scrub(self, request: pb.ScrubRequest, context: Context) -> pb.ScrubResponse:
+        hosted = self._node.find(to_address(request.target))
+        hosted.set_peers(request.peers)
+        return pb.ScrubResponse(number=self._node.scrubber.begin(hosted, request.rate_bytes))
 
     async def ReadGeneration(  # type: ignore[override]  # serialized by hand
         self, request: pb.ReadGenerationRequest, context: Context

@@ -1,13 +1,11 @@
-"""What a node does for its replicas beside their I/O: merge, compact, scrub.
+"""What a node does for its replicas beside their I/O: merge and compact; scrub has a module of its own (scrubber).
 
 Merging deletes versions that no pinned generation can see; compaction gives free pages back to the
-file system once they are more than `slack` of the file; scrub reads every block once in `scrub_s`
-seconds and has bad ones mended from peers. One replica at a time, in a thread, and all of it slow on
+file system once they are more than `slack` of the file. One replica at a time, in a thread, and all of it slow on
 purpose: the guests' I/O comes first.
 """
 
 import asyncio
-import random
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -17,13 +15,11 @@ from blockstore.config import NodeSettings
 from blockstore.domain import ReplicaId
 from blockstore.errors import CairnError, Corrupt, NoSpace
 from blockstore.node.hosted_replica import HostedReplica
-from blockstore.units import MIB, Sequence
+from blockstore.units import MIB
 
 _log = structlog.get_logger(__name__)
 #: Free pages that are no reason to copy a file: the next checkpoints write to them.
 _MIN_FREE_BYTES: Final = 64 * MIB
-#: Scrub reads at most one extent (1 MiB for each generation) in this time.
-_SHORTEST_PAUSE_S: Final = 0.05
 
 Repair = Callable[[HostedReplica, Corrupt], None]
 
@@ -80,37 +76,3 @@ class Upkeep:
                 bytes_before=usage.file_bytes,
                 bytes_after=hosted.store.file_bytes(),
             )
-
-    async def scrub(self) -> None:
-        """Read everything, again and again, until cancelled. Of a damaged list of extents nothing can be read."""
-        while True:
-            found = False
-            for hosted in self._replicas():
-                try:
-                    found = await self._scrub(hosted) or found
-                except Corrupt as error:
-                    self._repair(hosted, error)
-                except CairnError:
-                    if not hosted.closed:  # else it was deleted meanwhile, and that is no failure of the disk
-                        raise
-            if not found:
-                await asyncio.sleep(self._settings.upkeep_s)
-
-    async def _scrub(self, hosted: HostedReplica) -> bool:
-        """One pass over a replica; False where it holds nothing yet. It starts anywhere: restarts favour no extent."""
-        if hosted.closed:
-            return False
-        extents: list[int] = await hosted.in_thread(hosted.store.delta_extents, Sequence(0))
-        if not extents:
-            return False
-        pause_s = max(_SHORTEST_PAUSE_S, self._settings.scrub_s / len(extents))
-        first = random.randrange(len(extents))
-        for extent in extents[first:] + extents[:first]:
-            await asyncio.sleep(pause_s)
-            if hosted.closed:
-                break
-            try:
-                await hosted.in_thread(hosted.store.copy_extent, extent)
-            except Corrupt as error:
-                self._repair(hosted, error)
-        return True

@@ -852,6 +852,82 @@ class RemoveNodeResponse(_message.Message):
 Global___RemoveNodeResponse: _TypeAlias = RemoveNodeResponse  # noqa: Y015
 
 @_typing.final
+class ScrubVolumeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    RATE_BYTES_FIELD_NUMBER: _builtins.int
+    volume: _builtins.str
+    rate_bytes: _builtins.int
+    """Bytes a second for each replica, 0 without a limit."""
+    def __init__(
+        self,
+        *,
+        volume: _builtins.str = ...,
+        rate_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rate_bytes", b"rate_bytes", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScrubVolumeRequest: _TypeAlias = ScrubVolumeRequest  # noqa: Y015
+
+@_typing.final
+class StartedScrub(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICA_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    replica: _builtins.str
+    number: _builtins.int
+    """What ScrubStatus.ended must reach; 0 where it could not begin."""
+    why: _builtins.str
+    """Why it could not."""
+    def __init__(
+        self,
+        *,
+        replica: _builtins.str = ...,
+        number: _builtins.int = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "replica", b"replica", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartedScrub: _TypeAlias = StartedScrub  # noqa: Y015
+
+@_typing.final
+class ScrubVolumeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    volume: _builtins.str
+    """The volume's id."""
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___StartedScrub]:
+        """One for each member."""
+
+    def __init__(
+        self,
+        *,
+        volume: _builtins.str = ...,
+        replicas: _abc.Iterable[Global___StartedScrub] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replicas", b"replicas", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScrubVolumeResponse: _TypeAlias = ScrubVolumeResponse  # noqa: Y015
+
+@_typing.final
 class StatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -906,6 +982,10 @@ class ReplicaHealth(_message.Message):
     EXTENTS_TOTAL_FIELD_NUMBER: _builtins.int
     FILE_BYTES_FIELD_NUMBER: _builtins.int
     WHY_FIELD_NUMBER: _builtins.int
+    SCRUB_FIELD_NUMBER: _builtins.int
+    BAD_BLOCKS_FOUND_FIELD_NUMBER: _builtins.int
+    BAD_BLOCKS_REPAIRED_FIELD_NUMBER: _builtins.int
+    DAMAGE_FIELD_NUMBER: _builtins.int
     replica: _builtins.str
     node: _builtins.str
     zone: _builtins.str
@@ -919,9 +999,18 @@ class ReplicaHealth(_message.Message):
     file_bytes: _builtins.int
     why: _builtins.str
     """Empty where all is well."""
+    bad_blocks_found: _builtins.int
+    """Blocks found damaged since the node's start, and those of them that were repaired."""
+    bad_blocks_repaired: _builtins.int
+    damage: _builtins.str
+    """What is wrong with its tables, and can only be mended by filling it anew."""
     @_builtins.property
     def end(self) -> _replica_pb2.Position:
         """The last record that is durable there."""
+
+    @_builtins.property
+    def scrub(self) -> _replica_pb2.ScrubStatus:
+        """As its node last said; absent where that is not known."""
 
     def __init__(
         self,
@@ -936,10 +1025,14 @@ class ReplicaHealth(_message.Message):
         extents_total: _builtins.int = ...,
         file_bytes: _builtins.int = ...,
         why: _builtins.str = ...,
+        scrub: _replica_pb2.ScrubStatus | None = ...,
+        bad_blocks_found: _builtins.int = ...,
+        bad_blocks_repaired: _builtins.int = ...,
+        damage: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "scrub", b"scrub"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "extents_done", b"extents_done", "extents_total", b"extents_total", "file_bytes", b"file_bytes", "lag_records", b"lag_records", "node", b"node", "replica", b"replica", "state", b"state", "why", b"why", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_blocks_found", b"bad_blocks_found", "bad_blocks_repaired", b"bad_blocks_repaired", "damage", b"damage", "end", b"end", "extents_done", b"extents_done", "extents_total", b"extents_total", "file_bytes", b"file_bytes", "lag_records", b"lag_records", "node", b"node", "replica", b"replica", "scrub", b"scrub", "state", b"state", "why", b"why", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1146,6 +1239,7 @@ class NodeHeartbeatResponse(_message.Message):
 
     DELETE_FIELD_NUMBER: _builtins.int
     KNOWN_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def delete(self) -> _containers.RepeatedCompositeFieldContainer[_replica_pb2.Target]:
         """Replicas of deleted volumes that the node still has: delete them."""
@@ -1157,19 +1251,49 @@ class NodeHeartbeatResponse(_message.Message):
         the front-end said since); what is still below is an old copy put back, as at registration.
         """
 
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaPeers]:
+        """For the replicas that said they need them."""
+
     def __init__(
         self,
         *,
         delete: _abc.Iterable[_replica_pb2.Target] | None = ...,
         known: _abc.Iterable[Global___KnownPosition] | None = ...,
+        peers: _abc.Iterable[Global___ReplicaPeers] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "known", b"known"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "known", b"known", "peers", b"peers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeHeartbeatResponse: _TypeAlias = NodeHeartbeatResponse  # noqa: Y015
+
+@_typing.final
+class ReplicaPeers(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICA_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
+    replica: _builtins.str
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedCompositeFieldContainer[_replica_pb2.Peer]:
+        """The other members of its segment."""
+
+    def __init__(
+        self,
+        *,
+        replica: _builtins.str = ...,
+        peers: _abc.Iterable[_replica_pb2.Peer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["peers", b"peers", "replica", b"replica"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicaPeers: _TypeAlias = ReplicaPeers  # noqa: Y015
 
 @_typing.final
 class RegisterFrontEndRequest(_message.Message):

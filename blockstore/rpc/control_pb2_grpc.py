@@ -94,6 +94,11 @@ class ControlStub:
                 request_serializer=blockstore_dot_rpc_dot_control__pb2.GetVolumeRequest.SerializeToString,
                 response_deserializer=blockstore_dot_rpc_dot_control__pb2.VolumeHealth.FromString,
                 _registered_method=True)
+        self.ScrubVolume = channel.unary_unary(
+                '/cairn.v1.Control/ScrubVolume',
+                request_serializer=blockstore_dot_rpc_dot_control__pb2.ScrubVolumeRequest.SerializeToString,
+                response_deserializer=blockstore_dot_rpc_dot_control__pb2.ScrubVolumeResponse.FromString,
+                _registered_method=True)
         self.RegisterNode = channel.unary_unary(
                 '/cairn.v1.Control/RegisterNode',
                 request_serializer=blockstore_dot_rpc_dot_control__pb2.RegisterNodeRequest.SerializeToString,
@@ -204,6 +209,13 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ScrubVolume(self, request, context):
+        """Each replica that is up begins to read and compare everything; GetVolumeHealth tells how far it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RegisterNode(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -302,6 +314,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.GetVolumeHealth,
                     request_deserializer=blockstore_dot_rpc_dot_control__pb2.GetVolumeRequest.FromString,
                     response_serializer=blockstore_dot_rpc_dot_control__pb2.VolumeHealth.SerializeToString,
+            ),
+            'ScrubVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScrubVolume,
+                    request_deserializer=blockstore_dot_rpc_dot_control__pb2.ScrubVolumeRequest.FromString,
+                    response_serializer=blockstore_dot_rpc_dot_control__pb2.ScrubVolumeResponse.SerializeToString,
             ),
             'RegisterNode': grpc.unary_unary_rpc_method_handler(
                     servicer.RegisterNode,
@@ -658,6 +675,33 @@ class Control:
             '/cairn.v1.Control/GetVolumeHealth',
             blockstore_dot_rpc_dot_control__pb2.GetVolumeRequest.SerializeToString,
             blockstore_dot_rpc_dot_control__pb2.VolumeHealth.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScrubVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Control/ScrubVolume',
+            blockstore_dot_rpc_dot_control__pb2.ScrubVolumeRequest.SerializeToString,
+            blockstore_dot_rpc_dot_control__pb2.ScrubVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,

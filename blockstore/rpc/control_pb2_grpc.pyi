@@ -52,6 +52,8 @@ class ControlStub:
     Status: _grpc.UnaryStreamMultiCallable[_control_pb2.StatusRequest, _control_pb2.StatusResponse]
     GetVolumeHealth: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetVolumeRequest, _control_pb2.VolumeHealth]
     """One volume's part of the status."""
+    ScrubVolume: _grpc.UnaryUnaryMultiCallable[_control_pb2.ScrubVolumeRequest, _control_pb2.ScrubVolumeResponse]
+    """Each replica that is up begins to read and compare everything; GetVolumeHealth tells how far it is."""
     RegisterNode: _grpc.UnaryUnaryMultiCallable[_control_pb2.RegisterNodeRequest, _control_pb2.RegisterNodeResponse]
     NodeHeartbeat: _grpc.UnaryUnaryMultiCallable[_control_pb2.NodeHeartbeatRequest, _control_pb2.NodeHeartbeatResponse]
     RegisterFrontEnd: _grpc.UnaryUnaryMultiCallable[_control_pb2.RegisterFrontEndRequest, _control_pb2.RegisterFrontEndResponse]
@@ -77,6 +79,8 @@ class ControlAsyncStub(ControlStub):
     Status: _aio.UnaryStreamMultiCallable[_control_pb2.StatusRequest, _control_pb2.StatusResponse]  # type: ignore[assignment]
     GetVolumeHealth: _aio.UnaryUnaryMultiCallable[_control_pb2.GetVolumeRequest, _control_pb2.VolumeHealth]  # type: ignore[assignment]
     """One volume's part of the status."""
+    ScrubVolume: _aio.UnaryUnaryMultiCallable[_control_pb2.ScrubVolumeRequest, _control_pb2.ScrubVolumeResponse]  # type: ignore[assignment]
+    """Each replica that is up begins to read and compare everything; GetVolumeHealth tells how far it is."""
     RegisterNode: _aio.UnaryUnaryMultiCallable[_control_pb2.RegisterNodeRequest, _control_pb2.RegisterNodeResponse]  # type: ignore[assignment]
     NodeHeartbeat: _aio.UnaryUnaryMultiCallable[_control_pb2.NodeHeartbeatRequest, _control_pb2.NodeHeartbeatResponse]  # type: ignore[assignment]
     RegisterFrontEnd: _aio.UnaryUnaryMultiCallable[_control_pb2.RegisterFrontEndRequest, _control_pb2.RegisterFrontEndResponse]  # type: ignore[assignment]
@@ -171,6 +175,14 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.VolumeHealth, _abc.Awaitable[_control_pb2.VolumeHealth]]:
         """One volume's part of the status."""
+
+    @_abc_1.abstractmethod
+    def ScrubVolume(
+        self,
+        request: _control_pb2.ScrubVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.ScrubVolumeResponse, _abc.Awaitable[_control_pb2.ScrubVolumeResponse]]:
+        """Each replica that is up begins to read and compare everything; GetVolumeHealth tells how far it is."""
 
     @_abc_1.abstractmethod
     def RegisterNode(

@@ -1070,6 +1070,8 @@ class ReplicaStatus(_message.Message):
     CORRUPT_BLOCKS_FOUND_FIELD_NUMBER: _builtins.int
     CORRUPT_BLOCKS_REPAIRED_FIELD_NUMBER: _builtins.int
     DAMAGE_FIELD_NUMBER: _builtins.int
+    SCRUB_FIELD_NUMBER: _builtins.int
+    NEEDS_PEERS_FIELD_NUMBER: _builtins.int
     whole: _builtins.bool
     generation: _builtins.int
     unapplied_bytes: _builtins.int
@@ -1078,6 +1080,10 @@ class ReplicaStatus(_message.Message):
     corrupt_blocks_repaired: _builtins.int
     damage: _builtins.str
     """What is wrong with the tables, where nothing less than filling the replica anew mends it and that cannot begin."""
+    needs_peers: _builtins.bool
+    """Nobody has told this process where the other members are (the volume is detached since its start), or they have
+    moved: control says it with its next answer.
+    """
     @_builtins.property
     def target(self) -> Global___Target: ...
     @_builtins.property
@@ -1086,6 +1092,10 @@ class ReplicaStatus(_message.Message):
     def commit(self) -> Global___Position: ...
     @_builtins.property
     def applied(self) -> Global___Position: ...
+    @_builtins.property
+    def scrub(self) -> Global___ScrubStatus:
+        """Of the background reading of everything."""
+
     def __init__(
         self,
         *,
@@ -1100,11 +1110,365 @@ class ReplicaStatus(_message.Message):
         corrupt_blocks_found: _builtins.int = ...,
         corrupt_blocks_repaired: _builtins.int = ...,
         damage: _builtins.str = ...,
+        scrub: Global___ScrubStatus | None = ...,
+        needs_peers: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "commit", b"commit", "end", b"end", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "commit", b"commit", "end", b"end", "scrub", b"scrub", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "commit", b"commit", "corrupt_blocks_found", b"corrupt_blocks_found", "corrupt_blocks_repaired", b"corrupt_blocks_repaired", "damage", b"damage", "end", b"end", "file_bytes", b"file_bytes", "generation", b"generation", "target", b"target", "unapplied_bytes", b"unapplied_bytes", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "commit", b"commit", "corrupt_blocks_found", b"corrupt_blocks_found", "corrupt_blocks_repaired", b"corrupt_blocks_repaired", "damage", b"damage", "end", b"end", "file_bytes", b"file_bytes", "generation", b"generation", "needs_peers", b"needs_peers", "scrub", b"scrub", "target", b"target", "unapplied_bytes", b"unapplied_bytes", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReplicaStatus: _TypeAlias = ReplicaStatus  # noqa: Y015
+
+@_typing.final
+class DigestRequest(_message.Message):
+    """What a replica shows of some extents, in its current generation and in those asked for, as of its applied state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    EXTENTS_FIELD_NUMBER: _builtins.int
+    GENERATIONS_FIELD_NUMBER: _builtins.int
+    APPLIED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def target(self) -> Global___Target: ...
+    @_builtins.property
+    def extents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def generations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Pinned ones; those that are not pinned here are left out."""
+
+    @_builtins.property
+    def applied(self) -> Global___Position:
+        """Where this is committed here, it is applied before the answer."""
+
+    def __init__(
+        self,
+        *,
+        target: Global___Target | None = ...,
+        extents: _abc.Iterable[_builtins.int] | None = ...,
+        generations: _abc.Iterable[_builtins.int] | None = ...,
+        applied: Global___Position | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "extents", b"extents", "generations", b"generations", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DigestRequest: _TypeAlias = DigestRequest  # noqa: Y015
+
+@_typing.final
+class ExtentDigest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXTENT_FIELD_NUMBER: _builtins.int
+    APPLIED_FIELD_NUMBER: _builtins.int
+    HIGHEST_FIELD_NUMBER: _builtins.int
+    GENERATIONS_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    extent: _builtins.int
+    highest: _builtins.int
+    """Of the last record that changed the extent here."""
+    digest: _builtins.bytes
+    """xxh3-128, as blockstore/storage/scrub.py makes it."""
+    @_builtins.property
+    def applied(self) -> Global___Position:
+        """As of which position it was read."""
+
+    @_builtins.property
+    def generations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of those asked for, which the digest covers."""
+
+    def __init__(
+        self,
+        *,
+        extent: _builtins.int = ...,
+        applied: Global___Position | None = ...,
+        highest: _builtins.int = ...,
+        generations: _abc.Iterable[_builtins.int] | None = ...,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "digest", b"digest", "extent", b"extent", "generations", b"generations", "highest", b"highest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtentDigest: _TypeAlias = ExtentDigest  # noqa: Y015
+
+@_typing.final
+class DigestResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXTENTS_FIELD_NUMBER: _builtins.int
+    GUESTS_FIELD_NUMBER: _builtins.int
+    PINS_APPLIED_FIELD_NUMBER: _builtins.int
+    PINS_FIELD_NUMBER: _builtins.int
+    guests: _builtins.bool
+    """Guests want something of this node now."""
+    pins: _builtins.bytes
+    @_builtins.property
+    def extents(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExtentDigest]:
+        """Without those that are damaged here."""
+
+    @_builtins.property
+    def pins_applied(self) -> Global___Position:
+        """Of pins and source, as of this position."""
+
+    def __init__(
+        self,
+        *,
+        extents: _abc.Iterable[Global___ExtentDigest] | None = ...,
+        guests: _builtins.bool = ...,
+        pins_applied: Global___Position | None = ...,
+        pins: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pins_applied", b"pins_applied"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["extents", b"extents", "guests", b"guests", "pins", b"pins", "pins_applied", b"pins_applied"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DigestResponse: _TypeAlias = DigestResponse  # noqa: Y015
+
+@_typing.final
+class ShowExtentRequest(_message.Message):
+    """One extent block by block, as one generation shows it; 2^32 - 1 is the current one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    EXTENT_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    extent: _builtins.int
+    generation: _builtins.int
+    @_builtins.property
+    def target(self) -> Global___Target: ...
+    def __init__(
+        self,
+        *,
+        target: Global___Target | None = ...,
+        extent: _builtins.int = ...,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["extent", b"extent", "generation", b"generation", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShowExtentRequest: _TypeAlias = ShowExtentRequest  # noqa: Y015
+
+@_typing.final
+class ShownBlock(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    generation: _builtins.int
+    """Of the version that shows."""
+    sequence: _builtins.int
+    digest: _builtins.bytes
+    """xxh3-128 of the content, empty for zeroes."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        generation: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "generation", b"generation", "number", b"number", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShownBlock: _TypeAlias = ShownBlock  # noqa: Y015
+
+@_typing.final
+class ShowExtentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPLIED_FIELD_NUMBER: _builtins.int
+    HIGHEST_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    highest: _builtins.int
+    @_builtins.property
+    def applied(self) -> Global___Position: ...
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShownBlock]: ...
+    def __init__(
+        self,
+        *,
+        applied: Global___Position | None = ...,
+        highest: _builtins.int = ...,
+        blocks: _abc.Iterable[Global___ShownBlock] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "blocks", b"blocks", "highest", b"highest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShowExtentResponse: _TypeAlias = ShowExtentResponse  # noqa: Y015
+
+@_typing.final
+class ScrubRequest(_message.Message):
+    """Begin a pass now, or join one that was begun so."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
+    RATE_BYTES_FIELD_NUMBER: _builtins.int
+    rate_bytes: _builtins.int
+    """Bytes a second, 0 without a limit."""
+    @_builtins.property
+    def target(self) -> Global___Target: ...
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Peer]: ...
+    def __init__(
+        self,
+        *,
+        target: Global___Target | None = ...,
+        peers: _abc.Iterable[Global___Peer] | None = ...,
+        rate_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["peers", b"peers", "rate_bytes", b"rate_bytes", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScrubRequest: _TypeAlias = ScrubRequest  # noqa: Y015
+
+@_typing.final
+class ScrubResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """The pass is over when ScrubStatus.ended is this or more."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScrubResponse: _TypeAlias = ScrubResponse  # noqa: Y015
+
+@_typing.final
+class Divergence(_message.Message):
+    """Two replicas that show a block differently, as of one committed sequence, though both pass their checksums."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCK_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    WHAT_FIELD_NUMBER: _builtins.int
+    block: _builtins.int
+    generation: _builtins.int
+    """2^32 - 1: the current one."""
+    peer: _builtins.str
+    """The replica it was compared with."""
+    sequence: _builtins.int
+    what: _builtins.str
+    """Which versions they show."""
+    def __init__(
+        self,
+        *,
+        block: _builtins.int = ...,
+        generation: _builtins.int = ...,
+        peer: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        what: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "generation", b"generation", "peer", b"peer", "sequence", b"sequence", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Divergence: _TypeAlias = Divergence  # noqa: Y015
+
+@_typing.final
+class ScrubStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    EXTENTS_TOTAL_FIELD_NUMBER: _builtins.int
+    EXTENTS_DONE_FIELD_NUMBER: _builtins.int
+    ENDED_MS_FIELD_NUMBER: _builtins.int
+    BEGAN_MS_FIELD_NUMBER: _builtins.int
+    EXTENTS_DAMAGED_FIELD_NUMBER: _builtins.int
+    EXTENTS_BAD_FIELD_NUMBER: _builtins.int
+    EXTENTS_COMPARED_FIELD_NUMBER: _builtins.int
+    EXTENTS_NOT_COMPARED_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    DIVERGENCES_FIELD_NUMBER: _builtins.int
+    EXTENTS_DIFFERING_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Of the pass that is under way, or of the last one."""
+    running: _builtins.bool
+    ended: _builtins.int
+    """The last pass that is over."""
+    extents_total: _builtins.int
+    """About how many there are."""
+    extents_done: _builtins.int
+    ended_ms: _builtins.int
+    """Milliseconds since 1970; of the last pass that went through to the end."""
+    began_ms: _builtins.int
+    """The next are of the pass that is under way, or of the last one."""
+    extents_damaged: _builtins.int
+    """Extents in which something was damaged, and those in which it still is."""
+    extents_bad: _builtins.int
+    extents_compared: _builtins.int
+    """Extents compared with a peer, and those that could not be: behind, always changing, nobody there."""
+    extents_not_compared: _builtins.int
+    why: _builtins.str
+    """Why the last pass did not go through to the end, or what of it was left out; empty where all was done."""
+    extents_differing: _builtins.int
+    @_builtins.property
+    def divergences(self) -> _containers.RepeatedCompositeFieldContainer[Global___Divergence]:
+        """The first ones; they stay until a later pass finds the blocks equal."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        running: _builtins.bool = ...,
+        ended: _builtins.int = ...,
+        extents_total: _builtins.int = ...,
+        extents_done: _builtins.int = ...,
+        ended_ms: _builtins.int = ...,
+        began_ms: _builtins.int = ...,
+        extents_damaged: _builtins.int = ...,
+        extents_bad: _builtins.int = ...,
+        extents_compared: _builtins.int = ...,
+        extents_not_compared: _builtins.int = ...,
+        why: _builtins.str = ...,
+        divergences: _abc.Iterable[Global___Divergence] | None = ...,
+        extents_differing: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["began_ms", b"began_ms", "divergences", b"divergences", "ended", b"ended", "ended_ms", b"ended_ms", "extents_bad", b"extents_bad", "extents_compared", b"extents_compared", "extents_damaged", b"extents_damaged", "extents_differing", b"extents_differing", "extents_done", b"extents_done", "extents_not_compared", b"extents_not_compared", "extents_total", b"extents_total", "number", b"number", "running", b"running", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScrubStatus: _TypeAlias = ScrubStatus  # noqa: Y015

@@ -94,6 +94,21 @@ class ReplicaStub:
                 request_serializer=blockstore_dot_rpc_dot_replica__pb2.ReadGenerationRequest.SerializeToString,
                 response_deserializer=blockstore_dot_rpc_dot_replica__pb2.ReadGenerationResponse.FromString,
                 _registered_method=True)
+        self.Digest = channel.unary_unary(
+                '/cairn.v1.Replica/Digest',
+                request_serializer=blockstore_dot_rpc_dot_replica__pb2.DigestRequest.SerializeToString,
+                response_deserializer=blockstore_dot_rpc_dot_replica__pb2.DigestResponse.FromString,
+                _registered_method=True)
+        self.ShowExtent = channel.unary_unary(
+                '/cairn.v1.Replica/ShowExtent',
+                request_serializer=blockstore_dot_rpc_dot_replica__pb2.ShowExtentRequest.SerializeToString,
+                response_deserializer=blockstore_dot_rpc_dot_replica__pb2.ShowExtentResponse.FromString,
+                _registered_method=True)
+        self.Scrub = channel.unary_unary(
+                '/cairn.v1.Replica/Scrub',
+                request_serializer=blockstore_dot_rpc_dot_replica__pb2.ScrubRequest.SerializeToString,
+                response_deserializer=blockstore_dot_rpc_dot_replica__pb2.ScrubResponse.FromString,
+                _registered_method=True)
 
 
 class ReplicaServicer:
@@ -175,6 +190,25 @@ class ReplicaServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Digest(self, request, context):
+        """Scrub: of applied, committed state, so not fenced either.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShowExtent(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Scrub(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReplicaServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -237,6 +271,21 @@ def add_ReplicaServicer_to_server(servicer, server):
                     servicer.ReadGeneration,
                     request_deserializer=blockstore_dot_rpc_dot_replica__pb2.ReadGenerationRequest.FromString,
                     response_serializer=blockstore_dot_rpc_dot_replica__pb2.ReadGenerationResponse.SerializeToString,
+            ),
+            'Digest': grpc.unary_unary_rpc_method_handler(
+                    servicer.Digest,
+                    request_deserializer=blockstore_dot_rpc_dot_replica__pb2.DigestRequest.FromString,
+                    response_serializer=blockstore_dot_rpc_dot_replica__pb2.DigestResponse.SerializeToString,
+            ),
+            'ShowExtent': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShowExtent,
+                    request_deserializer=blockstore_dot_rpc_dot_replica__pb2.ShowExtentRequest.FromString,
+                    response_serializer=blockstore_dot_rpc_dot_replica__pb2.ShowExtentResponse.SerializeToString,
+            ),
+            'Scrub': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scrub,
+                    request_deserializer=blockstore_dot_rpc_dot_replica__pb2.ScrubRequest.FromString,
+                    response_serializer=blockstore_dot_rpc_dot_replica__pb2.ScrubResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -563,6 +612,87 @@ class Replica:
             '/cairn.v1.Replica/ReadGeneration',
             blockstore_dot_rpc_dot_replica__pb2.ReadGenerationRequest.SerializeToString,
             blockstore_dot_rpc_dot_replica__pb2.ReadGenerationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Digest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Replica/Digest',
+            blockstore_dot_rpc_dot_replica__pb2.DigestRequest.SerializeToString,
+            blockstore_dot_rpc_dot_replica__pb2.DigestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShowExtent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Replica/ShowExtent',
+            blockstore_dot_rpc_dot_replica__pb2.ShowExtentRequest.SerializeToString,
+            blockstore_dot_rpc_dot_replica__pb2.ShowExtentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scrub(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Replica/Scrub',
+            blockstore_dot_rpc_dot_replica__pb2.ScrubRequest.SerializeToString,
+            blockstore_dot_rpc_dot_replica__pb2.ScrubResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,6 +53,10 @@ class ReplicaStub:
     """
     ListChanges: _grpc.UnaryStreamMultiCallable[_replica_pb2.ListChangesRequest, _replica_pb2.ListChangesResponse]
     ReadGeneration: _grpc.UnaryUnaryMultiCallable[_replica_pb2.ReadGenerationRequest, _replica_pb2.ReadGenerationResponse]
+    Digest: _grpc.UnaryUnaryMultiCallable[_replica_pb2.DigestRequest, _replica_pb2.DigestResponse]
+    """Scrub: of applied, committed state, so not fenced either."""
+    ShowExtent: _grpc.UnaryUnaryMultiCallable[_replica_pb2.ShowExtentRequest, _replica_pb2.ShowExtentResponse]
+    Scrub: _grpc.UnaryUnaryMultiCallable[_replica_pb2.ScrubRequest, _replica_pb2.ScrubResponse]
 
 @_typing.type_check_only
 class ReplicaAsyncStub(ReplicaStub):
@@ -74,6 +78,10 @@ class ReplicaAsyncStub(ReplicaStub):
     """
     ListChanges: _aio.UnaryStreamMultiCallable[_replica_pb2.ListChangesRequest, _replica_pb2.ListChangesResponse]  # type: ignore[assignment]
     ReadGeneration: _aio.UnaryUnaryMultiCallable[_replica_pb2.ReadGenerationRequest, _replica_pb2.ReadGenerationResponse]  # type: ignore[assignment]
+    Digest: _aio.UnaryUnaryMultiCallable[_replica_pb2.DigestRequest, _replica_pb2.DigestResponse]  # type: ignore[assignment]
+    """Scrub: of applied, committed state, so not fenced either."""
+    ShowExtent: _aio.UnaryUnaryMultiCallable[_replica_pb2.ShowExtentRequest, _replica_pb2.ShowExtentResponse]  # type: ignore[assignment]
+    Scrub: _aio.UnaryUnaryMultiCallable[_replica_pb2.ScrubRequest, _replica_pb2.ScrubResponse]  # type: ignore[assignment]
 
 class ReplicaServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -164,5 +172,27 @@ class ReplicaServicer(metaclass=_abc_1.ABCMeta):
         request: _replica_pb2.ReadGenerationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_replica_pb2.ReadGenerationResponse, _abc.Awaitable[_replica_pb2.ReadGenerationResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Digest(
+        self,
+        request: _replica_pb2.DigestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replica_pb2.DigestResponse, _abc.Awaitable[_replica_pb2.DigestResponse]]:
+        """Scrub: of applied, committed state, so not fenced either."""
+
+    @_abc_1.abstractmethod
+    def ShowExtent(
+        self,
+        request: _replica_pb2.ShowExtentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replica_pb2.ShowExtentResponse, _abc.Awaitable[_replica_pb2.ShowExtentResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Scrub(
+        self,
+        request: _replica_pb2.ScrubRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replica_pb2.ScrubResponse, _abc.Awaitable[_replica_pb2.ScrubResponse]]: ...
 
 def add_ReplicaServicer_to_server(servicer: ReplicaServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
