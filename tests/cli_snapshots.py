@@ -70,6 +70,7 @@ class CannedSnapshots(snapshot_pb2_grpc.SnapshotsServicer, snapshot_pb2_grpc.Sna
         self.stands_still = False
         self.daemons_up = True
         self.error: CairnError | None = None
+        self.undeletable: dict[str, CairnError] = {}
         self.answers: dict[str, list[Any]] = {}
         self.imported: list[pb.ImportRequest] = []
         self.requests: list[Any] = []
@@ -114,6 +115,8 @@ class CannedSnapshots(snapshot_pb2_grpc.SnapshotsServicer, snapshot_pb2_grpc.Sna
     def DeleteSnapshot(self, request: pb.DeleteSnapshotRequest, context: grpc.ServicerContext) -> pb.Snapshot:
         self._note(request, context)
         found = self._find(request.snapshot, context)
+        if found.id in self.undeletable:
+            self._end(self.undeletable[found.id], context)
         found.state = pb.SNAPSHOT_STATE_DELETING
         return found
 

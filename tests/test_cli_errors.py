@@ -1,5 +1,6 @@
 """How a command ends: exit codes of the error table, one line on stderr, a stack only where asked for."""
 
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -65,6 +66,22 @@ def test_the_console_script_ends_with_the_exit_code(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert "--lease-s 0" in done.stderr
+
+
+def test_a_full_disk_has_the_exit_code_of_no_space() -> None:
+    with canned_control() as control, open("/dev/full", "w") as full:
+        argv = [*CAIRN, "volume", "list", "--control", control.address]
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (6, "cairn: [Errno 28] No space left on device\n")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_what_is_closed_goes_nowhere(closed: str) -> None:
+    with canned_control() as control:
+        line = shlex.join([*map(str, CAIRN), "volume", "list", "--control", control.address])
+        done = subprocess.run(["sh", "-c", f"{line} {closed}"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("ID") == (closed == "2>&-")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

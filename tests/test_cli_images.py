@@ -158,6 +158,8 @@ def test_what_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     with pytest.raises(InvalidRequest, match="empty"), open_input(str(tmp_path / "empty"), Format.AUTO, None):
         pass
+    with pytest.raises(InvalidRequest, match="is a directory"), open_input(str(tmp_path), Format.AUTO, None):
+        pass
     with pytest.raises(NotFound), open_input(str(tmp_path / "no"), Format.AUTO, None):
         pass
 

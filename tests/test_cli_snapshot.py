@@ -207,6 +207,34 @@ def test_delete(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) ->
     assert [each["state"] for each in document(capsys)["snapshots"]] == ["deleting", "deleting"]
 
 
+def test_where_one_is_not_there_none_is_deleted(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["snapshot", "delete", ONE, THREE, "--yes"]) == 4
+    assert THREE in capsys.readouterr().err
+    assert cluster.snapshots[ONE].state == pb.SNAPSHOT_STATE_COMPLETED
+    assert run(["snapshot", "delete", ONE, ONE, "--yes", "-o", "json"]) == 0
+    assert [each["id"] for each in document(capsys)["snapshots"]] == [ONE]
+
+
+def test_what_was_deleted_before_an_error_is_told(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster.undeletable[TWO] = Conflict("it is needed")
+    assert run(["snapshot", "delete", ONE, TWO, "--yes"]) == 5
+    assert f"it is needed; deleted before that: {ONE}" in capsys.readouterr().err
+    assert run(["snapshot", "delete", TWO, "--yes"]) == 5
+    assert "before" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", ["inf", "1e9"])
+def test_no_hook_holds_an_application_for_ever(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a deadline, infinity is one that has passed."""
+    assert run(["snapshot", "create", "db", "--pre", "true", "--hook-timeout", seconds, "--control", "h:1"]) == 2
+    assert "--hook-timeout" in capsys.readouterr().err
+
+
+def test_a_tag_that_is_given_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["snapshot", "create", "db", "--tag", "a=b", "--tag", "a=c", "--control", "h:1"]) == 2
+    assert "a is given twice" in capsys.readouterr().err
+
+
 def test_retry(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) -> None:
     cluster.snapshots[ONE].state = pb.SNAPSHOT_STATE_ERROR
     assert run(["snapshot", "retry", ONE, "-o", "json"]) == 0

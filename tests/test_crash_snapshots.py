@@ -1,4 +1,4 @@
-"""Writes, trims, snapshots, restores, deletions and prunes while snapshotd, nodes and front-ends are killed.
+"""Writes, trims, snapshots, restores, deletions and prunes while control, snapshotd, nodes and front-ends are killed.
 
 Random sequences of these against real processes; at the end every completed snapshot must be exactly its content, and
 once all are deleted a prune must leave nothing. The model is in tests/crash/snapshots.py.
@@ -23,7 +23,7 @@ _AFTER_S = st.floats(0, 0.1)
 
 volumes = st.integers(0, 1)
 snapshots = st.integers(0, 7)
-daemons = st.sampled_from(["snapshotd-0", "snapshotd-1", "node-0", "node-1", "node-2", "front-end-0"])
+daemons = st.sampled_from(["control", "snapshotd-0", "snapshotd-1", "node-0", "node-1", "node-2", "front-end-0"])
 pruners = st.integers(0, 1)
 ranges = st.tuples(st.integers(0, BLOCKS - 1), st.integers(1, 96))
 # Consecutive contents from one on: 0 is a trim. A stride of 0 is one content everywhere.
@@ -112,6 +112,8 @@ ALL_KINDS = [
     ("write", 0, (0, 500), (1, 1), None, 0),
     ("snapshot, killed", 0, "snapshotd-0", 0.05),
     ("write", 0, (200, 96), (0, 0), ("snapshot",), 30),
+    ("snapshot, killed", 0, "control", 0.01),
+    ("write", 0, (190, 30), (3, 2), ("kill", "control"), 5),
     ("write", 0, (300, 96), (7, 3), ("kill", "front-end-0"), 40),
     ("snapshot", 0),
     ("restore", 0),

@@ -65,6 +65,8 @@ def open_input(file: str, kind: Format, size_bytes: int | None) -> Iterator[Imag
     path = Path(file)
     if not path.exists():
         raise NotFound(f"{path}: no such file")
+    if path.is_dir():
+        raise InvalidRequest(f"{path} is a directory, and no image")
     if kind is Format.RAW or (kind is Format.AUTO and not _is_qcow2(path)):
         with path.open("rb", buffering=0) as opened:
             yield RawFile(opened.fileno(), str(path), size_bytes)

@@ -4,6 +4,8 @@ An error is one line on stderr that says what to do; the exit code is that of it
 (blockstore.errors). A stack is shown with --debug only, or where the error is none of ours: a defect.
 """
 
+import errno
+import os
 import sys
 import traceback
 from importlib.metadata import version
@@ -13,7 +15,7 @@ import typer
 
 from blockstore.cli import control, demo, key, nbd, node, snapshot, snapshotd, status, store, up, volume
 from blockstore.cli.screen import say
-from blockstore.errors import CairnError
+from blockstore.errors import CairnError, NoSpace
 
 EXIT_INTERRUPTED: Final = 130
 EXIT_DEFECT: Final = 1
@@ -66,7 +68,8 @@ def run(arguments: list[str]) -> int:
     except CairnError as error:
         return _fail(str(error), error.codes.exit_code, debug)
     except OSError as error:
-        return _fail(str(error), EXIT_DEFECT, debug)
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return _fail(str(error), NoSpace.codes.exit_code if is_full else EXIT_DEFECT, debug)
     except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", EXIT_INTERRUPTED, debug)
     except Exception as error:
@@ -94,4 +97,14 @@ def _fail(message: str, exit_code: int, debug: bool) -> int:
 
 def main() -> None:
     """The console script."""
+    _open_closed_streams()
     sys.exit(run(sys.argv[1:]))
+
+
+def _open_closed_streams() -> None:
+    """What was closed before we began goes nowhere: else the next file that is opened would get its number."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            assert opened == descriptor, f"{name} was closed, and {os.devnull} is {opened}"
+            setattr(sys, name, os.fdopen(opened, "r" if name == "stdin" else "w"))

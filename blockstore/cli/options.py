@@ -98,11 +98,15 @@ def rate_bytes(text: str) -> int:
 
 
 def key_values(texts: list[str], option: str) -> dict[str, str]:
-    """KEY=VALUE texts as a mapping. Raises InvalidRequest."""
+    """KEY=VALUE texts as a mapping. Raises InvalidRequest, also for a key that is there twice."""
     pairs = [text.partition("=") for text in texts]
+    seen: set[str] = set()
     for (key, equals, _), text in zip(pairs, texts, strict=True):
         if not equals or not key:
             raise InvalidRequest(f"{option} {text!r}: write it as KEY=VALUE")
+        if key in seen:
+            raise InvalidRequest(f"{option} {text!r}: {key} is given twice")
+        seen.add(key)
     return {key: value for key, _, value in pairs}
 
 

@@ -22,7 +22,7 @@ from blockstore.cli.options import ControlOption, Output, OutputOption, StateOpt
 from blockstore.cli.screen import say, show
 from blockstore.cli.snapshot_options import DescriptionOption, SnapshotArgument, SnapshotArguments, TagOption
 from blockstore.cli.store_client import store_connected
-from blockstore.errors import InvalidRequest, QuorumUnavailable
+from blockstore.errors import CairnError, InvalidRequest, QuorumUnavailable
 from blockstore.rpc import snapshot_pb2 as pb
 
 app = typer.Typer(help="Snapshots: the content of volumes at one instant, in object storage.", no_args_is_help=True)
@@ -30,6 +30,7 @@ app.add_typer(snapshot_content.app)
 
 #: Two hooks that flush a database or freeze a file system take seconds; nobody's I/O stands still for minutes.
 _HOOK_TIMEOUT_S: Final = 30.0
+_MOST_HOOK_TIMEOUT_S: Final = 3600.0
 
 
 @app.command("create")
@@ -55,7 +56,11 @@ def create(
     hook_timeout: Annotated[
         float,
         typer.Option(
-            "--hook-timeout", metavar="SECONDS", help="Most that each hook, and the sealing between, takes.", min=0.1
+            "--hook-timeout",
+            metavar="SECONDS",
+            help="Most that each hook, and the sealing between, takes.",
+            min=0.1,
+            max=_MOST_HOOK_TIMEOUT_S,
         ),
     ] = _HOOK_TIMEOUT_S,
     wait: Annotated[
@@ -207,18 +212,31 @@ def delete(
 ) -> None:
     """Delete snapshots; no other snapshot is touched. `cairn store prune` then frees what nothing needs any more.
 
-    One that a volume still hydrates from stays `deleting` until that has all of it.
+    Where one of them is not there, none is deleted. One that a volume still hydrates from stays `deleting` until that
+    has all of it.
     """
-    names = ", ".join(snapshots)
+    chosen = list(dict.fromkeys(snapshots))
+    names = ", ".join(chosen)
     if not yes and sys.stdin.isatty() and not typer.confirm(f"Delete {names} for good?", err=True):
         say("nothing was deleted")
         raise typer.Exit(1)
 
-    async def work(client: ControlClient) -> list[pb.Snapshot]:
-        stub = client.snapshots
-        return [await client.call(stub.DeleteSnapshot, pb.DeleteSnapshotRequest(snapshot=each)) for each in snapshots]
+    _show_all(run_with_control(find_control(control, state), lambda client: _delete(client, chosen)), output)
 
-    _show_all(run_with_control(find_control(control, state), work), output)
+
+async def _delete(client: ControlClient, snapshots: Sequence[str]) -> list[pb.Snapshot]:
+    """What is deleted, all of them. The error of one that is not says which were before it."""
+    for each in snapshots:
+        await client.snapshot(each)
+    deleted: list[pb.Snapshot] = []
+    for each in snapshots:
+        try:
+            deleted.append(await client.call(client.snapshots.DeleteSnapshot, pb.DeleteSnapshotRequest(snapshot=each)))
+        except CairnError as error:
+            if not deleted:
+                raise
+            raise type(error)(f"{error}; deleted before that: {', '.join(one.id for one in deleted)}") from error
+    return deleted
 
 
 @app.command("retry")

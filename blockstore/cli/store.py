@@ -146,6 +146,6 @@ def adopt(
 
     found, problems = run_with_store(find_control(control, state), work)
     document = {"snapshots": found, "problems": [snapshot_documents.problem(each) for each in problems]}
-    text = f"{len(found)} snapshots are known now: see `cairn snapshot tree`"
+    text = f"{len(found)} snapshots are known that were not before: see `cairn snapshot tree`"
     show(output, document, lambda: snapshot_tables.problems(problems) if problems else text)
     refuse_damage(problems)

@@ -9,8 +9,9 @@ contents, so that all volumes and snapshots refer to each other's packs.
 """
 
 import asyncio
+import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -127,14 +128,24 @@ class Play:
     def snapshot(self, volume: Volume) -> None:
         """Take one now, also while the volume is written to. One that is in error right away is no snapshot."""
         before = list(volume.blocks)
-        request = pb.CreateSnapshotRequest(volumes=[volume.id])
-        (made,) = self.cluster.call("CreateSnapshot", request).snapshots
+        (made,) = self._create(pb.CreateSnapshotRequest(volumes=[volume.id], client_token=secrets.token_hex(16)))
         if made.state == pb.SNAPSHOT_STATE_ERROR and not made.sealed_at_ms:
             self._delete(made.id)
             return
         # A write that was acknowledged before is in it; one that was begun meanwhile may be.
         pairs = zip(before, list(volume.blocks), strict=True)
         self.snapshots[made.id] = [old if old == new else old | new for old, new in pairs]
+
+    def _create(self, request: pb.CreateSnapshotRequest) -> Sequence[pb.Snapshot]:
+        """What it makes; a control that is killed meanwhile is asked again, with the same token, once it is there."""
+        deadline = time.monotonic() + _LIMIT_S
+        while True:
+            try:
+                made: Sequence[pb.Snapshot] = self.cluster.call("CreateSnapshot", request, _LIMIT_S).snapshots
+                return made
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
+                    raise
 
     def killed(self, work: Callable[[], object], daemon: Daemon, after_s: float) -> None:
         """Kill the process while the work goes on, and start it again."""
@@ -147,11 +158,13 @@ class Play:
     def kill(self, daemon: Daemon) -> None:
         """Kill it and start it again. In the main thread only: a daemon ends with the thread that started it."""
         daemon.kill()
-        self.cluster.start(daemon)
+        self.start_killed()
 
     def start_killed(self) -> None:
-        """Start those that were killed while the main thread was busy."""
+        """Start those that were killed, also while the main thread was busy."""
         self.cluster.start(*(each for each in self.cluster.daemons if not each.running))
+        # What is asked next is asked on a connection to the control that runs now.
+        self.cluster.status()
 
     def completed(self, snapshot: str) -> None:
         """Wait until it is; one in error is tried again."""
@@ -204,12 +217,17 @@ class Play:
             self.check(volume)
         for snapshot in self.snapshots:
             self.completed(snapshot)
+        wait_for("snapshotd to reach a control that was killed", self._are_heard, _LIMIT_S)
         with grpc.insecure_channel(self.cluster.snapshotds[0].read_address()) as channel:
             stub = snapshot_pb2_grpc.SnapshotStoreStub(channel)
             *_, verified = stub.Verify(pb.VerifyRequest(snapshots=list(self.snapshots)), timeout=_LIMIT_S)
             assert not verified.problems, verified.problems
             for snapshot, blocks in self.snapshots.items():
                 judge(snapshot, blocks, exported(stub, snapshot))
+
+    def _are_heard(self) -> bool:
+        daemons = self.cluster.call("GetStore", pb.GetStoreRequest()).daemons
+        return bool(sum(each.up for each in daemons) == len(self.cluster.snapshotds))
 
     def end(self) -> None:
         """Delete all. What then is left after a prune is left for ever."""
