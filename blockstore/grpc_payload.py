@@ -53,6 +53,7 @@ def tag_of(number: int) -> bytes:
 def fields_of(message: bytes) -> Iterator[tuple[int, int, int, int]]:
     """Of each field of a message: its number, where it starts, where its value does, where it ends.
 
+    The number is 0 where its value is not bytes: under a number that we know, that is none of our fields, but unknown.
     Raises InvalidRequest where the bytes are no message of fields that ours have.
     """
     at = 0
@@ -71,7 +72,7 @@ def fields_of(message: bytes) -> Iterator[tuple[int, int, int, int]]:
             raise InvalidRequest(f"a field of type {tag & 7} is none of this protocol's")
         if at > len(message):
             raise InvalidRequest("a message ends inside a field")
-        yield tag >> 3, start, value, at
+        yield tag >> 3 if tag & 7 == _LENGTH else 0, start, value, at
 
 
 def _read_varint(message: bytes, at: int) -> tuple[int, int]:

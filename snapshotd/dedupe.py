@@ -254,11 +254,12 @@ def _open(path: Path, identity: bytes, *, again: bool = False) -> tuple[Any, Any
     try:
         env = lmdb.open(str(path), subdir=False, map_size=_MAP_SIZE, max_dbs=2)
         _extend(path, (env.info()["last_pgno"] + 1) * env.stat()["psize"])
-        with env.begin(write=True) as txn:
-            is_ours = (txn.get(_IDENTITY) or _VERSION + identity) == _VERSION + identity
-            if is_ours:
+        with env.begin() as txn:
+            found = txn.get(_IDENTITY)
+        if not found:
+            with env.begin(write=True) as txn:
                 txn.put(_IDENTITY, _VERSION + identity)
-        if is_ours:
+        if found in (None, _VERSION + identity):
             entries, packs = env.open_db(b"entries"), env.open_db(b"packs")
             with env.begin(db=packs) as txn:
                 return env, entries, packs, [(bytes(key), bytes(value)) for key, value in txn.cursor()]

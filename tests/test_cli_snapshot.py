@@ -191,6 +191,15 @@ def test_wait_for_one_that_was_never_sealed(cluster: CannedSnapshots, capsys: py
     assert "take another" in error
 
 
+def test_wait_for_one_that_somebody_deletes(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) -> None:
+    """A script must not take it for one that it can rely on."""
+    cluster.snapshots[TWO].state = pb.SNAPSHOT_STATE_DELETING
+    assert run(["snapshot", "wait", ONE, TWO, "-o", "json"]) == 5
+    captured = capsys.readouterr()
+    assert f"{TWO} is being deleted" in captured.err
+    assert [each["state"] for each in json.loads(captured.out)["snapshots"]] == ["completed", "deleting"]
+
+
 def test_wait_no_longer_than_was_said(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) -> None:
     cluster.snapshots[THREE] = make_snapshot(3, pb.SNAPSHOT_STATE_PENDING)
     cluster.stands_still = True

@@ -217,7 +217,7 @@ def test_what_an_earlier_try_says_of_its_end_is_not_taken_after_a_retry(tmp_path
     run(tmp_path, scenario)
 
 
-def test_watching_tells_each_change_until_it_is_completed(tmp_path: Path) -> None:
+def test_watching_tells_each_change_until_it_is_not_pending_any_more(tmp_path: Path) -> None:
     async def scenario(cluster: Cluster, control: Control) -> None:
         (daemon,) = cluster.daemons
         daemon.ships = False
@@ -242,6 +242,10 @@ def test_watching_tells_each_change_until_it_is_completed(tmp_path: Path) -> Non
         await asyncio.wait_for(watching, 30)
         assert (seen[0].state, seen[-1].state) == (PENDING, COMPLETED)
         assert all(before != after for before, after in itertools.pairwise(seen))
+        daemon.ships = False
+        await control.call("DeleteSnapshot", snapshot_pb2.DeleteSnapshotRequest(snapshot=snapshot.id))
+        await asyncio.wait_for(watch(), 30)
+        assert seen[-1].state == snapshot_pb2.SNAPSHOT_STATE_DELETING, "told, and not until somebody has dropped it"
         with pytest.raises(NotFound), cairn_errors():
             async for _ in control.stub.WatchSnapshot(snapshot_pb2.GetSnapshotRequest(snapshot="snap-0")):
                 pass

@@ -168,6 +168,18 @@ def test_on_a_full_disk_it_finds_less_and_goes_on(tmp_path: Path, monkeypatch: p
     dedupe.close()
 
 
+def test_to_open_one_that_is_there_writes_nothing(tmp_path: Path) -> None:
+    """On a full disk a write would fail, and what is there would be given up for it."""
+    dedupe = Dedupe(tmp_path / "hashes", b"mine")
+    dedupe.add(pack(1), [0], [[digest(1)]])
+    dedupe.close()
+    before = (tmp_path / "hashes").read_bytes()
+    again = Dedupe(tmp_path / "hashes", b"mine")
+    assert again.find([digest(1)])
+    again.close()
+    assert (tmp_path / "hashes").read_bytes() == before
+
+
 def test_where_no_file_can_be_made_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("snapshotd.dedupe._MAP_SIZE", 1 << 12)
     with pytest.raises(NoSpace, match="make room"):

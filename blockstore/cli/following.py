@@ -72,10 +72,12 @@ def amount_of(value: pb.Snapshot) -> Amount:
 
 
 def refuse_failed(snapshots: Sequence[pb.Snapshot]) -> None:
-    """Raises Conflict where one of them is in error, with the reasons and what to do."""
+    """Raises Conflict where one of them is in error, with the reasons and what to do, or is being deleted."""
     failed = [each for each in snapshots if each.state == pb.SNAPSHOT_STATE_ERROR]
     if failed:
         reasons = "; ".join(f"{each.id} is in error: {each.reason or 'no reason known'}" for each in failed)
         retry = " or ".join(f"`cairn snapshot retry {each.id}`" for each in failed if each.sealed_at_ms)
         advice = f"try again with {retry}" if retry else "never sealed, so delete it and take another"
         raise Conflict(f"{reasons}; {advice}")
+    if leaving := [each.id for each in snapshots if each.state == pb.SNAPSHOT_STATE_DELETING]:
+        raise Conflict(f"{', '.join(leaving)} {'are' if len(leaving) > 1 else 'is'} being deleted: take another")

@@ -95,7 +95,7 @@ class SnapshotService(snapshot_pb2_grpc.SnapshotsServicer):
             if message != last:
                 last = message
                 yield message
-            if snapshot.state in (SnapshotState.COMPLETED, SnapshotState.ERROR):
+            if snapshot.state is not SnapshotState.PENDING:
                 return
             with suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_S):
