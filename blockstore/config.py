@@ -57,6 +57,14 @@ def split_address(address: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
+def split_addresses(addresses: str) -> tuple[str, ...]:
+    """Each HOST:PORT of a list with commas. Raises InvalidRequest."""
+    each_one = tuple(each.strip() for each in addresses.split(","))
+    for each in each_one:
+        split_address(each)
+    return each_one
+
+
 def join_address(host: str, port: int) -> str:
     """HOST:PORT, with brackets around an IPv6 host."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -97,12 +105,15 @@ class _Checked:
         zone = getattr(self, "zone", "default")
         if not zone.strip():
             raise InvalidRequest(f"--zone {zone!r} is empty: name the failure domain, such as a rack or a host")
-        for name in ("listen", "advertise", "nbd_listen", "control"):
+        for name in ("listen", "advertise", "nbd_listen"):
             if getattr(self, name, ""):
                 split_address(getattr(self, name))
+        if hasattr(self, "control"):
+            split_addresses(self.control)
 
 
 _LISTEN: Final = "Address for gRPC; port 0 takes a free one. Anyone who reaches it can read and write: keep it private."
+_CONTROL: Final = "Address of control; with several control processes those of all of them, separated by commas."
 _ADVERTISE: Final = "Address that others dial, where it is not the one listened at (0.0.0.0, a container)."
 
 
@@ -110,8 +121,25 @@ _ADVERTISE: Final = "Address that others dial, where it is not the one listened 
 class ControlSettings(_Checked):
     """`cairn control run`."""
 
-    state: Path = setting(Path("cairn-control"), "Directory of the metastore.")
+    state: Path = setting(Path("cairn-control"), "Directory of the embedded metastore, and of the address file.")
     listen: str = setting(DEFAULT_CONTROL, _LISTEN)
+    advertise: str = setting("", _ADVERTISE)
+    metastore: str = setting(
+        "",
+        "The etcd that keeps the catalog: etcd://HOST:PORT,HOST:PORT/PREFIX, or etcds:// for TLS. "
+        "Without it an embedded one does, for one control process.",
+    )
+    metastore_ca_file: Path | None = setting(None, "Authorities that etcd's certificate is checked by (PEM).")
+    metastore_cert_file: Path | None = setting(None, "Certificate that control shows to etcd (PEM).")
+    metastore_key_file: Path | None = setting(None, "Key of that certificate (PEM).")
+    metastore_user: str = setting("", "User of etcd.")
+    metastore_password_file: Path | None = setting(
+        None, "File with the user's password; CAIRN_METASTORE_PASSWORD in the environment does as well."
+    )
+    # Three tries to keep it fit in; etcd itself takes a second or two to elect a leader, and gives no lease under 2 s.
+    leader_lease_s: float = setting(
+        5.0, "With etcd: seconds without a word to it after which another control takes over.", minimum=2
+    )
     placement: Placement = setting(
         Placement.STRICT, "With fewer than three zones: refuse new volumes (strict), or warn and share zones (warn)."
     )
@@ -139,7 +167,7 @@ class NodeSettings(_Checked):
     zone: str = setting("default", "Failure domain: what fails together (a rack, a host) has one name.")
     listen: str = setting("127.0.0.1:0", _LISTEN)
     advertise: str = setting("", _ADVERTISE)
-    control: str = setting(DEFAULT_CONTROL, "Address of control.")
+    control: str = setting(DEFAULT_CONTROL, _CONTROL)
     heartbeat_s: float = setting(1.0, "Seconds between heartbeats to control.", minimum=0.05)
     call_timeout_s: float = setting(5.0, "Deadline of each call to control or another node.", minimum=0.1)
     # The bound of a node's memory: what is in the journal and not in the tables yet.
@@ -173,7 +201,7 @@ class FrontEndSettings(_Checked):
     nbd_socket: Path | None = setting(None, "Unix socket for NBD clients as well.")
     listen: str = setting("127.0.0.1:0", _LISTEN)
     advertise: str = setting("", _ADVERTISE)
-    control: str = setting(DEFAULT_CONTROL, "Address of control.")
+    control: str = setting(DEFAULT_CONTROL, _CONTROL)
     heartbeat_s: float = setting(1.0, "Seconds between heartbeats to control.", minimum=0.05)
     call_timeout_s: float = setting(5.0, "Deadline of each call to control or a node.", minimum=0.1)
     # Design, section 3, rule 4: how long a front-end that was cut off may still answer reads.
@@ -192,7 +220,7 @@ class SnapshotdSettings(_Checked):
     state: Path = setting(Path("cairn-snapshotd"), "Directory of the daemon's id and of its cache of block hashes.")
     listen: str = setting("127.0.0.1:0", _LISTEN)
     advertise: str = setting("", _ADVERTISE)
-    control: str = setting(DEFAULT_CONTROL, "Address of control.")
+    control: str = setting(DEFAULT_CONTROL, _CONTROL)
     heartbeat_s: float = setting(1.0, "Seconds between heartbeats to control.", minimum=0.05)
     call_timeout_s: float = setting(5.0, "Deadline of each call to control or a node.", minimum=0.1)
     store: str = setting(

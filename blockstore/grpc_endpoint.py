@@ -2,18 +2,21 @@
 
 Each server has the standard health service and reflection; each message has an explicit limit, so
 that a length is bounded before a byte of it is allocated. Connections are probed: a half-open one
-is found within keepalive time and timeout, not when TCP gives up.
+is found within keepalive time and timeout, not when TCP gives up. A channel to several control processes
+watches the health of all, and calls the one that says it is active.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import json
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from blockstore.config import join_address, split_address
-from blockstore.errors import Conflict
+from blockstore.config import join_address, split_address, split_addresses
+from blockstore.errors import Conflict, QuorumUnavailable
 from blockstore.grpc_errors import ErrorInterceptor
 from blockstore.units import MIB
 
@@ -46,6 +49,13 @@ _CLIENT: Final = [
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
 ]
+#: The health of this service says which control is the active one.
+CONTROL_SERVICE: Final = "cairn.v1.Control"
+#: Source: gRPC, "Client-side health checking" (proposal A17).
+_TO_THE_ACTIVE_ONE: Final = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "healthCheckConfig": {"serviceName": CONTROL_SERVICE},
+}
 
 
 class Endpoint:
@@ -56,12 +66,19 @@ class Endpoint:
         self._listen = listen
         self._advertise = advertise
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
-        self._names: list[str] = []
+        self._serving: dict[str, bool] = {}
+        self._started = False
         self.address = ""
 
     def add_names(self, names: Iterable[str]) -> None:
         """The full names of the services that were registered on `server`, for health and reflection."""
-        self._names += names
+        self._serving.update(dict.fromkeys(names, True))
+
+    async def set_serving(self, name: str, serving: bool) -> None:
+        """Whether that service is at work, for whoever watches its health. Also before `start`."""
+        self._serving[name] = serving
+        if self._started:
+            await self._tell_health(name)
 
     def add_service(
         self, name: str, add_generated: Callable[[Any, Any], None], service: Any, by_hand: Mapping[str, Any]
@@ -70,9 +87,7 @@ class Endpoint:
 
         name: the service's full name, for health and reflection too.
         """
-        generated = _Generated()
-        add_generated(service, generated)
-        handlers = {**generated.handlers, **by_hand}
+        handlers = {**handlers_of(add_generated, service), **by_hand}
         self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
         self.add_names([name])
 
@@ -80,7 +95,7 @@ class Endpoint:
         """Listen and serve. Raises Conflict where the address cannot be had."""
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         reflection.enable_server_reflection(
-            (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self.server
+            (*self._serving, health.SERVICE_NAME, reflection.SERVICE_NAME), self.server
         )  # fmt: skip
         try:
             port = self.server.add_insecure_port(self._listen)
@@ -91,13 +106,25 @@ class Endpoint:
         host, _ = split_address(self._listen)
         self.address = self._advertise or join_address(host, port)
         await self.server.start()
-        for name in ("", *self._names):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._started = True
+        for name in ("", *self._serving):
+            await self._tell_health(name)
 
     async def stop(self, grace_s: float) -> None:
         """Tell health watchers, let calls end for `grace_s` seconds, then cut them off."""
         await self._health.enter_graceful_shutdown()
         await self.server.stop(grace_s)
+
+    async def _tell_health(self, name: str) -> None:
+        statuses = health_pb2.HealthCheckResponse
+        await self._health.set(name, statuses.SERVING if self._serving.get(name, True) else statuses.NOT_SERVING)
+
+
+def handlers_of(add_generated: Callable[[Any, Any], None], service: Any) -> dict[str, Any]:
+    """The handlers of a service's calls, by the calls' names. add_generated: its generated add_..._to_server."""
+    generated = _Generated()
+    add_generated(service, generated)
+    return generated.handlers
 
 
 class _Generated:
@@ -117,6 +144,39 @@ def open_channel(address: str) -> grpc.aio.Channel:
     """A channel to HOST:PORT; it connects when the first call is made, and again when it breaks."""
     options: list[tuple[str, Any]] = list(_CLIENT)
     return grpc.aio.insecure_channel(address, options=options)
+
+
+def open_control_channel(addresses: str) -> grpc.aio.Channel:
+    """A channel to control at HOST:PORT, or to the active one of several, with commas between them.
+
+    Of several, a call goes to whichever says that it is active when the call is made; while none does, it ends as
+    UNAVAILABLE. Raises InvalidRequest, and QuorumUnavailable where a host's name is not known.
+    """
+    return grpc.aio.insecure_channel(*control_target(addresses))
+
+
+def control_target(addresses: str) -> tuple[str, list[tuple[str, Any]]]:
+    """The same as what gRPC's channels are made of: a target and options."""
+    several = split_addresses(addresses)
+    if len(several) == 1:
+        return several[0], list(_CLIENT)
+    return _target_of(several), [*_CLIENT, ("grpc.service_config", json.dumps(_TO_THE_ACTIVE_ONE))]
+
+
+def _target_of(addresses: Sequence[str]) -> str:
+    """All of them as one target: gRPC takes several only as numbers, and only of one family."""
+    found = []
+    for each in addresses:
+        host, port = split_address(each)
+        try:
+            family, *_, numbers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        except OSError as error:
+            raise QuorumUnavailable(f"the host of {each} is not known: {error.strerror}") from error
+        found.append((family, str(numbers[0]), port))
+    if all(family is socket.AF_INET for family, _, _ in found):
+        return "ipv4:" + ",".join(f"{host}:{port}" for _, host, port in found)
+    mapped = ((host if family is socket.AF_INET6 else f"::ffff:{host}", port) for family, host, port in found)
+    return "ipv6:" + ",".join(f"[{host}]:{port}" for host, port in mapped)
 
 
 def open_blocking_channel(address: str) -> grpc.Channel:

@@ -16,7 +16,7 @@ from blockstore.config import FrontEndSettings
 from blockstore.daemon import make_directory, write_durably
 from blockstore.domain import FrontEndId, VolumeId, check_id, make_id
 from blockstore.errors import CairnError, Conflict, Corrupt, Fenced, NotFound
-from blockstore.grpc_endpoint import open_channel
+from blockstore.grpc_endpoint import open_control_channel
 from blockstore.grpc_errors import cairn_errors
 from blockstore.heartbeat import beat
 from blockstore.replica_codec import from_position
@@ -59,7 +59,7 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
         self.address = ""
         self.uris: list[str] = []
         self._settings = settings
-        self._channel = open_channel(settings.control)
+        self._channel = open_control_channel(settings.control)
         self._control = control_pb2_grpc.ControlStub(self._channel)
         self._attachments = Attachments(
             server,

@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 from blockstore.errors import QuorumUnavailable
-from blockstore.grpc_endpoint import open_channel
+from blockstore.grpc_endpoint import open_control_channel
 from blockstore.grpc_errors import cairn_errors
 from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.rpc import snapshot_pb2_grpc
@@ -24,7 +24,7 @@ class ControlClient:
         self.instance = instance
         self._peer = f"control at {control}"
         self._call_timeout_s = call_timeout_s
-        self._channel = open_channel(control)
+        self._channel = open_control_channel(control)
         self._stub: Any = snapshot_pb2_grpc.SnapshotsStub(self._channel)
         self.catalog = ControlCatalog(self._stub, daemon)
         """For what needs no more of control than its list of snapshots."""

@@ -20,6 +20,7 @@ from typing import Any, Final, Self
 import grpc
 
 from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, SnapshotdSettings, arguments_of
+from blockstore.grpc_endpoint import control_target
 from blockstore.rpc import control_pb2, control_pb2_grpc, snapshot_pb2, snapshot_pb2_grpc
 from tests.daemons import Daemon, wait_for
 from tests.nbd_client import Disconnected
@@ -60,8 +61,11 @@ class Cluster:
         node_directory: Path | None = None,
         snapshotds: int = 0,
         snapshotd_settings: SnapshotdSettings = SNAPSHOTD,
+        controls: int = 1,
     ) -> None:
-        """node_directory: where the nodes' data lies, if not with the rest.
+        """controls: how many, of one etcd that their settings name.
+
+        node_directory: where the nodes' data lies, if not with the rest.
 
         snapshotds: how many; they share one object store, `store` in the directory unless the settings name another,
         and one keyring.
@@ -76,12 +80,14 @@ class Cluster:
         self.snapshotds: list[Daemon] = []
         self._node_settings = node_settings
         self.control = self._daemon("control", self._control_settings, self._control_settings.state)
+        self.controls = [self.control, *(self._further_control(number) for number in range(2, controls + 1))]
         self.proxies = [Proxy() for _ in zones] if proxied else []
         self.nodes: list[Daemon] = []
         self.front_ends: list[Daemon] = []
         self._zones = zones
         self._front_end_count = front_ends
         self._node_directory = node_directory or directory
+        self._control_addresses: list[str] = []
         self._channel: grpc.Channel | None = None
 
     def __enter__(self) -> Self:
@@ -104,11 +110,12 @@ class Cluster:
 
     @property
     def daemons(self) -> list[Daemon]:
-        return [self.control, *self.nodes, *self.snapshotds, *self.front_ends]
+        return [*self.controls, *self.nodes, *self.snapshotds, *self.front_ends]
 
     @property
     def control_address(self) -> str:
-        return self._control_settings.listen
+        """Of all of them."""
+        return ",".join(self._control_addresses)
 
     def data_of(self, index: int) -> Path:
         """The data directory of a node."""
@@ -133,8 +140,8 @@ class Cluster:
     def api(self) -> control_pb2_grpc.ControlStub:
         """A client of control; `call` adds deadline and waiting."""
         if self._channel is None:
-            options = [("grpc.max_reconnect_backoff_ms", 500), ("grpc.enable_http_proxy", 0)]
-            self._channel = grpc.insecure_channel(self.control_address, options=options)
+            target, options = control_target(self.control_address)
+            self._channel = grpc.insecure_channel(target, options=[*options, ("grpc.max_reconnect_backoff_ms", 500)])
         return control_pb2_grpc.ControlStub(self._channel)
 
     def call(self, method: str, request: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
@@ -252,10 +259,13 @@ class Cluster:
         return wait_for(f"front-end {index} to register", find)
 
     def _start_all(self) -> None:
-        self.start(self.control)
+        self.start(*self.controls)
         # The others know control by its address, so that stays the same when it is started again.
-        self._control_settings = dataclasses.replace(self._control_settings, listen=self.control.read_address())
-        self.control.command = self._command("control", self._control_settings)
+        for each in self.controls:
+            address = each.read_address()
+            settings = dataclasses.replace(self._control_settings, state=each.directory, listen=address)
+            each.command = self._command("control", settings)
+            self._control_addresses.append(address)
         self.nodes += [self._node(index, zone) for index, zone in enumerate(self._zones)]
         self.front_ends += [self._front_end(index) for index in range(self._front_end_count)]
         self.snapshotds += [self._snapshotd(index) for index in range(self._snapshotd_count)]
@@ -273,6 +283,11 @@ class Cluster:
             return True
         daemons = self.call("GetStore", snapshot_pb2.GetStoreRequest()).daemons
         return len([each for each in daemons if each.up]) == len(self.snapshotds)
+
+    def _further_control(self, number: int) -> Daemon:
+        name = f"control-{number}"
+        settings = dataclasses.replace(self._control_settings, state=self.directory / name)
+        return self._daemon("control", settings, settings.state, name=name)
 
     def _node(self, index: int, zone: str) -> Daemon:
         settings = dataclasses.replace(

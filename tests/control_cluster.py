@@ -15,11 +15,13 @@ import grpc
 
 from blockstore.config import ControlSettings
 from blockstore.control.daemon import assemble
+from blockstore.control.gate import Gate
+from blockstore.control.leadership import ControlPlace
 from blockstore.control.metastore.embedded import open_embedded
 from blockstore.control.metastore.interface import Metastore
 from blockstore.control.peers import Peers
 from blockstore.errors import CairnError, Conflict, Fenced
-from blockstore.grpc_endpoint import open_channel
+from blockstore.grpc_endpoint import Endpoint, open_channel
 from blockstore.grpc_errors import cairn_errors
 from blockstore.rpc import control_pb2, control_pb2_grpc, replica_pb2, replica_pb2_grpc, snapshot_pb2
 from blockstore.units import GIB, MIB
@@ -131,7 +133,10 @@ async def control_at(directory: Path, points: CrashPoints | None = None, **chang
     opened = open_embedded(settings.state, settings.map_size_bytes)
     store: Any = CrashingStore(opened, points) if points else opened
     peers = CrashingPeers(settings, points) if points else Peers(settings)
-    endpoint, reconciler, _ = await assemble(settings, store, peers)
+    endpoint = Endpoint("127.0.0.1:0")
+    gate = Gate(endpoint)
+    services, reconciler, _ = await assemble(settings, store, peers, lambda: (ControlPlace(endpoint.address, True),))
+    await gate.open(*services)
     await endpoint.start()
     reconciling = asyncio.ensure_future(reconciler.run())
     channel = open_channel(endpoint.address)

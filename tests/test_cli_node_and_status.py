@@ -98,7 +98,7 @@ def test_status_as_json(control: CannedControl, capsys: pytest.CaptureFixture[st
     found = json.loads(capsys.readouterr().out)
     assert found["healthy"] is False
     assert found["problems"] == [{"severity": "unavailable", "subject": VOLUME, "message": "no quorum"}]
-    assert set(found) == {"healthy", "problems", "volumes", "nodes", "front_ends"}
+    assert set(found) == {"healthy", "problems", "volumes", "nodes", "front_ends", "controls"}
     (volume,) = found["volumes"]
     assert volume["serving"] is None
     assert volume["replicas"][0]["end"] == {"epoch": 4, "sequence": 100}

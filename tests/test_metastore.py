@@ -1,24 +1,19 @@
-"""What every metastore must do, run against each implementation; and the embedded one across crashes."""
+"""What every metastore must do, run against each implementation."""
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from blockstore.control.metastore.embedded import HISTORY, open_embedded
 from blockstore.control.metastore.interface import (
     ABSENT,
     MAX_KEY_SIZE,
     MAX_OPERATIONS,
+    MAX_TRANSACTION_SIZE,
     MAX_VALUE_SIZE,
     Change,
     Compacted,
@@ -26,34 +21,44 @@ from blockstore.control.metastore.interface import (
     Metastore,
     Revision,
 )
-from blockstore.errors import CairnError, Conflict, Corrupt, InvalidRequest, NoSpace
-from blockstore.units import MIB
+from blockstore.errors import InvalidRequest
+from tests.etcd_server import EtcdServer
+from tests.metastores import IMPLEMENTATIONS, Opener, etcd_for_stores
 
-Opener = Callable[[Path], Metastore]
-IMPLEMENTATIONS: dict[str, Opener] = {"embedded": open_embedded}
-LIMIT_S = 10
+LIMIT_S = 30
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    with etcd_for_stores(tmp_path_factory.mktemp("etcd")) as server:
+        yield server
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
 def opener(request: pytest.FixtureRequest) -> Opener:
+    if request.param == "etcd":
+        request.getfixturevalue("etcd")
     return IMPLEMENTATIONS[request.param]
-
-
-@asynccontextmanager
-async def opened(opener: Opener, directory: Path) -> AsyncIterator[Metastore]:
-    store = opener(directory)
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 def run(opener: Opener, directory: Path, scenario: Callable[[Metastore], Awaitable[None]]) -> None:
     async def all_of_it() -> None:
-        async with opened(opener, directory) as store:
+        async with opener(directory) as store:
             await asyncio.wait_for(scenario(store), LIMIT_S)
 
     asyncio.run(all_of_it())
+
+
+async def revision_of(store: Metastore) -> Revision:
+    """As it is now: one that shares an etcd does not begin at 0."""
+    return (await store.list("")).revision
+
+
+async def changed(store: Metastore, puts: dict[str, bytes], deletes: tuple[str, ...] = ()) -> Revision:
+    """The revision of a transaction without conditions."""
+    revision = await store.transact({}, puts, deletes)
+    assert revision is not None
+    return revision
 
 
 # ---- conformance
@@ -63,34 +68,36 @@ def test_an_absent_key_is_none(opener: Opener, tmp_path: Path) -> None:
     async def scenario(store: Metastore) -> None:
         assert await store.get("a") is None
         assert (await store.list("")).items == ()
-        assert (await store.list("")).revision == 0
 
     run(opener, tmp_path, scenario)
 
 
 def test_put_get_delete(opener: Opener, tmp_path: Path) -> None:
     async def scenario(store: Metastore) -> None:
-        first = await store.transact({}, {"a": b"1", "b": b""})
-        assert first == 1
-        assert await store.get("a") == KeyValue("a", b"1", Revision(1))
-        assert await store.get("b") == KeyValue("b", b"", Revision(1))
-        assert await store.transact({}, {"a": b"2"}) == 2
-        assert await store.transact({}, {}, ["b"]) == 3
+        empty = await revision_of(store)
+        first = await changed(store, {"a": b"1", "b": b""})
+        assert first > empty
+        assert await store.get("a") == KeyValue("a", b"1", first)
+        assert await store.get("b") == KeyValue("b", b"", first)
+        second = await changed(store, {"a": b"2"})
+        third = await changed(store, {}, ("b",))
+        assert third > second > first
         assert await store.get("b") is None
-        assert (await store.list("")).items == (KeyValue("a", b"2", Revision(2)),)
-        assert (await store.list("")).revision == 3
+        assert (await store.list("")).items == (KeyValue("a", b"2", second),)
+        assert await revision_of(store) == third
 
     run(opener, tmp_path, scenario)
 
 
 def test_conditions_are_all_or_nothing(opener: Opener, tmp_path: Path) -> None:
     async def scenario(store: Metastore) -> None:
-        await store.transact({}, {"a": b"1"})
-        assert await store.transact({"a": Revision(1), "b": Revision(1)}, {"a": b"2", "c": b"3"}) is None
-        assert await store.transact({"a": Revision(1), "c": ABSENT}, {"a": b"2", "c": b"3"}, ["a2"]) == 2
+        first = await changed(store, {"a": b"1"})
+        assert await store.transact({"a": first, "b": first}, {"a": b"2", "c": b"3"}) is None
+        second = await store.transact({"a": first, "c": ABSENT}, {"a": b"2", "c": b"3"}, ["a2"])
+        assert second is not None
         assert await store.transact({"a": ABSENT}, {"d": b"4"}) is None
-        assert [item.key for item in (await store.list("")).items] == ["a", "c"]
-        assert (await store.list("")).revision == 2
+        assert (await store.list("")).items == (KeyValue("a", b"2", second), KeyValue("c", b"3", second))
+        assert await revision_of(store) == second
 
     run(opener, tmp_path, scenario)
 
@@ -106,12 +113,17 @@ def test_a_key_made_anew_never_satisfies_an_old_condition(opener: Opener, tmp_pa
     run(opener, tmp_path, scenario)
 
 
-def test_a_transaction_that_changes_nothing_keeps_the_revision(opener: Opener, tmp_path: Path) -> None:
+def test_a_transaction_that_changes_nothing_keeps_what_there_is(opener: Opener, tmp_path: Path) -> None:
     async def scenario(store: Metastore) -> None:
-        assert await store.transact({}, {"a": b"1"}) == 1
-        assert await store.transact({"a": Revision(1)}) == 1
-        assert await store.transact({}, {}, ["absent"]) == 1
-        assert await store.transact({"a": Revision(7)}) is None
+        first = await changed(store, {"a": b"1"})
+        before = await store.list("")
+        assert await store.transact({"a": first}) == first
+        assert await store.transact({"a": Revision(first + 7)}) is None
+        assert await store.transact({"a": Revision(first + 7)}, {}, ["a"]) is None
+        await changed(store, {}, ("absent",))
+        assert (await store.list("")).items is before.items
+        last = await changed(store, {"b": b"2"})
+        assert await take(store.watch("", first), 1) == [Change(last, {"b": b"2"})]
 
     run(opener, tmp_path, scenario)
 
@@ -134,16 +146,18 @@ def test_lists_have_the_prefix_and_the_order_of_bytes(opener: Opener, tmp_path: 
         ({"k": b"v" * (MAX_VALUE_SIZE + 1)}, []),
         ({"k": b""}, ["k"]),
         ({str(i): b"" for i in range(MAX_OPERATIONS + 1)}, []),
+        ({str(i): b"v" * MAX_VALUE_SIZE for i in range(MAX_TRANSACTION_SIZE // MAX_VALUE_SIZE + 1)}, []),
     ],
-    ids=["empty key", "long key", "long value", "put and delete", "too many"],
+    ids=["empty key", "long key", "long value", "put and delete", "too many", "too large"],
 )
 def test_what_breaks_a_limit_is_refused(
     opener: Opener, tmp_path: Path, puts: dict[str, bytes], deletes: list[str]
 ) -> None:
     async def scenario(store: Metastore) -> None:
+        before = await store.list("")
         with pytest.raises(InvalidRequest):
             await store.transact({}, puts, deletes)
-        assert (await store.list("")).revision == 0
+        assert await store.list("") == before
 
     run(opener, tmp_path, scenario)
 
@@ -188,18 +202,44 @@ async def take(changes: AsyncIterator[Change], count: int) -> list[Change]:
     return taken
 
 
+def test_what_just_keeps_the_limits_is_taken(opener: Opener, tmp_path: Path) -> None:
+    async def scenario(store: Metastore) -> None:
+        absent = {f"c{i}": ABSENT for i in range(MAX_OPERATIONS)}
+        await store.transact(absent, {f"p{i}": b"" for i in range(MAX_OPERATIONS)})
+        largest = {"k" * (MAX_KEY_SIZE - 1) + str(i): bytes(MAX_VALUE_SIZE) for i in range(4)}
+        assert sum(map(len, largest.values())) == MAX_TRANSACTION_SIZE
+        await changed(store, largest)
+        assert len((await store.list("k")).items) == 4
+        assert len((await store.list("p")).items) == MAX_OPERATIONS
+
+    run(opener, tmp_path, scenario)
+
+
+def test_a_listing_shows_what_was_changed_before_it_was_asked_for(opener: Opener, tmp_path: Path) -> None:
+    """Also by another user of the same store, and also where something went rather than came."""
+
+    async def scenario(store: Metastore) -> None:
+        for i in range(20):
+            await changed(store, {f"k/{i}": b"", "k/x": b""})
+            assert len((await store.list("k/")).items) == i + 2
+            await changed(store, {}, ("k/x",))
+            assert len((await store.list("k/")).items) == i + 1
+
+    run(opener, tmp_path, scenario)
+
+
 def test_a_watch_sees_past_and_coming_changes_of_its_prefix(opener: Opener, tmp_path: Path) -> None:
     async def scenario(store: Metastore) -> None:
-        await store.transact({}, {"w/a": b"1"})
-        await store.transact({}, {"w/b": b"2", "x": b"-", "w/c": b"3"})
-        watching = asyncio.create_task(take(store.watch("w/", Revision(1)), 3))
-        await store.transact({}, {"x": b"-"})
-        await store.transact({}, {"w/d": b"4"})
-        await store.transact({}, {}, ["w/a"])
+        base = await changed(store, {"w/a": b"1"})
+        second = await changed(store, {"w/b": b"2", "x": b"-", "w/c": b"3"})
+        watching = asyncio.create_task(take(store.watch("w/", base), 3))
+        await changed(store, {"x": b"-"})
+        fourth = await changed(store, {"w/d": b"4"})
+        fifth = await changed(store, {}, ("w/a",))
         assert await watching == [
-            Change(Revision(2), {"w/b": b"2", "w/c": b"3"}),
-            Change(Revision(4), {"w/d": b"4"}),
-            Change(Revision(5), {"w/a": None}),
+            Change(second, {"w/b": b"2", "w/c": b"3"}),
+            Change(fourth, {"w/d": b"4"}),
+            Change(fifth, {"w/a": None}),
         ]
 
     run(opener, tmp_path, scenario)
@@ -207,6 +247,7 @@ def test_a_watch_sees_past_and_coming_changes_of_its_prefix(opener: Opener, tmp_
 
 def test_a_cancelled_writer_leaves_no_gap_in_a_watch(opener: Opener, tmp_path: Path) -> None:
     async def scenario(store: Metastore) -> None:
+        base = await revision_of(store)
         writers = [asyncio.create_task(store.transact({}, {f"w/{i}": b""})) for i in range(30)]
         await asyncio.sleep(0)
         for writer in writers[::2]:
@@ -214,7 +255,7 @@ def test_a_cancelled_writer_leaves_no_gap_in_a_watch(opener: Opener, tmp_path: P
         await asyncio.gather(*writers, return_exceptions=True)
         await store.transact({}, {"w/end": b""})
         seen: dict[str, bytes | None] = {}
-        async for change in store.watch("w/", Revision(0)):
+        async for change in store.watch("w/", base):
             seen.update(change.values)
             if "w/end" in change.values:
                 break
@@ -224,31 +265,37 @@ def test_a_cancelled_writer_leaves_no_gap_in_a_watch(opener: Opener, tmp_path: P
 
 
 def test_a_watch_across_a_restart_sees_all_or_is_told(opener: Opener, tmp_path: Path) -> None:
+    made: list[Revision] = []
+
     async def before(store: Metastore) -> None:
-        await store.transact({}, {"a": b"1"})
-        await store.transact({}, {"a": b"2"})
+        made.append(await changed(store, {"a": b"1"}))
+        await changed(store, {"a": b"2"})
 
     async def after(store: Metastore) -> None:
         try:
-            assert (await take(store.watch("", Revision(1)), 1))[0].values == {"a": b"2"}
+            assert (await take(store.watch("", made[0]), 1))[0].values == {"a": b"2"}
         except Compacted:
-            watching = asyncio.create_task(take(store.watch("", (await store.list("")).revision), 1))
-            await store.transact({}, {"a": b"3"})
-            assert await watching == [Change(Revision(3), {"a": b"3"})]
+            watching = asyncio.create_task(take(store.watch("", await revision_of(store)), 1))
+            last = await changed(store, {"a": b"3"})
+            assert await watching == [Change(last, {"a": b"3"})]
 
     run(opener, tmp_path, before)
     run(opener, tmp_path, after)
 
 
 def test_everything_is_there_after_a_restart(opener: Opener, tmp_path: Path) -> None:
+    made: list[Revision] = []
+
     async def before(store: Metastore) -> None:
-        await store.transact({}, {"a": b"1", "b": b"2"})
-        await store.transact({}, {}, ["a"])
+        made.append(await changed(store, {"a": b"1", "b": b"2"}))
+        made.append(await changed(store, {}, ("a",)))
 
     async def after(store: Metastore) -> None:
         assert await store.list("") == (await store.list("b"))
-        assert await store.get("b") == KeyValue("b", b"2", Revision(1))
-        assert await store.transact({"a": ABSENT}, {"a": b"3"}) == 3
+        assert await store.get("b") == KeyValue("b", b"2", made[0])
+        last = await store.transact({"a": ABSENT}, {"a": b"3"})
+        assert last is not None
+        assert last > made[1]
 
     run(opener, tmp_path, before)
     run(opener, tmp_path, after)
@@ -281,127 +328,42 @@ class Model:
         return self.revision
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@settings(max_examples=40, deadline=None)
-@given(st.lists(TRANSACTIONS, max_size=12))
-def test_it_is_a_dict_with_revisions(
-    implementation: str, transactions: list[tuple[dict[str, int], dict[str, bytes], set[str]]]
-) -> None:
+def check_against_model(opener: Opener, transactions: list[tuple[dict[str, int], dict[str, bytes], set[str]]]) -> None:
+    """Revisions of the model are turned into those that the store gave."""
     model = Model()
+    given_by: dict[int, Revision] = {0: ABSENT}
 
     async def scenario(store: Metastore) -> None:
+        never = Revision(await revision_of(store) + 1_000_000)
         for conditions, puts, given_deletes in transactions:
             deletes = given_deletes - puts.keys()
-            numbered = {key: Revision(revision) for key, revision in conditions.items()}
-            assert await store.transact(numbered, puts, deletes) == model.transact(conditions, puts, deletes)
+            numbered = {key: given_by.get(revision, never) for key, revision in conditions.items()}
+            expected, before = model.transact(conditions, puts, deletes), await revision_of(store)
+            revision = await store.transact(numbered, puts, deletes)
+            assert (revision is None) == (expected is None)
+            if revision is not None and expected is not None:
+                given_by.setdefault(expected, revision)
+                assert revision >= before
             listing = await store.list("")
-            assert {i.key: (i.value, i.revision) for i in listing.items} == model.items
-            assert listing.revision == model.revision
+            assert {i.key: (i.value, i.revision) for i in listing.items} == {
+                key: (value, given_by[at]) for key, (value, at) in model.items.items()
+            }
 
     with tempfile.TemporaryDirectory() as directory:
-        run(IMPLEMENTATIONS[implementation], Path(directory), scenario)
+        run(opener, Path(directory), scenario)
 
 
-# ---- the embedded one
+@settings(max_examples=40)
+@given(st.lists(TRANSACTIONS, max_size=12))
+def test_the_embedded_one_is_a_dict_with_revisions(
+    transactions: list[tuple[dict[str, int], dict[str, bytes], set[str]]],
+) -> None:
+    check_against_model(IMPLEMENTATIONS["embedded"], transactions)
 
 
-def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
-    async def scenario(store: Metastore) -> None:
-        with pytest.raises(Conflict, match="another control process"):
-            open_embedded(tmp_path)
-
-    run(open_embedded, tmp_path, scenario)
-    run(open_embedded, tmp_path, lambda store: store.transact({}, {"a": b""}))  # type: ignore[arg-type, return-value]
-
-
-async def fill(store: Metastore) -> None:
-    for i in range(1000):
-        await store.transact({}, {f"k{i}": b"v" * MAX_VALUE_SIZE})
-
-
-def test_a_full_store_says_so_keeps_what_it_has_and_goes_on(tmp_path: Path) -> None:
-    async def scenario(store: Metastore) -> None:
-        await store.transact({}, {"first": b"kept"})
-        with pytest.raises(NoSpace, match="free disk space"):
-            await fill(store)
-        keys = [item.key for item in (await store.list("k")).items]
-        assert len(keys) > 1
-        assert (await store.list("")).revision == len(keys) + 1
-        await store.transact({}, {}, keys)
-        await store.transact({}, {"first": b"kept"})  # LMDB uses pages again from the second commit on
-        assert await store.transact({}, {"k": b"v" * MAX_VALUE_SIZE})
-        kept = await store.get("first")
-        assert kept is not None
-        assert kept.value == b"kept"
-
-    run(lambda directory: open_embedded(directory, map_size_bytes=4 * MIB), tmp_path, scenario)
-
-
-def test_changes_that_fell_out_of_memory_are_compacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert HISTORY > 100
-    monkeypatch.setattr("blockstore.control.metastore.embedded.HISTORY", 3)
-
-    async def scenario(store: Metastore) -> None:
-        for i in range(5):
-            await store.transact({}, {"a": str(i).encode()})
-        with pytest.raises(Compacted):
-            await take(store.watch("", Revision(1)), 1)
-        assert [c.revision for c in await take(store.watch("", Revision(2)), 3)] == [3, 4, 5]
-
-    run(open_embedded, tmp_path, scenario)
-
-
-def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(open_embedded, tmp_path, lambda store: store.transact({}, {"a": b""}))  # type: ignore[arg-type, return-value]
-    monkeypatch.setattr("blockstore.control.metastore.embedded._FORMAT", b"2")
-    with pytest.raises(Corrupt, match="format"):
-        run(open_embedded, tmp_path, lambda store: store.list(""))  # type: ignore[arg-type, return-value]
-
-
-def test_a_file_that_is_no_metastore_is_corrupt(tmp_path: Path) -> None:
-    (tmp_path / "data.mdb").write_bytes(b"not LMDB" * 4096)
-    with pytest.raises(CairnError, match="cannot open the metastore"):
-        run(open_embedded, tmp_path, lambda store: store.list(""))  # type: ignore[arg-type, return-value]
-
-
-_WRITER = """
-import asyncio, sys
-from pathlib import Path
-from blockstore.control.metastore.embedded import open_embedded
-
-async def main():
-    store = open_embedded(Path(sys.argv[1]))
-    i = int((await store.get("n")).value) if await store.get("n") else 0
-    while True:
-        i += 1
-        await store.transact({}, {"n": str(i).encode(), f"twin/{i}": b"x" * 100})
-        print(i, flush=True)
-
-asyncio.run(main())
-"""
-
-
-def test_what_was_answered_survives_sigkill(tmp_path: Path) -> None:
-    answered = 0
-    for round_number in range(3):
-        process = subprocess.Popen(
-            [sys.executable, "-c", _WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=os.environ
-        )
-        assert process.stdout is not None
-        for line in process.stdout:
-            answered = int(line)
-            if answered >= (round_number + 1) * 50:
-                break
-        process.send_signal(signal.SIGKILL)
-        answered = max([answered, *(int(line) for line in process.stdout if line.endswith("\n"))])
-        process.wait(LIMIT_S)
-        process.stdout.close()
-
-        async def check(store: Metastore, least: int = answered) -> None:
-            now = await store.get("n")
-            assert now is not None
-            assert int(now.value) in (least, least + 1)
-            assert len((await store.list("twin/")).items) == int(now.value)
-            assert (await store.list("")).revision == int(now.value)
-
-        run(open_embedded, tmp_path, check)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(TRANSACTIONS, max_size=12))
+def test_etcd_is_a_dict_with_revisions(
+    etcd: EtcdServer, transactions: list[tuple[dict[str, int], dict[str, bytes], set[str]]]
+) -> None:
+    check_against_model(IMPLEMENTATIONS["etcd"], transactions)

@@ -119,14 +119,14 @@ def test_a_change_whose_commit_failed_never_was(tmp_path: Path, monkeypatch: pyt
         store = open_embedded(tmp_path, MIB)
         await store.transact({}, {"k/1": b"old"})
         before = await store.list("k/")
-        remember = store._remember
+        remember = store._history.add
 
         def fail(change: Change) -> None:
             remember(change)
             raise lmdb.DiskError("as a disk that is full says at the commit")
 
         with monkeypatch.context() as failing:
-            failing.setattr(store, "_remember", fail)
+            failing.setattr(store._history, "add", fail)
             with pytest.raises(NoSpace):
                 await store.transact({}, {"k/1": b"lost", "k/2": b"lost"})
         assert await store.list("k/") == before

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import grpc
 
 from blockstore.errors import NotFound, QuorumUnavailable
-from blockstore.grpc_endpoint import open_channel
+from blockstore.grpc_endpoint import open_control_channel
 from blockstore.grpc_errors import cairn_errors
 from blockstore.grpc_parts import Answer, whole
 from blockstore.rpc import control_pb2 as pb
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: A daemon that was just started may still be on its way to listening.
 CONNECT_TIMEOUT_S: Final = 5.0
+#: Of several controls, another one may be about to take over: a lease of 5 s by default, and an election.
+TAKE_OVER_TIMEOUT_S: Final = 15.0
 #: Creating, deleting and resizing wait for nodes; each of those calls has 5 s by default.
 CALL_TIMEOUT_S: Final = 30.0
 #: Opening a volume has 30 s at control by default; the answer comes after that.
@@ -39,7 +41,7 @@ T = TypeVar("T")
 
 
 class ControlClient:
-    """Control at one address. Each call raises the CairnError that control answered."""
+    """Control at one address, or the active one of several. Each call raises the CairnError that control answered."""
 
     def __init__(self, address: str, stub: "ControlAsyncStub", snapshots: "SnapshotsAsyncStub") -> None:
         self.address = address
@@ -84,13 +86,23 @@ class ControlClient:
 
 
 @asynccontextmanager
-async def connected(address: str, timeout_s: float = CONNECT_TIMEOUT_S) -> AsyncIterator[ControlClient]:
-    """A client of control at `address`. Raises QuorumUnavailable where nothing answers there."""
-    async with open_channel(address) as channel:
+async def connected(address: str, timeout_s: float | None = None) -> AsyncIterator[ControlClient]:
+    """A client of control at `address`, or of the active one of several, with commas between them.
+
+    timeout_s: None for what fits one, or several. Raises QuorumUnavailable where nothing answers there.
+    """
+    several = "," in address
+    timeout_s = timeout_s or (TAKE_OVER_TIMEOUT_S if several else CONNECT_TIMEOUT_S)
+    async with open_control_channel(address) as channel:
         try:
             async with asyncio.timeout(timeout_s):
                 await channel.channel_ready()
         except (TimeoutError, grpc.aio.UsageError) as error:
+            if several:
+                raise QuorumUnavailable(
+                    f"none of the controls at {address} is active: see what each says (`cairn status --control "
+                    "HOST:PORT`), and whether etcd answers"
+                ) from error
             raise QuorumUnavailable(
                 f"no control answers at {address}: start a cluster with `cairn up`, "
                 "or say where one is with --control HOST:PORT or CAIRN_CONTROL"

@@ -220,4 +220,10 @@ def status(value: pb.StatusResponse) -> Document:
         ],
         "nodes": [node(each) for each in value.nodes],
         "front_ends": [front_end(each) for each in value.front_ends],
+        "controls": [{"address": each.address, "state": control_state(each)} for each in value.controls],
     }
+
+
+def control_state(value: pb.ControlInfo) -> str:
+    """active, or standing-by."""
+    return "active" if value.active else "standing-by"

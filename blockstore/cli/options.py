@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, TypeVar, cast, get_args
 
 import typer
 
-from blockstore.config import option_name, split_address
+from blockstore.config import option_name, split_addresses
 from blockstore.errors import InvalidRequest
 from blockstore.units import parse_size
 
@@ -38,8 +38,9 @@ ControlOption = Annotated[
     typer.Option(
         "--control",
         envvar=CONTROL_VARIABLE,
-        metavar="HOST:PORT",
-        help="Address of control; without it the cluster of --state, if one was started there, else 127.0.0.1:7300.",
+        metavar="HOST:PORT,...",
+        help="Address of control, or of each of several; without it the cluster of --state, if one was started there, "
+        "else 127.0.0.1:7300.",
         show_default=False,
     ),
 ]
@@ -110,10 +111,9 @@ def key_values(texts: list[str], option: str) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def checked_address(text: str) -> str:
-    """`text`, if it is HOST:PORT. Raises InvalidRequest."""
-    split_address(text)
-    return text
+def checked_addresses(text: str) -> str:
+    """`text`, if it is HOST:PORT, or several with commas between them. Raises InvalidRequest."""
+    return ",".join(split_addresses(text))
 
 
 Settings = TypeVar("Settings")
@@ -142,7 +142,7 @@ def _parameter(each: "dataclasses.Field[Any]") -> inspect.Parameter:
     option = typer.Option(
         option_name(each.name),
         help=each.metadata["help"],
-        envvar=CONTROL_VARIABLE if each.name == "control" else None,
+        envvar=_variable(each.name),
         parser=size_bytes if is_size else None,
         metavar="SIZE" if is_size else None,
         show_default=_size_text(each.default) if is_size else True,
@@ -151,6 +151,13 @@ def _parameter(each: "dataclasses.Field[Any]") -> inspect.Parameter:
     default = str(each.default) if is_size else each.default
     annotation = Annotated[each.type, option]  # type: ignore[name-defined]
     return inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _variable(name: str) -> str | None:
+    """The environment variable that sets the option as well: where a unit file names it once for several daemons."""
+    if name == "control":
+        return CONTROL_VARIABLE
+    return f"CAIRN_{name.upper()}" if name.startswith("metastore") else None
 
 
 def _size_text(size: Any) -> str:

@@ -15,7 +15,7 @@ from blockstore.units import BLOCK_SIZE, format_size
 
 _COLORS = {
     "available": "green", "in-use": "green", "up": "green", "serving": "green", "healthy": "green",
-    "completed": "green", "pending": "yellow",
+    "completed": "green", "pending": "yellow", "active": "green",
     "creating": "yellow", "deleting": "yellow", "catching-up": "yellow", "filling": "yellow", "opening": "yellow",
     "warning": "yellow", "degraded": "yellow", "unknown": "yellow", "full": "red",
     "error": "red", "down": "red", "unavailable": "red", "failed": "red", "fenced": "red",
@@ -176,9 +176,15 @@ def status(value: pb.StatusResponse) -> RenderableType:
         ("HYDRATION", _hydrating(value)),
         ("NODES", nodes(list(value.nodes))),
         ("FRONT-ENDS", _front_ends(value) if value.front_ends else Text("no front-end; start one: cairn nbd run")),
+        ("CONTROLS", _controls(value) if len(value.controls) > 1 else None),
     ):
         parts += [Text(), Text(title, style="bold underline"), part] if part else []
     return Group(*parts)
+
+
+def _controls(value: pb.StatusResponse) -> RenderableType:
+    """In the order in which they take over."""
+    return grid(("ADDRESS", "STATE"), [(each.address, state(documents.control_state(each))) for each in value.controls])
 
 
 def _hydrating(value: pb.StatusResponse) -> RenderableType | None:

@@ -1,14 +1,15 @@
-"""The control process: the embedded metastore, the services Control and Snapshots, and the reconcile loop.
+"""The control process: a metastore, the services Control and Snapshots, and the reconcile loop.
 
-It ends cleanly on SIGTERM and SIGINT, and by itself when the metastore fails: then nothing that it
-says could be relied on. The address that it listens at, with the port that it got, is in the file
-`address` of its state directory while it runs.
+With the embedded metastore it is the only one, and active from its start; with etcd it may be one of several, and
+stands by until it is its turn (blockstore/control/succession.py). It ends cleanly on SIGTERM and SIGINT, and by
+itself when the metastore fails for good: then nothing that it says could be relied on. The address that it
+listens at, with the port that it got, is in the file `address` of its state directory while it runs.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 
 import structlog
@@ -18,9 +19,13 @@ from blockstore.control.catalog import Catalog
 from blockstore.control.clock import now_ms
 from blockstore.control.creation import Creation
 from blockstore.control.floors import Floors
+from blockstore.control.gate import Gate
 from blockstore.control.hydration import Hydrations
+from blockstore.control.leadership import ControlPlace, Roster
 from blockstore.control.maintenance import Upkeep
 from blockstore.control.metastore.embedded import open_embedded
+from blockstore.control.metastore.etcd_address import read_address
+from blockstore.control.metastore.etcd_client import EtcdClient
 from blockstore.control.metastore.interface import Metastore
 from blockstore.control.peers import Peers
 from blockstore.control.pins import Unpinning
@@ -29,14 +34,15 @@ from blockstore.control.reconcile import Reconciler
 from blockstore.control.registrar import Registrar
 from blockstore.control.scrubbing import Scrubbing
 from blockstore.control.sealing import Sealing
-from blockstore.control.service import ControlService
+from blockstore.control.service import Controls, ControlService
 from blockstore.control.shipping import Shipping
 from blockstore.control.snapshot_catalog import SnapshotCatalog
 from blockstore.control.snapshot_service import SnapshotService
 from blockstore.control.store_warden import StoreWarden
+from blockstore.control.succession import Succession
 from blockstore.daemon import stop_signals, write_address
+from blockstore.errors import QuorumUnavailable
 from blockstore.grpc_endpoint import Endpoint
-from blockstore.rpc import control_pb2, control_pb2_grpc, snapshot_pb2, snapshot_pb2_grpc
 
 _log = structlog.get_logger(__name__)
 
@@ -49,42 +55,108 @@ GRACE_S: Final = 1.0
 async def run(settings: ControlSettings) -> None:
     """Serve until SIGTERM or SIGINT. Raises CairnError where it cannot start, or cannot go on."""
     stopped = stop_signals()
-    async with serving(settings) as (address, reconciling):
-        _log.info("control listens", address=address, state=str(settings.state))
-        ends: list[asyncio.Future[Any]] = [stopped, reconciling]
+    async with serving(settings) as (address, working):
+        metastore = settings.metastore or str(settings.state)
+        _log.info("control listens", address=address, metastore=metastore)
+        ends: list[asyncio.Future[Any]] = [stopped, working]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         _log.info("control stops", address=address)
-        if reconciling.done():
-            reconciling.result()
+        if working.done():
+            working.result()
 
 
 @asynccontextmanager
 async def serving(settings: ControlSettings) -> AsyncIterator[tuple[str, asyncio.Task[None]]]:
-    """Control at work: its address, and the reconcile loop, which ends only by failing."""
+    """Control at work, or standing by: its address, and what it does, which ends only by failing."""
     address_file = settings.state / ADDRESS_FILE
-    store = open_embedded(settings.state, settings.map_size_bytes)
-    try:
+    etcd = read_address(settings)
+    async with AsyncExitStack() as stack:
+        store = None if etcd else open_embedded(settings.state, settings.map_size_bytes)
+        if store:
+            stack.push_async_callback(store.close)
+        settings.state.mkdir(parents=True, exist_ok=True)
         address_file.unlink(missing_ok=True)
-        peers = Peers(settings)
-        endpoint, reconciler, floors = await assemble(settings, store, peers)
+        endpoint = Endpoint(settings.listen, settings.advertise)
+        gate = Gate(endpoint)
+        await gate.shut()
         await endpoint.start()
-        reconciling = asyncio.ensure_future(reconciler.run())
+        work = _alone(settings, gate, store, endpoint.address) if store else _on_etcd(settings, gate, endpoint.address)
+        working = asyncio.ensure_future(work)
         try:
+            if store:
+                await _opened(gate, working)
             write_address(address_file, endpoint.address)
-            yield endpoint.address, reconciling
+            yield endpoint.address, working
         finally:
             address_file.unlink(missing_ok=True)
             await endpoint.stop(GRACE_S)
-            reconciling.cancel()
-            await asyncio.gather(reconciling, return_exceptions=True)
-            await peers.keep_only(())
-            await floors.save()
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+
+async def _opened(gate: Gate, working: "asyncio.Task[None]") -> None:
+    """Until calls are answered. Raises what keeps them from it."""
+    opened = asyncio.ensure_future(gate.opened.wait())
+    try:
+        await asyncio.wait([opened, working], return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
     finally:
-        await store.close()
+        opened.cancel()
 
 
-async def assemble(settings: ControlSettings, store: Metastore, peers: Peers) -> tuple[Endpoint, Reconciler, Floors]:
-    """The parts of control, joined; neither the endpoint nor the loop runs yet."""
+async def _alone(settings: ControlSettings, gate: Gate, store: Metastore, address: str) -> None:
+    """Active from now on."""
+    async with _tenure(settings, gate, store, lambda: (ControlPlace(address, active=True),)) as reconciling:
+        await reconciling
+
+
+async def _on_etcd(settings: ControlSettings, gate: Gate, address: str) -> None:
+    """Active whenever it is its turn."""
+    etcd = read_address(settings)
+    assert etcd is not None
+    client = EtcdClient(etcd)
+    roster = Roster(client)
+    succession = Succession(
+        client,
+        roster,
+        gate,
+        lambda store: _tenure(settings, gate, store, roster.places),
+        address=address,
+        lease_s=settings.leader_lease_s,
+    )
+    try:
+        await succession.run()
+    finally:
+        await client.close()
+
+
+@asynccontextmanager
+async def _tenure(
+    settings: ControlSettings, gate: Gate, store: Metastore, controls: Controls
+) -> AsyncIterator["asyncio.Task[None]"]:
+    """Control at work as the active one: the reconcile loop, which ends only by failing."""
+    peers = Peers(settings)
+    services, reconciler, floors = await assemble(settings, store, peers, controls)
+    reconciling = asyncio.ensure_future(reconciler.run())
+    try:
+        await gate.open(*services)
+        yield reconciling
+    finally:
+        await gate.shut()
+        reconciling.cancel()
+        await asyncio.gather(reconciling, return_exceptions=True)
+        await peers.keep_only(())
+        # All that is not saved is told again with the next heartbeat.
+        with suppress(QuorumUnavailable, TimeoutError):
+            async with asyncio.timeout(GRACE_S):
+                await floors.save()
+
+
+async def assemble(
+    settings: ControlSettings, store: Metastore, peers: Peers, controls: Controls
+) -> tuple[tuple[ControlService, SnapshotService], Reconciler, Floors]:
+    """The parts of control, joined; nothing of it runs yet. controls: who is in the status."""
     catalog, snapshots = Catalog(store), SnapshotCatalog(store)
     presence = Presence(settings.lease_s, time.monotonic, now_ms)
     floors = Floors(catalog)
@@ -107,18 +179,9 @@ async def assemble(settings: ControlSettings, store: Metastore, peers: Peers) ->
     creation = Creation(catalog, snapshots, presence, reconciler, settings.placement)
     warden = StoreWarden(snapshots, presence, reconciler, shipping, settings.lease_s)
     control = ControlService(
-        catalog, snapshots, presence, reconciler, registrar, creation=creation, scrubbing=scrubbing
+        catalog, snapshots, presence, reconciler, registrar, creation=creation, scrubbing=scrubbing, controls=controls
     )
     snapshot = SnapshotService(
         catalog, snapshots, presence, reconciler, sealing=sealing, shipping=shipping, warden=warden
     )
-    endpoint = Endpoint(settings.listen)
-    control_pb2_grpc.add_ControlServicer_to_server(control, endpoint.server)
-    snapshot_pb2_grpc.add_SnapshotsServicer_to_server(snapshot, endpoint.server)
-    endpoint.add_names(
-        [
-            control_pb2.DESCRIPTOR.services_by_name["Control"].full_name,
-            snapshot_pb2.DESCRIPTOR.services_by_name["Snapshots"].full_name,
-        ]
-    )
-    return endpoint, reconciler, floors
+    return (control, snapshot), reconciler, floors

@@ -6,7 +6,7 @@ the registrar. Errors are those of blockstore.errors; the endpoint's interceptor
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,6 +16,7 @@ from blockstore.control import transitions
 from blockstore.control.catalog import Catalog, attached_to, replicas_by_node
 from blockstore.control.clock import now_ms
 from blockstore.control.creation import CREATE_WAIT_S, Creation
+from blockstore.control.leadership import ControlPlace
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import Reconciler
 from blockstore.control.records import FrontEnd, Volume, check_client
@@ -34,6 +35,9 @@ _log = structlog.get_logger(__name__)
 
 _Context = Any
 
+Controls = Callable[[], Sequence[ControlPlace]]
+"""The control processes of the cluster, the active one first."""
+
 
 class ControlService(control_pb2_grpc.ControlServicer):
     """Serves the calls of control.proto."""
@@ -48,6 +52,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         *,
         creation: Creation,
         scrubbing: Scrubbing,
+        controls: Controls,
     ) -> None:
         self._scrubbing = scrubbing
         self._catalog = catalog
@@ -56,6 +61,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self._reconciler = reconciler
         self._registrar = registrar
         self._creation = creation
+        self._controls = controls
 
     # ---- volumes
 
@@ -159,6 +165,12 @@ class ControlService(control_pb2_grpc.ControlServicer):
     ) -> AsyncIterator[control_pb2.StatusResponse]:
         observer = await self._observer()
         for part in observer.status(await self._catalog.volumes(), await self._catalog.tombstones()):
+            yield part
+        places = self._controls()
+        for part in in_parts(
+            control_pb2.StatusResponse(),
+            controls=(control_pb2.ControlInfo(address=each.address, active=each.active) for each in places),
+        ):
             yield part
 
     async def GetVolumeHealth(

@@ -14,7 +14,7 @@ from blockstore.control.records import MAX_INSTANCE
 from blockstore.domain import DaemonId, SnapshotId, VolumeId
 from blockstore.errors import InvalidRequest
 
-#: Each is three operations of one transaction of the metastore, which takes 128.
+#: Each is at most three changes, and two conditions, of one transaction of the metastore, which takes 120 of each.
 MAX_VOLUMES: Final = 32
 MAX_DESCRIPTION: Final = 1024
 MAX_REASON: Final = 1024

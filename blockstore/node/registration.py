@@ -15,7 +15,7 @@ import structlog
 from blockstore.config import NodeSettings
 from blockstore.domain import ReplicaId
 from blockstore.errors import NotFound
-from blockstore.grpc_endpoint import open_channel
+from blockstore.grpc_endpoint import open_control_channel
 from blockstore.grpc_errors import cairn_errors
 from blockstore.heartbeat import beat
 from blockstore.node.node import Node
@@ -34,7 +34,7 @@ class Registration:
         self._settings = settings
         self._address = address
         self._instance = secrets.token_hex(8)
-        self._channel = open_channel(settings.control)
+        self._channel = open_control_channel(settings.control)
         self._control = control_pb2_grpc.ControlStub(self._channel)
 
     async def run(self) -> None:

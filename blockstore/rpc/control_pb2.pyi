@@ -1075,6 +1075,7 @@ class StatusResponse(_message.Message):
     VOLUMES_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
     FRONT_ENDS_FIELD_NUMBER: _builtins.int
+    CONTROLS_FIELD_NUMBER: _builtins.int
     healthy: _builtins.bool
     """Nothing is degraded or unavailable; there may be warnings."""
     @_builtins.property
@@ -1085,6 +1086,10 @@ class StatusResponse(_message.Message):
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Node]: ...
     @_builtins.property
     def front_ends(self) -> _containers.RepeatedCompositeFieldContainer[Global___FrontEndInfo]: ...
+    @_builtins.property
+    def controls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ControlInfo]:
+        """Of this cluster, the active one first."""
+
     def __init__(
         self,
         *,
@@ -1093,14 +1098,39 @@ class StatusResponse(_message.Message):
         volumes: _abc.Iterable[Global___VolumeHealth] | None = ...,
         nodes: _abc.Iterable[Global___Node] | None = ...,
         front_ends: _abc.Iterable[Global___FrontEndInfo] | None = ...,
+        controls: _abc.Iterable[Global___ControlInfo] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["front_ends", b"front_ends", "healthy", b"healthy", "nodes", b"nodes", "problems", b"problems", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controls", b"controls", "front_ends", b"front_ends", "healthy", b"healthy", "nodes", b"nodes", "problems", b"problems", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusResponse: _TypeAlias = StatusResponse  # noqa: Y015
+
+@_typing.final
+class ControlInfo(_message.Message):
+    """A control process. One of a metastore is active; the others stand by, to take over where it ends."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    active: _builtins.bool
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        active: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "address", b"address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ControlInfo: _TypeAlias = ControlInfo  # noqa: Y015
 
 @_typing.final
 class RegisterNodeRequest(_message.Message):

@@ -14,21 +14,16 @@ import asyncio
 import fcntl
 import os
 import struct
-import threading
-from bisect import insort
-from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import takewhile
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
 import lmdb
 
+from blockstore.control.metastore.history import History, Listings
 from blockstore.control.metastore.interface import (
     Change,
-    Compacted,
     KeyValue,
     Listing,
     Revision,
@@ -56,14 +51,12 @@ class EmbeddedMetastore:
         self._writer = ThreadPoolExecutor(1, "metastore")
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
-        self._history: deque[Change] = deque(maxlen=HISTORY)
-        self._history_lock = threading.Lock()
-        self._listings: dict[str, Listing] = {}
-        """The last one of each prefix: control asks for a few, many times a second, and little changes between."""
         self._broken: CairnError | None = None
         self._revision = self._check_format()
-        self._started_at = self._committed = self._revision
+        self._committed = self._revision
         """self._committed: as the writer's thread knows it; self._revision: as watchers were told."""
+        self._history = History(self._revision, HISTORY)
+        self._listings = Listings(self._history)
 
     async def get(self, key: str) -> KeyValue | None:
         check_key(key)
@@ -76,11 +69,8 @@ class EmbeddedMetastore:
         self._check_usable()
         with self._environment.begin(self._keys) as transaction:
             revision = _read_revision(transaction, self._meta)
-            items = self._follow(prefix, revision)
-            if items is None:
-                items = _read(transaction, prefix)
-        listing = self._listings[prefix] = Listing(revision, items)
-        return listing
+            followed = self._listings.follow(prefix, revision)
+            return followed or self._listings.keep(prefix, Listing(revision, _read(transaction, prefix)))
 
     async def transact(
         self,
@@ -96,7 +86,7 @@ class EmbeddedMetastore:
     async def watch(self, prefix: str, after: Revision) -> AsyncIterator[Change]:
         while True:
             changed = self._changed
-            for change in self._changes(after, self._revision):
+            for change in self._history.between(after, self._revision):
                 values = {key: value for key, value in change.values.items() if key.startswith(prefix)}
                 after = change.revision
                 if values:
@@ -122,35 +112,6 @@ class EmbeddedMetastore:
         if self._broken is not None:
             raise self._broken
 
-    def _follow(self, prefix: str, revision: Revision) -> tuple[KeyValue, ...] | None:
-        """The keys under `prefix` out of its last listing and the changes since; None where these do not tell."""
-        last = self._listings.get(prefix)
-        if last is None:
-            return None
-        try:
-            changes = self._changes(last.revision, revision)
-        except Compacted:
-            return None
-        changed = {key: (value, each.revision) for each in changes for key, value in each.values.items()}
-        changed = {key: now for key, now in changed.items() if key.startswith(prefix)}
-        if not changed:
-            return last.items
-        items = [each for each in last.items if each.key not in changed]
-        for key, (value, at) in changed.items():
-            if value is not None:
-                # By characters: in UTF-8 that is the order of the bytes.
-                insort(items, KeyValue(key, value, at), key=attrgetter("key"))
-        return tuple(items)
-
-    def _changes(self, after: Revision, until: Revision) -> tuple[Change, ...]:
-        """Those with a revision above `after`, up to `until`, oldest first. Raises Compacted where one is not held."""
-        with self._history_lock:
-            held_above = self._history[0].revision - 1 if self._history else self._started_at
-            if after < held_above:
-                raise Compacted(f"changes above revision {after} are no longer held, only above {held_above}")
-            newest_first = tuple(takewhile(lambda change: change.revision > after, reversed(self._history)))
-        return tuple(each for each in reversed(newest_first) if each.revision <= until)
-
     def _commit(
         self, conditions: Mapping[str, Revision], puts: Mapping[str, bytes], deletes: Iterable[str]
     ) -> Revision | None:
@@ -165,9 +126,9 @@ class EmbeddedMetastore:
                 if not change.values:
                     return before
                 transaction.put(b"revision", _REVISION.pack(change.revision), db=self._meta)
-                self._remember(change)
+                self._history.add(change)
         except (lmdb.MapFullError, lmdb.DiskError) as error:
-            self._forget_uncommitted()
+            self._history.forget_above(self._committed)
             raise NoSpace(f"no room in the metastore at {self._directory}: {error}; free disk space there") from error
         except lmdb.Error as error:
             self._broken = CairnError(f"the metastore at {self._directory} failed: {error}; control must start anew")
@@ -191,15 +152,6 @@ class EmbeddedMetastore:
             if transaction.delete(key.encode(), db=self._keys):
                 values[key] = None
         return values
-
-    def _remember(self, change: Change) -> None:
-        with self._history_lock:
-            self._history.append(change)
-
-    def _forget_uncommitted(self) -> None:
-        with self._history_lock:
-            while self._history and self._history[-1].revision > self._committed:
-                self._history.pop()
 
     def _publish(self, revision: Revision) -> None:
         self._revision = revision

@@ -1,8 +1,9 @@
 """What the control plane asks of its store: compare-and-swap on keys, transactions, and watch.
 
-The model is etcd's, so that etcd fits behind it: the store has one revision, which grows by one
-with each transaction that changes something; a key carries the revision of its last change; a
-condition names the revision that a key must still have, 0 for a key that must be absent. A revision
+The model is etcd's, so that etcd fits behind it: the store has one revision, which grows with each
+transaction that changes something (and may grow besides, where others share the etcd); a key carries the
+revision of its last change; a condition names the revision that a key must still have, 0 for a key that
+must be absent. A revision
 is never used again, so a key that was deleted and made anew never satisfies an old condition.
 
 Invariants that every implementation keeps (tests/test_metastore.py runs them all):
@@ -27,8 +28,11 @@ ABSENT: Final = Revision(0)
 MAX_KEY_SIZE: Final = 400
 #: A volume's record has some hundred bytes a segment; etcd refuses requests over 1.5 MiB.
 MAX_VALUE_SIZE: Final = 256 * 1024
-#: Conditions, puts and deletes of one transaction; etcd's default limit.
-MAX_OPERATIONS: Final = 128
+#: Conditions of one transaction, and its changes (puts and deletes) likewise; etcd's default limit for each
+#: of the two is 128, and some are the implementation's own.
+MAX_OPERATIONS: Final = 120
+#: Of all that one transaction puts; etcd refuses requests over 1.5 MiB.
+MAX_TRANSACTION_SIZE: Final = 1024 * 1024
 
 
 class Compacted(Conflict):
@@ -78,9 +82,10 @@ class Metastore(Protocol):
         """Make all puts and deletes if every key in `conditions` has that revision (0: is absent).
 
         Returns the store's revision after it, or None where a condition failed and nothing changed.
-        Deleting an absent key changes nothing. A put that was cancelled while it waited may still
-        happen. Raises InvalidRequest for a key that is both put and deleted or a size beyond the
-        limits, NoSpace where the store is full.
+        Deleting an absent key changes nothing, though the revision may grow. A put that was cancelled
+        while it waited may still happen. Raises InvalidRequest for a key that is both put and deleted or
+        a size beyond the limits, NoSpace where the store is full, and QuorumUnavailable where it is out
+        of reach: the message says whether the transaction may have happened.
         """
 
     def watch(self, prefix: str, after: Revision) -> AsyncIterator[Change]:
@@ -106,8 +111,10 @@ def check_transaction(conditions: Mapping[str, Revision], puts: Mapping[str, byt
         check_key(key)
     if both := deleted & puts.keys():
         raise InvalidRequest(f"a transaction both puts and deletes {sorted(both)[0]!r}")
-    if (operations := len(conditions) + len(puts) + len(deleted)) > MAX_OPERATIONS:
+    if (operations := max(len(conditions), len(puts) + len(deleted))) > MAX_OPERATIONS:
         raise InvalidRequest(f"a transaction of {operations} operations exceeds {MAX_OPERATIONS}")
+    if (size := sum(map(len, puts.values()))) > MAX_TRANSACTION_SIZE:
+        raise InvalidRequest(f"a transaction that puts {size} bytes exceeds {MAX_TRANSACTION_SIZE}")
     for key, value in puts.items():
         if len(value) > MAX_VALUE_SIZE:
             raise InvalidRequest(f"a value of {len(value)} bytes at {key!r} exceeds {MAX_VALUE_SIZE}")
