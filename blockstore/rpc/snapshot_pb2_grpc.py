@@ -146,7 +146,7 @@ class SnapshotsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchSnapshot(self, request, context):
-        """At each change, until it is completed, in error or gone.
+        """At each change, until it is not pending any more, or gone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

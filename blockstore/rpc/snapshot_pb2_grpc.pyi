@@ -43,7 +43,7 @@ class SnapshotsStub:
     """Answers once all of them are sealed (pending), or are in error."""
     GetSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.GetSnapshotRequest, _snapshot_pb2.Snapshot]
     WatchSnapshot: _grpc.UnaryStreamMultiCallable[_snapshot_pb2.GetSnapshotRequest, _snapshot_pb2.Snapshot]
-    """At each change, until it is completed, in error or gone."""
+    """At each change, until it is not pending any more, or gone."""
     ListSnapshots: _grpc.UnaryStreamMultiCallable[_snapshot_pb2.ListSnapshotsRequest, _snapshot_pb2.ListSnapshotsResponse]
     DeleteSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.DeleteSnapshotRequest, _snapshot_pb2.Snapshot]
     RetrySnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.RetrySnapshotRequest, _snapshot_pb2.Snapshot]
@@ -71,7 +71,7 @@ class SnapshotsAsyncStub(SnapshotsStub):
     """Answers once all of them are sealed (pending), or are in error."""
     GetSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.GetSnapshotRequest, _snapshot_pb2.Snapshot]  # type: ignore[assignment]
     WatchSnapshot: _aio.UnaryStreamMultiCallable[_snapshot_pb2.GetSnapshotRequest, _snapshot_pb2.Snapshot]  # type: ignore[assignment]
-    """At each change, until it is completed, in error or gone."""
+    """At each change, until it is not pending any more, or gone."""
     ListSnapshots: _aio.UnaryStreamMultiCallable[_snapshot_pb2.ListSnapshotsRequest, _snapshot_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
     DeleteSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.DeleteSnapshotRequest, _snapshot_pb2.Snapshot]  # type: ignore[assignment]
     RetrySnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.RetrySnapshotRequest, _snapshot_pb2.Snapshot]  # type: ignore[assignment]
@@ -114,7 +114,7 @@ class SnapshotsServicer(metaclass=_abc_1.ABCMeta):
         request: _snapshot_pb2.GetSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_snapshot_pb2.Snapshot], _abc.AsyncIterator[_snapshot_pb2.Snapshot]]:
-        """At each change, until it is completed, in error or gone."""
+        """At each change, until it is not pending any more, or gone."""
 
     @_abc_1.abstractmethod
     def ListSnapshots(
