@@ -139,6 +139,8 @@ class ChainService:
                 yield adopt.to_message(each)
 
     async def RotateKey(self, request: pb.RotateKeyRequest, context: Context) -> pb.RotateKeyResponse:
+        # Another cluster's keyring would not open what this one's wraps, and the old ones go.
+        await self._parts.repository.check_owner(self._parts.cluster)
         keyring = await asyncio.to_thread(self._parts.keyring)
         count = await self._parts.repository.rotate(keyring)
         return pb.RotateKeyResponse(key=keyring.description, rewrapped=count)

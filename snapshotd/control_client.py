@@ -46,14 +46,21 @@ class ControlClient:
             await self._call("RegisterDaemon", request)
 
     async def report(
-        self, address: str, snapshots: Iterable[pb.SnapshotReport], known: Iterable[str], wait_s: float
+        self, address: str, snapshots: Iterable[pb.SnapshotReport], known: Iterable[str], wait_s: float, why: str
     ) -> pb.DaemonHeartbeatResponse:
         """Answered when the answer names other snapshots than `known`, or after wait_s.
 
+        why: what keeps it from writing to the object store, empty where nothing does.
         Raises NotFound where control does not know this daemon, Fenced where another process goes by its id.
         """
         request = pb.DaemonHeartbeatRequest(
-            daemon=self.daemon, instance=self.instance, address=address, snapshots=snapshots, known=known, wait_s=wait_s
+            daemon=self.daemon,
+            instance=self.instance,
+            address=address,
+            snapshots=snapshots,
+            known=known,
+            wait_s=wait_s,
+            why=why,
         )
         response: pb.DaemonHeartbeatResponse = await self._call("DaemonHeartbeat", request, wait_s)
         return response

@@ -26,6 +26,10 @@ _log = structlog.get_logger(__name__)
 
 #: Ships that read and hash at once: each holds some 20 MiB besides its packs.
 _ATTEMPTS: Final = 8
+#: Behind a root that could not be deleted: control names it with each heartbeat.
+_DROP_PAUSE_S: Final = 5.0
+#: A heartbeat does not wait longer for a store whose owner is looked at.
+_OWNER_TIMEOUT_S: Final = 1.0
 
 
 class Tasks:
@@ -52,6 +56,8 @@ class Tasks:
         self._ended: set[str] = set()
         """What was shipped, or given up, since the last heartbeat was sent."""
         self._drops: dict[str, asyncio.Task[None]] = {}
+        self._kept: dict[str, str] = {}
+        """Of each root that could not be deleted: why, as it was told."""
         self._known: frozenset[str] = frozenset()
         """What control's last answer named."""
 
@@ -76,7 +82,8 @@ class Tasks:
     async def _report(self) -> bool:
         self._ended.clear()
         reports = [pb.SnapshotReport(snapshot=each, progress=ship.progress.message()) for each, ship in self._running()]
-        response = await self._control.report(self.address, reports, self._known, self._settings.heartbeat_s)
+        why = await self._why_idle()
+        response = await self._control.report(self.address, reports, self._known, self._settings.heartbeat_s, why)
         self._known = frozenset([*(task.snapshot.id for task in response.ship), *response.drop])
         given = {task.snapshot.id: task for task in response.ship}
         for snapshot in self._ships.keys() - given.keys():
@@ -89,7 +96,22 @@ class Tasks:
                 self._begin(task)
         for snapshot in response.drop:
             self._begin_drop(snapshot)
+        self._kept = {snapshot: why for snapshot, why in self._kept.items() if snapshot in response.drop}
         return True
+
+    async def _why_idle(self) -> str:
+        """What keeps this daemon from writing to the store, as far as it knows; empty where nothing does."""
+        repository = self._packs.repository
+        if repository.owner == self._cluster:
+            return ""
+        try:
+            async with asyncio.timeout(_OWNER_TIMEOUT_S):
+                await repository.check_owner(self._cluster)
+        except TimeoutError:
+            return f"{repository.store.url} belonged to the cluster {repository.owner}, and does not answer"
+        except CairnError as error:
+            return str(error)
+        return ""
 
     def _running(self) -> list[tuple[str, Ship]]:
         return [(snapshot, ship) for snapshot, (ship, _) in self._ships.items()]
@@ -139,7 +161,10 @@ class Tasks:
             await self._control.drop(snapshot)
             _log.info("a deleted snapshot's root is gone from the object store", snapshot=snapshot)
         except CairnError as error:
-            _log.warning("a snapshot's root is not deleted yet", snapshot=snapshot, error=str(error))
+            if self._kept.get(snapshot) != str(error):
+                _log.warning("a snapshot's root is not deleted yet", snapshot=snapshot, error=str(error))
+                self._kept[snapshot] = str(error)
+            await asyncio.sleep(_DROP_PAUSE_S)
 
 
 async def _run(ship: Ship, after: "asyncio.Task[None] | None") -> None:

@@ -24,6 +24,7 @@ class MemoryDaemon(Beating):
         self.instance = f"instance-{instance}"
         self.repository = "the-repository"
         self.ships = True
+        self.why = ""
         self.cluster = ""
         self.tasks: dict[str, snapshot_pb2.ShipTask] = {}
         self.progress: dict[str, snapshot_pb2.ShipProgress] = {}
@@ -51,7 +52,7 @@ class MemoryDaemon(Beating):
 
     async def report(self, stub: Any) -> None:
         request = snapshot_pb2.DaemonHeartbeatRequest(
-            daemon=self.id, instance=self.instance, address=self.endpoint.address
+            daemon=self.id, instance=self.instance, address=self.endpoint.address, why=self.why
         )
         for snapshot in self.tasks:
             request.snapshots.add(snapshot=snapshot, progress=self.progress.get(snapshot))

@@ -6,9 +6,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
-from blockstore.errors import NotFound
+from blockstore.errors import Conflict, NotFound
 from blockstore.grpc_endpoint import Endpoint, open_channel
 from blockstore.grpc_errors import cairn_errors
 from blockstore.rpc import snapshot_pb2 as pb
@@ -45,15 +46,15 @@ class StuckStore(CountingStore):
 
 
 @asynccontextmanager
-async def _served(chain: Chain, directory: Path) -> AsyncIterator[Any]:
-    """A stub of the service of `chain`."""
+async def _served(chain: Chain, directory: Path, cluster: str = CLUSTER) -> AsyncIterator[Any]:
+    """A stub of the service of `chain`, in a cluster which may be another than the store's owner."""
     parts = chain.parts
     served = ChainParts(
         parts.repository,
         parts.packs,
         parts.reader,
         chain.catalog,
-        CLUSTER,
+        cluster,
         lambda: FileKeyring(directory / "keyring"),
     )
     endpoint = Endpoint("127.0.0.1:0")
@@ -78,6 +79,37 @@ def test_a_call_that_is_given_up_stops_its_work(tmp_path: Path) -> None:
             assert not store.given_up.is_set()
             call.cancel()
             await asyncio.wait_for(store.given_up.wait(), LIMIT_S)
+
+    asyncio.run(check())
+
+
+async def _whole(call: Any) -> None:
+    """Until it has ended, whether it answers once or with a stream."""
+    if isinstance(call, grpc.aio.UnaryStreamCall):
+        async for _ in call:
+            pass
+    else:
+        await call
+
+
+@pytest.mark.parametrize("name", ["RotateKey", "Prune", "Import", "Adopt"])
+def test_a_cluster_that_does_not_own_the_store_changes_nothing_in_it(tmp_path: Path, name: str) -> None:
+    """Keys that it wraps anew are for its own keyring, and the owner's would be gone."""
+    requests: dict[str, Any] = {
+        "RotateKey": pb.RotateKeyRequest(),
+        "Prune": pb.PruneRequest(),
+        "Import": iter([pb.ImportRequest(size_bytes=SIZE, last=True)]),
+        "Adopt": pb.AdoptRequest(),
+    }
+
+    async def check() -> None:
+        store = MemoryStore()
+        async with chain_at(tmp_path, CountingStore(store)) as chain, _served(chain, tmp_path, "another") as stub:
+            await chain.snapshot(1, SIZE, blocks(range(10)))
+            before = [info async for info in store.list()]
+            with pytest.raises(Conflict, match="belongs to the cluster"), cairn_errors():
+                await _whole(getattr(stub, name)(requests[name], timeout=LIMIT_S))
+            assert [info async for info in store.list()] == before
 
     asyncio.run(check())
 

@@ -98,6 +98,25 @@ def test_one_that_is_gone_is_told_with_what_to_do_and_forgotten_once_it_is_down(
     asyncio.run(check())
 
 
+def test_one_that_is_up_and_cannot_write_is_a_problem_until_it_can(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with cluster_at(tmp_path, nodes=1, daemons=1) as cluster, cluster.control() as control:
+            (daemon,) = cluster.daemons
+            daemon.why = "the repository belongs to the cluster x"
+
+            async def is_told() -> bool:
+                return "writes nothing to the object store: the repository" in await words_of(control, daemon.id)
+
+            async def is_well() -> bool:
+                return not await words_of(control, daemon.id)
+
+            await until(is_told, "a problem")
+            daemon.why = ""
+            await until(is_well, "no problem")
+
+    asyncio.run(check())
+
+
 async def _comes_back(cluster: Cluster, control: Control, daemon: MemoryDaemon) -> None:
     """It was not gone for good: it registers again."""
     cluster.daemons[0] = await daemon.restart()

@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import cast
 
+from structlog.testing import capture_logs
+
 from blockstore.config import SnapshotdSettings
 from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import BLOCK_SIZE, MIB, BlockNumber
@@ -27,6 +29,7 @@ class AskedControl(PlayedControl):
         self._now = pb.DaemonHeartbeatResponse()
         self._news = asyncio.Event()
         self.answers = 0
+        self.why = ""
         self.dropped: list[str] = []
 
     def say(self, *, ship: Iterable[pb.ShipTask] = (), drop: Iterable[str] = ()) -> None:
@@ -37,8 +40,9 @@ class AskedControl(PlayedControl):
         return pb.RegisterDaemonResponse(cluster=CLUSTER)
 
     async def report(
-        self, address: str, snapshots: Iterable[pb.SnapshotReport], known: Iterable[str], wait_s: float
+        self, address: str, snapshots: Iterable[pb.SnapshotReport], known: Iterable[str], wait_s: float, why: str
     ) -> pb.DaemonHeartbeatResponse:
+        self.why = why
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self._news.wait()
@@ -127,6 +131,29 @@ def test_the_same_task_again_goes_on_as_it_was(tmp_path: Path) -> None:
                 assert control.calls == 1
                 assert len([key for key, _ in here.store.puts if key.startswith(SHARDS)]) == 1
             assert await here.content(1) == bytes(content)
+
+    in_loop(check)
+
+
+def test_a_store_that_another_cluster_owns_is_told_and_not_asked_all_the_time(tmp_path: Path) -> None:
+    """A root that cannot be deleted is named with every heartbeat; and what is so is said once."""
+
+    async def check() -> None:
+        async with shipping(tmp_path) as (here, _, _):
+            await here.ship(1, 1).run()
+            async with _running(here) as control:
+                await until(lambda: control.answers > 1, "it is heard")
+                assert control.why == ""
+                await here.parts.repository.take_over("another")
+                with capture_logs() as logs:
+                    control.say(drop=[snapshot_id(1)])
+                    heard = control.answers
+                    await until(lambda: control.answers > heard + 5, "it is heard some more")
+                assert "belongs to the cluster another" in control.why
+                assert len([each for each in logs if each["log_level"] == "warning"]) == 1
+                await here.parts.repository.take_over(CLUSTER)
+                await until(lambda: control.dropped == [snapshot_id(1)], "it is dropped")
+                await until(lambda: control.why == "", "nothing is in its way")
 
     in_loop(check)
 

@@ -73,8 +73,9 @@ def refuse_damage(problems: Sequence[pb.StoreProblem]) -> None:
         needing = sorted({snapshot for each in problems for snapshot in each.snapshots})
         raise Corrupt(
             f"{len(problems)} object{'s' if len(problems) > 1 else ''} of the store "
-            f"{'are' if len(problems) > 1 else 'is'} damaged; needed by {', '.join(needing) or 'no snapshot'}: "
-            "put back an older copy of the object, or delete those snapshots; the others are whole"
+            f"{'are' if len(problems) > 1 else 'is'} not as {'they' if len(problems) > 1 else 'it'} should be; "
+            f"concerned: {', '.join(needing) or 'no snapshot'}. Put back what is damaged or gone from an older copy, "
+            "or delete those snapshots; the others are whole"
         )
 
 

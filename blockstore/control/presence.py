@@ -41,10 +41,11 @@ class FrontEndWord:
 
 @dataclass(frozen=True, slots=True)
 class DaemonWord:
-    """A snapshotd's last heartbeat: what it ships, and how far it is."""
+    """A snapshotd's last heartbeat: what it ships, how far it is, and what keeps it from writing, if anything does."""
 
     at_ms: int
     snapshots: Mapping[SnapshotId, ShipProgress] = field(default_factory=dict)
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +139,9 @@ class Presence:
         self._daemons[daemon] = DaemonWord(self._wall_ms())
         self._hear(daemon)
 
-    def daemon_reported(self, daemon: DaemonId, snapshots: Mapping[SnapshotId, ShipProgress]) -> None:
-        """A heartbeat with all that it ships."""
-        self._daemons[daemon] = DaemonWord(self._wall_ms(), snapshots)
+    def daemon_reported(self, daemon: DaemonId, snapshots: Mapping[SnapshotId, ShipProgress], why: str) -> None:
+        """A heartbeat with all that it ships. why: what keeps it from writing to its store; empty: nothing."""
+        self._daemons[daemon] = DaemonWord(self._wall_ms(), snapshots, why)
         self._hear(daemon)
 
     def daemon_removed(self, daemon: DaemonId) -> None:

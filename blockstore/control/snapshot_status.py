@@ -60,6 +60,10 @@ class StoreObserver:
         severity = DEGRADED if needed and not served else WARNING
         for daemon in self._daemons:
             if self._presence.is_up(daemon.id):
+                said = self._presence.daemon(daemon.id)
+                if said and said.why:
+                    message = f"up, and writes nothing to the object store: {said.why}"
+                    yield Problem(severity=DEGRADED if needed else WARNING, subject=daemon.id, message=message)
                 continue
             message = f"down: last heard {self._presence.silent_s(daemon.id):.0f} s ago"
             if self._presence.daemon(daemon.id) is None:

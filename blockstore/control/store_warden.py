@@ -120,7 +120,7 @@ class StoreWarden:
         if request.address != daemon.address:
             await self._snapshots.put_daemon(replace(daemon, address=checked_address(request.address)))
         reported = {SnapshotId(each.snapshot): each.progress for each in request.snapshots}
-        self._presence.daemon_reported(daemon.id, reported)
+        self._presence.daemon_reported(daemon.id, reported, request.why[:MAX_REASON])
         self._snapshots.notify()
         loop = asyncio.get_running_loop()
         until = loop.time() + min(self._lease_s / 3, request.wait_s)

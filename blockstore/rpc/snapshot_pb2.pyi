@@ -636,11 +636,14 @@ class DaemonHeartbeatRequest(_message.Message):
     SNAPSHOTS_FIELD_NUMBER: _builtins.int
     WAIT_S_FIELD_NUMBER: _builtins.int
     KNOWN_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
     daemon: _builtins.str
     instance: _builtins.str
     address: _builtins.str
     wait_s: _builtins.float
     """The answer is kept for so long, at most, while it would name just the snapshots of `known`."""
+    why: _builtins.str
+    """What keeps it from writing to the object store, such as another cluster that owns it; empty where nothing does."""
     @_builtins.property
     def snapshots(self) -> _containers.RepeatedCompositeFieldContainer[Global___SnapshotReport]:
         """What it is shipping."""
@@ -658,10 +661,11 @@ class DaemonHeartbeatRequest(_message.Message):
         snapshots: _abc.Iterable[Global___SnapshotReport] | None = ...,
         wait_s: _builtins.float = ...,
         known: _abc.Iterable[_builtins.str] | None = ...,
+        why: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "daemon", b"daemon", "instance", b"instance", "known", b"known", "snapshots", b"snapshots", "wait_s", b"wait_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "daemon", b"daemon", "instance", b"instance", "known", b"known", "snapshots", b"snapshots", "wait_s", b"wait_s", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
