@@ -156,6 +156,16 @@ class ControlSettings(_Checked):
     hold_limit_s: float = setting(
         4.0, "Most seconds that a snapshot of several volumes holds back guests' writes.", minimum=0.1
     )
+    # A machine that restarts is back by then, and lacks little; copying a disk would have been for nothing.
+    replace_after_s: float = setting(
+        600.0, "Seconds that a node may be away before its replicas are made anew on others; 0 is never.", minimum=0
+    )
+    # Half of what a disk of a laptop or one 1 GbE link can do: guests have the other half.
+    rebuild_rate_bytes: int = setting(
+        64 * MIB, "Most bytes a second that a node takes in for replicas it fills; 0 is no limit.", size=True, minimum=0
+    )
+    rebuilds: int = setting(8, "Replicas that are filled on new nodes at once, in the cluster.", minimum=1)
+    rebuilds_per_node: int = setting(2, "Replicas that are filled at once on one new node.", minimum=1)
     map_size_bytes: int = setting(1 * GIB, "Most that the metastore may grow to.", size=True, minimum=16 * MIB)
 
 

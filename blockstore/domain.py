@@ -1,11 +1,11 @@
 """The nouns of Cairn: ids, positions, members, volumes. Words as in docs/architecture.md, glossary."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final, NamedTuple, NewType
 
-from blockstore.errors import InvalidRequest
+from blockstore.errors import Conflict, InvalidRequest
 from blockstore.units import Epoch, Sequence
 
 VolumeId = NewType("VolumeId", str)
@@ -61,15 +61,69 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class Replacement:
+    """A change of members before its first step: the newcomer is filled, and has no vote. reason: for people."""
+
+    newcomer: Member
+    replaces: ReplicaId
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Configuration:
-    """The members of a segment; its number grows by one with each change and is fenced like the epoch.
+    """The members of a segment; its number grows by one with each step and is fenced like the epoch.
 
     old_members: those of the configuration before, while a change is between its two steps, else ().
+    replacement: of which the number says nothing, because it changes no quorum; None while old_members stand.
+    A change goes enlist -> joint -> settle, or ends in dismiss before its first step (docs/replication.md, rule 7).
     """
 
     number: int
     members: tuple[Member, ...]
     old_members: tuple[Member, ...] = ()
+    replacement: Replacement | None = None
+
+    @property
+    def everyone(self) -> tuple[Member, ...]:
+        """All that are sent the log, each once: members, old members, and a newcomer."""
+        if not self.old_members and self.replacement is None:
+            return self.members
+        newcomer = (self.replacement.newcomer,) if self.replacement else ()
+        return tuple(dict.fromkeys((*self.members, *self.old_members, *newcomer)))
+
+    @property
+    def leaving(self) -> tuple[Member, ...]:
+        """Who is a member no more once the change under way has settled."""
+        return tuple(member for member in self.old_members if member not in self.members)
+
+    def enlist(self, replacement: Replacement) -> "Configuration":
+        """Its newcomer is to be filled. Raises Conflict while another change is under way."""
+        if self.old_members or self.replacement:
+            raise Conflict(f"configuration {self.number} changes already: wait until that has ended")
+        if all(member.replica != replacement.replaces for member in self.members):
+            raise Conflict(f"{replacement.replaces} is no member: it cannot be replaced")
+        others = [member for member in self.members if member.replica != replacement.replaces]
+        if any(replacement.newcomer.node == member.node for member in others):
+            raise Conflict(f"node {replacement.newcomer.node} holds a replica of this segment already")
+        return replace(self, replacement=replacement)
+
+    def dismiss(self) -> "Configuration":
+        """The newcomer goes; nothing ever rested on it."""
+        return replace(self, replacement=None)
+
+    def joint(self) -> "Configuration":
+        """The first step: from here on a quorum is one of the new members and one of the old ones."""
+        change = self.replacement
+        if change is None:
+            raise Conflict(f"configuration {self.number} has no newcomer that could become a member")
+        members = tuple(change.newcomer if each.replica == change.replaces else each for each in self.members)
+        return Configuration(self.number + 1, members, self.members)
+
+    def settle(self) -> "Configuration":
+        """The second step: the old members count no more. Only once a record is on quorums of both."""
+        if not self.old_members:
+            raise Conflict(f"configuration {self.number} has no old members")
+        return Configuration(self.number + 1, self.members)
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ class Attachments:
         source = to_source(message.source) if message.HasField("source") else None
 
         async def refresh() -> dict[ReplicaId, str]:
-            return addresses_of(await self._ask_control(ticket.volume, ticket.epoch))
+            return addresses_of((await self._ask_control(ticket.volume, ticket.epoch)).segments)
 
         volume = OpenVolume(ticket, self._settings, self._call_timeout_s, refresh)
         attempt = Attempt(

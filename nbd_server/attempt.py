@@ -16,7 +16,7 @@ from blockstore.errors import CairnError, Conflict, Corrupt, Fenced, QuorumUnava
 from blockstore.replica_codec import from_position
 from blockstore.rpc import control_pb2 as pb
 from blockstore.units import format_size
-from blockstore.volume.control_messages import member_reports
+from blockstore.volume.control_messages import addresses_of, member_reports, to_configuration
 from blockstore.volume.guest_activity import GuestActivity
 from blockstore.volume.hydrating_volume import HydratingVolume
 from blockstore.volume.hydration import Hydration
@@ -156,6 +156,9 @@ class Attempt:
     def heed(self, current: pb.CurrentAttachment) -> None:
         """What control wants of it now."""
         self.volume.grow(current.size_bytes)
+        for segment in current.segments:
+            if segment.number == self.volume.segment:
+                self.volume.reconfigure(to_configuration(segment.configuration), addresses_of([segment]))
         if self._hydrating is not None and self._hydration is not None:
             if current.HasField("hydration"):
                 self._hydration.set(current.hydration)
@@ -174,6 +177,7 @@ class Attempt:
             members=member_reports(self.volume),
             hydration=None if self._hydration is None else self._hydration.report(),
             hydrated=self._hydrated,
+            settled={self.volume.segment: self.volume.settled},
         )
 
     def _state(self) -> tuple[pb.ServingState.ValueType, str]:

@@ -2,6 +2,7 @@
 
     volumes/ID   names/NAME -> id   tokens/TOKEN -> id   known/VOLUME-ID
     nodes/ID     front-ends/ID      tombstones/NODE/REPLICA
+    draining/NODE-ID   repair/choices   repair/moves
 
 Each change is one transaction that names the revisions it was derived from, so stopping between any
 two of them leaves a catalog that reconciling carries on from. Invariants: a name and a token belong
@@ -17,7 +18,16 @@ from typing import Final
 from blockstore.control.codec import decode, encode
 from blockstore.control.metastore.interface import ABSENT, Revision
 from blockstore.control.record_store import MAX_TRIES, RecordStore, Stored
-from blockstore.control.records import FrontEnd, KnownPositions, Node, Tombstone, Volume
+from blockstore.control.records import (
+    Draining,
+    FrontEnd,
+    KnownPositions,
+    MovePlan,
+    Node,
+    RepairChoices,
+    Tombstone,
+    Volume,
+)
 from blockstore.domain import FrontEndId, NodeId, VolumeId, VolumeState
 from blockstore.errors import AlreadyExists, Conflict, NotFound
 
@@ -28,6 +38,9 @@ _KNOWN: Final = "known/"
 _NODES: Final = "nodes/"
 _FRONT_ENDS: Final = "front-ends/"
 _TOMBSTONES: Final = "tombstones/"
+DRAINING: Final = "draining/"
+_CHOICES: Final = "repair/choices"
+MOVES: Final = "repair/moves"
 
 
 class Catalog(RecordStore):
@@ -109,6 +122,21 @@ class Catalog(RecordStore):
                 return changed
         raise Conflict(f"volume {volume} is changed by too many at once: try again")
 
+    async def place_more(
+        self, before: Stored[Volume], after: Volume, on: Iterable[Stored[Node]], left: Iterable[Tombstone] = ()
+    ) -> bool:
+        """Swap a volume's record for one with more replicas, on the nodes `on`, leaving tombstones for others.
+
+        False where the volume or one of the nodes has changed: look again.
+        """
+        nodes = tuple(on)
+        key = VOLUMES + after.id
+        conditions = {key: before.revision, **{_NODES + each.record.id: each.revision for each in nodes}}
+        # The nodes are written as they are, as in add_volume.
+        puts = {key: encode(after), **{_NODES + each.record.id: encode(each.record) for each in nodes}}
+        puts |= {_tombstone_key(each): encode(each) for each in left}
+        return await self._store.transact(conditions, puts) is not None
+
     async def remove_volume(self, volume: Volume, left: Iterable[Tombstone]) -> None:
         """Forget a volume in `deleting`, leaving tombstones. One that is gone already stays so."""
         stored = await self._get(Volume, VOLUMES + volume.id)
@@ -144,10 +172,52 @@ class Catalog(RecordStore):
         stored = await self.node(node)
         held = [volume.id for volume in await self.volumes() if node in nodes_of(volume)]
         if held:
-            raise Conflict(f"node {node} holds replicas of {len(held)} volumes ({held[0]}, ...): delete them first")
+            raise Conflict(
+                f"node {node} holds replicas of {len(held)} volumes ({held[0]}, ...): move them away with "
+                f"`cairn node drain {node}`, also where the node is lost for good"
+            )
         left = [_tombstone_key(each) for each in await self.tombstones() if each.node == node]
-        if await self._store.transact({_NODES + node: stored.revision}, {}, (_NODES + node, *left)) is None:
+        if (
+            await self._store.transact({_NODES + node: stored.revision}, {}, (_NODES + node, DRAINING + node, *left))
+            is None
+        ):
             raise Conflict(f"node {node} has changed meanwhile: look again")
+
+    # ---- what is to be moved, and how fast
+
+    async def draining(self) -> frozenset[NodeId]:
+        """The nodes whose replicas are to be moved away."""
+        return frozenset(each.record.node for each in await self._list(Draining, DRAINING))
+
+    async def drain(self, draining: Draining) -> None:
+        """Move its replicas away. Raises NotFound, and Conflict where the node has changed meanwhile."""
+        stored = await self.node(draining.node)
+        key = DRAINING + draining.node
+        if await self._store.transact({_NODES + draining.node: stored.revision}, {key: encode(draining)}) is None:
+            raise Conflict(f"node {draining.node} has changed meanwhile: try again")
+
+    async def undrain(self, node: NodeId) -> None:
+        """It may have replicas again."""
+        await self._store.transact({}, {}, (DRAINING + node,))
+        self._decoded.pop(DRAINING + node, None)
+
+    async def repair_choices(self) -> RepairChoices:
+        """What was set on the running cluster."""
+        stored = await self._get(RepairChoices, _CHOICES)
+        return stored.record if stored else RepairChoices()
+
+    async def put_repair_choices(self, choices: RepairChoices) -> None:
+        """From now on."""
+        await self._put(_CHOICES, choices)
+
+    async def moves(self) -> MovePlan:
+        """What was asked for and has not begun."""
+        stored = await self._get(MovePlan, MOVES)
+        return stored.record if stored else MovePlan()
+
+    async def put_moves(self, plan: MovePlan) -> None:
+        """In place of what was asked for before."""
+        await self._put(MOVES, plan)
 
     # ---- front-ends
 
@@ -192,11 +262,7 @@ class Catalog(RecordStore):
 
 def nodes_of(volume: Volume) -> frozenset[NodeId]:
     """The nodes that hold a replica of it, or are to."""
-    return frozenset(
-        member.node
-        for segment in volume.segments
-        for member in (*segment.configuration.members, *segment.configuration.old_members)
-    )
+    return frozenset(member.node for segment in volume.segments for member in segment.configuration.everyone)
 
 
 def replicas_by_node(volumes: Iterable[Volume]) -> "Counter[NodeId]":
@@ -214,7 +280,7 @@ def tombstones_of(volume: Volume) -> tuple[Tombstone, ...]:
     return tuple(
         Tombstone(member.replica, member.node, volume.id, segment.number)
         for segment in volume.segments
-        for member in dict.fromkeys((*segment.configuration.members, *segment.configuration.old_members))
+        for member in segment.configuration.everyone
     )
 
 

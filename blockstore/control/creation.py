@@ -102,11 +102,13 @@ class Creation:
         """Where a volume goes. Right after a start of control, nodes that are up may not have been heard yet."""
         while True:
             nodes = {each.record.id: each for each in await self._catalog.nodes()}
-            candidates = self._candidates((each.record for each in nodes.values()), await self._catalog.volumes())
+            draining = await self._catalog.draining()
+            open_nodes = [each.record for each in nodes.values() if each.record.id not in draining]
+            candidates = self._candidates(open_nodes, await self._catalog.volumes())
             settling_s = self._presence.settling_s()
             try:
                 placed = place(candidates, self._placement)
-                if not settling_s or (len(candidates) == len(nodes) and not placed.warnings):
+                if not settling_s or (len(candidates) == len(open_nodes) and not placed.warnings):
                     return placed, nodes
             except CairnError:
                 if not settling_s:

@@ -32,6 +32,7 @@ from blockstore.control.pins import Unpinning
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import Reconciler
 from blockstore.control.registrar import Registrar
+from blockstore.control.replacing import Replacing
 from blockstore.control.scrubbing import Scrubbing
 from blockstore.control.sealing import Sealing
 from blockstore.control.service import Controls, ControlService
@@ -170,16 +171,32 @@ async def assemble(
     shipping = Shipping(catalog, snapshots, presence)
     unpinning = Unpinning(catalog, snapshots, peers, reconciler)
     upkeep = Upkeep(catalog, snapshots, presence, peers, reconciler, hydrations=hydrations)
-    for work in (sealing, shipping, unpinning, upkeep):
+    replacing = Replacing(catalog, presence, peers, reconciler, settings)
+    for work in (sealing, shipping, unpinning, replacing, upkeep):
         reconciler.add(work)
     scrubbing = Scrubbing(catalog, presence, peers)
     registrar = Registrar(
-        catalog, presence, floors, reconciler, hydrations=hydrations, scrubbing=scrubbing, lease_s=settings.lease_s
+        catalog,
+        presence,
+        floors,
+        reconciler,
+        hydrations=hydrations,
+        scrubbing=scrubbing,
+        replacing=replacing,
+        lease_s=settings.lease_s,
     )
     creation = Creation(catalog, snapshots, presence, reconciler, settings.placement)
     warden = StoreWarden(snapshots, presence, reconciler, shipping, settings.lease_s)
     control = ControlService(
-        catalog, snapshots, presence, reconciler, registrar, creation=creation, scrubbing=scrubbing, controls=controls
+        catalog,
+        snapshots,
+        presence,
+        reconciler,
+        registrar,
+        creation=creation,
+        scrubbing=scrubbing,
+        replacing=replacing,
+        controls=controls,
     )
     snapshot = SnapshotService(
         catalog, snapshots, presence, reconciler, sealing=sealing, shipping=shipping, warden=warden

@@ -1,4 +1,4 @@
-"""Opening volumes that nobody has attached, for control's own work: a seal, an unpin, hydration.
+"""Opening volumes that nobody has attached, for control's own work: a seal, an unpin, a change of members, hydration.
 
 A front-end gets the volume with an epoch of its own and does not export it; the volume stays
 `available`. It ends when no work is left, or when its front-end is down; whatever a user asks for ends
@@ -17,6 +17,7 @@ import structlog
 from blockstore.control import transitions
 from blockstore.control.catalog import Catalog, tombstones_of
 from blockstore.control.hydration import Hydrations
+from blockstore.control.membership import is_changing
 from blockstore.control.peers import Peers
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import MOVED_ON, Reconciler
@@ -44,6 +45,7 @@ class Purpose(Enum):
     SETTLE = "a seal that its replicas do not know as committed"
     UNPIN = "a generation to be given up"
     HYDRATE = "hydration"
+    MEMBERS = "a change of members"
 
 
 class Upkeep:
@@ -119,6 +121,8 @@ class Upkeep:
                 found[volume.id] = Purpose.SETTLE
             elif volume.id in unpinning:
                 found[volume.id] = Purpose.UNPIN
+            elif any(map(is_changing, volume.segments)):
+                found[volume.id] = Purpose.MEMBERS
             elif volume.source and not volume.source.paused and served:
                 found[volume.id] = Purpose.HYDRATE
         return found

@@ -3,7 +3,7 @@
 One direction only: requests are checked where they arrive.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -12,7 +12,7 @@ from blockstore.control.hydration import HydrationView
 from blockstore.control.presence import Presence
 from blockstore.control.records import AttachmentState, FrontEnd, MaintenanceState, Node, Volume
 from blockstore.control.transitions import place_epoch
-from blockstore.domain import FrontEndId, Member, NodeId, Position, VolumeId, VolumeState
+from blockstore.domain import FrontEndId, Member, NodeId, Position, Replacement, VolumeId, VolumeState
 from blockstore.rpc import control_pb2, replica_pb2
 from blockstore.units import Epoch, Sequence
 
@@ -85,8 +85,8 @@ class Messages:
             client=attachment.client if attachment else "",
         )
 
-    def current(self, volume: Volume) -> control_pb2.CurrentAttachment:
-        """How a front-end that has the volume is to go on with it."""
+    def current(self, volume: Volume, report: control_pb2.VolumeReport | None = None) -> control_pb2.CurrentAttachment:
+        """How a front-end that has the volume is to go on with it; report: what it just said of it."""
         epoch = place_epoch(volume)
         assert epoch is not None
         opening = volume.maintenance and volume.maintenance.state is MaintenanceState.OPENING
@@ -99,14 +99,15 @@ class Messages:
             source=self._hydrations.source(volume),
             hydration=self._hydrations.hydration(volume),
             maintenance=volume.attachment is None,
+            segments=self.segments(volume) if report and _has_other_members(volume, report) else (),
         )
 
     def hydration_trouble(self, volume: Volume) -> str:
         """Why its copying out of the object store stands still; empty where it goes on, or is paused."""
         return self._hydrations.trouble(volume)
 
-    def node(self, node: Node, replicas: Mapping[NodeId, int]) -> control_pb2.Node:
-        """A node, and how many replicas the catalog has placed there."""
+    def node(self, node: Node, replicas: Mapping[NodeId, int], draining: Collection[NodeId] = ()) -> control_pb2.Node:
+        """A node, and how many replicas the catalog has placed there. draining: which nodes are drained."""
         word = self._presence.node(node.id)
         return control_pb2.Node(
             id=node.id,
@@ -118,6 +119,7 @@ class Messages:
             up=self._presence.is_up(node.id),
             last_heartbeat_ms=word.at_ms if word else 0,
             replicas=replicas.get(node.id, 0),
+            draining=node.id in draining,
         )
 
     def front_end(self, front_end: FrontEnd, volumes: Mapping[FrontEndId, int]) -> control_pb2.FrontEndInfo:
@@ -142,10 +144,17 @@ class Messages:
                     number=segment.configuration.number,
                     members=self._members(volume.id, segment.configuration.members),
                     old_members=self._members(volume.id, segment.configuration.old_members),
+                    replacement=self._replacement(volume.id, segment.configuration.replacement),
                 ),
             )
             for segment in volume.segments
         ]
+
+    def _replacement(self, volume: VolumeId, change: Replacement | None) -> control_pb2.Replacement | None:
+        if change is None:
+            return None
+        [newcomer] = self._members(volume, [change.newcomer])
+        return control_pb2.Replacement(newcomer=newcomer, replaces=change.replaces, reason=change.reason)
 
     def _attachment(self, volume: Volume) -> control_pb2.Attachment | None:
         attachment = volume.attachment
@@ -177,6 +186,13 @@ class Messages:
                 )
             )
         return found
+
+
+def _has_other_members(volume: Volume, report: control_pb2.VolumeReport) -> bool:
+    """Whether the front-end goes by other members, or another configuration, than the record has."""
+    everyone = {member.replica for segment in volume.segments for member in segment.configuration.everyone}
+    numbers = {int(segment.number): segment.configuration.number for segment in volume.segments}
+    return everyone != {member.replica for member in report.members} or numbers != dict(report.settled)
 
 
 def position_message(position: Position) -> replica_pb2.Position:

@@ -29,9 +29,15 @@ class Peers:
         self._open_timeout_s = settings.open_timeout_s
         self._channels: dict[str, grpc.aio.Channel] = {}
 
-    async def create(self, node: Node, replica: Tombstone, configuration: int, source: str = "") -> None:
-        """Make a whole replica there; it may be there already. source: the snapshot that absent blocks come from."""
-        request = replica_pb2.CreateRequest(target=target_of(replica, configuration), source=source.encode())
+    async def create(
+        self, node: Node, replica: Tombstone, configuration: int, source: str = "", *, filling: bool = False
+    ) -> None:
+        """Make a replica there; it may be there already. source: the snapshot that absent blocks come from.
+
+        filling: not of a volume that is being created; it is to get its content from its peers.
+        """
+        target = target_of(replica, configuration)
+        request = replica_pb2.CreateRequest(target=target, source=source.encode(), filling=filling)
         with _call(_name(node)):
             await self._node(node).Create(request, timeout=self._call_timeout_s)
 

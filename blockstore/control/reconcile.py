@@ -19,7 +19,7 @@ from typing import Final, Protocol
 import structlog
 
 from blockstore.control import transitions
-from blockstore.control.catalog import VOLUMES, Catalog, nodes_of, tombstones_of
+from blockstore.control.catalog import DRAINING, MOVES, VOLUMES, Catalog, nodes_of, tombstones_of
 from blockstore.control.floors import Floors
 from blockstore.control.hydration import Hydrations
 from blockstore.control.messages import Messages
@@ -28,7 +28,7 @@ from blockstore.control.peers import Peers
 from blockstore.control.presence import Presence
 from blockstore.control.records import AttachmentState, FrontEnd, Node, Tombstone, Volume
 from blockstore.control.snapshot_catalog import PINS, SNAPSHOTS
-from blockstore.control.steps import Steps
+from blockstore.control.steps import Steps, newcomer_key
 from blockstore.control.transitions import Phase, phase_of
 from blockstore.domain import FrontEndId, NodeId, VolumeId
 from blockstore.errors import (
@@ -47,7 +47,7 @@ from blockstore.units import Epoch
 _log = structlog.get_logger(__name__)
 
 #: A change here may be work.
-_WATCHED: Final = (VOLUMES, SNAPSHOTS, PINS)
+_WATCHED: Final = (VOLUMES, SNAPSHOTS, PINS, DRAINING, MOVES)
 
 #: What a node answers to Create and would answer again.
 _HOPELESS: Final = (AlreadyExists, Conflict, Corrupt, InvalidRequest)
@@ -217,8 +217,9 @@ class Reconciler:
 
     async def _delete(self, volume: Volume) -> None:
         # A Create under way may arrive after the Delete otherwise.
-        if creating := self.steps.running((volume.id, Phase.CREATING, Epoch(0))):
-            await asyncio.wait([creating])
+        for key in ((volume.id, Phase.CREATING, Epoch(0)), newcomer_key(volume.id)):
+            if creating := self.steps.running(key):
+                await asyncio.wait([creating])
         nodes = {each.record.id: each.record for each in await self._catalog.nodes()}
         left = [each for each in tombstones_of(volume) if not self._presence.is_up(each.node)]
         outcomes = await asyncio.gather(

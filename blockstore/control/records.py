@@ -144,6 +144,45 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Draining:
+    """A node whose replicas are moved away. A record of its own: the node writes its own record when it registers."""
+
+    node: NodeId
+    since_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class RepairChoices:
+    """What somebody has set on the running cluster, None for what is as control was started.
+
+    Seconds, bytes a second, and replicas that are filled at once.
+    """
+
+    replace_after_s: float | None = None
+    rebuild_rate_bytes: int | None = None
+    rebuilds: int | None = None
+    rebuilds_per_node: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMove:
+    """A replica that is to go to another node when its turn comes."""
+
+    volume: VolumeId
+    segment: SegmentNumber
+    replica: ReplicaId
+    to_node: NodeId
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class MovePlan:
+    """Moves that somebody asked for, in their order."""
+
+    moves: tuple[PlannedMove, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class FrontEnd:
     """A front-end that registered. instance: of its latest start."""
 

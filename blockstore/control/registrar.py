@@ -7,6 +7,7 @@ a process at a time: what an older one says is Fenced. Which one a node is need 
 it is the one that is heard first.
 """
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -31,6 +32,7 @@ from blockstore.control.records import (
     check_front_end,
     check_zone,
 )
+from blockstore.control.replacing import Replacing
 from blockstore.control.scrubbing import Scrubbing
 from blockstore.domain import FrontEndId, NodeId, Position, ReplicaId, VolumeId, check_id
 from blockstore.errors import Fenced, NotFound
@@ -52,6 +54,7 @@ class Registrar:
         *,
         hydrations: Hydrations,
         scrubbing: Scrubbing,
+        replacing: Replacing,
         lease_s: float,
     ) -> None:
         self._scrubbing = scrubbing
@@ -60,6 +63,7 @@ class Registrar:
         self._floors = floors
         self._reconciler = reconciler
         self._hydrations = hydrations
+        self._replacing = replacing
         self._lease_s = lease_s
         self._node_instances: dict[NodeId, str] = {}
 
@@ -98,6 +102,7 @@ class Registrar:
             delete=[target_of(each) for each in buried if each.replica in replicas],
             known=known,
             peers=await self._scrubbing.peers_of(request.replicas),
+            rebuild_rate_bytes=(await self._replacing.limits()).rebuild_rate_bytes,
         )
 
     async def _known_at(self, node: NodeId) -> list[control_pb2.KnownPosition]:
@@ -157,7 +162,10 @@ class Registrar:
         await self._take_in(request.volumes)
         volumes, messages = await self._catalog.volumes(), await self._reconciler.messages()
         held = (*attached_to(volumes, front_end.id), *maintained_by(volumes, front_end.id))
-        return control_pb2.FrontEndHeartbeatResponse(attachments=[messages.current(volume) for volume in held])
+        reports = {VolumeId(each.volume): each for each in request.volumes}
+        return control_pb2.FrontEndHeartbeatResponse(
+            attachments=[messages.current(volume, reports.get(volume.id)) for volume in held]
+        )
 
     async def renew_attachment(self, request: control_pb2.RenewAttachmentRequest) -> control_pb2.OpenTicket:
         """Raises Fenced where the volume is not attached there, or the instance is an older one."""
@@ -192,6 +200,7 @@ class Registrar:
             if volume is None:
                 continue
             for member in report.members:
+                self._replacing.rebuilds.learn(member, asyncio.get_running_loop().time())
                 if member.whole:
                     self._floors.learn(volume, ReplicaId(member.replica), to_position(member.matched))
             if transitions.place_epoch(volume) == report.epoch:

@@ -21,6 +21,8 @@ from blockstore.control.presence import Presence
 from blockstore.control.reconcile import Reconciler
 from blockstore.control.records import FrontEnd, Volume, check_client
 from blockstore.control.registrar import Registrar
+from blockstore.control.repair_requests import RepairRequests
+from blockstore.control.replacing import Replacing
 from blockstore.control.scrubbing import Scrubbing
 from blockstore.control.snapshot_catalog import SnapshotCatalog
 from blockstore.control.snapshot_records import SnapshotState
@@ -53,6 +55,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         creation: Creation,
         scrubbing: Scrubbing,
         controls: Controls,
+        replacing: Replacing,
     ) -> None:
         self._scrubbing = scrubbing
         self._catalog = catalog
@@ -62,6 +65,8 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self._registrar = registrar
         self._creation = creation
         self._controls = controls
+        self._rebuilds = replacing.rebuilds
+        self._repair = RepairRequests(catalog, replacing)
 
     # ---- volumes
 
@@ -138,14 +143,14 @@ class ControlService(control_pb2_grpc.ControlServicer):
     # ---- nodes and status
 
     async def GetNode(self, request: control_pb2.GetNodeRequest, context: _Context) -> control_pb2.Node:
-        node = (await self._catalog.node(request.node)).record
-        return (await self._reconciler.messages()).node(node, replicas_by_node(await self._catalog.volumes()))
+        return await self._node_message(request.node)
 
     async def ListNodes(
         self, request: control_pb2.ListNodesRequest, context: _Context
     ) -> AsyncIterator[control_pb2.ListNodesResponse]:
         messages, counts = await self._reconciler.messages(), replicas_by_node(await self._catalog.volumes())
-        nodes = (messages.node(each.record, counts) for each in await self._catalog.nodes())
+        draining = await self._catalog.draining()
+        nodes = (messages.node(each.record, counts, draining) for each in await self._catalog.nodes())
         for part in in_parts(control_pb2.ListNodesResponse(), nodes=nodes):
             yield part
 
@@ -159,6 +164,20 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self._presence.node_removed(node.id)
         _log.info("node removed", node=node.id)
         return control_pb2.RemoveNodeResponse()
+
+    async def DrainNode(self, request: control_pb2.DrainNodeRequest, context: _Context) -> control_pb2.Node:
+        return await self._node_message(await self._repair.drain(request))
+
+    async def GetRepair(self, request: control_pb2.GetRepairRequest, context: _Context) -> control_pb2.RepairSettings:
+        return await self._repair.settings()
+
+    async def SetRepair(self, request: control_pb2.SetRepairRequest, context: _Context) -> control_pb2.RepairSettings:
+        return await self._repair.set(request)
+
+    async def Rebalance(
+        self, request: control_pb2.RebalanceRequest, context: _Context
+    ) -> control_pb2.RebalanceResponse:
+        return await self._repair.rebalance(request)
 
     async def Status(
         self, request: control_pb2.StatusRequest, context: _Context
@@ -265,7 +284,14 @@ class ControlService(control_pb2_grpc.ControlServicer):
             {each.record.id: each.record for each in await self._catalog.nodes()},
             {each.id: each for each in await self._catalog.front_ends()},
             StoreObserver(self._presence, await self._snapshots.snapshots(), await self._snapshots.daemons()),
+            rebuilds=self._rebuilds,
+            draining=await self._catalog.draining(),
         )
+
+    async def _node_message(self, name: str) -> control_pb2.Node:
+        node = (await self._catalog.node(name)).record
+        counts, draining = replicas_by_node(await self._catalog.volumes()), await self._catalog.draining()
+        return (await self._reconciler.messages()).node(node, counts, draining)
 
     async def _message(self, volume: Volume) -> control_pb2.Volume:
         return (await self._reconciler.messages()).volume(volume)

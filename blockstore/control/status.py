@@ -5,12 +5,13 @@ nothing. A front-end's word on a replica counts before the node's: it sees acks.
 of detached volumes. Where neither was heard, the answer is `unknown`, never a guess.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 from blockstore.control.catalog import replicas_by_node, tombstones_of, volumes_by_front_end
 from blockstore.control.messages import Messages
 from blockstore.control.presence import Presence
+from blockstore.control.rebuilds import Rebuilds
 from blockstore.control.records import AttachmentState, FrontEnd, Node, Tombstone, Volume
 from blockstore.control.scrubbing import scrub_problems
 from blockstore.control.snapshot_status import AT_WORK, DEGRADED, UNAVAILABLE, WARNING, StoreObserver
@@ -45,12 +46,17 @@ class Observer:
         nodes: Mapping[NodeId, Node],
         front_ends: Mapping[FrontEndId, FrontEnd],
         store: StoreObserver,
+        *,
+        rebuilds: Rebuilds,
+        draining: Collection[NodeId],
     ) -> None:
         self._messages = messages
         self._presence = presence
         self._nodes = nodes
         self._front_ends = front_ends
         self._store = store
+        self._rebuilds = rebuilds
+        self._draining = draining
 
     def status(
         self, volumes: tuple[Volume, ...], tombstones: Iterable[Tombstone]
@@ -73,17 +79,23 @@ class Observer:
         yield from in_parts(
             control_pb2.StatusResponse(healthy=all(problem.severity == WARNING for problem in problems)),
             problems=problems,
-            nodes=(self._messages.node(each, replicas) for each in self._nodes.values()),
+            nodes=(self._messages.node(each, replicas, self._draining) for each in self._nodes.values()),
             front_ends=(self._messages.front_end(each, attached) for each in self._front_ends.values()),
         )
 
     def volume(self, volume: Volume) -> VolumeHealth:
         """One volume with its replicas."""
         report = self._report(volume)
-        members = [member for segment in volume.segments for member in segment.configuration.members]
+        replicas = []
+        for segment in volume.segments:
+            replicas += [self._replica(volume, member, report) for member in segment.configuration.members]
+            if change := segment.configuration.replacement:
+                newcomer = self._replica(volume, change.newcomer, report)
+                newcomer.replaces, newcomer.replaces_why = change.replaces, change.reason
+                replicas.append(newcomer)
         return VolumeHealth(
             volume=self._messages.volume(volume),
-            replicas=[self._replica(volume, member, report) for member in members],
+            replicas=replicas,
             serving=_SERVING.get(report.state, "") if report else "",
         )
 
@@ -103,6 +115,7 @@ class Observer:
         lag = said.lag_records if said else self._lag(volume, member)
         state, why = self._state(volume, member, said, lag)
         node = self._nodes.get(member.node)
+        rebuild = self._rebuilds.of(member.replica)
         return ReplicaHealth(
             replica=member.replica,
             node=member.node,
@@ -118,6 +131,8 @@ class Observer:
             bad_blocks_found=own.corrupt_blocks_found if own else 0,
             bad_blocks_repaired=own.corrupt_blocks_repaired if own else 0,
             damage=own.damage if own else "",
+            seconds_left=rebuild.seconds_left,
+            rate_bytes=rebuild.rate_bytes,
         )
 
     def _state(
@@ -246,7 +261,7 @@ def _condition(said: control_pb2.MemberReport | None, own: ReplicaStatus | None,
 
 
 def _replica_problems(volume: Volume, replicas: Iterable[ReplicaHealth]) -> Iterator[Problem]:
-    seen = list(replicas)
+    seen = [each for each in replicas if not each.replaces]  # a newcomer is no trouble, and counts for nothing
     quorum = len(seen) // 2 + 1
     whole = sum(each.state in (UP, CATCHING_UP) for each in seen)
     if whole < quorum:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Hashable
 
 import structlog
 
+from blockstore.domain import VolumeId
 from blockstore.errors import CairnError
 
 _log = structlog.get_logger(__name__)
@@ -65,6 +66,11 @@ class Steps:
             self.tell(subject, error)
         else:
             _log.error("a step failed in a way that nobody foresaw", subject=subject, step=str(key), exc_info=error)
+
+
+def newcomer_key(volume: VolumeId) -> Hashable:
+    """The step that makes a newcomer of this volume; a Delete waits for it."""
+    return volume, "newcomer"
 
 
 async def _run(carry_out: Callable[[], Awaitable[None]]) -> None:

@@ -58,6 +58,7 @@ class Move(Enum):
     END_MAINTENANCE = auto()
     SNAPSHOT = auto()
     HYDRATED = auto()
+    MEMBERS = auto()
 
 
 _IN_USE: Final = (Phase.ATTACHING, Phase.ATTACHED, Phase.DETACHING)
@@ -84,7 +85,11 @@ MOVES: Final[dict[tuple[Move, Phase], Phase]] = {
     **{(Move.RESIZE, same): same for same in (Phase.AVAILABLE, *_IN_USE)},
     (Move.MAINTAIN, Phase.AVAILABLE): Phase.AVAILABLE,
     (Move.END_MAINTENANCE, Phase.AVAILABLE): Phase.AVAILABLE,
-    **{(move, same): same for move in (Move.SNAPSHOT, Move.HYDRATED) for same in (Phase.AVAILABLE, *_IN_USE)},
+    **{
+        (move, same): same
+        for move in (Move.SNAPSHOT, Move.HYDRATED, Move.MEMBERS)
+        for same in (Phase.AVAILABLE, *_IN_USE)
+    },
 }
 
 _STATES: Final[dict[Phase, tuple[VolumeState, AttachmentState | None]]] = {
@@ -284,6 +289,11 @@ def hydrated(volume: Volume, epoch: Epoch) -> Volume:
     if place_epoch(volume) != epoch:
         raise Fenced(f"volume {volume.id} was served in epoch {epoch}, and that is over (now {volume.epoch})")
     return _move(volume, Move.HYDRATED, source=None, maintenance=volume.maintenance)
+
+
+def change_members(volume: Volume, segments: tuple[Segment, ...]) -> Volume:
+    """The same segments with other configurations (blockstore/control/membership.py)."""
+    return _move(volume, Move.MEMBERS, segments=segments, maintenance=volume.maintenance)
 
 
 def place_epoch(volume: Volume) -> Epoch | None:

@@ -17,6 +17,7 @@ from blockstore.errors import CairnError, NotFound, QuorumUnavailable
 from blockstore.grpc_errors import from_rpc_error
 from blockstore.node.hosted_replica import HostedReplica
 from blockstore.node.memory import MemoryBudget
+from blockstore.node.rebuild_rate import RebuildRate
 from blockstore.replica_codec import from_position, make_target, to_position, to_records
 from blockstore.replication.messages import FetchDelta, FetchLog
 from blockstore.rpc import replica_pb2 as pb
@@ -31,9 +32,12 @@ OpenChannel = Callable[[str], grpc.aio.Channel]
 class CatchUpClient:
     """Runs the fetches of all replicas of a node. open_channel gives a shared channel to an address."""
 
-    def __init__(self, open_channel: OpenChannel, memory: MemoryBudget, idle_timeout_s: float) -> None:
+    def __init__(
+        self, open_channel: OpenChannel, memory: MemoryBudget, rate: RebuildRate, idle_timeout_s: float
+    ) -> None:
         self._open_channel = open_channel
         self._memory = memory
+        self._rate = rate
         self._idle_timeout_s = idle_timeout_s
         self._running: dict[tuple[ReplicaId, type], asyncio.Task[None]] = {}
 
@@ -102,6 +106,7 @@ class CatchUpClient:
             copied.update(copied_extent(part) for part in parts)
             if not await hosted.copy(effect.attempt, stated, response.meta or None, extents):
                 return False
+            await self._rate.after(sum(map(len, parts)))
             parts = []
             hosted.follower.delta_progress(effect.attempt, len(copied), response.extents_total)
         return effect.since > 0 or await self._take_away(hosted, effect.attempt, began, copied)

@@ -25,6 +25,7 @@ from blockstore.node.guest_traffic import GuestTraffic
 from blockstore.node.hosted_replica import HostedReplica, Services
 from blockstore.node.journal_writer import JournalWriter
 from blockstore.node.memory import MemoryBudget
+from blockstore.node.rebuild_rate import RebuildRate
 from blockstore.node.repair import Repairer
 from blockstore.node.scrub_peer import ScrubPeers
 from blockstore.node.scrubber import Scrubber
@@ -58,10 +59,11 @@ class Node:
         self.node = NodeId(self.store.node)
         self.memory = MemoryBudget(settings.max_unapplied_bytes)
         self.traffic = GuestTraffic(time.monotonic)
+        self.rebuild_rate = RebuildRate()
         self._hosted: dict[ReplicaId, HostedReplica] = {}
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._deletions: set[asyncio.Task[None]] = set()
-        self._catch_up = CatchUpClient(self._channel, self.memory, settings.call_timeout_s)
+        self._catch_up = CatchUpClient(self._channel, self.memory, self.rebuild_rate, settings.call_timeout_s)
         self._repairer = Repairer(self._channel, settings.call_timeout_s)
         replicas = self.store.replicas()
         stores = open_sound(self.store, replicas)
@@ -142,7 +144,7 @@ class Node:
                 raise AlreadyExists(f"replica {address.replica} belongs to {hosted.address.volume}")
             _check_source(hosted.store, source)
             return False
-        image = LogImage(filling=Filling(ORIGIN, ORIGIN, Sequence(0)) if filling else None)
+        image = LogImage(filling=Filling(UNKNOWN_FLOOR, ORIGIN, Sequence(0)) if filling else None)
         store = self.store.create_replica(address, image, mark=self.journal.last, source=source)
         follower, effects = Follower.restore(address.replica, store.image, ())
         self._add(store, follower).carry_out(effects)

@@ -36,6 +36,10 @@ class Attaching:
         #: When a quorum of the members had answered.
         self._heard_quorum_at: float | None = None
 
+    def count(self, quorum: Quorum) -> None:
+        """These are the voters from now on."""
+        self._quorum = quorum
+
     def heard(self, member: Member, answer: SealAnswer, now: float) -> list[Member]:
         """What a seal's answer says beside what it holds; the members that it shows to be old copies."""
         if self._heard_quorum_at is None and self._quorum.reached(self._answers(sealed=False)):
@@ -60,7 +64,7 @@ class Attaching:
     def choose(self, now: float) -> ChosenLog | Undecided:
         """The log to go on with, if that can be said already."""
         answers = self._answers(sealed=True)
-        waited = len(answers) == len(self._members) or now - self._began >= self._settings.loss_wait_s
+        waited = len(answers) == len(self._quorum.replicas) or now - self._began >= self._settings.loss_wait_s
         chosen = choose_log(self._quorum, answers, accept_loss=self.accept_loss and waited)
         if isinstance(chosen, Undecided):
             self.why = chosen.why
@@ -82,13 +86,13 @@ class Attaching:
         """Who answered a seal confirms no older epoch any more; else a lease runs out by itself."""
         assert self._heard_quorum_at is not None
         lease_out = self._heard_quorum_at + self._settings.lease_s + self._settings.drift_s
-        if now < lease_out and len(self._answers(sealed=False)) < len(self._members):
+        if now < lease_out and len(self._answers(sealed=False)) < len(self._quorum.replicas):
             self.why = "a front-end before this one may hold its lease still"
             return False
         self.why = ""
         return True
 
     def _answers(self, *, sealed: bool) -> dict[ReplicaId, SealAnswer]:
-        """Those given in this epoch. sealed: of connections that stand."""
-        members = self._members.items()
-        return {id: m.answer for id, m in members if m.answer is not None and (m.sealed or not sealed)}
+        """Those that voters gave in this epoch. sealed: of connections that stand."""
+        voters = [(replica, self._members[replica]) for replica in self._quorum.replicas]
+        return {id: m.answer for id, m in voters if m.answer is not None and (m.sealed or not sealed)}

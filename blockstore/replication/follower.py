@@ -122,10 +122,14 @@ class Follower(FillingReplica):
         """
         if self._fences(message.epoch, message.configuration):
             return [Answer(origin, FencedBy(self.epoch, self.configuration))]
-        if not self._sealed or (message.epoch, message.configuration) != (self.epoch, self.configuration):
+        if not self._sealed or message.epoch != self.epoch:
             raise Conflict(f"{self.replica}: epoch {message.epoch} was not sealed since it started; seal it again")
-        self._stream = (origin, message.request)
         effects: list[FollowerEffect] = []
+        if message.configuration != self.configuration:
+            # Rule 7: the leader of this epoch goes on under a newer one.
+            self._promise(message.epoch, message.configuration)
+            effects.append(self._persist(SealEntry(message.epoch, message.configuration)))
+        self._stream = (origin, message.request)
         entries, follows = self._take(message.records)
         if message.records:
             self._behind = not follows
@@ -172,12 +176,13 @@ class Follower(FillingReplica):
     def read(self, epoch: Epoch, configuration: int, commit: Position) -> list[FollowerEffect]:
         """Whether a read that carries this commit may be answered; effects to carry out before it is.
 
+        One leader sends all reads of an epoch, whatever its configuration was when each left.
         Raises Fenced where the reader is of an older epoch, QuorumUnavailable where this replica lacks
         something that is committed.
         """
-        if self._fences(epoch, configuration):
+        if epoch < self.epoch:
             raise Fenced(f"{self.replica}: epoch {epoch} is over, {self.epoch} was sealed; attach again")
-        if (epoch, configuration) != (self.epoch, self.configuration):
+        if epoch != self.epoch:
             raise QuorumUnavailable(f"{self.replica}: epoch {epoch} was not sealed here yet")
         if self.filling is not None:
             raise QuorumUnavailable(f"{self.replica} is filling and serves no reads")

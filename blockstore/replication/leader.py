@@ -82,12 +82,14 @@ class Leader:
         self.configuration = configuration
         self.settings = settings
         self._quorum = Quorum(configuration)
-        self._members = {replica: Member(replica) for replica in self._quorum.replicas}
+        self._members = {each.replica: Member(each.replica) for each in configuration.everyone}
         members = tuple(self._members.values())
         self._attaching = Attaching(self._quorum, self._members, settings, now, accept_loss=accept_loss)
         self._log = LeaderLog(epoch, configuration.number, members, settings)
         self._lease = Lease(self._quorum, members, settings.lease_s)
-        self._reads = Reads(members, settings.lease_s)
+        self._reads = Reads(self._readable(), settings.lease_s)
+        #: Of the first record under this configuration, in this epoch.
+        self._configured_at = 0
         self._writes = WriteQueue(settings.max_record_bytes, settings.queue_bytes)
         self._in_flight: deque[_InFlight] = deque()
         self._over: CairnError | None = None
@@ -109,11 +111,64 @@ class Leader:
         """So much waits that no more should be submitted until Relieved."""
         return self._writes.congested
 
+    # ---- rule 7: the members change
+
+    def reconfigure(self, configuration: Configuration, now: float) -> list[LeaderEffect]:
+        """Go on under this one, which stands in the record that holds the epoch. Nothing before it serves.
+
+        A quorum is that of `configuration` from here on, also for records that are in flight. A record behind
+        all of those, once it is committed, says that they are where the new quorum needs them: see `settled`.
+        """
+        older = configuration.number < self.configuration.number
+        if not self._serving or older or configuration == self.configuration:
+            return []
+        counts = configuration.number > self.configuration.number
+        self.configuration = configuration
+        effects = self._change_members(now)
+        if counts:
+            self._append_configuration()
+        for member in self._members.values():
+            effects += self._log.stream(member, now)
+        return effects + self._advance(now)
+
+    def _change_members(self, now: float) -> list[LeaderEffect]:
+        """Those of the configuration take part, and nobody else."""
+        replicas = [each.replica for each in self.configuration.everyone]
+        kept = {replica: self._members.get(replica) or Member(replica) for replica in replicas}
+        gone = [member for replica, member in self._members.items() if replica not in kept]
+        self._members.clear()
+        self._members.update(kept)
+        for member in gone:
+            member.close()
+        self._quorum = Quorum(self.configuration)
+        members = tuple(kept.values())
+        self._attaching.count(self._quorum)
+        self._log.send_to(members, self.configuration.number)
+        self._lease.count(self._quorum, members)
+        self._note_space()
+        return self._reads.read_from(self._readable(), self._log.commit, now)
+
+    def _readable(self) -> tuple[Member, ...]:
+        """The new members only: every later attachment seals those, or waits until this one's lease is over."""
+        return tuple(self._members[each.replica] for each in self.configuration.members)
+
+    def _append_configuration(self) -> None:
+        number = self.configuration.number
+        self._append_record((Operation(OperationKind.CONFIGURATION, argument=str(number).encode()),), [])
+        self._configured_at = self._log.end.sequence
+
+    @property
+    def settled(self) -> int:
+        """The number of the configuration whose quorum holds everything that is committed; 0: none does for sure."""
+        log = self._log
+        opened = self._serving and log.commit.epoch == self.epoch
+        return self.configuration.number if opened and log.commit.sequence >= self._configured_at else 0
+
     # ---- the members
 
     def connected(self, replica: ReplicaId, now: float) -> list[LeaderEffect]:
         """The way to this member is open, again or for the first time."""
-        if self._over is not None:
+        if self._over is not None or replica not in self._members:
             return []
         member = self._members[replica]
         member.open(now)
@@ -121,7 +176,7 @@ class Leader:
 
     def disconnected(self, replica: ReplicaId, now: float) -> list[LeaderEffect]:
         """Everything under way to this member may be lost."""
-        if self._over is not None:
+        if self._over is not None or replica not in self._members:
             return []
         self._members[replica].close()
         self._note_space()
@@ -131,10 +186,13 @@ class Leader:
         self, replica: ReplicaId, message: SealAnswer | AppendAnswer | FencedBy, now: float
     ) -> list[LeaderEffect]:
         """What a member said to a SealEpoch or an Append of this leader."""
-        if self._over is not None:
-            return []
+        if self._over is not None or replica not in self._members:
+            return []  # of a member that has left it counts no more, whatever it says
         member = self._members[replica]
         match message:
+            case FencedBy(epoch, _) if epoch == self.epoch:
+                # It heard of a newer configuration of this very leader on a connection before.
+                return [*self.disconnected(replica, now), Reconnect(replica)]
             case FencedBy(epoch, _):
                 return self._end(Fenced(f"epoch {self.epoch} is over: {replica} was sealed by epoch {epoch}"))
             case SealAnswer():
@@ -171,6 +229,7 @@ class Leader:
             return self._end(Corrupt(f"acknowledged writes may be lost: {chosen.why}")) if chosen.lost else []
         self._log.go_on_from(chosen)
         self._append_record((Operation(OperationKind.EPOCH_START),), [])
+        self._configured_at = self._log.end.sequence
         effects: list[LeaderEffect] = []
         for member in self._members.values():
             if member.sealed:
@@ -408,4 +467,6 @@ class Leader:
         log, over = self._log, self._over
         why = str(over) if over is not None else self._attaching.why
         members = tuple(member_status(member, log) for member in self._members.values())
-        return LeaderStatus(self._serving, self.epoch, log.end, log.commit, log.generation, over, why, members)
+        return LeaderStatus(
+            self._serving, self.epoch, log.end, log.commit, log.generation, over, why, members, self.settled
+        )

@@ -22,7 +22,7 @@ from blockstore.units import FIRST_GENERATION, Epoch, Generation, Sequence
 
 
 class LeaderLog:
-    """The log of one epoch, under one configuration.
+    """The log of one epoch, under one configuration at a time.
 
     chosen: what it goes on from; None until that is known. commit: up to here everything is on a quorum.
     generation: the layer that the next write belongs to.
@@ -37,6 +37,10 @@ class LeaderLog:
         self._members = members
         self._settings = settings
         self._run = RecordRun(ORIGIN)
+
+    def send_to(self, members: tuple[Member, ...], configuration: int) -> None:
+        """These are sent the log from now on, under this configuration."""
+        self._members, self._configuration = members, configuration
 
     def go_on_from(self, chosen: ChosenLog) -> None:
         """The log of this epoch begins behind that one."""

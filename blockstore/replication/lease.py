@@ -21,5 +21,10 @@ class Lease:
         self.confirmed = self._quorum.level({m.replica: m.confirmed if m.whole else NEVER for m in self._members})
         self._until = self.confirmed + self._lease_s
 
+    def count(self, quorum: Quorum, members: tuple[Member, ...]) -> None:
+        """These are the members from now on: what was confirmed before counts as far as they did it."""
+        self._quorum, self._members = quorum, members
+        self.renew()
+
     def held(self, now: float) -> bool:
         return now < self._until

@@ -13,7 +13,7 @@ V = TypeVar("V", int, float)
 
 
 class Quorum:
-    """The majorities of one configuration. replicas: every member, old ones included, each once."""
+    """The majorities of one configuration. replicas: every member, old ones included, each once; no newcomer."""
 
     __slots__ = ("_sets", "replicas")
 
@@ -28,6 +28,11 @@ class Quorum:
     def reached(self, replicas: Collection[ReplicaId]) -> bool:
         """Whether `replicas` hold a majority of each set."""
         return all(2 * sum(replica in replicas for replica in ids) > len(ids) for ids in self._sets)
+
+    def reached_before(self, replicas: Collection[ReplicaId]) -> bool:
+        """Whether `replicas` hold a majority of the old members: before both were needed, that was a quorum."""
+        oldest = self._sets[-1]
+        return 2 * sum(replica in replicas for replica in oldest) > len(oldest)
 
     def level(self, values: Mapping[ReplicaId, V]) -> V:
         """The highest value that a quorum has reached; `values` has one for every member.

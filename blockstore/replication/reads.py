@@ -52,6 +52,19 @@ class Reads:
         self._arrived: list[Read] = []
         self._by_age: deque[Read] = deque()
 
+    def read_from(self, members: Iterable[Member], commit: Position, now: float) -> list[LeaderEffect]:
+        """Only from these from now on; what others were asked is asked of them.
+
+        Who is no member after a change may be sealed by nobody any more, and answer when it is behind.
+        """
+        before, self._members = self._members, tuple(members)
+        self._turn = self._run = 0
+        others = [member for member in before if member not in self._members]
+        effects: list[LeaderEffect] = []
+        for member in others:
+            effects += self.member_lost(member.replica, commit, now)
+        return effects
+
     def add(self, read: Read) -> None:
         """It is ours until it is answered or fails."""
         self._by_age.append(read)

@@ -36,7 +36,8 @@ def choose_log(
     """The highest log among whole members, if fewer than a quorum can have acked above it.
 
     answers: of the members that were sealed in this epoch. A member not heard from, and a filling
-    one whose floor is above the log, may have acked anything. With accept_loss also the log of a filling
+    one whose floor is above the log, may have acked anything; between the two steps of a change of members
+    the old ones alone may have been the quorum of it. With accept_loss also the log of a filling
     member will do whose content is complete: what else it may have acked is given up.
     """
     if not quorum.reached(answers):
@@ -48,7 +49,7 @@ def choose_log(
     best = max(fit, key=lambda answer: answer.end)
     committed = max(answer.commit for answer in answers.values())
     above = {replica for replica in quorum.replicas if _may_be_above(answers.get(replica), best.end)}
-    if not accept_loss and (quorum.reached(above) or committed > best.end):
+    if not accept_loss and (quorum.reached_before(above) or committed > best.end):
         return Undecided(_missing(best.end, sorted(above), committed), lost=all_heard)
     return ChosenLog(best.end, committed if committed <= best.end else min(best.commit, best.end), best.generation)
 

@@ -36,7 +36,10 @@ class MemberStatus:
 
 @dataclass(frozen=True, slots=True)
 class LeaderStatus:
-    """why: what it waits for before it serves, or why it is over; else empty."""
+    """why: what it waits for before it serves, or why it is over; else empty.
+
+    settled: the number of the configuration whose quorum has all that was committed before; 0 for none yet.
+    """
 
     serving: bool
     epoch: Epoch
@@ -46,6 +49,7 @@ class LeaderStatus:
     over: CairnError | None
     why: str
     members: tuple[MemberStatus, ...]
+    settled: int = 0
 
 
 def member_status(member: Member, log: LeaderLog) -> MemberStatus:

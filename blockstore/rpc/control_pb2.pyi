@@ -178,6 +178,7 @@ class Configuration(_message.Message):
     NUMBER_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     OLD_MEMBERS_FIELD_NUMBER: _builtins.int
+    REPLACEMENT_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]: ...
@@ -185,20 +186,55 @@ class Configuration(_message.Message):
     def old_members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]:
         """Those of the configuration before, while a change is between its two steps."""
 
+    @_builtins.property
+    def replacement(self) -> Global___Replacement:
+        """Absent where no member is about to be replaced, or its newcomer is one already."""
+
     def __init__(
         self,
         *,
         number: _builtins.int = ...,
         members: _abc.Iterable[Global___Member] | None = ...,
         old_members: _abc.Iterable[Global___Member] | None = ...,
+        replacement: Global___Replacement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["replacement", b"replacement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "number", b"number", "old_members", b"old_members"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "number", b"number", "old_members", b"old_members", "replacement", b"replacement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Configuration: _TypeAlias = Configuration  # noqa: Y015
+
+@_typing.final
+class Replacement(_message.Message):
+    """A replica that is filled without a vote, to take a member's place once it is whole."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEWCOMER_FIELD_NUMBER: _builtins.int
+    REPLACES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    replaces: _builtins.str
+    """The member's replica."""
+    reason: _builtins.str
+    """away, drain, rebalance"""
+    @_builtins.property
+    def newcomer(self) -> Global___Member: ...
+    def __init__(
+        self,
+        *,
+        newcomer: Global___Member | None = ...,
+        replaces: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["newcomer", b"newcomer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["newcomer", b"newcomer", "reason", b"reason", "replaces", b"replaces"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Replacement: _TypeAlias = Replacement  # noqa: Y015
 
 @_typing.final
 class Segment(_message.Message):
@@ -443,6 +479,7 @@ class Node(_message.Message):
     UP_FIELD_NUMBER: _builtins.int
     LAST_HEARTBEAT_MS_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     address: _builtins.str
     zone: _builtins.str
@@ -455,6 +492,8 @@ class Node(_message.Message):
     """0: not heard from since control started."""
     replicas: _builtins.int
     """Replicas that the catalog has placed on it."""
+    draining: _builtins.bool
+    """Its replicas are moved away, and it gets no new ones."""
     def __init__(
         self,
         *,
@@ -467,10 +506,11 @@ class Node(_message.Message):
         up: _builtins.bool = ...,
         last_heartbeat_ms: _builtins.int = ...,
         replicas: _builtins.int = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity_bytes", b"capacity_bytes", "full", b"full", "id", b"id", "last_heartbeat_ms", b"last_heartbeat_ms", "replicas", b"replicas", "up", b"up", "used_bytes", b"used_bytes", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity_bytes", b"capacity_bytes", "draining", b"draining", "full", b"full", "id", b"id", "last_heartbeat_ms", b"last_heartbeat_ms", "replicas", b"replicas", "up", b"up", "used_bytes", b"used_bytes", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -928,6 +968,203 @@ class ScrubVolumeResponse(_message.Message):
 Global___ScrubVolumeResponse: _TypeAlias = ScrubVolumeResponse  # noqa: Y015
 
 @_typing.final
+class DrainNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    UNDO_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    undo: _builtins.bool
+    """Take the drain back: replicas that have not moved yet stay."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        undo: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "undo", b"undo"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainNodeRequest: _TypeAlias = DrainNodeRequest  # noqa: Y015
+
+@_typing.final
+class RepairSettings(_message.Message):
+    """What drains, replacements and copies go by, on a running cluster."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLACE_AFTER_S_FIELD_NUMBER: _builtins.int
+    REBUILD_RATE_BYTES_FIELD_NUMBER: _builtins.int
+    REBUILDS_FIELD_NUMBER: _builtins.int
+    REBUILDS_PER_NODE_FIELD_NUMBER: _builtins.int
+    replace_after_s: _builtins.float
+    """Seconds that a node may be away before its replicas are replaced; 0: they never are."""
+    rebuild_rate_bytes: _builtins.int
+    """Bytes a second that each node takes in for replicas that are filled; 0: without a limit."""
+    rebuilds: _builtins.int
+    """Replicas that are filled at once, in the cluster and on one node."""
+    rebuilds_per_node: _builtins.int
+    def __init__(
+        self,
+        *,
+        replace_after_s: _builtins.float = ...,
+        rebuild_rate_bytes: _builtins.int = ...,
+        rebuilds: _builtins.int = ...,
+        rebuilds_per_node: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rebuild_rate_bytes", b"rebuild_rate_bytes", "rebuilds", b"rebuilds", "rebuilds_per_node", b"rebuilds_per_node", "replace_after_s", b"replace_after_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepairSettings: _TypeAlias = RepairSettings  # noqa: Y015
+
+@_typing.final
+class SetRepairRequest(_message.Message):
+    """A field that is absent stays as it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLACE_AFTER_S_FIELD_NUMBER: _builtins.int
+    REBUILD_RATE_BYTES_FIELD_NUMBER: _builtins.int
+    REBUILDS_FIELD_NUMBER: _builtins.int
+    REBUILDS_PER_NODE_FIELD_NUMBER: _builtins.int
+    replace_after_s: _builtins.float
+    rebuild_rate_bytes: _builtins.int
+    rebuilds: _builtins.int
+    rebuilds_per_node: _builtins.int
+    def __init__(
+        self,
+        *,
+        replace_after_s: _builtins.float | None = ...,
+        rebuild_rate_bytes: _builtins.int | None = ...,
+        rebuilds: _builtins.int | None = ...,
+        rebuilds_per_node: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rebuild_rate_bytes", b"_rebuild_rate_bytes", "_rebuilds", b"_rebuilds", "_rebuilds_per_node", b"_rebuilds_per_node", "_replace_after_s", b"_replace_after_s", "rebuild_rate_bytes", b"rebuild_rate_bytes", "rebuilds", b"rebuilds", "rebuilds_per_node", b"rebuilds_per_node", "replace_after_s", b"replace_after_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rebuild_rate_bytes", b"_rebuild_rate_bytes", "_rebuilds", b"_rebuilds", "_rebuilds_per_node", b"_rebuilds_per_node", "_replace_after_s", b"_replace_after_s", "rebuild_rate_bytes", b"rebuild_rate_bytes", "rebuilds", b"rebuilds", "rebuilds_per_node", b"rebuilds_per_node", "replace_after_s", b"replace_after_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__rebuild_rate_bytes: _TypeAlias = _typing.Literal["rebuild_rate_bytes"]  # noqa: Y015
+    _WhichOneofArgType__rebuild_rate_bytes: _TypeAlias = _typing.Literal["_rebuild_rate_bytes", b"_rebuild_rate_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__rebuilds: _TypeAlias = _typing.Literal["rebuilds"]  # noqa: Y015
+    _WhichOneofArgType__rebuilds: _TypeAlias = _typing.Literal["_rebuilds", b"_rebuilds"]  # noqa: Y015
+    _WhichOneofReturnType__rebuilds_per_node: _TypeAlias = _typing.Literal["rebuilds_per_node"]  # noqa: Y015
+    _WhichOneofArgType__rebuilds_per_node: _TypeAlias = _typing.Literal["_rebuilds_per_node", b"_rebuilds_per_node"]  # noqa: Y015
+    _WhichOneofReturnType__replace_after_s: _TypeAlias = _typing.Literal["replace_after_s"]  # noqa: Y015
+    _WhichOneofArgType__replace_after_s: _TypeAlias = _typing.Literal["_replace_after_s", b"_replace_after_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rebuild_rate_bytes) -> _WhichOneofReturnType__rebuild_rate_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rebuilds) -> _WhichOneofReturnType__rebuilds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rebuilds_per_node) -> _WhichOneofReturnType__rebuilds_per_node | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__replace_after_s) -> _WhichOneofReturnType__replace_after_s | None: ...
+
+Global___SetRepairRequest: _TypeAlias = SetRepairRequest  # noqa: Y015
+
+@_typing.final
+class GetRepairRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRepairRequest: _TypeAlias = GetRepairRequest  # noqa: Y015
+
+@_typing.final
+class RebalanceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    volume: _builtins.str
+    """The id or the name of one; empty: all."""
+    dry_run: _builtins.bool
+    """Only say what would be moved."""
+    def __init__(
+        self,
+        *,
+        volume: _builtins.str = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebalanceRequest: _TypeAlias = RebalanceRequest  # noqa: Y015
+
+@_typing.final
+class Move(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    SEGMENT_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
+    FROM_NODE_FIELD_NUMBER: _builtins.int
+    TO_NODE_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    volume: _builtins.str
+    segment: _builtins.int
+    replica: _builtins.str
+    from_node: _builtins.str
+    to_node: _builtins.str
+    why: _builtins.str
+    size_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        volume: _builtins.str = ...,
+        segment: _builtins.int = ...,
+        replica: _builtins.str = ...,
+        from_node: _builtins.str = ...,
+        to_node: _builtins.str = ...,
+        why: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_node", b"from_node", "replica", b"replica", "segment", b"segment", "size_bytes", b"size_bytes", "to_node", b"to_node", "volume", b"volume", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Move: _TypeAlias = Move  # noqa: Y015
+
+@_typing.final
+class RebalanceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOVES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___Move]: ...
+    def __init__(
+        self,
+        *,
+        moves: _abc.Iterable[Global___Move] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["moves", b"moves"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebalanceResponse: _TypeAlias = RebalanceResponse  # noqa: Y015
+
+@_typing.final
 class StatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -986,6 +1223,10 @@ class ReplicaHealth(_message.Message):
     BAD_BLOCKS_FOUND_FIELD_NUMBER: _builtins.int
     BAD_BLOCKS_REPAIRED_FIELD_NUMBER: _builtins.int
     DAMAGE_FIELD_NUMBER: _builtins.int
+    REPLACES_FIELD_NUMBER: _builtins.int
+    REPLACES_WHY_FIELD_NUMBER: _builtins.int
+    SECONDS_LEFT_FIELD_NUMBER: _builtins.int
+    RATE_BYTES_FIELD_NUMBER: _builtins.int
     replica: _builtins.str
     node: _builtins.str
     zone: _builtins.str
@@ -1004,6 +1245,12 @@ class ReplicaHealth(_message.Message):
     bad_blocks_repaired: _builtins.int
     damage: _builtins.str
     """What is wrong with its tables, and can only be mended by filling it anew."""
+    replaces: _builtins.str
+    """Of a newcomer: the replica whose place it takes, and why; it has no vote yet."""
+    replaces_why: _builtins.str
+    seconds_left: _builtins.float
+    """While filling: by the rate of the last seconds; 0 where that is not known."""
+    rate_bytes: _builtins.int
     @_builtins.property
     def end(self) -> _replica_pb2.Position:
         """The last record that is durable there."""
@@ -1029,10 +1276,14 @@ class ReplicaHealth(_message.Message):
         bad_blocks_found: _builtins.int = ...,
         bad_blocks_repaired: _builtins.int = ...,
         damage: _builtins.str = ...,
+        replaces: _builtins.str = ...,
+        replaces_why: _builtins.str = ...,
+        seconds_left: _builtins.float = ...,
+        rate_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "scrub", b"scrub"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_blocks_found", b"bad_blocks_found", "bad_blocks_repaired", b"bad_blocks_repaired", "damage", b"damage", "end", b"end", "extents_done", b"extents_done", "extents_total", b"extents_total", "file_bytes", b"file_bytes", "lag_records", b"lag_records", "node", b"node", "replica", b"replica", "scrub", b"scrub", "state", b"state", "why", b"why", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_blocks_found", b"bad_blocks_found", "bad_blocks_repaired", b"bad_blocks_repaired", "damage", b"damage", "end", b"end", "extents_done", b"extents_done", "extents_total", b"extents_total", "file_bytes", b"file_bytes", "lag_records", b"lag_records", "node", b"node", "rate_bytes", b"rate_bytes", "replaces", b"replaces", "replaces_why", b"replaces_why", "replica", b"replica", "scrub", b"scrub", "seconds_left", b"seconds_left", "state", b"state", "why", b"why", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1269,7 +1520,10 @@ class NodeHeartbeatResponse(_message.Message):
 
     DELETE_FIELD_NUMBER: _builtins.int
     KNOWN_FIELD_NUMBER: _builtins.int
+    REBUILD_RATE_BYTES_FIELD_NUMBER: _builtins.int
     PEERS_FIELD_NUMBER: _builtins.int
+    rebuild_rate_bytes: _builtins.int
+    """Bytes a second that the node may take in for replicas that are filled; 0: without a limit."""
     @_builtins.property
     def delete(self) -> _containers.RepeatedCompositeFieldContainer[_replica_pb2.Target]:
         """Replicas of deleted volumes that the node still has: delete them."""
@@ -1290,11 +1544,12 @@ class NodeHeartbeatResponse(_message.Message):
         *,
         delete: _abc.Iterable[_replica_pb2.Target] | None = ...,
         known: _abc.Iterable[Global___KnownPosition] | None = ...,
+        rebuild_rate_bytes: _builtins.int = ...,
         peers: _abc.Iterable[Global___ReplicaPeers] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "known", b"known", "peers", b"peers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "known", b"known", "peers", b"peers", "rebuild_rate_bytes", b"rebuild_rate_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1578,6 +1833,26 @@ Global___MemberReport: _TypeAlias = MemberReport  # noqa: Y015
 class VolumeReport(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class SettledEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     VOLUME_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -1588,6 +1863,7 @@ class VolumeReport(_message.Message):
     MEMBERS_FIELD_NUMBER: _builtins.int
     HYDRATION_FIELD_NUMBER: _builtins.int
     HYDRATED_FIELD_NUMBER: _builtins.int
+    SETTLED_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     epoch: _builtins.int
     state: Global___ServingState.ValueType
@@ -1604,6 +1880,10 @@ class VolumeReport(_message.Message):
     def hydration(self) -> Global___Hydration:
         """Of a volume with a source."""
 
+    @_builtins.property
+    def settled(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
+        """By segment: the number of the configuration whose quorum holds all that is committed."""
+
     def __init__(
         self,
         *,
@@ -1617,10 +1897,11 @@ class VolumeReport(_message.Message):
         members: _abc.Iterable[Global___MemberReport] | None = ...,
         hydration: Global___Hydration | None = ...,
         hydrated: _builtins.bool = ...,
+        settled: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "hydration", b"hydration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "commit", b"commit", "epoch", b"epoch", "hydrated", b"hydrated", "hydration", b"hydration", "members", b"members", "size_bytes", b"size_bytes", "state", b"state", "volume", b"volume", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "commit", b"commit", "epoch", b"epoch", "hydrated", b"hydrated", "hydration", b"hydration", "members", b"members", "settled", b"settled", "size_bytes", b"size_bytes", "state", b"state", "volume", b"volume", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1672,6 +1953,7 @@ class CurrentAttachment(_message.Message):
     HYDRATION_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     MAINTENANCE_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     epoch: _builtins.int
     size_bytes: _builtins.int
@@ -1684,6 +1966,10 @@ class CurrentAttachment(_message.Message):
 
     @_builtins.property
     def source(self) -> Global___Source: ...
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]:
+        """As they are now, where the report named other members or another configuration; else none."""
+
     def __init__(
         self,
         *,
@@ -1694,10 +1980,11 @@ class CurrentAttachment(_message.Message):
         hydration: Global___Hydration | None = ...,
         source: Global___Source | None = ...,
         maintenance: _builtins.bool = ...,
+        segments: _abc.Iterable[Global___Segment] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hydration", b"hydration", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "hydration", b"hydration", "maintenance", b"maintenance", "size_bytes", b"size_bytes", "source", b"source", "state", b"state", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "hydration", b"hydration", "maintenance", b"maintenance", "segments", b"segments", "size_bytes", b"size_bytes", "source", b"source", "state", b"state", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -84,6 +84,26 @@ class ControlStub:
                 request_serializer=blockstore_dot_rpc_dot_control__pb2.RemoveNodeRequest.SerializeToString,
                 response_deserializer=blockstore_dot_rpc_dot_control__pb2.RemoveNodeResponse.FromString,
                 _registered_method=True)
+        self.DrainNode = channel.unary_unary(
+                '/cairn.v1.Control/DrainNode',
+                request_serializer=blockstore_dot_rpc_dot_control__pb2.DrainNodeRequest.SerializeToString,
+                response_deserializer=blockstore_dot_rpc_dot_control__pb2.Node.FromString,
+                _registered_method=True)
+        self.GetRepair = channel.unary_unary(
+                '/cairn.v1.Control/GetRepair',
+                request_serializer=blockstore_dot_rpc_dot_control__pb2.GetRepairRequest.SerializeToString,
+                response_deserializer=blockstore_dot_rpc_dot_control__pb2.RepairSettings.FromString,
+                _registered_method=True)
+        self.SetRepair = channel.unary_unary(
+                '/cairn.v1.Control/SetRepair',
+                request_serializer=blockstore_dot_rpc_dot_control__pb2.SetRepairRequest.SerializeToString,
+                response_deserializer=blockstore_dot_rpc_dot_control__pb2.RepairSettings.FromString,
+                _registered_method=True)
+        self.Rebalance = channel.unary_unary(
+                '/cairn.v1.Control/Rebalance',
+                request_serializer=blockstore_dot_rpc_dot_control__pb2.RebalanceRequest.SerializeToString,
+                response_deserializer=blockstore_dot_rpc_dot_control__pb2.RebalanceResponse.FromString,
+                _registered_method=True)
         self.Status = channel.unary_stream(
                 '/cairn.v1.Control/Status',
                 request_serializer=blockstore_dot_rpc_dot_control__pb2.StatusRequest.SerializeToString,
@@ -191,6 +211,32 @@ class ControlServicer:
 
     def RemoveNode(self, request, context):
         """Only a node that is down and that holds no replica.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainNode(self, request, context):
+        """Answers at once; `replicas` of the node falls to 0 as they move.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRepair(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRepair(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rebalance(self, request, context):
+        """The moves that make the load and the zones even; they are carried out one by one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -304,6 +350,26 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.RemoveNode,
                     request_deserializer=blockstore_dot_rpc_dot_control__pb2.RemoveNodeRequest.FromString,
                     response_serializer=blockstore_dot_rpc_dot_control__pb2.RemoveNodeResponse.SerializeToString,
+            ),
+            'DrainNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainNode,
+                    request_deserializer=blockstore_dot_rpc_dot_control__pb2.DrainNodeRequest.FromString,
+                    response_serializer=blockstore_dot_rpc_dot_control__pb2.Node.SerializeToString,
+            ),
+            'GetRepair': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRepair,
+                    request_deserializer=blockstore_dot_rpc_dot_control__pb2.GetRepairRequest.FromString,
+                    response_serializer=blockstore_dot_rpc_dot_control__pb2.RepairSettings.SerializeToString,
+            ),
+            'SetRepair': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRepair,
+                    request_deserializer=blockstore_dot_rpc_dot_control__pb2.SetRepairRequest.FromString,
+                    response_serializer=blockstore_dot_rpc_dot_control__pb2.RepairSettings.SerializeToString,
+            ),
+            'Rebalance': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rebalance,
+                    request_deserializer=blockstore_dot_rpc_dot_control__pb2.RebalanceRequest.FromString,
+                    response_serializer=blockstore_dot_rpc_dot_control__pb2.RebalanceResponse.SerializeToString,
             ),
             'Status': grpc.unary_stream_rpc_method_handler(
                     servicer.Status,
@@ -621,6 +687,114 @@ class Control:
             '/cairn.v1.Control/RemoveNode',
             blockstore_dot_rpc_dot_control__pb2.RemoveNodeRequest.SerializeToString,
             blockstore_dot_rpc_dot_control__pb2.RemoveNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Control/DrainNode',
+            blockstore_dot_rpc_dot_control__pb2.DrainNodeRequest.SerializeToString,
+            blockstore_dot_rpc_dot_control__pb2.Node.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRepair(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Control/GetRepair',
+            blockstore_dot_rpc_dot_control__pb2.GetRepairRequest.SerializeToString,
+            blockstore_dot_rpc_dot_control__pb2.RepairSettings.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRepair(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Control/SetRepair',
+            blockstore_dot_rpc_dot_control__pb2.SetRepairRequest.SerializeToString,
+            blockstore_dot_rpc_dot_control__pb2.RepairSettings.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rebalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Control/Rebalance',
+            blockstore_dot_rpc_dot_control__pb2.RebalanceRequest.SerializeToString,
+            blockstore_dot_rpc_dot_control__pb2.RebalanceResponse.FromString,
             options,
             channel_credentials,
             insecure,

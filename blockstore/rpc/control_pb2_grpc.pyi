@@ -49,6 +49,12 @@ class ControlStub:
     ListNodes: _grpc.UnaryStreamMultiCallable[_control_pb2.ListNodesRequest, _control_pb2.ListNodesResponse]
     RemoveNode: _grpc.UnaryUnaryMultiCallable[_control_pb2.RemoveNodeRequest, _control_pb2.RemoveNodeResponse]
     """Only a node that is down and that holds no replica."""
+    DrainNode: _grpc.UnaryUnaryMultiCallable[_control_pb2.DrainNodeRequest, _control_pb2.Node]
+    """Answers at once; `replicas` of the node falls to 0 as they move."""
+    GetRepair: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetRepairRequest, _control_pb2.RepairSettings]
+    SetRepair: _grpc.UnaryUnaryMultiCallable[_control_pb2.SetRepairRequest, _control_pb2.RepairSettings]
+    Rebalance: _grpc.UnaryUnaryMultiCallable[_control_pb2.RebalanceRequest, _control_pb2.RebalanceResponse]
+    """The moves that make the load and the zones even; they are carried out one by one."""
     Status: _grpc.UnaryStreamMultiCallable[_control_pb2.StatusRequest, _control_pb2.StatusResponse]
     GetVolumeHealth: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetVolumeRequest, _control_pb2.VolumeHealth]
     """One volume's part of the status."""
@@ -76,6 +82,12 @@ class ControlAsyncStub(ControlStub):
     ListNodes: _aio.UnaryStreamMultiCallable[_control_pb2.ListNodesRequest, _control_pb2.ListNodesResponse]  # type: ignore[assignment]
     RemoveNode: _aio.UnaryUnaryMultiCallable[_control_pb2.RemoveNodeRequest, _control_pb2.RemoveNodeResponse]  # type: ignore[assignment]
     """Only a node that is down and that holds no replica."""
+    DrainNode: _aio.UnaryUnaryMultiCallable[_control_pb2.DrainNodeRequest, _control_pb2.Node]  # type: ignore[assignment]
+    """Answers at once; `replicas` of the node falls to 0 as they move."""
+    GetRepair: _aio.UnaryUnaryMultiCallable[_control_pb2.GetRepairRequest, _control_pb2.RepairSettings]  # type: ignore[assignment]
+    SetRepair: _aio.UnaryUnaryMultiCallable[_control_pb2.SetRepairRequest, _control_pb2.RepairSettings]  # type: ignore[assignment]
+    Rebalance: _aio.UnaryUnaryMultiCallable[_control_pb2.RebalanceRequest, _control_pb2.RebalanceResponse]  # type: ignore[assignment]
+    """The moves that make the load and the zones even; they are carried out one by one."""
     Status: _aio.UnaryStreamMultiCallable[_control_pb2.StatusRequest, _control_pb2.StatusResponse]  # type: ignore[assignment]
     GetVolumeHealth: _aio.UnaryUnaryMultiCallable[_control_pb2.GetVolumeRequest, _control_pb2.VolumeHealth]  # type: ignore[assignment]
     """One volume's part of the status."""
@@ -160,6 +172,36 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.RemoveNodeResponse, _abc.Awaitable[_control_pb2.RemoveNodeResponse]]:
         """Only a node that is down and that holds no replica."""
+
+    @_abc_1.abstractmethod
+    def DrainNode(
+        self,
+        request: _control_pb2.DrainNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.Node, _abc.Awaitable[_control_pb2.Node]]:
+        """Answers at once; `replicas` of the node falls to 0 as they move."""
+
+    @_abc_1.abstractmethod
+    def GetRepair(
+        self,
+        request: _control_pb2.GetRepairRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.RepairSettings, _abc.Awaitable[_control_pb2.RepairSettings]]: ...
+
+    @_abc_1.abstractmethod
+    def SetRepair(
+        self,
+        request: _control_pb2.SetRepairRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.RepairSettings, _abc.Awaitable[_control_pb2.RepairSettings]]: ...
+
+    @_abc_1.abstractmethod
+    def Rebalance(
+        self,
+        request: _control_pb2.RebalanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.RebalanceResponse, _abc.Awaitable[_control_pb2.RebalanceResponse]]:
+        """The moves that make the load and the zones even; they are carried out one by one."""
 
     @_abc_1.abstractmethod
     def Status(

@@ -1,11 +1,13 @@
 """What control and a front-end tell each other about a volume: the ticket to open it, and how it does."""
 
+from collections.abc import Iterable
 from typing import Final
 
 from blockstore.domain import (
     Configuration,
     Member,
     NodeId,
+    Replacement,
     ReplicaId,
     SegmentNumber,
     SnapshotId,
@@ -32,18 +34,14 @@ def to_ticket(message: pb.OpenTicket) -> Ticket:
     if len(message.segments) != 1:
         raise InvalidRequest(f"{message.volume} has {len(message.segments)} segments: this front-end serves one")
     segment = message.segments[0]
-    members = [*segment.configuration.members, *segment.configuration.old_members]
+    members = _everyone(segment)
     return Ticket(
         volume=VolumeId(message.volume),
         segment=SegmentNumber(segment.number),
         size_bytes=message.size_bytes,
         epoch=Epoch(message.epoch),
-        configuration=Configuration(
-            segment.configuration.number,
-            tuple(_to_member(each) for each in segment.configuration.members),
-            tuple(_to_member(each) for each in segment.configuration.old_members),
-        ),
-        addresses=addresses_of(message),
+        configuration=to_configuration(segment.configuration),
+        addresses=addresses_of(message.segments),
         known={ReplicaId(member.replica): to_position(member.known) for member in members},
         accept_loss=message.accept_loss,
     )
@@ -57,14 +55,33 @@ def to_source(message: pb.Source) -> Source:
     return Source(snapshot, message.root, message.size_bytes, tuple(message.addresses))
 
 
-def addresses_of(message: pb.OpenTicket) -> dict[ReplicaId, str]:
+def to_configuration(message: pb.Configuration) -> Configuration:
+    """Of a segment, as control has it."""
+    change = message.replacement
+    return Configuration(
+        message.number,
+        tuple(_to_member(each) for each in message.members),
+        tuple(_to_member(each) for each in message.old_members),
+        Replacement(_to_member(change.newcomer), ReplicaId(change.replaces), change.reason)
+        if message.HasField("replacement")
+        else None,
+    )
+
+
+def addresses_of(segments: Iterable[pb.Segment]) -> dict[ReplicaId, str]:
     """Where the members are now; none for a node that never registered."""
     return {
         ReplicaId(member.replica): member.address
-        for segment in message.segments
-        for member in (*segment.configuration.members, *segment.configuration.old_members)
+        for segment in segments
+        for member in _everyone(segment)
         if member.address
     }
+
+
+def _everyone(segment: pb.Segment) -> list[pb.Member]:
+    configuration = segment.configuration
+    newcomer = [configuration.replacement.newcomer] if configuration.HasField("replacement") else []
+    return [*configuration.members, *configuration.old_members, *newcomer]
 
 
 def member_reports(volume: OpenVolume) -> list[pb.MemberReport]:

@@ -1,11 +1,11 @@
 """Where the members of a volume are, as its ticket said and then as control says; what they are known to have acked."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 import structlog
 
-from blockstore.domain import ORIGIN, Position, ReplicaId
+from blockstore.domain import ORIGIN, Configuration, Position, ReplicaId
 from blockstore.errors import CairnError
 from blockstore.replica_codec import peer_of
 from blockstore.rpc import replica_pb2 as pb
@@ -21,21 +21,26 @@ Refresh = Callable[[], Awaitable[dict[ReplicaId, str]]]
 
 
 class MemberDirectory:
-    """Of one ticket."""
+    """Of one ticket, and of the configurations that came after it."""
 
     def __init__(self, ticket: Ticket, refresh: Refresh) -> None:
         self._ticket = ticket
+        self._members = {member.replica: member for member in ticket.configuration.everyone}
         self._addresses = dict(ticket.addresses)
         self._refresh = refresh
         self._asked_at = boot_time_s()
 
     def peer(self, replica: ReplicaId) -> pb.Peer:
         """Its address is empty where control does not know it."""
-        member = next(each for each in self._ticket.configuration.members if each.replica == replica)
-        return peer_of(member, self._addresses.get(replica, ""))
+        return peer_of(self._members[replica], self._addresses.get(replica, ""))
 
     def peers(self) -> list[pb.Peer]:
-        return [self.peer(member.replica) for member in self._ticket.configuration.members]
+        return [self.peer(replica) for replica in self._members]
+
+    def learn(self, configuration: Configuration, addresses: Mapping[ReplicaId, str]) -> None:
+        """Who is there now. Who was stays known: messages to it may be on their way."""
+        self._members.update({member.replica: member for member in configuration.everyone})
+        self._addresses.update(addresses)
 
     def known(self, replica: ReplicaId) -> Position:
         """The highest position that control was ever told for it."""

@@ -222,7 +222,7 @@ class _Session:
         tasks = [
             asyncio.create_task(work)
             for work in (
-                self._send_appends(replicate, encode_target(self._address, seal.epoch, seal.configuration), directory),
+                self._send_appends(replicate, directory),
                 self._take_answers(replicate, seal.epoch),
                 self._send_reads(read, target),
                 self._take_results(read),
@@ -251,13 +251,17 @@ class _Session:
 
     # ---- records
 
-    async def _send_appends(self, replicate: Any, target: bytes, directory: MemberDirectory) -> None:
+    async def _send_appends(self, replicate: Any, directory: MemberDirectory) -> None:
+        target, configuration = b"", -1
         while True:
             while self._outgoing:
                 message = self._outgoing.popleft()
                 self._last_request = message.request
                 if self._silent_since is None:
                     self._silent_since = self._loop.time()
+                if message.configuration != configuration:
+                    configuration = message.configuration
+                    target = encode_target(self._address, message.epoch, configuration)
                 await replicate.write(encode_append(target, message, directory.peer))
             self._wake_append.clear()
             await self._wake_append.wait()

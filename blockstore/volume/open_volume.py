@@ -6,13 +6,13 @@ not stand still while a machine sleeps.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import structlog
 
-from blockstore.domain import Position, ReplicaAddress, ReplicaId
+from blockstore.domain import Configuration, Position, ReplicaAddress, ReplicaId, SegmentNumber
 from blockstore.errors import CairnError, Conflict
 from blockstore.record import Operation, OperationKind
 from blockstore.replication.leader import Leader, LeaderSettings, LeaderStatus, MemberStatus
@@ -89,14 +89,13 @@ class OpenVolume:
         )
         self._directory = MemberDirectory(ticket, refresh)
         self.members = MemberQueries(self._whole_members, ticket.epoch, ticket.configuration.number, call_timeout_s)
-        self._links = {
-            member.replica: MemberLink(
-                ReplicaAddress(ticket.volume, ticket.segment, member.replica), self, self._directory, call_timeout_s
-            )
-            for member in ticket.configuration.members
-        }
-        self._tasks = [loop.create_task(link.run()) for link in self._links.values()]
-        self._tasks.append(loop.create_task(self._tick()))
+        self._segment = ticket.segment
+        self._call_timeout_s = call_timeout_s
+        self._links: dict[ReplicaId, MemberLink] = {}
+        self._dialling: dict[ReplicaId, asyncio.Task[None]] = {}
+        self._hanging_up: set[asyncio.Task[None]] = set()
+        self._link_up(ticket.configuration)
+        self._ticking = loop.create_task(self._tick())
 
     # ---- attachment
 
@@ -135,10 +134,53 @@ class OpenVolume:
         """Let go: what is not answered by now is not. The next attachment finds every acknowledged write."""
         if not self.over.done():
             self._end(Conflict(f"{self.volume} was detached"))
-        for task in self._tasks:
+        tasks = [*self._dialling.values(), *self._hanging_up, self._ticking]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()  # their errors keep the frames in which the calls to members are
+        await asyncio.gather(*tasks, return_exceptions=True)
+        # Their errors keep the frames in which the calls to members are.
+        self._dialling.clear()
+        self._hanging_up.clear()
+
+    # ---- members
+
+    @property
+    def segment(self) -> SegmentNumber:
+        """Which one of the volume's this is."""
+        return self._segment
+
+    @property
+    def settled(self) -> int:
+        """The number of the configuration whose quorum holds all that is committed; 0 where none does for sure."""
+        return self._leader.settled
+
+    def reconfigure(self, configuration: Configuration, addresses: Mapping[ReplicaId, str]) -> None:
+        """Go on under this one, which control has put into the volume's record. What is older changes nothing."""
+        self._directory.learn(configuration, addresses)
+        before = self._leader.configuration
+        effects = self._leader.reconfigure(configuration, boot_time_s())
+        after = self._leader.configuration
+        if after != before:
+            members = [member.replica for member in after.everyone]
+            _log.info("members change", volume=self.volume, configuration=after.number, members=members)
+            self._link_up(after)
+        self._carry_out(effects)
+        self._heard.set()
+
+    def _link_up(self, configuration: Configuration) -> None:
+        """A link to everyone, and to nobody else."""
+        replicas = [member.replica for member in configuration.everyone]
+        for gone in [replica for replica in self._links if replica not in replicas]:
+            del self._links[gone]
+            task = self._dialling.pop(gone)
+            task.cancel()
+            self._hanging_up.add(task)
+            task.add_done_callback(self._hanging_up.discard)
+        for replica in replicas:
+            if replica not in self._links:
+                address = ReplicaAddress(self.volume, self._segment, replica)
+                link = self._links[replica] = MemberLink(address, self, self._directory, self._call_timeout_s)
+                self._dialling[replica] = self._loop.create_task(link.run())
 
     # ---- I/O
 

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from blockstore.domain import ORIGIN, Position, ReplicaId
+from blockstore.domain import ORIGIN, Configuration, Position, ReplicaId
 from blockstore.errors import CairnError
 from blockstore.log import UNKNOWN_FLOOR, LogEntry, RecordEntry
 from blockstore.record import Operation, OperationKind, Record
@@ -42,14 +42,11 @@ class Checker:
     source: of a restored volume, what its blocks show until they are written; a fill changes nothing.
     """
 
-    def __init__(self, members: Iterable[ReplicaId], blocks: int, source: Mapping[int, int]) -> None:
-        self._members = tuple(members)
-        self._bit = {replica: 1 << index for index, replica in enumerate(self._members)}
-        self._quorum = len(self._members) // 2 + 1
+    def __init__(self, blocks: int, source: Mapping[int, int]) -> None:
         self._records: dict[Position, Record] = {}
         self._record_of: dict[int, Record] = {}
         self._tickets: dict[int, Ticket] = {}
-        self._held: dict[Position, int] = defaultdict(int)
+        self._held: dict[Position, set[ReplicaId]] = defaultdict(set)
         self._disks: dict[ReplicaId, DiskState] = {}
         self._answered_epoch: dict[ReplicaId, Epoch] = {}
         self._served: set[Epoch] = set()
@@ -83,15 +80,14 @@ class Checker:
         disk = node.disk
         now = read_disk(disk.tables.image, disk.entries())
         self._disks[node.replica] = now
-        bit = self._bit[node.replica]
         if before is not None and not put_back:
             self._check_progress(node, before, now)
             for sequence, position in before.log.items():
                 if now.log.get(sequence, position) != position:
-                    self._held[position] &= ~bit
+                    self._held[position].discard(node.replica)
         if now.whole and disk.damage is None:
             for position in now.log.values():
-                self._held[position] |= bit
+                self._held[position].add(node.replica)
 
     def is_whole(self, node: "Node") -> bool:
         """Whether its disk holds all that it ever acked."""
@@ -156,7 +152,7 @@ class Checker:
     def committed(self, node: "Node", records: tuple[Record, ...]) -> None:
         """A replica takes these as committed."""
         for record in records:
-            self._note_committed(record.position, node.name)
+            self._note_committed(record.position, node.name, node.world.configuration)
 
     # ---- leaders
 
@@ -166,7 +162,7 @@ class Checker:
         if commit != before:
             self.expect(commit > before, f"{front_end.name}: commit fell from {before} to {commit}")
             self._leader_commit[front_end.epoch] = commit
-            self._note_committed(commit, front_end.name)
+            self._note_committed(commit, front_end.name, front_end.leader.configuration)
 
     def serving(self, front_end: "FrontEnd") -> None:
         epoch = front_end.epoch
@@ -189,7 +185,7 @@ class Checker:
         record = self._record_of.get(ticket.number)
         self.expect(record is not None, f"request {ticket.number} completed, and no replica ever had its record")
         assert record is not None
-        self._note_committed(record.position, front_end.name)
+        self._note_committed(record.position, front_end.name, front_end.leader.configuration)
         self.expect(
             record.sequence > ticket.began,
             f"request {ticket.number} became {record.position}, and {ticket.began} was shown before it began",
@@ -302,15 +298,20 @@ class Checker:
             case _:
                 return self._tickets[id(operation)].number
 
-    def _note_committed(self, position: Position, who: str) -> None:
-        """`position` and all before it are committed, says `who`."""
+    def _note_committed(self, position: Position, who: str, configuration: Configuration) -> None:
+        """`position` and all before it are committed, says `who`, under that configuration."""
         if self._is_committed(position):
             return
         if position.sequence <= len(self.log) and not self.loss_accepted:
             known = self.log[position.sequence - 1].position if position.sequence else ORIGIN
             raise Violation(f"{who}: {position} is committed, and {known} was before")
-        holders = self._held[position].bit_count()
-        self.expect(holders >= self._quorum, f"{who}: {position} is committed, and {holders} whole replicas hold it")
+        holders = self._held[position]
+        for members in filter(None, (configuration.members, configuration.old_members)):
+            count = sum(member.replica in holders for member in members)
+            self.expect(
+                2 * count > len(members),
+                f"{who}: {position} is committed, and {count} whole replicas of {len(members)} hold it",
+            )
         chain: list[Record] = []
         at = position
         while at.sequence > len(self.log) or (self.loss_accepted and not self._is_committed(at)):

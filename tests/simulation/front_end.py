@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from blockstore.domain import ReplicaId
+from blockstore.domain import Configuration, ReplicaId
 from blockstore.errors import CairnError, QuorumUnavailable
 from blockstore.replication.leader import Leader
 from blockstore.replication.messages import (
@@ -60,10 +60,25 @@ class FrontEnd(Process):
         self._data: dict[int, list[int | None]] = {}
         settings = world.plan.settings
         self.leader = Leader(epoch, world.configuration, settings, self.clock(), accept_loss=accept_loss)
-        self._links = [Link(self, world.node_of(member.replica)) for member in world.configuration.members]
-        for link in self._links:
-            self.after(world.network.delay(self.name, link.node.name), link.open)
+        self._links: dict[ReplicaId, Link] = {}
+        self._link_up(world.configuration)
         self._tick()
+
+    def _link_up(self, configuration: Configuration) -> None:
+        """A link to everyone, and to nobody else."""
+        replicas = [member.replica for member in configuration.everyone]
+        for gone in [replica for replica in self._links if replica not in replicas]:
+            self._links.pop(gone).close()
+        for replica in replicas:
+            if replica not in self._links:
+                link = self._links[replica] = Link(self, self.world.node_of(replica))
+                self.after(self.world.network.delay(self.name, link.node.name), link.open)
+
+    def reconfigure(self, configuration: Configuration) -> None:
+        """Control says how its record is now."""
+        effects = self.leader.reconfigure(configuration, self.clock())
+        self._link_up(self.leader.configuration)
+        self.carry_out(effects)
 
     def clock(self) -> float:
         """This machine's boot-time seconds."""
@@ -95,9 +110,9 @@ class FrontEnd(Process):
             world.trace(self.name, effect)
         match effect:
             case Send(replica, message):
-                self._link(replica).send(message)
+                self._links[replica].send(message)
             case Reconnect(replica):
-                self._link(replica).reconnect()
+                self._links[replica].reconnect()
             case ReadFrom():
                 self._read(effect)
             case ReadDropped(attempt):
@@ -111,7 +126,7 @@ class FrontEnd(Process):
                 self.serving = False
                 self.over = error
                 world.checker.over(self)
-                for link in self._links:
+                for link in self._links.values():
                     link.close()
             case _:
                 self._tell_guest(effect)
@@ -130,12 +145,9 @@ class FrontEnd(Process):
             case Relieved():
                 self.guest.relieved()
 
-    def _link(self, replica: ReplicaId) -> "Link":
-        return next(link for link in self._links if link.node.replica == replica)
-
     def _read(self, effect: ReadFrom) -> None:
         node = self.world.node_of(effect.replica)
-        request = ReadRequest(self.epoch, self.world.configuration.number, effect.commit, effect.start, effect.count)
+        request = ReadRequest(self.epoch, self.leader.configuration.number, effect.commit, effect.start, effect.count)
 
         def answered(answer: Any) -> None:
             if self.over is not None:

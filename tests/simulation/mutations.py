@@ -33,6 +33,7 @@ from blockstore.replication.quorum import Quorum
 from blockstore.replication.reads import Reads
 from blockstore.replication.record_run import RecordRun, earlier
 from blockstore.replication.recovery import ChosenLog, Undecided, choose_log
+from tests.simulation.member_mutations import MEMBER_MUTATIONS
 from tests.simulation.model_tables import Tables, Version
 from tests.simulation.table_mutations import TABLE_MUTATIONS, Patch
 
@@ -261,6 +262,7 @@ MUTATIONS: Final[dict[str, tuple[Patch, ...]]] = {
         (Leader, "_serve_if_due", _serve_without_epoch_start),
     ),
     **TABLE_MUTATIONS,
+    **MEMBER_MUTATIONS,
 }
 
 

@@ -78,6 +78,8 @@ class Node(Process):
         self.disk = disk
         self.speed = speed
         self.alive = False
+        self.lost = False
+        """For good: it does not start any more."""
         self.full = False
         self.corrupt = False
         self.no_room = False
@@ -88,6 +90,8 @@ class Node(Process):
     def start(self) -> None:
         """Recover from the disk, as a node does before it answers anything."""
         assert not self.alive
+        if self.lost:
+            return
         self.alive = True
         self.store = Store(self.disk.tables)
         self._mark = self.disk.tables.mark

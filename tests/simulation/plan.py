@@ -14,7 +14,7 @@ from tests.simulation.node import DiskSpeed
 class Plan:
     """What a seed decides before anything happens. Rates are events per virtual second.
 
-    mapped: of a restored volume, the blocks that its source maps; none for any other.
+    mapped: of a restored volume, the blocks that its source maps; none for any other. changes: of its members.
     """
 
     members: int
@@ -40,6 +40,7 @@ class Plan:
     goes_back: bool
     mapped: tuple[int, ...]
     fill_pause_s: float
+    changes: int
 
 
 #: Each kind of fault, and how often it happens in a seed that has it.
@@ -75,16 +76,23 @@ _FILLINGS: Final = {
 }  # fmt: skip
 _ATTACHMENTS: Final = {"attach_briefly": 4.0, "crash_node": 0.5, "break_stream": 2.0}
 _OLD_COPIES: Final = {"forgotten_copy": 6.0, "checkpoint": 10.0, "isolate_node": 0.5, "crash_front_end": 0.5}
+#: Between two steps some members know of a record, and others are asked by who comes next.
+_CHANGES: Final = {"isolate_node": 2.0, "slow_way": 3.0, "crash_front_end": 1.5, "attach_briefly": 1.0}
 _TROUBLES: Final = (_SPLITS, _FILLINGS, _ATTACHMENTS, _OLD_COPIES)
 
 
-def draw_plan(random: Random) -> Plan:
-    """Each seed has a few kinds of faults and of requests, some of them often: so rare meetings happen."""
+def draw_plan(random: Random, *, changes: bool = False) -> Plan:
+    """Each seed has a few kinds of faults and of requests, some of them often: so rare meetings happen.
+
+    changes: members come and go.
+    """
 
     def some(probability: float, value: float) -> float:
         return value * random.random() if random.random() < probability else 0.0
 
     trouble = random.choice(_TROUBLES) if random.random() < 0.5 else None
+    if changes and random.random() < 0.7:
+        trouble = _CHANGES
     share = 0.1 if trouble else 0.35
     faults = {kind: rate * (0.5 + random.random()) for kind, rate in FAULTS.items() if random.random() < share}
     fills = trouble is _FILLINGS or random.random() < 0.2
@@ -124,8 +132,9 @@ def draw_plan(random: Random) -> Plan:
             queue_bytes=random.choice((8, 64)) * BLOCK_SIZE, batch_bytes=random.choice((0, 0, 4)) * BLOCK_SIZE,
         ),
         final_power_cut=random.random() < 0.2,
-        loses_a_quorum=random.random() < 0.04,
-        goes_back=random.random() < 0.04,
+        loses_a_quorum=random.random() < 0.04 and not changes,
+        goes_back=random.random() < 0.04 and not changes,
         mapped=tuple(block for block in range(blocks) if restored and random.random() < 0.6),
         fill_pause_s=random.choice((0.01, 0.05, 0.2)),
+        changes=random.choice((1, 3, 6)) if changes else 0,
     )  # fmt: skip

@@ -18,6 +18,7 @@ from tests.simulation.describe import describe
 from tests.simulation.disk import Disk
 from tests.simulation.faults import Faults
 from tests.simulation.front_end import FrontEnd
+from tests.simulation.members import Members
 from tests.simulation.network import Network
 from tests.simulation.node import DiskSpeed, Node
 from tests.simulation.old_copies import OldCopies
@@ -27,6 +28,8 @@ from tests.simulation.scheduler import Scheduler
 #: Virtual seconds within which a healed cluster must have converged.
 CONVERGENCE_S: Final = 30.0
 _ENOUGH_EVENTS: Final = 60_000
+#: Of so many seeds, in one the members change.
+_CHANGE_EVERY: Final = 4
 #: Above every ticket's number.
 _SOURCE_VALUES: Final = 1 << 40
 
@@ -37,7 +40,7 @@ class World:
     def __init__(self, seed: int, *, tracing: bool = False) -> None:
         self.seed = seed
         self.random = Random(seed)
-        self.plan = draw_plan(self.random)
+        self.plan = draw_plan(self.random, changes=seed % _CHANGE_EVERY == _CHANGE_EVERY - 1)
         self.scheduler = Scheduler()
         self.network = Network(self.scheduler, self.random, self.plan.network)
         self.trace_lines: list[str] = []
@@ -49,7 +52,7 @@ class World:
         self.source = {block: _SOURCE_VALUES + block for block in self.plan.mapped}
         #: Generations with one who holds them, as guests know.
         self.pinned: list[tuple[int, bytes]] = []
-        self.checker = Checker(replicas, self.plan.blocks, self.source)
+        self.checker = Checker(self.plan.blocks, self.source)
         self.nodes = [self._new_node(index, replica) for index, replica in enumerate(replicas)]
         self._node_of = {node.replica: node for node in self.nodes}
         self.front_ends: list[FrontEnd] = []
@@ -59,6 +62,7 @@ class World:
         self._tickets = 0
         self._requests_left = self.plan.requests
         self._old_copies = OldCopies(self)
+        self._members: Members | None = None
 
     # ---- what the parts ask of their world
 
@@ -91,9 +95,21 @@ class World:
     def newest(self) -> FrontEnd:
         return self.front_ends[-1]
 
-    def others_hold_everything(self, node: Node) -> bool:
-        """Whether all other members are whole on disk: then one may lose what it holds, and nothing is lost."""
-        return all(self.checker.is_whole(other) for other in self.nodes if other is not node)
+    def others_hold_everything(self, node: Node, newcomer: ReplicaId | None = None) -> bool:
+        """Whether all other members are whole on disk: then one may lose what it holds, and nothing is lost.
+
+        newcomer: not asked.
+        """
+        others = [other for other in self.nodes if other is not node and other.replica != newcomer]
+        return all(self.checker.is_whole(other) and not other.lost for other in others)
+
+    def add_newcomer(self, replica: ReplicaId) -> Node:
+        """A node with a replica that is to be filled."""
+        disk = self._new_disk(LogImage(filling=Filling(UNKNOWN_FLOOR, ORIGIN, Sequence(0))))
+        node = Node(self, f"node-{len(self._node_of)}", replica, disk, self.plan.disk)
+        self._node_of[replica] = node
+        self.nodes.append(node)
+        return node
 
     def later(self, within_s: float, action: Callable[[], None]) -> None:
         """While the faults last: `action` some time within `within_s`."""
@@ -115,6 +131,7 @@ class World:
         for node in self.nodes:
             node.start()
         self.attach()
+        self._members = Members(self, self.plan.changes)
         faults = Faults(self, self._old_copies)
         for kind, rate in self.plan.faults:
             faults.schedule(kind, rate)
@@ -147,9 +164,12 @@ class World:
         return Node(self, f"node-{index}", replica, self._new_disk(image), self.plan.disk)
 
     def _new_disk(self, image: LogImage) -> Disk:
-        """As Create makes it: control says of a volume what its source is, until it has heard that it ended."""
+        """As Create makes it: control says what the volume was made from, also once it is hydrated.
+
+        A log that comes from its beginning has trims from before that, which must cover fills behind them.
+        """
         disk = Disk(image)
-        disk.tables.source = bool(self.source) and not self.checker.hydrated
+        disk.tables.source = bool(self.source)
         return disk
 
     def _run_until(self, time: float, done: Callable[[], bool] = lambda: False) -> bool:
@@ -233,9 +253,9 @@ class World:
     def _create_again(self) -> bool:
         """A replica that had committed what was given up takes no part any more: it is deleted and made anew."""
         again = [
-            node
-            for node, member in zip(self.nodes, self.newest().leader.status().members, strict=True)
-            if member.sealed and member.left_out and node.name not in self._made_anew
+            self.node_of(member.replica)
+            for member in self.newest().leader.status().members
+            if member.sealed and member.left_out and self.node_of(member.replica).name not in self._made_anew
         ]
         for node in again:
             self._made_anew.add(node.name)
@@ -267,15 +287,29 @@ class World:
             if node.disk.tables.lost:
                 node.content_lost()  # as scrub finds it
                 return False
-        followers = [node.follower for node in self.nodes]
+        followers = [node.follower for node in self.nodes if not node.lost]
         end = newest.leader.commit
         whole = all(follower.whole and follower.end == end and follower.commit == end for follower in followers)
+        assert self._members is not None
+        if not self._members.at_rest:
+            return False
         return newest.serving and newest.guest.idle and whole
 
     def _why(self) -> str:
         newest = self.newest()
-        replicas = [(node.name, node.follower.end, node.follower.commit, node.follower.filling) for node in self.nodes]
-        return describe((f"{newest.name} serving={newest.serving}", str(newest.over), newest.leader.status(), replicas))
+        replicas = [
+            (node.name, node.follower.end, node.follower.commit, node.follower.filling, node.lost)
+            for node in self.nodes
+        ]
+        return describe(
+            (
+                f"{newest.name} serving={newest.serving}",
+                str(newest.over),
+                newest.leader.status(),
+                replicas,
+                self.configuration,
+            )
+        )
 
     def _compare(self) -> None:
         waiting = [node.name for node in self.nodes]

@@ -1,0 +1,106 @@
+"""Replicas move while guests write: a node lost for good, a drain, and everything killed in the middle of it.
+
+The same two witnesses as elsewhere: fio verifies one half, clients with a model of what was acknowledged work on
+the other. At the end the replicas that are members by then are compared by their files.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from blockstore.rpc import control_pb2, replica_pb2, replica_pb2_grpc
+from blockstore.units import MIB
+from tests.cluster import CONTROL, Cluster
+from tests.crash.fio import FioLoop
+from tests.crash.model import SECTOR_SIZE
+from tests.crash.offline import assert_replicas_agree
+from tests.crash.workload import Workload
+from tests.daemons import wait_for
+from tests.programs import require_programs
+
+pytestmark = pytest.mark.xdist_group("load")
+
+SIZE = 64 * MIB
+FIO_SIZE = 16 * MIB
+SECTORS = range(SIZE // 2 // SECTOR_SIZE)
+PROGRESS = 200
+MOVED_LIMIT_S = 60.0
+ZONES = ("a", "b", "c", "d")
+#: Soon, or the tests would take long; longer than a node takes to start again.
+IMPATIENT = dataclasses.replace(CONTROL, replace_after_s=3.0)
+PATIENT = dataclasses.replace(CONTROL, replace_after_s=0.0)
+
+
+def node_ids(cluster: Cluster) -> list[str]:
+    """By index, as the daemons are."""
+    nodes = {each.address: each.id for each in cluster.status().nodes}
+    return [nodes[daemon.read_address()] for daemon in cluster.nodes]
+
+
+def configuration(cluster: Cluster, volume: str) -> control_pb2.Configuration:
+    return cluster.volume(volume).segments[0].configuration
+
+
+def members(cluster: Cluster, volume: str) -> set[str]:
+    """The nodes that hold a member, once no change is under way."""
+    now = configuration(cluster, volume)
+    changing = now.old_members or now.HasField("replacement")
+    return set() if changing else {each.node for each in now.members}
+
+
+def wait_moved(cluster: Cluster, volume: str, away: str) -> set[str]:
+    """Until that node holds no member of it; who does then."""
+
+    def moved() -> set[str]:
+        found = members(cluster, volume)
+        return found if away not in found else set()
+
+    try:
+        return wait_for(f"{volume} to leave {away}", moved, MOVED_LIMIT_S)
+    except TimeoutError as error:
+        raise TimeoutError(f"{error}: {cluster.health(volume)}") from error
+
+
+def replicas_on(cluster: Cluster, index: int) -> list[str]:
+    """What the node itself says that it has."""
+    with grpc.insecure_channel(cluster.nodes[index].read_address()) as channel:
+        answer = replica_pb2_grpc.ReplicaStub(channel).ListReplicas(replica_pb2.ListReplicasRequest(), timeout=5)
+    return [each.target.replica for each in answer.replicas]
+
+
+def drain(cluster: Cluster, node: str, *, undo: bool = False) -> None:
+    cluster.call("DrainNode", control_pb2.DrainNodeRequest(node=node, undo=undo))
+
+
+@contextmanager
+def under_load(cluster: Cluster, volume: str, directory: Path) -> Iterator[Workload]:
+    """Both witnesses write; what they had acknowledged is there at the end, on all replicas."""
+    require_programs("fio")
+    witness = FioLoop(lambda: cluster.uri_now(volume), directory, offset=SIZE // 2, size=FIO_SIZE)
+    with Workload(lambda: cluster.uri_now(volume), SECTORS) as load, witness:
+        load.wait_progress(PROGRESS)
+        yield load
+        load.wait_progress(PROGRESS)
+    witness.check_last()
+    load.verify(cluster.uri(volume))
+    cluster.wait_whole(volume)
+
+
+def test_a_node_that_is_lost_for_good_is_replaced_and_discarded_when_it_returns(tmp_path: Path) -> None:
+    with Cluster(tmp_path, zones=ZONES, control_settings=IMPATIENT) as cluster:
+        volume = cluster.create(SIZE)
+        cluster.attach(volume)
+        ids = node_ids(cluster)
+        lost = next(index for index, node in enumerate(ids) if node in members(cluster, volume))
+        with under_load(cluster, volume, tmp_path) as load:
+            cluster.nodes[lost].kill()
+            found = wait_moved(cluster, volume, ids[lost])
+            assert found == set(ids) - {ids[lost]}
+            load.wait_progress(PROGRESS)
+            cluster.start(cluster.nodes[lost])
+            wait_for("the old replica to be deleted", lambda: not replicas_on(cluster, lost))
+        assert_replicas_agree(cluster, volume)
