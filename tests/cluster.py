@@ -72,7 +72,7 @@ class Cluster:
         """
         self.directory = directory
         self._control_settings = dataclasses.replace(
-            control_settings, state=directory / "control", listen="127.0.0.1:0"
+            control_settings, state=directory / "control", listen=self._listen("control")
         )
         self._front_end_settings = front_end_settings
         self._snapshotd_settings = snapshotd_settings
@@ -294,7 +294,7 @@ class Cluster:
             self._node_settings,
             data=self._node_directory / f"node-{index}",
             zone=zone,
-            listen="127.0.0.1:0",
+            listen=self._listen(f"node-{index}"),
             control=self.control_address,
         )
         if self.proxies:
@@ -306,8 +306,8 @@ class Cluster:
         settings = dataclasses.replace(
             self._front_end_settings,
             state=self.directory / f"front-end-{index}",
-            listen="127.0.0.1:0",
-            nbd_listen="127.0.0.1:0",
+            listen=self._listen(f"front-end-{index}"),
+            nbd_listen=self._listen(f"front-end-{index}"),
             control=self.control_address,
         )
         return self._daemon("nbd", settings, settings.state, name=f"front-end-{index}")
@@ -317,12 +317,16 @@ class Cluster:
         settings = dataclasses.replace(
             given,
             state=self.directory / f"snapshotd-{index}",
-            listen="127.0.0.1:0",
+            listen=self._listen(f"snapshotd-{index}"),
             control=self.control_address,
             store=str(self.directory / "store") if given.store == SNAPSHOTD.store else given.store,
             keyring_file=given.keyring_file or (None if index == 0 else self.directory / "snapshotd-0" / KEYRING),
         )
         return self._daemon("snapshotd", settings, settings.state, name=f"snapshotd-{index}")
+
+    def _listen(self, name: str) -> str:
+        """Where the daemon of that name listens: a free port of this address."""
+        return "127.0.0.1:0"
 
     def _daemon(self, noun: str, settings: Any, directory: Path, name: str = "") -> Daemon:
         name = name or noun

@@ -1,21 +1,31 @@
 """fio as a witness that is not ours: it writes a pattern over NBD and verifies each block's checksum."""
 
+import re
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from tests.nbd_client import Disconnected
 from tests.programs import find_program
 
 _LIMIT_S: Final = 100
+_WRONG: Final = re.compile(r"verify failed|verify: bad")
+_PAUSE_S: Final = 0.1
+
+
+class Interrupted(AssertionError):
+    """A request ended with an error, or with its connection."""
 
 
 def verify(uri: str, directory: Path, *, offset: int, size: int, seed: int, only: bool = False) -> None:
     """Write `size` bytes from `offset` on in random order, and read them back; only: just read.
 
-    The same offset, size and seed make the same pattern. Raises AssertionError with what fio says.
+    The same offset, size and seed make the same pattern. Raises AssertionError with what fio says: Interrupted where
+    a request failed, and nothing that was read was wrong.
     """
     command = [str(find_program("fio")), "--name=verify", "--ioengine=nbd", f"--uri={uri}", "--rw=randwrite"]
     command += [f"--offset={offset}", f"--size={size}", f"--randseed={seed}", "--bs=4k", "--iodepth=16"]
@@ -23,14 +33,23 @@ def verify(uri: str, directory: Path, *, offset: int, size: int, seed: int, only
     done = subprocess.run(
         command, cwd=directory, capture_output=True, text=True, check=False, timeout=_LIMIT_S, stdin=subprocess.DEVNULL
     )
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    if done.returncode:
+        wrong = any(_WRONG.search(said) for said in (done.stdout, done.stderr))
+        kind = AssertionError if wrong else Interrupted
+        raise kind(f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
 
 
 class FioLoop:
-    """Runs `verify` over and over in a thread, each time with another seed, until the block ends."""
+    """Runs `verify` over and over in a thread, each time with another seed, until the block ends.
 
-    def __init__(self, uri_now: Callable[[], str], directory: Path, *, offset: int, size: int) -> None:
-        self.rounds = 0
+    interruptible: a round that is Interrupted, or finds no server, is followed by the next one.
+    """
+
+    def __init__(
+        self, uri_now: Callable[[], str], directory: Path, *, offset: int, size: int, interruptible: bool = False
+    ) -> None:
+        self.rounds = self.interrupted = 0
+        self._interruptible = interruptible
         self._uri_now = uri_now
         self._directory = directory
         self._offset, self._size = offset, size
@@ -57,10 +76,19 @@ class FioLoop:
     def _run(self) -> None:
         try:
             while not self._stopping or not self.rounds:
-                self._verify(self.rounds, only=False)
-                self.rounds += 1
+                self._round()
         except BaseException as error:
             self._failure = error
+
+    def _round(self) -> None:
+        try:
+            self._verify(self.rounds + self.interrupted, only=False)
+            self.rounds += 1
+        except (Interrupted, Disconnected):
+            if not self._interruptible:
+                raise
+            self.interrupted += 1
+            time.sleep(_PAUSE_S)  # nobody may be there for a while
 
     def _verify(self, seed: int, *, only: bool) -> None:
         verify(self._uri_now(), self._directory, offset=self._offset, size=self._size, seed=seed, only=only)

@@ -1,0 +1,29 @@
+"""Every kind of fault once, in an order that a seed gives, under three witnesses.
+
+For hours: `python -m tests.faults --hours 2 --seed N`.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.kinds import KINDS
+from tests.faults.schedule import run_schedule
+from tests.programs import require_programs
+
+pytestmark = pytest.mark.xdist_group("load")
+
+SEED = 1
+DURATION_S = 90.0
+
+
+@pytest.mark.timeout(600)
+def test_every_kind_of_fault_is_survived(tmp_path: Path) -> None:
+    require_programs("fio", "gcc")
+    print(f"again with: python -m tests.faults --minutes {DURATION_S / 60:g} --seed {SEED}")
+    report = run_schedule(tmp_path, SEED, DURATION_S, print)
+    print("\n".join(report.lines()))
+    assert set(report.kinds) == set(KINDS)
+    assert report.registers_checked > 2000
+    assert report.unknown, "nothing was in flight when a front-end was killed"
+    assert report.fio_rounds
