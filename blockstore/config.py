@@ -105,7 +105,7 @@ class _Checked:
         zone = getattr(self, "zone", "default")
         if not zone.strip():
             raise InvalidRequest(f"--zone {zone!r} is empty: name the failure domain, such as a rack or a host")
-        for name in ("listen", "advertise", "nbd_listen"):
+        for name in ("listen", "advertise", "nbd_listen", "nbd_advertise"):
             if getattr(self, name, ""):
                 split_address(getattr(self, name))
         if hasattr(self, "control"):
@@ -208,6 +208,9 @@ class FrontEndSettings(_Checked):
 
     state: Path = setting(Path("cairn-nbd"), "Directory of the front-end's id.")
     nbd_listen: str = setting(f"127.0.0.1:{DEFAULT_NBD_PORT}", "TCP address for NBD clients; port 0 takes a free one.")
+    nbd_advertise: str = setting(
+        "", "TCP address that NBD clients dial, where it is not the one listened at; port 0 is the one listened at."
+    )
     nbd_socket: Path | None = setting(None, "Unix socket for NBD clients as well.")
     listen: str = setting("127.0.0.1:0", _LISTEN)
     advertise: str = setting("", _ADVERTISE)
@@ -221,6 +224,27 @@ class FrontEndSettings(_Checked):
     retry_limit_s: float = setting(
         25.0, "Seconds that a request waits for a quorum before the guest gets EIO.", minimum=0
     )
+
+
+@dataclass(frozen=True, slots=True)
+class AttachSettings(_Checked):
+    """`cairn attach`."""
+
+    control: str = setting(DEFAULT_CONTROL, _CONTROL)
+    client: str = setting("", "This host's name for control, which no other host has; else made of /etc/machine-id.")
+    # An operator who is called at night has time to start a front-end; after it the file system gets errors.
+    dead_timeout_s: int = setting(
+        1800, "Seconds that I/O waits for a front-end before it fails for good.", minimum=1, maximum=7 * 86_400
+    )
+    # Requests stand still on the loss of a node, too, for a tenth of that; then the front-end still answers.
+    stall_s: float = setting(
+        1.0, "Seconds without a completed request after which the front-end is asked.", minimum=0.1
+    )
+    # Longer than one that has just been started takes to connect on a busy host.
+    probe_s: float = setting(2.0, "Seconds that a front-end has to answer before it is given up.", minimum=0.1)
+    # Control moves a volume off a front-end that is down; this is for one that only this host cannot reach.
+    avoid_s: float = setting(10.0, "Seconds after which another front-end is asked for, although that one is up.")
+    watch_s: float = setting(5.0, "Seconds between looks at control: has the volume moved, has it grown?", minimum=0.1)
 
 
 @dataclass(frozen=True, slots=True)

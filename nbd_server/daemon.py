@@ -50,6 +50,14 @@ async def run(settings: FrontEndSettings) -> int:
     return 0
 
 
+def _advertised(address: str, port: int) -> str:
+    """Where NBD clients connect, if that is not where it listens; empty where it is. port: that is listened at."""
+    if not address:
+        return ""
+    host, given = split_address(address)
+    return join_address(host, given or port)
+
+
 async def _listen(server: NbdServer, settings: FrontEndSettings, front_end: FrontEnd) -> None:
     try:
         host, port = await server.listen_tcp(*split_address(settings.nbd_listen))
@@ -62,6 +70,6 @@ async def _listen(server: NbdServer, settings: FrontEndSettings, front_end: Fron
         ) from error
     address = join_address(host, port)
     write_address(settings.state / "nbd_address", address)
-    front_end.uris = [f"nbd://{address}"]
+    front_end.uris = [f"nbd://{_advertised(settings.nbd_advertise, port) or address}"]
     if settings.nbd_socket is not None:
         front_end.uris.append(f"nbd+unix://?socket={quote(str(settings.nbd_socket.absolute()))}")

@@ -3,7 +3,7 @@
 import asyncio
 
 from blockstore.cli.demo_client import NbdClient
-from blockstore.cli.nbd_uri import parse_uri
+from nbd_server.uri import parse_uri
 
 
 def write(uri: str, offset: int, data: bytes) -> None:

@@ -9,11 +9,11 @@ import pytest
 
 from blockstore.cli.demo_client import NbdClient
 from blockstore.cli.demo_load import CHUNK_BYTES, Load
-from blockstore.cli.nbd_uri import NbdTarget
 from blockstore.errors import CairnError
 from nbd_server.device import Device
 from nbd_server.exports import Export, Exports
 from nbd_server.server import NbdServer
+from nbd_server.uri import NbdTarget
 from tests.memory_nbd import MemoryVolume
 from tests.programs import find_program, require_programs
 

@@ -52,6 +52,7 @@ def test_a_volume() -> None:
             "read_only": False,
             "since": "2023-11-14T22:13:20.123Z",
             "uris": [URI],
+            "client": None,
         },
         "segments": found["segments"],
         "warnings": [],

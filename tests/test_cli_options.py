@@ -24,7 +24,7 @@ from blockstore.errors import InvalidRequest
 
 KINDS = [ControlSettings, NodeSettings, FrontEndSettings, SnapshotdSettings]
 OTHERS: dict[Enum, Enum] = {Placement.STRICT: Placement.WARN, Addressing.PATH: Addressing.HOST}
-ADDRESSES = {"listen", "advertise", "control", "nbd_listen"}
+ADDRESSES = {"listen", "advertise", "control", "nbd_listen", "nbd_advertise"}
 
 
 def other(kind: type[Any]) -> Any:

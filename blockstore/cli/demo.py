@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from blockstore.cli import documents, nbd_uri
+from blockstore.cli import documents
 from blockstore.cli.attaching import attach_and_wait, until_state
 from blockstore.cli.client import ControlClient, run_with_control
 from blockstore.cli.daemons import CAIRN
@@ -33,6 +33,7 @@ from blockstore.cli.store_client import find_store
 from blockstore.errors import CairnError, Corrupt, InvalidRequest
 from blockstore.rpc import control_pb2 as pb
 from blockstore.units import BLOCK_SIZE, MIB, format_size
+from nbd_server import uri as nbd_uri
 
 VOLUME_NAME: Final = "demo"
 WAIT_S: Final = 60.0

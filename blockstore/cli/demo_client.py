@@ -10,7 +10,7 @@ import struct
 from types import TracebackType
 from typing import Final
 
-from blockstore.cli.nbd_uri import NbdTarget
+from nbd_server.uri import NbdTarget
 
 _NBDMAGIC: Final = b"NBDMAGIC"
 _IHAVEOPT: Final = b"IHAVEOPT"

@@ -13,9 +13,9 @@ from typing import Final
 
 from blockstore.cli.client import wait_until
 from blockstore.cli.demo_client import NbdClient
-from blockstore.cli.nbd_uri import NbdTarget
 from blockstore.errors import CairnError, QuorumUnavailable
 from blockstore.units import KIB
+from nbd_server.uri import NbdTarget
 
 CHUNK_BYTES: Final = 256 * KIB
 

@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from blockstore.cli import nbd_uri
 from blockstore.cli.attaching import attach_and_wait, until_state
 from blockstore.cli.client import ControlClient, wait_until
 from blockstore.cli.demo_client import NbdClient
@@ -22,6 +21,7 @@ from blockstore.errors import Corrupt, QuorumUnavailable
 from blockstore.rpc import control_pb2 as pb
 from blockstore.rpc import snapshot_pb2
 from blockstore.units import BLOCK_SIZE, format_size
+from nbd_server import uri as nbd_uri
 
 RESTORED_NAME: Final = "demo-restored"
 WAIT_S: Final = 60.0

@@ -99,6 +99,7 @@ def attachment(value: pb.Attachment) -> Document:
         "read_only": value.read_only,
         "since": time_text(value.since_ms),
         "uris": list(value.uris),
+        "client": value.client or None,
     }
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Final
 
 import typer
 
-from blockstore.cli import control, demo, key, nbd, node, snapshot, snapshotd, status, store, up, volume
+from blockstore.cli import control, demo, host, key, nbd, node, snapshot, snapshotd, status, store, up, volume
 from blockstore.cli.screen import say
 from blockstore.errors import CairnError, NoSpace
 
@@ -32,6 +32,8 @@ app.command("up")(up.up)
 app.command("down")(up.down)
 app.command("demo")(demo.demo)
 app.command("status")(status.status)
+app.command("attach")(host.attach)
+app.command("detach")(host.detach)
 app.add_typer(volume.app, name="volume")
 app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(store.app, name="store")

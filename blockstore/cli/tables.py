@@ -117,7 +117,8 @@ def _attachment(value: pb.Attachment) -> list[tuple[str, str | Text]]:
     mode = ", read-only" if value.read_only else ""
     since = documents.time_text(value.since_ms)
     attached = f"{value.front_end} ({documents.attachment_state(value)}{mode}, epoch {value.epoch}, since {since})"
-    return [("attached to", attached), *(("uri", uri) for uri in value.uris)]
+    whose = [("attached for", value.client)] if value.client else []
+    return [("attached to", attached), *whose, *(("uri", uri) for uri in value.uris)]
 
 
 def _segment(value: pb.Segment) -> Table:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from blockstore.cli import documents, hydrate, nbd_uri, scrub, tables
+from blockstore.cli import documents, hydrate, scrub, tables
 from blockstore.cli.attaching import attach_and_wait, recovery_needed, until_state
 from blockstore.cli.client import ControlClient, run_with_control
 from blockstore.cli.completion import complete_snapshot, complete_volume
@@ -22,6 +22,7 @@ from blockstore.cli.options import (
 from blockstore.cli.screen import print_table, progress, say, show
 from blockstore.errors import Conflict, InvalidRequest
 from blockstore.rpc import control_pb2 as pb
+from nbd_server import uri as nbd_uri
 
 app = typer.Typer(help="Volumes: virtual disks, each block on three nodes.", no_args_is_help=True)
 app.add_typer(hydrate.app, name="hydrate")

@@ -27,7 +27,9 @@ def script(name: str, **variables: int) -> str:
 class Guest:
     """directory: for its files, see `guest.run`. limit_s: after it the guest is ended, and waiting fails."""
 
-    def __init__(self, kernel: Kernel, text: str, directory: Path, uri: str, limit_s: float) -> None:
+    def __init__(
+        self, kernel: Kernel, text: str, directory: Path, uri: str, limit_s: float, *, disk: Path | None
+    ) -> None:
         address, _, export = uri.removeprefix("nbd://").partition("/")
         self.directory = directory
         self._limit_s = limit_s
@@ -35,7 +37,8 @@ class Guest:
         port = split_address(address)[1]
 
         def run() -> None:
-            self._results.append(guest.run(kernel, text, directory, port=port, export=export, timeout_s=limit_s))
+            found = guest.run(kernel, text, directory, port=port, export=export, timeout_s=limit_s, disk=disk)
+            self._results.append(found)
 
         self._thread = threading.Thread(target=run, name="guest")
         self._thread.start()
@@ -68,9 +71,11 @@ class Guest:
 
 
 @contextmanager
-def running(kernel: Kernel, text: str, directory: Path, uri: str, limit_s: float) -> Iterator[Guest]:
-    """A guest, which has ended when this does."""
-    started = Guest(kernel, text, directory, uri, limit_s)
+def running(
+    kernel: Kernel, text: str, directory: Path, uri: str, limit_s: float, *, disk: Path | None = None
+) -> Iterator[Guest]:
+    """A guest, which has ended when this does. disk: see `guest.run`."""
+    started = Guest(kernel, text, directory, uri, limit_s, disk=disk)
     try:
         yield started
     finally:

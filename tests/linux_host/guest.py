@@ -17,7 +17,7 @@ from tests.linux_host.initramfs import Initramfs
 from tests.linux_host.kernel import Kernel
 
 PROGRAMS: Final = ("bash", "nbd-client", "mke2fs", "e2fsck", "mkfs.xfs", "xfs_repair", "busybox")
-MODULES: Final = ("virtio_pci", "virtio_net", "nbd", "crc32c_generic", "crc32c_intel", "ext4", "xfs")
+MODULES: Final = ("virtio_pci", "virtio_net", "virtio_blk", "nbd", "crc32c_generic", "crc32c_intel", "ext4", "xfs")
 #: What the guest needs of this machine, besides what fetches the kernel.
 NEEDED: Final = ("qemu-system-x86_64", "ldd", *PROGRAMS)
 #: This machine's 127.0.0.1, in QEMU's user network.
@@ -32,6 +32,7 @@ mount -t tmpfs tmpfs /tmp
 ln -s /proc/self/mounts /etc/mtab
 ln -s /proc/self/fd /dev/fd
 for module in /modules/*; do insmod $module; done
+if [ -b /dev/vda ]; then mkdir /host; mount -t ext4 -o ro /dev/vda /host; fi
 ip link set lo up
 ip addr add 10.0.2.15/24 dev eth0
 ip link set eth0 up
@@ -72,11 +73,19 @@ def words_of(directory: Path) -> Path:
 
 
 def run(
-    kernel: Kernel, text: str, directory: Path, *, port: int = 0, export: str = "", timeout_s: float = 60
+    kernel: Kernel,
+    text: str,
+    directory: Path,
+    *,
+    port: int = 0,
+    export: str = "",
+    timeout_s: float = 60,
+    disk: Path | None = None,
 ) -> Result:
     """Boot `kernel` and run `text` there with bash; NBD_HOST, NBD_PORT and NBD_EXPORT are set.
 
-    directory: for this run's files; kept, so that a test's failure can be looked into.
+    directory: for this run's files; kept, so that a test's failure can be looked into. disk: an ext4 image, mounted
+    read-only at /host.
     """
     directory.mkdir(parents=True, exist_ok=True)
     initrd = directory / "initrd"
@@ -86,7 +95,7 @@ def run(
     for path in (words, words.with_suffix(".out")):
         os.mkfifo(path)
     began = time.monotonic()
-    _boot(_command(kernel.image, initrd, ports, words.with_suffix("")), timeout_s)
+    _boot(_command(kernel.image, initrd, ports, words.with_suffix(""), disk), timeout_s)
     read = {name: path.read_text(errors="replace") if path.exists() else "" for name, path in ports.items()}
     status = int(read["status"]) if read["status"].strip().isdigit() else None
     return Result(status, read["output"], read["console"], time.monotonic() - began)
@@ -106,12 +115,14 @@ def _make_root(kernel: Kernel, text: str, init: str) -> bytes:
     return root.pack()
 
 
-def _command(image: Path, initrd: Path, ports: dict[str, Path], words: Path) -> list[str]:
+def _command(image: Path, initrd: Path, ports: dict[str, Path], words: Path, disk: Path | None) -> list[str]:
     command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "768"]
     command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     command += ["-kernel", str(image), "-initrd", str(initrd)]
     command += ["-append", "console=ttyS0 panic=-1 loglevel=6 nbd.nbds_max=4"]
     command += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]
+    if disk is not None:
+        command += ["-drive", f"file={disk},if=virtio,format=raw,readonly=on"]
     for path in ports.values():
         command += ["-serial", f"file:{path}"]
     return [*command, "-serial", f"pipe:{words}"]

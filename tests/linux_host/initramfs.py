@@ -49,10 +49,9 @@ class Initramfs:
         if path is None:
             raise FileNotFoundError(f"{name} is not installed: run .ci/debian-packages")
         self.add(f"sbin/{name}", Path(path).read_bytes(), executable=True)
-        listed = subprocess.run(["ldd", path], capture_output=True, text=True, check=False).stdout
-        for library in _LIBRARY.findall(listed):
-            self.add(f"lib/{Path(library).name}", Path(library).read_bytes())
-        if _LOADER in listed:
+        for library in libraries_of([Path(path)]):
+            self.add(f"lib/{library.name}", library.read_bytes())
+        if Path(_LOADER).exists():
             self.add(_LOADER[1:], Path(_LOADER).read_bytes(), executable=True)
 
     def add_modules(self, names: Iterable[str], packed: Mapping[str, bytes]) -> None:
@@ -76,6 +75,12 @@ class Initramfs:
         parts = path.split("/")[:-1]
         for depth in range(1, len(parts) + 1):
             self._entries.setdefault("/".join(parts[:depth]), (_DIRECTORY_MODE, b""))
+
+
+def libraries_of(files: Iterable[Path]) -> list[Path]:
+    """The shared libraries that programs and libraries of this machine load."""
+    listed = subprocess.run(["ldd", *files], capture_output=True, text=True, check=False).stdout
+    return [Path(each) for each in dict.fromkeys(_LIBRARY.findall(listed))]
 
 
 def _entry(index: int, path: str, what: tuple[int, bytes]) -> bytes:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from blockstore.cli.nbd_uri import NbdTarget, commands, parse_uri
 from blockstore.errors import InvalidRequest
+from nbd_server.uri import NbdTarget, commands, parse_uri
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,104 @@
+"""Where a volume is served for this client: what control is asked, and what is held to when it does not answer."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from blockstore.errors import CairnError, Conflict, NotFound, QuorumUnavailable
+from blockstore.grpc_endpoint import open_control_channel
+from blockstore.grpc_errors import cairn_errors
+from blockstore.rpc import control_pb2 as pb
+from blockstore.rpc.control_pb2_grpc import ControlStub
+from nbd_server.uri import NbdTarget, parse_uri
+
+if TYPE_CHECKING:
+    from blockstore.rpc.control_pb2_grpc import ControlAsyncStub
+
+Response = TypeVar("Response")
+
+
+class Taken(CairnError):
+    """The volume is another client's now, or is no more: there is nothing to go on with."""
+
+    codes = Conflict.codes
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where it is served. targets: the ways to one front-end; a unix socket, where it is on this host, first."""
+
+    front_end: str
+    epoch: int
+    size_bytes: int
+    targets: tuple[NbdTarget, ...]
+
+
+class Whereabouts:
+    """Control's word on one volume.
+
+    client: this host. Each call has a deadline of `timeout_s`, and raises what control answers.
+    """
+
+    def __init__(self, stub: "ControlAsyncStub", address: str, client: str, timeout_s: float) -> None:
+        self._stub = stub
+        self._address = address
+        self._client = client
+        self._timeout_s = timeout_s
+
+    def set_timeout(self, timeout_s: float) -> None:
+        """Of the calls from now on."""
+        self._timeout_s = timeout_s
+
+    async def volume(self, volume: str) -> pb.Volume:
+        """The volume of that id or name."""
+        return await self._call(self._stub.GetVolume, pb.GetVolumeRequest(volume=volume))
+
+    async def attach(self, volume: str, *, read_only: bool, force: bool = False, avoid: str = "") -> Place:
+        """Have it served somewhere for this client: where it is, or where that front-end is down, elsewhere.
+
+        Raises Taken where it is another client's or gone; QuorumUnavailable where control does not answer, or no
+        front-end can serve it now: that may be asked again.
+        """
+        request = pb.AttachVolumeRequest(
+            volume=volume, client=self._client, read_only=read_only, force=force, avoid=avoid
+        )
+        try:
+            return place_of(await self._call(self._stub.AttachVolume, request))
+        except Conflict as error:
+            await self._check_ours(volume)
+            raise QuorumUnavailable(str(error)) from error
+        except NotFound as error:
+            raise Taken(str(error)) from error
+
+    async def detach(self, volume: str, *, force: bool = False) -> pb.Volume:
+        """Nobody's any more."""
+        return await self._call(self._stub.DetachVolume, pb.DetachVolumeRequest(volume=volume, force=force))
+
+    async def _check_ours(self, volume: str) -> None:
+        """Raises Taken where it is attached for somebody else."""
+        found = await self.volume(volume)
+        if found.HasField("attachment") and found.attachment.client != self._client:
+            whom = f"client {found.attachment.client}" if found.attachment.client else "any NBD client"
+            raise Taken(
+                f"{volume} is attached for {whom} at {found.attachment.front_end}: detach it there, or take it over "
+                "with --force"
+            )
+
+    async def _call(self, method: Callable[..., Awaitable[Response]], request: Any) -> Response:
+        with cairn_errors(f"control at {self._address}"):
+            return await method(request, timeout=self._timeout_s)
+
+
+@asynccontextmanager
+async def control_at(address: str, client: str, timeout_s: float) -> AsyncIterator[Whereabouts]:
+    """Control at HOST:PORT; whether it answers shows with the first call."""
+    async with open_control_channel(address) as channel:
+        yield Whereabouts(ControlStub(channel), address, client, timeout_s)
+
+
+def place_of(volume: pb.Volume) -> Place:
+    """Where an attached volume is served."""
+    attachment = volume.attachment
+    targets = sorted((parse_uri(uri) for uri in attachment.uris), key=lambda each: not each.socket_path)
+    return Place(attachment.front_end, attachment.epoch, volume.size_bytes, tuple(targets))
