@@ -20,13 +20,13 @@ from blockstore.domain import (
     VolumeId,
     make_id,
 )
-from blockstore.grpc_endpoint import Endpoint
+from blockstore.grpc_endpoint import Endpoint, open_channel
 from blockstore.node.hosted_replica import HostedReplica
 from blockstore.node.node import Node
 from blockstore.node.service import add_replica_service
 from blockstore.replication.leader import LeaderSettings
 from blockstore.rpc import control_pb2 as pb
-from blockstore.rpc import replica_pb2
+from blockstore.rpc import replica_pb2, replica_pb2_grpc
 from blockstore.units import MIB, Epoch
 from blockstore.volume.open_volume import OpenVolume
 from blockstore.volume.ticket import Ticket
@@ -92,6 +92,29 @@ class Stack:
     def repaired(self, index: int) -> int:
         """Bad blocks that were mended from peers since the node's start."""
         return sum(status.corrupt_blocks_repaired for status in self.statuses(index))
+
+    async def begin_scrub(self, index: int, rate_bytes: int = 0) -> int:
+        """As control does it for a user; the pass's number."""
+        addresses = self.addresses()
+        async with open_channel(addresses[self.replicas[index]]) as channel:
+            request = replica_pb2.ScrubRequest(
+                target=replica_pb2.Target(volume=VOLUME, segment=SEGMENT, replica=self.replicas[index]),
+                peers=[replica_pb2.Peer(replica=each, address=addresses[each]) for each in addresses],
+                rate_bytes=rate_bytes,
+            )
+            response: replica_pb2.ScrubResponse = await replica_pb2_grpc.ReplicaStub(channel).Scrub(request)
+            return response.number
+
+    def scrubbed(self, index: int) -> replica_pb2.ScrubStatus:
+        """What a node says of its replica's scrub."""
+        (status,) = (each for each in self.statuses(index) if each.target.replica == self.replicas[index])
+        return status.scrub
+
+    async def scrub(self, index: int) -> replica_pb2.ScrubStatus:
+        """From its beginning to its end."""
+        number = await self.begin_scrub(index)
+        await until(lambda: self.scrubbed(index).ended >= number, f"the scrub of replica {index} is over")
+        return self.scrubbed(index)
 
     async def start_node(self, index: int) -> None:
         node = self._nodes[index] = RunningNode(self._settings[index])

@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from blockstore.domain import ReplicaId
+from blockstore.domain import ORIGIN, ReplicaId
 from blockstore.errors import CairnError, Corrupt
 from blockstore.node.hosted_replica import HostedReplica
 from blockstore.node.scrub_compare import Difference, Verdict, compare, differences
@@ -28,7 +28,7 @@ _log = structlog.get_logger(__name__)
 #: Extents in one step: 16 ms of reading where they are full, which is how long a guest may wait behind it.
 STEP_EXTENTS: Final = 4
 #: Waits before the rounds over what was not settled. Peers apply what is committed some seconds later than this one.
-ROUND_WAITS_S: Final = (0.3, 0.7, 2.0, 4.0, 8.0)
+ROUND_WAITS_S: Final = (0.2, 0.5, 1.0, 2.0, 4.0)
 #: As which extent a difference of pins and source is kept.
 PINS: Final = -1
 _LOOKS: Final = 2
@@ -68,6 +68,7 @@ class ReplicaScrub:
     async def _next(self) -> list[int] | None:
         """Extents to look at; None where there are none for now."""
         here, reader = self.here, self.hosted.store.scrub
+        await apply_up_to(self.hosted, self.hosted.follower.commit if self._rounds else ORIGIN, self._repair)
         if not self._rounds:
             if not here.total:
                 here.total = await self.hosted.in_reader(reader.count)
@@ -91,8 +92,6 @@ class ReplicaScrub:
         return True
 
     async def _look(self, extents: list[int]) -> int:
-        if self._rounds:
-            await apply_up_to(self.hosted, self.hosted.follower.commit, self._repair)
         own = await self._read(extents)
         size_bytes = sum(view.size_bytes for view in own.values())
         if not own:

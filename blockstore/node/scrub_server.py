@@ -60,8 +60,12 @@ async def show_extent(hosted: HostedReplica, request: pb.ShowExtentRequest) -> p
 
 
 async def apply_up_to(hosted: HostedReplica, asked: Position, repair: Repair) -> None:
-    """Bring what is committed into the tables, if that takes them nearer to `asked`; they may stay behind it."""
-    if hosted.store.applied >= asked or hosted.follower.commit <= hosted.store.applied:
+    """Bring what is committed into the tables, if that takes them nearer to `asked`; they may stay behind it.
+
+    Also where the replica is whole, and its tables do not say so yet: in an idle volume no checkpoint comes by itself.
+    """
+    behind = hosted.store.applied < asked and hosted.store.applied < hosted.follower.commit
+    if not behind and not (hosted.follower.whole and hosted.store.image.filling is not None):
         return
     try:
         await hosted.checkpoint()

@@ -59,7 +59,9 @@ class Upkeep:
     async def _tidy(self, hosted: HostedReplica) -> None:
         if hosted.closed:
             return
-        if hosted.follower.whole and hosted.store.image.filling is None:
+        if hosted.follower.whole:
+            if hosted.store.image.filling is not None:  # an idle volume's tables would say so for good
+                await hosted.checkpoint()
             await hosted.in_thread(self._forget_set_aside, hosted.replica)
         if await hosted.in_thread(hosted.store.merge):
             _log.info("versions were merged", replica=hosted.replica)
