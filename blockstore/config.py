@@ -167,6 +167,13 @@ class ControlSettings(_Checked):
     rebuilds: int = setting(8, "Replicas that are filled on new nodes at once, in the cluster.", minimum=1)
     rebuilds_per_node: int = setting(2, "Replicas that are filled at once on one new node.", minimum=1)
     map_size_bytes: int = setting(1 * GIB, "Most that the metastore may grow to.", size=True, minimum=16 * MIB)
+    # Each segment costs its front-end three streams with their heartbeats; a lost disk is replaced a segment at a time.
+    segment_size_bytes: int = setting(
+        64 * GIB,
+        "Larger volumes are made of several segments, each on nodes of its own; a multiple of 1M.",
+        size=True,
+        minimum=MIB,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,9 @@ from blockstore.domain import ReplicaId, VolumeId
 from blockstore.errors import Fenced, NotFound
 from blockstore.replication.leader import LeaderSettings
 from blockstore.rpc import control_pb2 as pb
-from blockstore.volume.control_messages import addresses_of, to_source, to_ticket
+from blockstore.volume.control_messages import addresses_of, to_source, to_tickets
 from blockstore.volume.open_volume import OpenVolume
+from blockstore.volume.ticket import Ticket
 from nbd_server.attempt import Attempt
 from nbd_server.server import NbdServer
 
@@ -92,17 +93,34 @@ class Attachments:
         for volume, attempt in list(self._attempts.items()):
             await self.close(volume, attempt.epoch)
 
-    def _begin(self, message: pb.OpenTicket) -> Attempt:
-        ticket = to_ticket(message)
-        source = to_source(message.source) if message.HasField("source") else None
+    async def grow(self, attempt: Attempt, size_bytes: int) -> None:
+        """Show what control says that the volume has grown to: in its last segment, and by further ones.
 
+        Raises what keeps control or a new segment away; the volume is as before then.
+        """
+        async with attempt.growing:
+            if size_bytes <= attempt.volume.size_bytes or not attempt.is_served:
+                return
+            known = len(attempt.volume.segments)
+            tickets = to_tickets(await self._ask_control(attempt.volume.volume, attempt.epoch))
+            further = [self._open_segment(each) for each in tickets[known:]]
+            await attempt.extend(tickets[known - 1].size_bytes, further)
+            _log.info(
+                "volume has grown", volume=attempt.volume.volume, size_bytes=attempt.volume.size_bytes, new=len(further)
+            )
+
+    def _open_segment(self, ticket: Ticket) -> OpenVolume:
         async def refresh() -> dict[ReplicaId, str]:
             return addresses_of((await self._ask_control(ticket.volume, ticket.epoch)).segments)
 
-        volume = OpenVolume(ticket, self._settings, self._call_timeout_s, refresh)
+        return OpenVolume(ticket, self._settings, self._call_timeout_s, refresh)
+
+    def _begin(self, message: pb.OpenTicket) -> Attempt:
+        tickets = to_tickets(message)
+        source = to_source(message.source) if message.HasField("source") else None
         attempt = Attempt(
             message,
-            volume,
+            [self._open_segment(each) for each in tickets],
             source,
             retry_limit_s=self._settings.retry_limit_s,
             call_timeout_s=self._call_timeout_s,
@@ -110,8 +128,8 @@ class Attachments:
         )
         attempt.served = asyncio.get_running_loop().create_task(self._serve(attempt))
         attempt.served.add_done_callback(_retrieved)
-        volume.over.add_done_callback(lambda _: self._take_out(attempt))
-        self._attempts[ticket.volume] = attempt
+        attempt.volume.over.add_done_callback(lambda _: self._take_out(attempt))
+        self._attempts[attempt.volume.volume] = attempt
         return attempt
 
     def _guests_wait(self) -> bool:

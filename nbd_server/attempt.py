@@ -1,35 +1,28 @@
-"""One volume at one epoch: opened, given its source where it still needs one, and exported.
+"""One volume at one epoch: all of its segments opened, given their source where they still need one, and exported.
 
-A volume whose ticket has a source is hydrated already where the replicas say, at this epoch's first commit, that
-they have none any more; control may not have heard of it. So they are asked before anything else: content of the
-source that came after that would bring back what a guest has trimmed. Else a HydratingVolume stands in front
-of the volume until the background pass is through; then the device asks the volume itself again.
+The device asks the segment itself where there is one; a volume of several has a SegmentedBlocks between them. Whom it
+asks is decided anew whenever a segment is hydrated, or the volume got further segments: the bytes stay the same.
 """
 
 import asyncio
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
 
-import structlog
-
-from blockstore.errors import CairnError, Conflict, Corrupt, Fenced, QuorumUnavailable
+from blockstore.errors import CairnError, Corrupt, Fenced
 from blockstore.replica_codec import from_position
 from blockstore.rpc import control_pb2 as pb
 from blockstore.units import format_size
 from blockstore.volume.control_messages import addresses_of, member_reports, to_configuration
 from blockstore.volume.guest_activity import GuestActivity
-from blockstore.volume.hydrating_volume import HydratingVolume
-from blockstore.volume.hydration import Hydration
+from blockstore.volume.open_segments import OpenSegments
 from blockstore.volume.open_volume import OpenVolume
-from blockstore.volume.source_client import Source, SourceClient
+from blockstore.volume.pace import Pace
+from blockstore.volume.segmented_blocks import Blocks, SegmentedBlocks
+from blockstore.volume.source_client import Source
+from nbd_server.attached_segment import AttachedSegment, HydrationShare, whole_report
 from nbd_server.device import Device
 from nbd_server.exports import Export
 from nbd_server.hold import Barriers
 from nbd_server.sealing import Sealing
-
-_log = structlog.get_logger(__name__)
-#: How long the members may take to say whether they have a source, before that is tried again.
-_DESCRIBE_S: Final = 10.0
 
 
 class Attempt:
@@ -41,39 +34,60 @@ class Attempt:
     def __init__(
         self,
         message: pb.OpenTicket,
-        volume: OpenVolume,
+        segments: Sequence[OpenVolume],
         source: Source | None,
         *,
         retry_limit_s: float,
         call_timeout_s: float,
         guests_wait: Callable[[], bool],
     ) -> None:
-        self.volume = volume
+        self.volume = OpenSegments(segments)
         self.epoch: int = message.epoch
         self.maintenance: bool = message.maintenance
         self.exports: list[Export] = []
         self.served: asyncio.Task[None]
         """Done when the volume is served; with the error where the attempt has ended before."""
-        self.device = Device(volume)
-        self.barriers = Barriers(self.device)
-        self.sealing = Sealing(volume, call_timeout_s)
+        self.growing = asyncio.Lock()
+        """Held while it is given further segments."""
         self._message = message
         self._retry_limit_s = retry_limit_s
         self._call_timeout_s = call_timeout_s
-        self._guests_wait = guests_wait
-        self._source = source
-        self._hydrated = source is None
-        self._hydrating: HydratingVolume | None = None
-        self._hydration: Hydration | None = None
-        self._leaving: asyncio.Task[None] | None = None
+        activity = GuestActivity(guests_wait)
+        self._share = HydrationShare(activity, Pace(activity), asyncio.Lock())
+        parts = _parts_of(source, self.volume)
+        self.segments = [self._attached(each, part) for each, part in zip(segments, parts, strict=True)]
+        self.device = Device(self._blocks())
+        self.barriers = Barriers(self.device)
+        self.sealing = Sealing(self.volume, call_timeout_s)
+
+    def _attached(self, volume: OpenVolume, source: Source | None) -> AttachedSegment:
+        return AttachedSegment(
+            volume,
+            source,
+            self._share,
+            lambda: self.device.replace_volume(self._blocks()),
+            retry_limit_s=self._retry_limit_s,
+            call_timeout_s=self._call_timeout_s,
+        )
+
+    def _blocks(self) -> Blocks:
+        """Whom the device asks now."""
+        if len(self.segments) == 1:
+            return self.segments[0].blocks
+        return SegmentedBlocks([each.blocks for each in self.segments], self.volume.starts, self.volume.over)
 
     # ---- life
 
     async def open(self) -> None:
         """Returns once guests may be served. Raises what ended the attempt."""
         await self.volume.wait_until_served()
-        if self._source is not None:
-            await self._find_source(self._source)
+        await asyncio.gather(*(each.find_source(self._message.hydration) for each in self.segments))
+
+    async def extend(self, last_size_bytes: int, further: Sequence[OpenVolume]) -> None:
+        """The last segment has this size now, and these follow it; a source has nothing there. Raises as they do."""
+        await self.volume.extend(last_size_bytes, further)
+        self.segments += [self._attached(each, None) for each in further]
+        self.device.replace_volume(self._blocks())
 
     def make_exports(self) -> list[Export]:
         """Under its id, and its name if it has one: one device, so that both see one order of changes.
@@ -92,13 +106,7 @@ class Attempt:
     async def close(self) -> None:
         """Let go of the volume; its clients are gone."""
         await self.sealing.close()
-        if self._hydration is not None:
-            await self._hydration.close()
-        if self._leaving is not None:
-            self._leaving.cancel()
-            await asyncio.gather(self._leaving, return_exceptions=True)
-        if self._hydrating is not None:
-            await self._hydrating.abandon()
+        await asyncio.gather(*(each.stop() for each in self.segments))
         await self.volume.close()
 
     @property
@@ -118,66 +126,30 @@ class Attempt:
         """It was opened, and has not ended."""
         return self.served.done() and not self.served.cancelled() and self.failure is None
 
-    # ---- the source
-
-    async def _find_source(self, source: Source) -> None:
-        while True:
-            try:
-                described = await self.volume.members.describe(self.volume.status().commit, _DESCRIBE_S)
-                break
-            except QuorumUnavailable as error:
-                _log.warning("cannot tell whether it is hydrated", volume=self.volume.volume, error=str(error))
-                if self.fate is not None:
-                    raise self.fate from error
-        if not described.source:
-            self._hydrated = True
-        elif described.source != source.snapshot.encode():
-            raise Conflict(
-                f"{self.volume.volume} was made from {described.source!r}, and control says {source.snapshot}"
-            )
-        else:
-            client, activity = SourceClient(source, self._call_timeout_s), GuestActivity(self._guests_wait)
-            self._hydrate(HydratingVolume(self.volume, client, self._retry_limit_s, activity))
-
-    def _hydrate(self, hydrating: HydratingVolume) -> None:
-        self._hydrating = hydrating
-        self.device.replace_volume(hydrating)
-        self._hydration = Hydration(self.volume, hydrating)
-        self._hydration.set(self._message.hydration)
-        self._hydration.hydrated.add_done_callback(lambda done: self._step_aside(hydrating))
-
-    def _step_aside(self, hydrating: HydratingVolume) -> None:
-        self._hydrated = True
-        self.device.replace_volume(self.volume)
-        self._leaving = asyncio.get_running_loop().create_task(hydrating.close())
-
     # ---- control
 
     def heed(self, current: pb.CurrentAttachment) -> None:
-        """What control wants of it now."""
-        self.volume.grow(current.size_bytes)
+        """What control wants of its members and its hydration now."""
         for segment in current.segments:
-            if segment.number == self.volume.segment:
-                self.volume.reconfigure(to_configuration(segment.configuration), addresses_of([segment]))
-        if self._hydrating is not None and self._hydration is not None:
-            if current.HasField("hydration"):
-                self._hydration.set(current.hydration)
-            self._hydrating.client.set_addresses(current.source.addresses)
+            for each in self.volume.segments:
+                if segment.number == each.segment:
+                    each.reconfigure(to_configuration(segment.configuration), addresses_of([segment]))
+        for attached in self.segments:
+            attached.heed(current)
 
     def report(self) -> pb.VolumeReport:
         state, why = self._state()
-        status = self.volume.status()
         return pb.VolumeReport(
             volume=self.volume.volume,
             epoch=self.epoch,
             state=state,
             why=why,
-            commit=from_position(status.commit),
+            commit=from_position(self.volume.first.status().commit),
             size_bytes=self.volume.size_bytes,
-            members=member_reports(self.volume),
-            hydration=None if self._hydration is None else self._hydration.report(),
-            hydrated=self._hydrated,
-            settled={self.volume.segment: self.volume.settled},
+            members=[report for each in self.volume.segments for report in member_reports(each)],
+            hydration=whole_report(self.segments),
+            hydrated=all(each.hydrated for each in self.segments),
+            settled={each.segment: each.settled for each in self.volume.segments},
         )
 
     def _state(self) -> tuple[pb.ServingState.ValueType, str]:
@@ -192,3 +164,14 @@ class Attempt:
                 return pb.SERVING_STATE_LOST, str(error)
             case error:
                 return pb.SERVING_STATE_FAILED, str(error)
+
+
+def _parts_of(source: Source | None, volume: OpenSegments) -> list[Source | None]:
+    """Of each segment its part of the source."""
+    if source is None:
+        return [None] * len(volume.segments)
+    if len(volume.segments) == 1:
+        return [source]
+    return [
+        source.part(start, segment.size_bytes) for start, segment in zip(volume.starts, volume.segments, strict=True)
+    ]

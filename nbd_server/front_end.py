@@ -19,13 +19,13 @@ from blockstore.errors import CairnError, Conflict, Corrupt, Fenced, NotFound
 from blockstore.grpc_endpoint import open_control_channel
 from blockstore.grpc_errors import cairn_errors
 from blockstore.heartbeat import beat
-from blockstore.replica_codec import from_position
 from blockstore.replication.leader import LeaderSettings
 from blockstore.rpc import control_pb2 as pb
 from blockstore.rpc import control_pb2_grpc
 from blockstore.units import Generation
 from nbd_server.attachments import Attachments
 from nbd_server.attempt import Attempt
+from nbd_server.sealing import sealed_message
 from nbd_server.server import NbdServer
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
             self._get_attachment,
         )
         self._opening: dict[VolumeId, asyncio.Task[None]] = {}
+        self._growing: set[asyncio.Task[None]] = set()
 
     # ---- control calls
 
@@ -90,7 +91,7 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
         attempt = self._attachments.find(VolumeId(request.volume))
         if attempt is None or attempt.epoch != request.epoch:
             raise NotFound(f"{request.volume} is not open here at epoch {request.epoch}")
-        attempt.volume.grow(request.size_bytes)
+        await self._attachments.grow(attempt, request.size_bytes)
         return pb.ResizeExportResponse()
 
     async def HoldWrites(self, request: pb.HoldWritesRequest, context: Context) -> pb.HoldWritesResponse:
@@ -108,17 +109,23 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
     async def SealVolume(self, request: pb.SealVolumeRequest, context: Context) -> pb.SealVolumeResponse:
         self._check_name(request.front_end)
         attempt = self._attachments.served(request.volume, request.epoch)
+        number = len(attempt.volume.segments)
+        if number > 1 and not (attempt.barriers.holding or request.given_up):
+            raise Conflict(f"{request.volume} has {number} segments: it is sealed while its writes are held")
         sealed = await attempt.sealing.seal(check_id("snap", request.snapshot), again=request.again)
         if not attempt.barriers.holding:
             await attempt.sealing.until_known()
-        return pb.SealVolumeResponse(
-            generation=sealed.generation, position=from_position(sealed.position), took_us=sealed.took_us
-        )
+        return sealed_message(sealed)
 
     async def UnpinGeneration(self, request: pb.UnpinGenerationRequest, context: Context) -> pb.UnpinGenerationResponse:
         self._check_name(request.front_end)
         attempt = self._attachments.served(request.volume, request.epoch)
-        await attempt.volume.unpin(Generation(request.generation), check_id("snap", request.snapshot).encode())
+        snapshot = check_id("snap", request.snapshot).encode()
+        generations = list(request.generations) or [request.generation]
+        if len(generations) > len(attempt.volume.segments):
+            raise NotFound(f"{request.volume} has {len(attempt.volume.segments)} segments here, not {len(generations)}")
+        pinned = zip(attempt.volume.segments, generations, strict=False)
+        await asyncio.gather(*(segment.unpin(Generation(number), snapshot) for segment, number in pinned if number))
         return pb.UnpinGenerationResponse()
 
     def _check_name(self, name: str) -> None:
@@ -133,7 +140,7 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
 
     async def close(self) -> None:
         """Answer what is in flight, then let go of every volume; each stays attached to this front-end."""
-        for task in self._opening.values():
+        for task in (*self._opening.values(), *self._growing):
             task.cancel()
         await self._attachments.close_all()
         await self._channel.close(None)
@@ -174,12 +181,27 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
                 continue
             if volume in current:
                 attempt.heed(current[volume])
+                self._grow(attempt, current[volume].size_bytes)
                 # Each attempt at maintenance is control's.
                 if _may_be_tried_again(attempt) and not current[volume].maintenance:
                     self._open_again(volume)
             elif attempt.maintenance or not isinstance(attempt.fate, Fenced):
                 _log.info("volume was taken away", volume=volume, epoch=epoch)
                 await self._attachments.close(volume, epoch)
+
+    def _grow(self, attempt: Attempt, size_bytes: int) -> None:
+        """In the background: control is asked, and the heartbeat must not wait for that."""
+        if size_bytes <= attempt.volume.size_bytes or attempt.growing.locked() or not attempt.is_served:
+            return
+        task = asyncio.get_running_loop().create_task(self._grow_quietly(attempt, size_bytes))
+        self._growing.add(task)
+        task.add_done_callback(self._growing.discard)
+
+    async def _grow_quietly(self, attempt: Attempt, size_bytes: int) -> None:
+        try:
+            await self._attachments.grow(attempt, size_bytes)
+        except CairnError as error:  # the next heartbeat brings it up again
+            _log.warning("a volume's new size cannot be shown yet", volume=attempt.volume.volume, error=str(error))
 
     def _open_again(self, volume: VolumeId) -> None:
         """With a new epoch, again and again until it is served or somebody else's."""

@@ -54,13 +54,24 @@ class NodeChannels:
 class SealedSegment:
     """The generations of one segment up to a sealed one, `segment` being where it is as control knows.
 
-    blocks: that it had when it was sealed; volumes grow.
+    blocks: that it had when it was sealed; volumes grow. generation: the sealed one; base: that of the base, 0 where
+    the base does not have this segment.
     """
 
     def __init__(
-        self, volume: str, segment: control_pb2.Segment, blocks: int, channels: NodeChannels, call_timeout_s: float
+        self,
+        volume: str,
+        segment: control_pb2.Segment,
+        blocks: int,
+        channels: NodeChannels,
+        call_timeout_s: float,
+        *,
+        base: int = 0,
+        generation: int = 0,
     ) -> None:
         self.blocks = blocks
+        self.base = base
+        self.generation = generation
         self._volume = volume
         self._segment = segment
         self._channels = channels

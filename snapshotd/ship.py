@@ -14,7 +14,7 @@ retried, and then control refuses this one's word.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -23,7 +23,7 @@ import structlog
 
 from blockstore.errors import AlreadyExists, CairnError, Corrupt, Fenced, NoSpace, NotFound, QuorumUnavailable
 from blockstore.rpc import snapshot_pb2 as pb
-from blockstore.units import BLOCK_SIZE
+from blockstore.units import BLOCK_SIZE, FILL_GENERATION
 from snapshotd.ahead import ahead
 from snapshotd.changes import Changes, Run, batches
 from snapshotd.control_client import ControlClient
@@ -74,11 +74,11 @@ class Ship:
         self._parts = parts
         self._segments: list[SealedSegment] = []
         left = task.snapshot.size_bytes // BLOCK_SIZE
-        for segment in task.segments:
+        for segment, (base, generation) in zip(task.segments, generations_of(task), strict=False):
             blocks = min(segment.size_bytes // BLOCK_SIZE, left)
             left -= blocks
             where = task.snapshot.volume, segment, blocks, parts.channels, parts.call_timeout_s
-            self._segments.append(SealedSegment(*where))
+            self._segments.append(SealedSegment(*where, base=base, generation=generation))
 
     def is_for(self, task: pb.ShipTask) -> bool:
         """Whether it is the same try: a retry may have another base."""
@@ -166,9 +166,10 @@ class _Attempt:
 
     async def _copy_all(self, writer: SnapshotWriter) -> None:
         # Without a base the fills count as well: they are in generation 0.
-        lowest = self._task.base_generation + 1 if self._task.base else 0
-        highest = self._task.snapshot.generation
-        lists = [await segment.list_changes(lowest, highest) for segment in self._segments]
+        lists = [
+            await segment.list_changes(segment.base + 1 if self._task.base else FILL_GENERATION, segment.generation)
+            for segment in self._segments
+        ]
         self._progress.begin(sum(changes.count for changes in lists) * BLOCK_SIZE)
         first = 0
         for segment, changes in zip(self._segments, lists, strict=True):
@@ -181,8 +182,7 @@ class _Attempt:
         """first: the segment's first block in the volume."""
 
         async def read(runs: list[Run]) -> tuple[list[Run], memoryview]:
-            generation = self._task.snapshot.generation
-            return runs, await self._patiently(lambda: segment.read(generation, runs), writer)
+            return runs, await self._patiently(lambda: segment.read(segment.generation, runs), writer)
 
         async with aclosing(ahead(read, changes.batches(self._parts.channels.pace.blocks), _READS)) as parts:
             async for runs, payload in parts:
@@ -238,9 +238,8 @@ class _Attempt:
         first = 0
         for segment in self._segments:
             end = first + segment.blocks
-            inside = (Run(run.start - first, run.length) for run in stale if first <= run.start < end)
-            for runs in batches(inside, self._parts.channels.pace.blocks):
-                payload = await segment.read(self._task.snapshot.generation, runs)
+            for runs in batches(_inside(stale, first, end), self._parts.channels.pace.blocks):
+                payload = await segment.read(segment.generation, runs)
                 await writer.put_runs([Run(first + start, length) for start, length in runs], payload)
             first = end
         await writer.settle()
@@ -269,6 +268,21 @@ class _Attempt:
             except Fenced:
                 if await catalog.prune_number() == self._number:
                     raise
+
+
+def generations_of(task: pb.ShipTask) -> list[tuple[int, int]]:
+    """Of each segment that the snapshot has: the generation of its base, and its own."""
+    if not task.generations:
+        return [(task.base_generation, task.snapshot.generation)]
+    return list(zip(task.base_generations, task.generations, strict=True))
+
+
+def _inside(runs: Iterable[Run], first: int, end: int) -> Iterator[Run]:
+    """What of the volume's runs lies in the segment that has its blocks [first, end), counted from its first."""
+    for run in runs:
+        start, stop = max(run.start, first), min(run.start + run.length, end)
+        if start < stop:
+            yield Run(start - first, stop - start)
 
 
 def root_of(snapshot: pb.Snapshot, completed_at_ms: int) -> Root:

@@ -173,9 +173,9 @@ class Cluster:
         assert found.state != snapshot_pb2.SNAPSHOT_STATE_ERROR, found.reason
         return bool(found.state == snapshot_pb2.SNAPSHOT_STATE_COMPLETED)
 
-    def create(self, size_bytes: int, name: str = "") -> str:
-        """The id of a new volume, once it is available."""
-        volume = self.call("CreateVolume", control_pb2.CreateVolumeRequest(size_bytes=size_bytes, name=name))
+    def create(self, size_bytes: int, name: str = "", **fields: Any) -> str:
+        """The id of a new volume, once it is available. fields: further ones of the request."""
+        volume = self.call("CreateVolume", control_pb2.CreateVolumeRequest(size_bytes=size_bytes, name=name, **fields))
 
         def available() -> bool:
             return self.volume(volume.id).state == control_pb2.VOLUME_STATE_AVAILABLE

@@ -57,8 +57,8 @@ class CrashingPeers(Peers):
         super().__init__(settings)
         self._points = points
 
-    async def create(self, *arguments: Any) -> None:
-        await self._between(super().create(*arguments))
+    async def create(self, *arguments: Any, **named: Any) -> None:
+        await self._between(super().create(*arguments, **named))
 
     async def delete(self, *arguments: Any) -> None:
         await self._between(super().delete(*arguments))
@@ -75,11 +75,11 @@ class CrashingPeers(Peers):
     async def release_writes(self, *arguments: Any) -> bool:
         return await self._between(super().release_writes(*arguments))
 
-    async def seal_volume(self, *arguments: Any) -> control_pb2.SealVolumeResponse:
-        return await self._between(super().seal_volume(*arguments))
+    async def seal_volume(self, *arguments: Any, **named: Any) -> control_pb2.SealVolumeResponse:
+        return await self._between(super().seal_volume(*arguments, **named))
 
-    async def unpin_generation(self, *arguments: Any) -> None:
-        await self._between(super().unpin_generation(*arguments))
+    async def unpin_generations(self, *arguments: Any) -> None:
+        await self._between(super().unpin_generations(*arguments))
 
     async def _between(self, call: Awaitable[Answer]) -> Answer:
         try:

@@ -73,8 +73,8 @@ async def until_hydrated(attempt: Attempt) -> None:
 
 def filled_blocks(attempt: Attempt) -> int:
     """In this attachment, committed."""
-    assert attempt._hydrating is not None
-    return attempt._hydrating.fills.filled_blocks
+    assert attempt.segments[0].hydrating is not None
+    return attempt.segments[0].hydrating.fills.filled_blocks
 
 
 def go_on(attempt: Attempt, **hydration: Any) -> None:

@@ -48,7 +48,7 @@ async def refused(call: Awaitable[Any], code: grpc.StatusCode) -> None:
 async def described(served: ServedFrontEnd) -> replica_pb2.DescribeResponse:
     """What a replica says of everything that was sent so far."""
     attempt = next(iter(served.front_end._attachments))
-    return await attempt.volume.members.describe(attempt.volume.status().end, LIMIT_S)
+    return await attempt.volume.first.members.describe(attempt.volume.first.status().end, LIMIT_S)
 
 
 def kept_answers(served: ServedFrontEnd) -> int:
@@ -151,7 +151,7 @@ def test_a_member_that_is_slow_to_hear_of_a_seal_keeps_no_guest_waiting(
     async def test() -> None:
         async with attached(tmp_path) as (_, served):
             client = await served.client()
-            volume = next(iter(served.front_end._attachments)).volume
+            volume = next(iter(served.front_end._attachments)).volume.first
             slow, heard, late = volume.status().members[2].replica, volume.answered, list[Callable[[], None]]()
 
             def answered(replica: ReplicaId, message: SealAnswer | AppendAnswer | FencedBy) -> None:
@@ -255,7 +255,7 @@ def test_of_two_seals_for_one_snapshot_the_first_is_its_content(tmp_path: Path) 
                 await served.open(stack.ticket(SIZE))
                 first = await served.seal(1, SNAPSHOTS[0])
                 attempt = next(iter(served.front_end._attachments))
-                second = await attempt.volume.seal(SNAPSHOTS[0].encode())
+                second = await attempt.volume.first.seal(SNAPSHOTS[0].encode())
                 assert second.generation == first.generation + 1
             async with serving_front_end(tmp_path / "two", stack) as served:
                 await served.open(stack.ticket(SIZE))
@@ -295,7 +295,10 @@ def test_a_seal_that_the_end_of_its_attachment_cuts_off_is_answered_at_once(tmp_
             await stack.stop_node(2)
             sealing = asyncio.create_task(served.seal(1, SNAPSHOTS[0]))
             attempt = next(iter(served.front_end._attachments))
-            await until(lambda: attempt.volume.status().end > attempt.volume.status().commit, "the seal is on its way")
+            await until(
+                lambda: attempt.volume.first.status().end > attempt.volume.first.status().commit,
+                "the seal is on its way",
+            )
             await served.close(1)
             async with asyncio.timeout(LIMIT_S / 2):
                 await refused(sealing, grpc.StatusCode.NOT_FOUND)
@@ -376,7 +379,7 @@ def test_the_position_of_a_seal_has_what_was_acknowledged_before_it(tmp_path: Pa
             writer = Writer(client, depth=8)
             await until(lambda: writer.acked > 20, "the guest writes")
             attempt = next(iter(served.front_end._attachments))
-            before = attempt.volume.status().commit
+            before = attempt.volume.first.status().commit
             sealed = await served.seal(1, SNAPSHOTS[0])
             assert before < Position(sealed.position.epoch, sealed.position.sequence)  # type: ignore[arg-type]
             assert 0 < sealed.took_us < LIMIT_S * 1e6

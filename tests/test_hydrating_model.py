@@ -96,8 +96,8 @@ class Play:
             self._set_patience()
 
     def _set_patience(self) -> None:
-        if self.attempt._hydrating is not None:
-            self.attempt._hydrating._retry_limit_s = AWAY_S if self.source_away else LIMIT_S
+        if self.attempt.segments[0].hydrating is not None:
+            self.attempt.segments[0].hydrating._retry_limit_s = AWAY_S if self.source_away else LIMIT_S
 
     async def guest(self, step: tuple[Any, ...]) -> None:
         device = self.attempt.device
@@ -152,7 +152,7 @@ class Play:
         assert await self.attempt.device.read(0, SIZE) == self.model
         await self.attempt.device.trim(0, 300 * BLOCK_SIZE)
         self.model[: 300 * BLOCK_SIZE] = bytes(300 * BLOCK_SIZE)
-        await self.restored.stack.until_all_whole(self.attempt.volume)
+        await self.restored.stack.until_all_whole(self.attempt.volume.first)
         await self.restored.close()
         await self.attach()
         assert self.attempt.report().hydrated

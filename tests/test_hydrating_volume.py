@@ -142,8 +142,8 @@ def test_an_answer_that_is_on_its_way_while_the_volume_becomes_hydrated_still_ne
     async def test() -> None:
         async with over(tmp_path) as restored:
             attempt = await restored.attach()
-            arrived = attempt.volume.read_arrived_in_part
-            monkeypatch.setattr(attempt.volume, "read_arrived_in_part", lambda *answer: late.append(answer))
+            arrived = attempt.volume.first.read_arrived_in_part
+            monkeypatch.setattr(attempt.volume.first, "read_arrived_in_part", lambda *answer: late.append(answer))
             reading = attempt.device.read(64 * BLOCK_SIZE, 10 * BLOCK_SIZE)
             await until(lambda: bool(late), "the member has answered")
             go_on(attempt)
@@ -158,9 +158,9 @@ def test_members_know_of_the_sources_end_when_the_volume_is_said_to_be_hydrated(
     async def test() -> None:
         async with over(tmp_path) as restored:
             attempt = await restored.attach()
-            assert attempt._hydration is not None
+            assert attempt.segments[0].hydration is not None
             go_on(attempt)
-            await attempt._hydration.hydrated
+            await attempt.segments[0].hydration.hydrated
             assert not any(restored.stack.hosted(index).store.has_source for index in range(3))
 
     in_loop(test)
@@ -175,7 +175,7 @@ def test_the_background_waits_for_a_member_that_is_slow(tmp_path: Path, monkeypa
         blocks = random_blocks(range(64 * MIB // BLOCK_SIZE))
         async with restored_volume(tmp_path, blocks, source_bytes=64 * MIB, size_bytes=64 * MIB) as restored:
             attempt = await restored.attach()
-            volume = attempt.volume
+            volume = attempt.volume.first
             slow, heard, late = volume.status().members[2].replica, volume.answered, list[Callable[[], None]]()
 
             def answered(replica: ReplicaId, message: SealAnswer | AppendAnswer | FencedBy) -> None:
@@ -187,8 +187,8 @@ def test_the_background_waits_for_a_member_that_is_slow(tmp_path: Path, monkeypa
             monkeypatch.setattr(volume, "answered", answered)
             go_on(attempt)
             await until(lambda: filled_blocks(attempt) * BLOCK_SIZE > limit, "more is filled than it may lag")
-            assert attempt._hydrating is not None
-            await attempt._hydrating.fills.idle()
+            assert attempt.segments[0].hydrating is not None
+            await attempt.segments[0].hydrating.fills.idle()
             # What was fetched by then comes on top: 16 MiB that wait, 4 in the log's queue, 4 calls of 1 MiB.
             assert restored.source.fetched_blocks * BLOCK_SIZE <= limit + 26 * MIB
             monkeypatch.setattr(volume, "answered", heard)
@@ -231,8 +231,8 @@ def test_without_its_source_it_waits_fails_and_recovers(tmp_path: Path) -> None:
         async with over(tmp_path, retry_limit_s=20) as restored:
             attempt = await restored.attach()
             device = attempt.device
-            assert attempt._hydrating is not None
-            attempt._hydrating._retry_limit_s = 1.0  # of what the source has; the log's own stays long
+            assert attempt.segments[0].hydrating is not None
+            attempt.segments[0].hydrating._retry_limit_s = 1.0  # of what the source has; the log's own stays long
             first = await device.read(0, 4 * BLOCK_SIZE)
             await until(lambda: filled_blocks(attempt) == sum(n < 64 for n in BLOCKS), "the window read is filled")
             await restored.source.stop()
@@ -370,7 +370,7 @@ def test_a_pass_that_gains_nothing_is_made_again(tmp_path: Path) -> None:
     async def test() -> None:
         async with over(tmp_path) as restored:
             attempt = await restored.attach()
-            hydrating = attempt._hydrating
+            hydrating = attempt.segments[0].hydrating
             assert hydrating is not None
             hydrating.present.add(0, SOURCE_BLOCKS)
             full = FullVolume()

@@ -65,6 +65,8 @@ def volume(value: pb.Volume) -> Document:
         "epoch": value.epoch,
         "attachment": attachment(value.attachment) if value.HasField("attachment") else None,
         "segments": [segment(each) for each in value.segments],
+        "segment_size_bytes": value.segment_size_bytes,
+        "growing_to_bytes": value.growing_to_bytes,
         "warnings": list(value.warnings),
         "source": source(value.source) if value.HasField("source") else None,
         "hydration": hydration(value.hydration) if value.HasField("hydration") else None,
@@ -159,6 +161,7 @@ def front_end(value: pb.FrontEndInfo) -> Document:
 def replica(value: pb.ReplicaHealth) -> Document:
     return {
         "replica": value.replica,
+        "segment": value.segment,
         "node": value.node,
         "zone": value.zone,
         "state": value.state,

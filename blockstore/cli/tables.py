@@ -3,7 +3,8 @@
 Cells are plain text, never markup: names and reasons come from users and other machines.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -105,12 +106,13 @@ def volume(value: pb.Volume) -> RenderableType:
         ("epoch", str(value.epoch)),
     ]
     rows += [("reason", value.reason)] if value.reason else []
+    rows += [("growing to", format_size(value.growing_to_bytes))] if value.growing_to_bytes else []
     rows += [("source", source_line(value))] if value.HasField("source") else []
     rows += [("warning", Text(text, style="yellow")) for text in value.warnings]
     rows += [("tag", f"{key}={text}") for key, text in sorted(value.tags.items())]
     if value.HasField("attachment"):
         rows += _attachment(value.attachment)
-    return Group(pairs(rows), *(part for each in value.segments for part in (Text(), _segment(each))))
+    return Group(pairs(rows), *_segments(value.segments))
 
 
 def _attachment(value: pb.Attachment) -> list[tuple[str, str | Text]]:
@@ -119,6 +121,15 @@ def _attachment(value: pb.Attachment) -> list[tuple[str, str | Text]]:
     attached = f"{value.front_end} ({documents.attachment_state(value)}{mode}, epoch {value.epoch}, since {since})"
     whose = [("attached for", value.client)] if value.client else []
     return [("attached to", attached), *whose, *(("uri", uri) for uri in value.uris)]
+
+
+def _segments(values: Sequence[pb.Segment]) -> Iterator[RenderableType]:
+    """The replicas of each, under its number and size where there are several."""
+    for each in values:
+        yield Text()
+        if len(values) > 1:
+            yield Text(f"segment {each.number}: {format_size(each.size_bytes)}")
+        yield _segment(each)
 
 
 def _segment(value: pb.Segment) -> Table:
@@ -219,14 +230,17 @@ def volume_health(values: Sequence[pb.VolumeHealth]) -> RenderableType:
 
 
 def _replica_rows(value: pb.VolumeHealth) -> list[tuple[str | Text, ...]]:
-    """One row for each replica; the volume stands in the first."""
+    """One row for each replica; the volume stands in the first, further segments where they begin."""
     word = value.serving or documents.volume_state(value.volume)
     name: tuple[str | Text, ...] = (value.volume.name or value.volume.id, state(word))
     replicas: list[tuple[str | Text, ...]] = [
         (each.node, each.zone, _replica_state(each), f"{each.lag_records:,}", format_size(each.file_bytes), each.why)
         for each in value.replicas
     ]
-    return [(*name, *first) for first in replicas[:1] or [("",) * 6]] + [("", "", *each) for each in replicas[1:]]
+    numbers = [each.segment for each in value.replicas]
+    heads = ["" if now == before else f"  segment {now}" for before, now in pairwise(numbers)]
+    rest = [(head, "", *each) for head, each in zip(heads, replicas[1:], strict=True)]
+    return [(*name, *first) for first in replicas[:1] or [("",) * 6]] + rest
 
 
 def _replica_state(value: pb.ReplicaHealth) -> Text:

@@ -76,6 +76,16 @@ def create(
     ] = None,
     name: Annotated[str, typer.Option("--name", "-n", help="A name for it, which no other volume has.")] = "",
     tag: Annotated[list[str] | None, typer.Option("--tag", metavar="KEY=VALUE", help="May be given again.")] = None,
+    segment_size: Annotated[
+        int | None,
+        typer.Option(
+            "--segment-size",
+            metavar="SIZE",
+            parser=size_bytes,
+            help="A larger volume has several segments of this size, each on nodes of its own.",
+            show_default="as control is set",
+        ),
+    ] = None,
     client_token: Annotated[
         str, typer.Option("--client-token", help="A second request with the same token gives the same volume.")
     ] = "",
@@ -98,6 +108,7 @@ def create(
         client_token=client_token,
         snapshot=snapshot,
         init_rate_bytes=init_rate or 0,
+        segment_size_bytes=segment_size or 0,
     )
 
     async def work(client: ControlClient) -> pb.Volume:
@@ -199,7 +210,8 @@ def resize(
 ) -> None:
     """Make a volume larger, also while it is attached; what is new reads as zeroes.
 
-    NBD clients see the new size when they connect again.
+    Beyond the size of a segment it gets further ones, on the nodes that have the most room. NBD clients see the new
+    size when they connect again.
     """
     request = pb.ResizeVolumeRequest(volume=volume, size_bytes=size)
     address = find_control(control, state)

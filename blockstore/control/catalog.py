@@ -262,7 +262,7 @@ class Catalog(RecordStore):
 
 def nodes_of(volume: Volume) -> frozenset[NodeId]:
     """The nodes that hold a replica of it, or are to."""
-    return frozenset(member.node for segment in volume.segments for member in segment.configuration.everyone)
+    return frozenset(member.node for segment in volume.all_segments for member in segment.configuration.everyone)
 
 
 def replicas_by_node(volumes: Iterable[Volume]) -> "Counter[NodeId]":
@@ -279,7 +279,7 @@ def tombstones_of(volume: Volume) -> tuple[Tombstone, ...]:
     """One for each of its replicas."""
     return tuple(
         Tombstone(member.replica, member.node, volume.id, segment.number)
-        for segment in volume.segments
+        for segment in volume.all_segments
         for member in segment.configuration.everyone
     )
 

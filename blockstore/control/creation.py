@@ -1,21 +1,18 @@
 """New volumes: checked, placed, entered in the catalog, and waited for; empty, or made from a snapshot."""
 
-import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import structlog
 
-from blockstore.config import Placement
-from blockstore.control.catalog import Catalog, nodes_of
+from blockstore.control.catalog import Catalog
 from blockstore.control.clock import now_ms
 from blockstore.control.metastore.interface import Revision
-from blockstore.control.placement import Candidate, Placed, place
+from blockstore.control.placing import Placing, new_segments, random_id
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import Reconciler
-from blockstore.control.record_store import MAX_TRIES, Stored
+from blockstore.control.record_store import MAX_TRIES
 from blockstore.control.records import (
-    Node,
     Segment,
     Source,
     Volume,
@@ -24,9 +21,10 @@ from blockstore.control.records import (
     check_tags,
     check_token,
 )
+from blockstore.control.segment_plan import check_segment_size, cut
 from blockstore.control.snapshot_catalog import SnapshotCatalog, key_of
 from blockstore.control.snapshot_transitions import check_completed
-from blockstore.domain import Configuration, Member, NodeId, ReplicaId, SegmentNumber, VolumeId, VolumeState, make_id
+from blockstore.domain import VolumeId, VolumeState
 from blockstore.errors import CairnError, Conflict, InvalidRequest
 from blockstore.rpc import control_pb2
 
@@ -45,13 +43,16 @@ class Creation:
         snapshots: SnapshotCatalog,
         presence: Presence,
         reconciler: Reconciler,
-        placement: Placement,
+        placing: Placing,
+        *,
+        segment_size_bytes: int,
     ) -> None:
         self._catalog = catalog
         self._snapshots = snapshots
         self._presence = presence
         self._reconciler = reconciler
-        self._placement = placement
+        self._placing = placing
+        self._segment_size_bytes = segment_size_bytes
 
     async def enter(self, request: control_pb2.CreateVolumeRequest) -> Volume:
         """A new volume in the catalog, or that of an earlier request with the same token."""
@@ -61,10 +62,15 @@ class Creation:
                 return _checked_earlier(earlier, request)
             source, size_bytes, unchanged = await self._source(request)
             check_size(size_bytes)
-            placed, nodes = await self._place()
-            volume = _new_volume(request, placed, size_bytes, source)
-            if await self._catalog.add_volume(volume, [nodes[node] for node in placed.nodes], unchanged):
-                _log.info("volume is to be created", volume=volume.id, nodes=placed.nodes, source=volume.origin)
+            segment_size_bytes = request.segment_size_bytes or self._segment_size_bytes
+            sizes = cut(size_bytes, segment_size_bytes)
+            placed = await self._placing.place(sizes)
+            volume = _new_volume(
+                request, new_segments(placed.nodes, sizes), placed.warnings, source, segment_size_bytes
+            )
+            if await self._catalog.add_volume(volume, placed.on, unchanged):
+                nodes = [each.record.id for each in placed.on]
+                _log.info("volume is to be created", volume=volume.id, nodes=nodes, source=volume.origin)
                 return volume
         raise Conflict("the catalog is changed by too many at once: try again")
 
@@ -98,33 +104,6 @@ class Creation:
         source = Source(snapshot.id, snapshot.root, snapshot.size_bytes, request.init_rate_bytes)
         return source, size_bytes, {key_of(snapshot.id): stored.revision}
 
-    async def _place(self) -> tuple[Placed, dict[NodeId, Stored[Node]]]:
-        """Where a volume goes. Right after a start of control, nodes that are up may not have been heard yet."""
-        while True:
-            nodes = {each.record.id: each for each in await self._catalog.nodes()}
-            draining = await self._catalog.draining()
-            open_nodes = [each.record for each in nodes.values() if each.record.id not in draining]
-            candidates = self._candidates(open_nodes, await self._catalog.volumes())
-            settling_s = self._presence.settling_s()
-            try:
-                placed = place(candidates, self._placement)
-                if not settling_s or (len(candidates) == len(open_nodes) and not placed.warnings):
-                    return placed, nodes
-            except CairnError:
-                if not settling_s:
-                    raise
-            await self._presence.next_beat(settling_s)
-
-    def _candidates(self, nodes: Iterable[Node], volumes: tuple[Volume, ...]) -> list[Candidate]:
-        found = []
-        for node in nodes:
-            word = self._presence.node(node.id)
-            if word is None or not self._presence.is_up(node.id):
-                continue
-            promised = sum(volume.size_bytes for volume in volumes if node.id in nodes_of(volume))
-            found.append(Candidate(node.id, node.zone, word.capacity_bytes, word.used_bytes, promised, word.full))
-        return found
-
 
 def _check(request: control_pb2.CreateVolumeRequest) -> None:
     if not request.snapshot or request.size_bytes:
@@ -132,6 +111,8 @@ def _check(request: control_pb2.CreateVolumeRequest) -> None:
     check_name(request.name)
     check_tags(request.tags)
     check_token(request.client_token)
+    if request.segment_size_bytes:
+        check_segment_size(request.segment_size_bytes)
     if request.init_rate_bytes and not request.snapshot:
         raise InvalidRequest(f"a rate of {request.init_rate_bytes} bytes/s and no snapshot to copy from: leave it out")
 
@@ -144,24 +125,24 @@ def _checked_earlier(earlier: Volume, request: control_pb2.CreateVolumeRequest) 
 
 
 def _new_volume(
-    request: control_pb2.CreateVolumeRequest, placed: Placed, size_bytes: int, source: Source | None
+    request: control_pb2.CreateVolumeRequest,
+    segments: tuple[Segment, ...],
+    warnings: tuple[str, ...],
+    source: Source | None,
+    segment_size_bytes: int,
 ) -> Volume:
-    members = tuple(Member(ReplicaId(random_id("rep")), node) for node in placed.nodes)
     return Volume(
         id=VolumeId(random_id("vol")),
         name=request.name,
-        size_bytes=size_bytes,
+        size_bytes=sum(each.size_bytes for each in segments),
         state=VolumeState.CREATING,
         created_at_ms=now_ms(),
-        segments=(Segment(SegmentNumber(0), size_bytes, Configuration(1, members)),),
+        segments=segments,
         tags=dict(request.tags),
-        warnings=placed.warnings,
+        warnings=warnings,
         client_token=request.client_token,
         source=source,
         origin=source.snapshot if source else "",
+        segment_size_bytes=segment_size_bytes,
+        origin_size_bytes=source.size_bytes if source else 0,
     )
-
-
-def random_id(prefix: str) -> str:
-    """A new id of that kind."""
-    return make_id(prefix, secrets.token_bytes(9))

@@ -20,6 +20,7 @@ from blockstore.control.clock import now_ms
 from blockstore.control.creation import Creation
 from blockstore.control.floors import Floors
 from blockstore.control.gate import Gate
+from blockstore.control.growth import Growth
 from blockstore.control.hydration import Hydrations
 from blockstore.control.leadership import ControlPlace, Roster
 from blockstore.control.maintenance import Upkeep
@@ -29,12 +30,14 @@ from blockstore.control.metastore.etcd_client import EtcdClient
 from blockstore.control.metastore.interface import Metastore
 from blockstore.control.peers import Peers
 from blockstore.control.pins import Unpinning
+from blockstore.control.placing import Placing
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import Reconciler
 from blockstore.control.registrar import Registrar
 from blockstore.control.replacing import Replacing
 from blockstore.control.scrubbing import Scrubbing
 from blockstore.control.sealing import Sealing
+from blockstore.control.segment_plan import check_segment_size
 from blockstore.control.service import Controls, ControlService
 from blockstore.control.shipping import Shipping
 from blockstore.control.snapshot_catalog import SnapshotCatalog
@@ -185,7 +188,12 @@ async def assemble(
         replacing=replacing,
         lease_s=settings.lease_s,
     )
-    creation = Creation(catalog, snapshots, presence, reconciler, settings.placement)
+    placing = Placing(catalog, presence, settings.placement)
+    check_segment_size(settings.segment_size_bytes)
+    segments = {"segment_size_bytes": settings.segment_size_bytes}
+    creation = Creation(catalog, snapshots, presence, reconciler, placing, **segments)
+    growth = Growth(catalog, presence, peers, reconciler, placing, **segments)
+    reconciler.add(growth)
     warden = StoreWarden(snapshots, presence, reconciler, shipping, settings.lease_s)
     control = ControlService(
         catalog,
@@ -194,6 +202,7 @@ async def assemble(
         reconciler,
         registrar,
         creation=creation,
+        growth=growth,
         scrubbing=scrubbing,
         replacing=replacing,
         controls=controls,

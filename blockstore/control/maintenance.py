@@ -128,17 +128,19 @@ class Upkeep:
         return found
 
     def _is_readable(self, volume: Volume, snapshot: Snapshot) -> bool:
-        """A whole replica knows that the seal is committed, and so has its generation, or will soon.
+        """A whole replica of each segment knows that its seal is committed, and so has its generation, or will soon.
 
         A front-end tells it with what it sends next; one that let go of the volume too early never does.
         """
-        seal = (snapshot.seal_epoch, snapshot.seal_sequence)
+        known = set()
         for each in tombstones_of(volume):
             word = self._presence.node(each.node)
             status = word.replicas.get(each.replica) if word and word.replicas else None
-            if status and status.whole and (status.commit.epoch, status.commit.sequence) >= seal:
-                return True
-        return False
+            if status and status.whole and each.segment < len(snapshot.seals):
+                seal = snapshot.seals[each.segment]
+                if (status.commit.epoch, status.commit.sequence) >= (seal.epoch, seal.sequence):
+                    known.add(each.segment)
+        return len(known) == len(snapshot.seals)
 
     def _may_try(self, volume: VolumeId) -> bool:
         return asyncio.get_running_loop().time() >= self._retry_at.get(volume, 0.0)

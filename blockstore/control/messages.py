@@ -63,6 +63,8 @@ class Messages:
             warnings=volume.warnings,
             source=self._hydrations.source(volume),
             hydration=self._hydrations.hydration(volume),
+            segment_size_bytes=volume.segment_size_bytes,
+            growing_to_bytes=volume.growing.size_bytes if volume.growing else 0,
         )
 
     def ticket(self, volume: Volume) -> control_pb2.OpenTicket:

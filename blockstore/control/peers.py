@@ -6,7 +6,7 @@ proto/cairn/v1, services Replica and FrontEnd.
 """
 
 import asyncio
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import grpc
@@ -90,21 +90,41 @@ class Peers:
             return (await self._front_end(front_end).ReleaseWrites(request, timeout=self._call_timeout_s)).held
 
     async def seal_volume(
-        self, front_end: FrontEnd, volume: VolumeId, epoch: Epoch, snapshot: SnapshotId, again: bool
+        self,
+        front_end: FrontEnd,
+        volume: VolumeId,
+        epoch: Epoch,
+        snapshot: SnapshotId,
+        *,
+        again: bool,
+        given_up: bool = False,
     ) -> control_pb2.SealVolumeResponse:
-        """Fix the content for the snapshot. again: wherever an earlier call for it may have been made."""
+        """Fix the content for the snapshot. again: wherever an earlier call for it may have been made.
+
+        given_up: only its generations are wanted, to be unpinned.
+        """
         request = control_pb2.SealVolumeRequest(
-            front_end=front_end.id, volume=volume, epoch=epoch, snapshot=snapshot, again=again
+            front_end=front_end.id, volume=volume, epoch=epoch, snapshot=snapshot, again=again, given_up=given_up
         )
         with _call(_name(front_end)):
             return await self._front_end(front_end).SealVolume(request, timeout=self._call_timeout_s)
 
-    async def unpin_generation(
-        self, front_end: FrontEnd, volume: VolumeId, epoch: Epoch, generation: int, snapshot: SnapshotId
+    async def unpin_generations(
+        self,
+        front_end: FrontEnd,
+        volume: VolumeId,
+        epoch: Epoch,
+        generations: Sequence[int],
+        snapshot: SnapshotId,
     ) -> None:
-        """The snapshot keeps the generation no more; it may be so already."""
+        """The snapshot keeps these no more, one in each segment; it may be so already."""
         request = control_pb2.UnpinGenerationRequest(
-            front_end=front_end.id, volume=volume, epoch=epoch, generation=generation, snapshot=snapshot
+            front_end=front_end.id,
+            volume=volume,
+            epoch=epoch,
+            generation=generations[0],
+            snapshot=snapshot,
+            generations=generations if len(generations) > 1 else (),
         )
         with _call(_name(front_end)):
             await self._front_end(front_end).UnpinGeneration(request, timeout=self._call_timeout_s)

@@ -58,14 +58,16 @@ class Unpinning:
         if place is None:
             return
         front_end = await self._catalog.front_end(place.front_end)
-        generation = pin.generation
-        if not generation:
-            # Whether it was sealed is not known. Sealed it is known, and can be given up.
-            answer = await self._peers.seal_volume(front_end, pin.volume, place.epoch, pin.snapshot, True)
-            generation = answer.generation
-        await self._peers.unpin_generation(front_end, pin.volume, place.epoch, generation, pin.snapshot)
+        generations = [pin.generation, *pin.further_generations]
+        if not pin.generation:
+            # Whether it was sealed is not known, or where. Sealed it is known, and can be given up.
+            answer = await self._peers.seal_volume(
+                front_end, pin.volume, place.epoch, pin.snapshot, again=True, given_up=True
+            )
+            generations = [each.generation for each in answer.segments] or [answer.generation]
+        await self._peers.unpin_generations(front_end, pin.volume, place.epoch, generations, pin.snapshot)
         await self._snapshots.remove_pin(pin)
-        _log.info("a generation is given up", volume=pin.volume, generation=generation, snapshot=pin.snapshot)
+        _log.info("a generation is given up", volume=pin.volume, generations=generations, snapshot=pin.snapshot)
 
 
 def superseded(snapshots: tuple[Snapshot, ...]) -> list[Snapshot]:

@@ -26,9 +26,9 @@ from blockstore.control.messages import Messages
 from blockstore.control.metastore.interface import Compacted, Metastore
 from blockstore.control.peers import Peers
 from blockstore.control.presence import Presence
-from blockstore.control.records import AttachmentState, FrontEnd, Node, Tombstone, Volume
+from blockstore.control.records import AttachmentState, FrontEnd, Node, Tombstone, Volume, source_of
 from blockstore.control.snapshot_catalog import PINS, SNAPSHOTS
-from blockstore.control.steps import Steps, newcomer_key
+from blockstore.control.steps import Steps, growth_key, newcomer_key
 from blockstore.control.transitions import Phase, phase_of
 from blockstore.domain import FrontEndId, NodeId, VolumeId
 from blockstore.errors import (
@@ -212,12 +212,12 @@ class Reconciler:
         if node is None or not self._presence.is_up(replica.node):
             raise QuorumUnavailable(f"node {replica.node} is down")
         number = volume.segments[replica.segment].configuration.number
-        await self._peers.create(node, replica, number, volume.origin)
+        await self._peers.create(node, replica, number, source_of(volume, replica.segment))
         self._presence.replica_created(replica.replica)
 
     async def _delete(self, volume: Volume) -> None:
         # A Create under way may arrive after the Delete otherwise.
-        for key in ((volume.id, Phase.CREATING, Epoch(0)), newcomer_key(volume.id)):
+        for key in ((volume.id, Phase.CREATING, Epoch(0)), newcomer_key(volume.id), growth_key(volume.id)):
             if creating := self.steps.running(key):
                 await asyncio.wait([creating])
         nodes = {each.record.id: each.record for each in await self._catalog.nodes()}

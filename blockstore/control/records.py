@@ -110,10 +110,25 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Growing:
+    """A resize whose replicas are being created; the volume is as before until all of them exist.
+
+    size_bytes: the volume's then. last_size_bytes: of the segment that is the last one now. segments: those after it.
+    """
+
+    size_bytes: int
+    last_size_bytes: int
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Volume:
     """A volume as the catalog knows it. epoch: the highest ever given; it never falls.
 
     source: until it is hydrated. origin: the snapshot that it was made from, for good; empty for none.
+    segments: in the order of their numbers and of the volume's blocks. segment_size_bytes: what the last one grows to
+    before another is added; 0 for a volume of an older program: as control is set then. origin_size_bytes: of that
+    snapshot; 0 for a volume of an older program: it has something of it in its first segment alone.
     """
 
     id: VolumeId
@@ -131,6 +146,14 @@ class Volume:
     maintenance: Maintenance | None = None
     source: Source | None = None
     origin: str = ""
+    segment_size_bytes: int = 0
+    origin_size_bytes: int = 0
+    growing: Growing | None = None
+
+    @property
+    def all_segments(self) -> tuple[Segment, ...]:
+        """With those that are being created: whatever has a replica somewhere."""
+        return self.segments + (self.growing.segments if self.growing else ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +240,15 @@ class KnownPositions:
 
     volume: VolumeId
     positions: tuple[Known, ...]
+
+
+def source_of(volume: Volume, number: SegmentNumber) -> str:
+    """The snapshot that a segment's replicas are made from, also once it is hydrated; empty where that ends before it.
+
+    A segment that has nothing of it is never hydrated, so no record of its log would ever say that it is.
+    """
+    starts_at = sum(each.size_bytes for each in volume.segments if each.number < number)
+    return volume.origin if starts_at < max(volume.origin_size_bytes, 1) else ""
 
 
 def check_size(size_bytes: int) -> None:

@@ -25,7 +25,7 @@ from blockstore.control.presence import Presence
 from blockstore.control.rebuilds import Rebuilds
 from blockstore.control.reconcile import MOVED_ON, Reconciler
 from blockstore.control.record_store import MAX_TRIES, Stored
-from blockstore.control.records import MovePlan, Node, PlannedMove, Segment, Tombstone, Volume
+from blockstore.control.records import MovePlan, Node, PlannedMove, Segment, Tombstone, Volume, source_of
 from blockstore.control.steps import newcomer_key
 from blockstore.control.transitions import Phase, phase_of, place_of
 from blockstore.domain import Member, NodeId, Replacement, ReplicaId, SegmentNumber, VolumeId, make_id
@@ -216,14 +216,16 @@ class Replacing:
     def _start_creation(self, volume: Volume, segment: Segment, newcomer: Member) -> None:
         async def create() -> None:
             # As it is now: only a newcomer is ever made, never a member whose disk was emptied.
-            now = membership.segment_of(await self._catalog.volume(volume.id), segment.number).configuration
+            volume_now = await self._catalog.volume(volume.id)
+            now = membership.segment_of(volume_now, segment.number).configuration
             if now.replacement is None or now.replacement.newcomer != newcomer:
                 return
             node = (await self._catalog.node(newcomer.node)).record
             replica = Tombstone(newcomer.replica, newcomer.node, volume.id, segment.number)
             # The source also of a volume that is hydrated: a log from its beginning says itself when that ended, and
             # trims before that cover what was filled behind them.
-            await self._peers.create(node, replica, now.number, volume.origin, filling=True)
+            source = source_of(volume_now, segment.number)
+            await self._peers.create(node, replica, now.number, source, filling=True)
             self._presence.replica_created(newcomer.replica)
             _log.info("a newcomer is created", volume=volume.id, replica=newcomer.replica, node=newcomer.node)
 
@@ -309,7 +311,7 @@ def promised_bytes(volumes: Iterable[Volume]) -> "Counter[NodeId]":
     """The sizes of the segments that are placed on each node."""
     promised: Counter[NodeId] = Counter()
     for volume in volumes:
-        for segment in volume.segments:
+        for segment in volume.all_segments:
             for member in segment.configuration.everyone:
                 promised[member.node] += segment.size_bytes
     return promised

@@ -3,6 +3,8 @@
     entered ── its volume is served (attached, or opened for maintenance) ── SealVolume ──> sealed
     several ── HoldWrites at all ── SealVolume at all ── ReleaseWrites at all, each held ──> all sealed
 
+Several are snapshots of several volumes, or one of a volume of several segments: no one record fixes those.
+
 A single seal is tried again until it is known to be done, always as one that may have been done
 before: a control process that was killed in the middle finds the first one's generation. A barrier is
 tried once, because its instant is over when anything failed; one that control was killed in is in
@@ -28,7 +30,7 @@ from blockstore.control.presence import Presence
 from blockstore.control.reconcile import MOVED_ON, Reconciler
 from blockstore.control.records import FrontEnd, Volume
 from blockstore.control.snapshot_catalog import SnapshotCatalog
-from blockstore.control.snapshot_records import Pin, Snapshot
+from blockstore.control.snapshot_records import Pin, Seal, Snapshot
 from blockstore.control.snapshot_transitions import Phase, phase_of
 from blockstore.control.transitions import place_of
 from blockstore.domain import SnapshotId, VolumeId
@@ -226,20 +228,30 @@ class Sealing:
     async def _seal(self, part: _Part) -> control_pb2.SealVolumeResponse:
         again = part.snapshot.id not in self._untried
         self._untried.discard(part.snapshot.id)
-        return await self._peers.seal_volume(part.front_end, part.volume, part.epoch, part.snapshot.id, again)
+        return await self._peers.seal_volume(part.front_end, part.volume, part.epoch, part.snapshot.id, again=again)
 
     async def _sealed(
         self, group: Sequence[Snapshot], answers: Sequence[control_pb2.SealVolumeResponse], pauses_us: Sequence[int]
     ) -> None:
-        sizes = [(await self._catalog.volume(each.volume)).size_bytes for each in group]
+        sizes = [
+            sealed_size(await self._catalog.volume(each.volume), answer)
+            for each, answer in zip(group, answers, strict=True)
+        ]
         found = zip(group, answers, sizes, pauses_us, strict=True)
         by_id = {each.id: (answer, size, pause) for each, answer, size, pause in found}
 
         def change(now: Snapshot) -> Snapshot:
             answer, size_bytes, pause_us = by_id[now.id]
-            generation, position = answer.generation, to_position(answer.position)
             return snapshot_transitions.sealed(
-                now, generation=generation, position=position, size_bytes=size_bytes, pause_us=pause_us, now_ms=now_ms()
+                now,
+                generation=answer.generation,
+                position=to_position(answer.position),
+                further=tuple(
+                    Seal(each.generation, each.position.epoch, each.position.sequence) for each in answer.segments[1:]
+                ),
+                size_bytes=size_bytes,
+                pause_us=pause_us,
+                now_ms=now_ms(),
             )
 
         await self._snapshots.change([each.id for each in group], change)
@@ -255,6 +267,11 @@ class Sealing:
             )
             self.forget(group)
             _log.warning("snapshots could not be sealed", snapshots=[each.id for each in group], reason=reason)
+
+
+def sealed_size(volume: Volume, answer: control_pb2.SealVolumeResponse) -> int:
+    """Of the segments that were sealed: one that the volume got since is not in the snapshot."""
+    return sum(each.size_bytes for each in volume.segments[: len(answer.segments) or 1])
 
 
 async def _all(calls: Iterable[Awaitable[Result]]) -> tuple[list[Result], CairnError | None]:

@@ -16,6 +16,7 @@ from blockstore.control import transitions
 from blockstore.control.catalog import Catalog, attached_to, replicas_by_node
 from blockstore.control.clock import now_ms
 from blockstore.control.creation import CREATE_WAIT_S, Creation
+from blockstore.control.growth import Growth
 from blockstore.control.leadership import ControlPlace
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import Reconciler
@@ -56,6 +57,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         scrubbing: Scrubbing,
         controls: Controls,
         replacing: Replacing,
+        growth: Growth,
     ) -> None:
         self._scrubbing = scrubbing
         self._catalog = catalog
@@ -67,6 +69,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self._controls = controls
         self._rebuilds = replacing.rebuilds
         self._repair = RepairRequests(catalog, replacing)
+        self._growth = growth
 
     # ---- volumes
 
@@ -104,9 +107,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     async def ResizeVolume(self, request: control_pb2.ResizeVolumeRequest, context: _Context) -> control_pb2.Volume:
         found = await self._catalog.volume(request.volume)
-        volume = await self._catalog.change_volume(found.id, lambda now: transitions.resize(now, request.size_bytes))
-        await self._reconciler.show_size(volume)
-        return await self._message(volume)
+        return await self._message(await self._growth.resize(found.id, request.size_bytes))
 
     async def AttachVolume(self, request: control_pb2.AttachVolumeRequest, context: _Context) -> control_pb2.Volume:
         check_client(request.client)

@@ -146,9 +146,9 @@ class Shipping:
     ) -> snapshot_pb2.ShipTask:
         stored = await self._catalog.stored_volume(snapshot.volume)
         if not snapshot.started:
-            base, generation, unchanged = await self._choose_base(snapshot, snapshots, stored.record, stored.revision)
+            base, generations, unchanged = await self._choose_base(snapshot, snapshots, stored.record, stored.revision)
             (snapshot,) = await self._snapshots.change(
-                [snapshot.id], lambda now: snapshot_transitions.started(now, base, generation), unchanged=unchanged
+                [snapshot.id], lambda now: snapshot_transitions.started(now, base, *generations), unchanged=unchanged
             )
         parent = await self._snapshots.snapshot(snapshot.parent) if snapshot.parent else None
         return snapshot_pb2.ShipTask(
@@ -158,23 +158,25 @@ class Shipping:
             base_root=bytes.fromhex(parent.root) if parent else b"",
             base_generation=snapshot.base_generation,
             retries=snapshot.retries,
+            generations=snapshot.generations,
+            base_generations=snapshot.bases,
         )
 
     async def _choose_base(
         self, snapshot: Snapshot, snapshots: tuple[Snapshot, ...], volume: Volume, revision: Revision
-    ) -> tuple[str, int, dict[str, Revision]]:
-        """The base, the generation that it is, and what must still be so when that is kept."""
+    ) -> tuple[str, tuple[int, ...], dict[str, Revision]]:
+        """The base, the generations that it is, segment by segment, and what must still be so when that is kept."""
         if earlier := newest_before(snapshot, snapshots):
             stored = await self._snapshots.stored(earlier.id)
             if stored.record == earlier:
-                return earlier.id, earlier.generation, {key_of(earlier.id): stored.revision}
+                return earlier.id, earlier.generations, {key_of(earlier.id): stored.revision}
             raise Fenced(f"snapshot {earlier.id} has changed meanwhile: look again")
         origin = next((each for each in snapshots if each.id == volume.origin), None)
         if origin and (origin.state is SnapshotState.COMPLETED or volume.source):
             stored = await self._snapshots.stored(origin.id)
             # A source that is deleted stays in the store only while the volume comes from it.
-            return origin.id, 0, {key_of(origin.id): stored.revision, key_of_volume(volume.id): revision}
-        return "", 0, {}
+            return origin.id, (), {key_of(origin.id): stored.revision, key_of_volume(volume.id): revision}
+        return "", (), {}
 
     async def _needed(self) -> frozenset[str]:
         """The snapshots whose roots must stay, deleted or not: volumes come from them, or ships under way need them."""

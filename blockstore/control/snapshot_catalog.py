@@ -263,7 +263,7 @@ def key_of_volume(volume: VolumeId) -> str:
 
 def _dropped(before: Iterable[Stored[Snapshot]], after: Iterable[Snapshot]) -> list[Pin]:
     return [
-        Pin(new.volume, new.id, new.generation)
+        Pin(new.volume, new.id, new.generation, new.generations[1:])
         for old, new in zip(before, after, strict=True)
         if old.record.pinned and not new.pinned
     ]

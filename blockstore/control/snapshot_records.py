@@ -44,16 +44,28 @@ class Statistics:
 
 
 @dataclass(frozen=True, slots=True)
+class Seal:
+    """Of one segment: the generation that was sealed, by the record at position (epoch, sequence) of its log."""
+
+    generation: int
+    epoch: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """A snapshot as the catalog knows it.
 
     sealed_at_ms: when its content was fixed, 0 before that; by the record at position (seal_epoch,
-    seal_sequence) of its volume's log. pinned: its generation is to be kept by
+    seal_sequence) of its first segment's log; further_seals: of the other segments, in their order. Each segment
+    numbers its generations by itself; of two snapshots of a volume the one with the newer generation in the first
+    segment is the newer one, because one barrier seals all segments. pinned: its generation is to be kept by
     the volume's replicas, for a ship to come or as base of the next one. touched: a daemon was ever told
     to ship it, so that there may be something of it in the object store. retries: how often it was in error and
     is to be shipped all the same, which names the present try. started: of that try;
-    `parent` and `base_generation` are then what it ships the changes since. barrier: one text for all
-    snapshots of one instant. root: of its root object, once completed.
+    `parent` and `base_generation` are then what it ships the changes since; further_bases: those of the other
+    segments. barrier: one text for all snapshots of one instant, also for one of a volume of several segments.
+    root: of its root object, once completed.
     """
 
     id: SnapshotId
@@ -81,6 +93,24 @@ class Snapshot:
     completed_at_ms: int = 0
     root: str = ""
     statistics: Statistics = Statistics()
+    further_seals: tuple[Seal, ...] = ()
+    further_bases: tuple[int, ...] = ()
+
+    @property
+    def seals(self) -> tuple[Seal, ...]:
+        """Of all segments that it has, in their order."""
+        return Seal(self.generation, self.seal_epoch, self.seal_sequence), *self.further_seals
+
+    @property
+    def generations(self) -> tuple[int, ...]:
+        """Of all segments that it has, in their order."""
+        return tuple(each.generation for each in self.seals)
+
+    @property
+    def bases(self) -> tuple[int, ...]:
+        """What it ships the changes since, of all segments that it has; 0 in one that the base does not have."""
+        bases = (self.base_generation, *self.further_bases)
+        return (bases + (0,) * len(self.seals))[: len(self.seals)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +140,15 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """A pin that the volume's replicas are to drop. generation: 0 where it is not known which was sealed, if any."""
+    """A pin that the volume's replicas are to drop. generation: 0 where it is not known which was sealed, if any.
+
+    generation: of the first segment; further_generations: of the others, in their order.
+    """
 
     volume: VolumeId
     snapshot: SnapshotId
     generation: int
+    further_generations: tuple[int, ...] = ()
 
 
 def check_description(description: str) -> None:

@@ -15,8 +15,8 @@ import structlog
 from blockstore.control import snapshot_transitions, transitions
 from blockstore.control.catalog import Catalog
 from blockstore.control.clock import now_ms
-from blockstore.control.creation import random_id
 from blockstore.control.hydration import NO_DAEMON
+from blockstore.control.placing import random_id
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import Reconciler
 from blockstore.control.record_store import MAX_TRIES, Stored
@@ -290,7 +290,8 @@ class SnapshotService(snapshot_pb2_grpc.SnapshotsServicer):
 
 def _new_snapshots(request: snapshot_pb2.CreateSnapshotRequest, volumes: Sequence[Volume]) -> list[Snapshot]:
     at_ms = now_ms()
-    barrier = random_id("snap").replace("snap-", "barrier-") if len(volumes) > 1 else ""
+    several = len(volumes) > 1 or any(len(volume.segments) > 1 for volume in volumes)
+    barrier = random_id("snap").replace("snap-", "barrier-") if several else ""
     return [
         Snapshot(
             id=SnapshotId(random_id("snap")),

@@ -10,7 +10,7 @@ from dataclasses import replace
 from enum import Enum, auto
 from typing import Any, Final
 
-from blockstore.control.snapshot_records import MAX_REASON, Snapshot, SnapshotState, Statistics
+from blockstore.control.snapshot_records import MAX_REASON, Seal, Snapshot, SnapshotState, Statistics
 from blockstore.domain import Position
 from blockstore.errors import AlreadyExists, Conflict, Fenced
 
@@ -83,15 +83,27 @@ def phase_of(snapshot: Snapshot) -> Phase:
 
 
 def sealed(
-    snapshot: Snapshot, *, generation: int, position: Position, size_bytes: int, pause_us: int, now_ms: int
+    snapshot: Snapshot,
+    *,
+    generation: int,
+    position: Position,
+    size_bytes: int,
+    pause_us: int,
+    now_ms: int,
+    further: tuple[Seal, ...] = (),
 ) -> Snapshot:
-    """Its content is fixed, and pinned. size_bytes: the volume's, read after it was sealed. position: of the seal."""
+    """Its content is fixed, and pinned.
+
+    size_bytes: of the segments that were sealed, read after that. generation, position: of the first one's seal.
+    further: the others' seals.
+    """
     return _move(
         snapshot,
         Move.SEAL,
         generation=generation,
         seal_epoch=position.epoch,
         seal_sequence=position.sequence,
+        further_seals=further,
         size_bytes=size_bytes,
         pause_us=pause_us,
         sealed_at_ms=now_ms,
@@ -110,11 +122,23 @@ def check_completed(snapshot: Snapshot) -> None:
         raise _refused(snapshot)
 
 
-def started(snapshot: Snapshot, parent: str, base_generation: int) -> Snapshot:
-    """A daemon is to ship it as a change of `parent`, or whole where that is empty. Once for each try."""
+def started(snapshot: Snapshot, parent: str, *base_generations: int) -> Snapshot:
+    """A daemon is to ship it as a change of `parent`, or whole where that is empty. Once for each try.
+
+    base_generations: the parent's, of each segment that it has.
+    """
     if snapshot.started:
         return snapshot
-    return _move(snapshot, Move.START, touched=True, started=True, parent=parent, base_generation=base_generation)
+    first, *further = base_generations or (0,)
+    return _move(
+        snapshot,
+        Move.START,
+        touched=True,
+        started=True,
+        parent=parent,
+        base_generation=first,
+        further_bases=tuple(further),
+    )
 
 
 def completed(snapshot: Snapshot, root: str, statistics: Statistics, now_ms: int, *, retries: int) -> Snapshot:
@@ -152,7 +176,14 @@ def retried(snapshot: Snapshot) -> Snapshot:
             "delete it and create another"
         )
     return _move(
-        snapshot, Move.RETRY, reason="", retries=snapshot.retries + 1, started=False, parent="", base_generation=0
+        snapshot,
+        Move.RETRY,
+        reason="",
+        retries=snapshot.retries + 1,
+        started=False,
+        parent="",
+        base_generation=0,
+        further_bases=(),
     )
 
 

@@ -12,7 +12,7 @@ from blockstore.control.catalog import replicas_by_node, tombstones_of, volumes_
 from blockstore.control.messages import Messages
 from blockstore.control.presence import Presence
 from blockstore.control.rebuilds import Rebuilds
-from blockstore.control.records import AttachmentState, FrontEnd, Node, Tombstone, Volume
+from blockstore.control.records import AttachmentState, FrontEnd, Node, Segment, Tombstone, Volume
 from blockstore.control.scrubbing import scrub_problems
 from blockstore.control.snapshot_status import AT_WORK, DEGRADED, UNAVAILABLE, WARNING, StoreObserver
 from blockstore.domain import FrontEndId, Member, NodeId, ReplicaId, VolumeState
@@ -88,9 +88,9 @@ class Observer:
         report = self._report(volume)
         replicas = []
         for segment in volume.segments:
-            replicas += [self._replica(volume, member, report) for member in segment.configuration.members]
+            replicas += [self._replica(volume, segment, member, report) for member in segment.configuration.members]
             if change := segment.configuration.replacement:
-                newcomer = self._replica(volume, change.newcomer, report)
+                newcomer = self._replica(volume, segment, change.newcomer, report)
                 newcomer.replaces, newcomer.replaces_why = change.replaces, change.reason
                 replicas.append(newcomer)
         return VolumeHealth(
@@ -109,10 +109,10 @@ class Observer:
         report = word.volumes.get(volume.id) if word else None
         return report if report and report.epoch == volume.attachment.epoch else None
 
-    def _replica(self, volume: Volume, member: Member, report: VolumeReport | None) -> ReplicaHealth:
+    def _replica(self, volume: Volume, segment: Segment, member: Member, report: VolumeReport | None) -> ReplicaHealth:
         said = next((each for each in report.members if each.replica == member.replica), None) if report else None
         own = self._own_word(member)
-        lag = said.lag_records if said else self._lag(volume, member)
+        lag = said.lag_records if said else self._lag(volume, segment, member)
         state, why = self._state(volume, member, said, lag)
         node = self._nodes.get(member.node)
         rebuild = self._rebuilds.of(member.replica)
@@ -133,6 +133,7 @@ class Observer:
             damage=own.damage if own else "",
             seconds_left=rebuild.seconds_left,
             rate_bytes=rebuild.rate_bytes,
+            segment=segment.number,
         )
 
     def _state(
@@ -161,7 +162,7 @@ class Observer:
         word = self._presence.node(member.node)
         return word.replicas.get(member.replica) if word and word.replicas else None
 
-    def _lag(self, volume: Volume, member: Member) -> int:
+    def _lag(self, volume: Volume, segment: Segment, member: Member) -> int:
         """Records by which a detached volume's replica ends before another one did when that was heard before.
 
         Words of different times are no measure while records are written: then only the front-end's counts.
@@ -171,7 +172,6 @@ class Observer:
             return 0
         others = (
             earlier.replicas.get(each.replica)
-            for segment in volume.segments
             for each in segment.configuration.members
             if (earlier := self._presence.node_before(each.node, word.heard_at)) and earlier.replicas
         )
@@ -262,11 +262,13 @@ def _condition(said: control_pb2.MemberReport | None, own: ReplicaStatus | None,
 
 def _replica_problems(volume: Volume, replicas: Iterable[ReplicaHealth]) -> Iterator[Problem]:
     seen = [each for each in replicas if not each.replaces]  # a newcomer is no trouble, and counts for nothing
-    quorum = len(seen) // 2 + 1
-    whole = sum(each.state in (UP, CATCHING_UP) for each in seen)
-    if whole < quorum:
-        message = f"{whole} of {len(seen)} replicas can serve it, and it takes {quorum}"
-        yield Problem(severity=UNAVAILABLE, subject=volume.id, message=message)
+    for segment in volume.segments:
+        whole_here = [each.state in (UP, CATCHING_UP) for each in seen if each.segment == segment.number]
+        quorum, whole = len(whole_here) // 2 + 1, sum(whole_here)
+        if whole < quorum:
+            which = f" segment {segment.number}" if len(volume.segments) > 1 else " it"
+            message = f"{whole} of {len(whole_here)} replicas can serve{which}, and it takes {quorum}"
+            yield Problem(severity=UNAVAILABLE, subject=volume.id, message=message)
     for each in seen:
         if each.state != UP:
             message = f"replica {each.replica} on {each.node} ({each.zone}) is {each.state}: {each.why}"

@@ -73,5 +73,10 @@ def newcomer_key(volume: VolumeId) -> Hashable:
     return volume, "newcomer"
 
 
+def growth_key(volume: VolumeId) -> Hashable:
+    """Of the step that creates a volume's further segments."""
+    return volume, "growth"
+
+
 async def _run(carry_out: Callable[[], Awaitable[None]]) -> None:
     await carry_out()

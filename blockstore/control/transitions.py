@@ -14,6 +14,7 @@ from blockstore.control.records import (
     Attachment,
     AttachmentState,
     FrontEnd,
+    Growing,
     Maintenance,
     MaintenanceState,
     Segment,
@@ -246,16 +247,43 @@ def delete(volume: Volume) -> Volume:
     return _move(volume, Move.DELETE)
 
 
-def resize(volume: Volume, size_bytes: int) -> Volume:
-    """Grow the last segment. Raises InvalidRequest for a smaller size than now."""
+def check_resize(volume: Volume, size_bytes: int) -> None:
+    """Raises InvalidRequest for a smaller size than now, Conflict where its state allows none, or another one."""
     check_size(size_bytes)
     if size_bytes < volume.size_bytes:
         raise InvalidRequest(
             f"volume {volume.id} has {volume.size_bytes} bytes and cannot shrink to {size_bytes}: volumes only grow"
         )
+    if volume.growing and volume.growing.size_bytes != size_bytes:
+        raise Conflict(
+            f"volume {volume.id} is being enlarged to {volume.growing.size_bytes} bytes: wait until it is, "
+            "see `cairn volume show`"
+        )
+    _move(volume, Move.RESIZE)
+
+
+def resize(volume: Volume, size_bytes: int) -> Volume:
+    """Grow the last segment. Raises as check_resize does."""
+    check_resize(volume, size_bytes)
     *others, last = volume.segments
-    grown = Segment(last.number, last.size_bytes + size_bytes - volume.size_bytes, last.configuration)
+    grown = replace(last, size_bytes=last.size_bytes + size_bytes - volume.size_bytes)
     return _move(volume, Move.RESIZE, size_bytes=size_bytes, segments=(*others, grown))
+
+
+def begin_growth(volume: Volume, growing: Growing) -> Volume:
+    """Its further segments are to be created, instead of those of an earlier plan. Raises as check_resize does."""
+    check_resize(volume, growing.size_bytes)
+    return _move(volume, Move.RESIZE, growing=growing, maintenance=volume.maintenance)
+
+
+def grown(volume: Volume, growing: Growing) -> Volume:
+    """All replicas of its further segments exist: from here on they belong to it. Conflict where these are others."""
+    if volume.growing != growing:
+        raise Conflict(f"volume {volume.id} is not being enlarged in this way any more")
+    *others, last = volume.segments
+    segments = (*others, replace(last, size_bytes=growing.last_size_bytes), *growing.segments)
+    assert sum(each.size_bytes for each in segments) == growing.size_bytes
+    return _move(volume, Move.RESIZE, size_bytes=growing.size_bytes, segments=segments, growing=None)
 
 
 def maintain(volume: Volume, front_end: FrontEnd) -> Volume:

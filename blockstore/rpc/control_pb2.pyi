@@ -340,6 +340,8 @@ class Volume(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     HYDRATION_FIELD_NUMBER: _builtins.int
+    SEGMENT_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    GROWING_TO_BYTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     """Unique where it is not empty."""
@@ -349,6 +351,10 @@ class Volume(_message.Message):
     """Why it is in `error`, what a `creating` one waits for, or why the last attach of an `available` one failed."""
     created_at_ms: _builtins.int
     epoch: _builtins.int
+    segment_size_bytes: _builtins.int
+    """What its segments grow to before another one is added."""
+    growing_to_bytes: _builtins.int
+    """Set while replicas of further segments are created for a resize: the size that it will have then."""
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -383,10 +389,12 @@ class Volume(_message.Message):
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         source: Global___Source | None = ...,
         hydration: Global___Hydration | None = ...,
+        segment_size_bytes: _builtins.int = ...,
+        growing_to_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attachment", b"attachment", "hydration", b"hydration", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment", b"attachment", "created_at_ms", b"created_at_ms", "epoch", b"epoch", "hydration", b"hydration", "id", b"id", "name", b"name", "reason", b"reason", "segments", b"segments", "size_bytes", b"size_bytes", "source", b"source", "state", b"state", "tags", b"tags", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment", b"attachment", "created_at_ms", b"created_at_ms", "epoch", b"epoch", "growing_to_bytes", b"growing_to_bytes", "hydration", b"hydration", "id", b"id", "name", b"name", "reason", b"reason", "segment_size_bytes", b"segment_size_bytes", "segments", b"segments", "size_bytes", b"size_bytes", "source", b"source", "state", b"state", "tags", b"tags", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -587,6 +595,7 @@ class CreateVolumeRequest(_message.Message):
     CLIENT_TOKEN_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     INIT_RATE_BYTES_FIELD_NUMBER: _builtins.int
+    SEGMENT_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
     name: _builtins.str
     client_token: _builtins.str
@@ -595,6 +604,8 @@ class CreateVolumeRequest(_message.Message):
     """The id of a completed snapshot to start from; size_bytes 0 is the snapshot's size, and never less than that."""
     init_rate_bytes: _builtins.int
     """Bytes a second for the background copying, 0 without a limit."""
+    segment_size_bytes: _builtins.int
+    """0: as control is set. A multiple of 1 MiB."""
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
@@ -606,10 +617,11 @@ class CreateVolumeRequest(_message.Message):
         client_token: _builtins.str = ...,
         snapshot: _builtins.str = ...,
         init_rate_bytes: _builtins.int = ...,
+        segment_size_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_token", b"client_token", "init_rate_bytes", b"init_rate_bytes", "name", b"name", "size_bytes", b"size_bytes", "snapshot", b"snapshot", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_token", b"client_token", "init_rate_bytes", b"init_rate_bytes", "name", b"name", "segment_size_bytes", b"segment_size_bytes", "size_bytes", b"size_bytes", "snapshot", b"snapshot", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1227,6 +1239,7 @@ class ReplicaHealth(_message.Message):
     REPLACES_WHY_FIELD_NUMBER: _builtins.int
     SECONDS_LEFT_FIELD_NUMBER: _builtins.int
     RATE_BYTES_FIELD_NUMBER: _builtins.int
+    SEGMENT_FIELD_NUMBER: _builtins.int
     replica: _builtins.str
     node: _builtins.str
     zone: _builtins.str
@@ -1251,6 +1264,8 @@ class ReplicaHealth(_message.Message):
     seconds_left: _builtins.float
     """While filling: by the rate of the last seconds; 0 where that is not known."""
     rate_bytes: _builtins.int
+    segment: _builtins.int
+    """The number of the segment that it is a copy of."""
     @_builtins.property
     def end(self) -> _replica_pb2.Position:
         """The last record that is durable there."""
@@ -1280,10 +1295,11 @@ class ReplicaHealth(_message.Message):
         replaces_why: _builtins.str = ...,
         seconds_left: _builtins.float = ...,
         rate_bytes: _builtins.int = ...,
+        segment: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "scrub", b"scrub"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_blocks_found", b"bad_blocks_found", "bad_blocks_repaired", b"bad_blocks_repaired", "damage", b"damage", "end", b"end", "extents_done", b"extents_done", "extents_total", b"extents_total", "file_bytes", b"file_bytes", "lag_records", b"lag_records", "node", b"node", "rate_bytes", b"rate_bytes", "replaces", b"replaces", "replaces_why", b"replaces_why", "replica", b"replica", "scrub", b"scrub", "seconds_left", b"seconds_left", "state", b"state", "why", b"why", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_blocks_found", b"bad_blocks_found", "bad_blocks_repaired", b"bad_blocks_repaired", "damage", b"damage", "end", b"end", "extents_done", b"extents_done", "extents_total", b"extents_total", "file_bytes", b"file_bytes", "lag_records", b"lag_records", "node", b"node", "rate_bytes", b"rate_bytes", "replaces", b"replaces", "replaces_why", b"replaces_why", "replica", b"replica", "scrub", b"scrub", "seconds_left", b"seconds_left", "segment", b"segment", "state", b"state", "why", b"why", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2247,7 +2263,9 @@ Global___ReleaseWritesResponse: _TypeAlias = ReleaseWritesResponse  # noqa: Y015
 
 @_typing.final
 class SealVolumeRequest(_message.Message):
-    """A sequenced SEAL that carries the snapshot's id, and pins the generation for it."""
+    """A sequenced SEAL in each segment that carries the snapshot's id, and pins the generation for it. A volume of several
+    segments is sealed while its writes are held, or FAILED_PRECONDITION: no one record fixes the content of all of them.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2256,12 +2274,15 @@ class SealVolumeRequest(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     AGAIN_FIELD_NUMBER: _builtins.int
+    GIVEN_UP_FIELD_NUMBER: _builtins.int
     front_end: _builtins.str
     volume: _builtins.str
     epoch: _builtins.int
     snapshot: _builtins.str
     again: _builtins.bool
     """An earlier call for this snapshot may have sealed: a generation that carries its id already is the answer."""
+    given_up: _builtins.bool
+    """The snapshot was given up, and its generations are asked for to be unpinned: of what instant does not matter."""
     def __init__(
         self,
         *,
@@ -2270,14 +2291,41 @@ class SealVolumeRequest(_message.Message):
         epoch: _builtins.int = ...,
         snapshot: _builtins.str = ...,
         again: _builtins.bool = ...,
+        given_up: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["again", b"again", "epoch", b"epoch", "front_end", b"front_end", "snapshot", b"snapshot", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["again", b"again", "epoch", b"epoch", "front_end", b"front_end", "given_up", b"given_up", "snapshot", b"snapshot", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SealVolumeRequest: _TypeAlias = SealVolumeRequest  # noqa: Y015
+
+@_typing.final
+class SealedSegment(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEGMENT_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    segment: _builtins.int
+    generation: _builtins.int
+    @_builtins.property
+    def position(self) -> _replica_pb2.Position: ...
+    def __init__(
+        self,
+        *,
+        segment: _builtins.int = ...,
+        generation: _builtins.int = ...,
+        position: _replica_pb2.Position | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "position", b"position", "segment", b"segment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SealedSegment: _TypeAlias = SealedSegment  # noqa: Y015
 
 @_typing.final
 class SealVolumeResponse(_message.Message):
@@ -2286,12 +2334,18 @@ class SealVolumeResponse(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     TOOK_US_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
+    """Of the first segment, as is the position."""
     took_us: _builtins.int
     """How long the SEAL was on its way to a quorum, in microseconds."""
     @_builtins.property
     def position(self) -> _replica_pb2.Position:
         """Of the SEAL: what was acknowledged before it is in the snapshot."""
+
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___SealedSegment]:
+        """All segments, in their order: generations are numbered in each by itself."""
 
     def __init__(
         self,
@@ -2299,10 +2353,11 @@ class SealVolumeResponse(_message.Message):
         generation: _builtins.int = ...,
         position: _replica_pb2.Position | None = ...,
         took_us: _builtins.int = ...,
+        segments: _abc.Iterable[Global___SealedSegment] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "position", b"position", "took_us", b"took_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "position", b"position", "segments", b"segments", "took_us", b"took_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2319,11 +2374,17 @@ class UnpinGenerationRequest(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
+    GENERATIONS_FIELD_NUMBER: _builtins.int
     front_end: _builtins.str
     volume: _builtins.str
     epoch: _builtins.int
     generation: _builtins.int
+    """Of the first segment."""
     snapshot: _builtins.str
+    @_builtins.property
+    def generations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of all segments, in their order; empty for a volume of one."""
+
     def __init__(
         self,
         *,
@@ -2332,10 +2393,11 @@ class UnpinGenerationRequest(_message.Message):
         epoch: _builtins.int = ...,
         generation: _builtins.int = ...,
         snapshot: _builtins.str = ...,
+        generations: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "front_end", b"front_end", "generation", b"generation", "snapshot", b"snapshot", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "front_end", b"front_end", "generation", b"generation", "generations", b"generations", "snapshot", b"snapshot", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -180,7 +180,7 @@ class Snapshot(_message.Message):
     parent: _builtins.str
     """The snapshot that it was shipped as a change of, or its volume's source; empty for none."""
     barrier: _builtins.str
-    """Snapshots of one instant have the same; empty for a single one."""
+    """Snapshots of one instant have the same; a single one has it where its volume has several segments."""
     generation: _builtins.int
     root: _builtins.bytes
     """SHA-256 of its root object, 32 bytes, once completed."""
@@ -683,6 +683,8 @@ class ShipTask(_message.Message):
     BASE_ROOT_FIELD_NUMBER: _builtins.int
     BASE_GENERATION_FIELD_NUMBER: _builtins.int
     RETRIES_FIELD_NUMBER: _builtins.int
+    GENERATIONS_FIELD_NUMBER: _builtins.int
+    BASE_GENERATIONS_FIELD_NUMBER: _builtins.int
     base: _builtins.str
     """The completed snapshot that this one is a change of, if there is one: its blocks that did not change
     are the base's. Of generations above base_generation up to snapshot.generation the changes are listed
@@ -698,6 +700,14 @@ class ShipTask(_message.Message):
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[_control_pb2.Segment]:
         """Where the generation is, with addresses."""
 
+    @_builtins.property
+    def generations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of each segment that the snapshot has, in their order: the generation that was sealed, and the base's (0 in a
+        segment that was added since). Segments beyond these came later. Empty: the volume has one, as said above.
+        """
+
+    @_builtins.property
+    def base_generations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
@@ -707,10 +717,12 @@ class ShipTask(_message.Message):
         base_root: _builtins.bytes = ...,
         base_generation: _builtins.int = ...,
         retries: _builtins.int = ...,
+        generations: _abc.Iterable[_builtins.int] | None = ...,
+        base_generations: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "base_generation", b"base_generation", "base_root", b"base_root", "retries", b"retries", "segments", b"segments", "snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "base_generation", b"base_generation", "base_generations", b"base_generations", "base_root", b"base_root", "generations", b"generations", "retries", b"retries", "segments", b"segments", "snapshot", b"snapshot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,7 +18,7 @@ from blockstore.errors import InvalidRequest
 from blockstore.replica_codec import from_position, to_position
 from blockstore.replication.status import MemberStatus
 from blockstore.rpc import control_pb2 as pb
-from blockstore.units import MAX_VOLUME_SIZE, Epoch
+from blockstore.units import BLOCK_SIZE, MAX_VOLUME_SIZE, Epoch
 from blockstore.volume.open_volume import OpenVolume
 from blockstore.volume.source_client import Source
 from blockstore.volume.ticket import Ticket
@@ -29,19 +29,28 @@ _ROOT_BYTES: Final = 32
 _LAGGING_RECORDS: Final = 1000
 
 
-def to_ticket(message: pb.OpenTicket) -> Ticket:
-    """Raises InvalidRequest where the volume has not exactly one segment."""
-    if len(message.segments) != 1:
-        raise InvalidRequest(f"{message.volume} has {len(message.segments)} segments: this front-end serves one")
-    segment = message.segments[0]
+def to_tickets(message: pb.OpenTicket) -> list[Ticket]:
+    """One for each segment, in the order of the volume's blocks.
+
+    Raises InvalidRequest where there is none, or their sizes are not the volume's.
+    """
+    sizes = [segment.size_bytes for segment in message.segments]
+    if sizes:
+        sizes[-1] = message.size_bytes - sum(sizes[:-1])
+    if not sizes or min(sizes) <= 0 or any(size % BLOCK_SIZE for size in sizes):
+        raise InvalidRequest(f"{message.volume} of {message.size_bytes} bytes with segments of {sizes} bytes")
+    return [_to_ticket(message, segment, size) for segment, size in zip(message.segments, sizes, strict=True)]
+
+
+def _to_ticket(message: pb.OpenTicket, segment: pb.Segment, size_bytes: int) -> Ticket:
     members = _everyone(segment)
     return Ticket(
         volume=VolumeId(message.volume),
         segment=SegmentNumber(segment.number),
-        size_bytes=message.size_bytes,
+        size_bytes=size_bytes,
         epoch=Epoch(message.epoch),
         configuration=to_configuration(segment.configuration),
-        addresses=addresses_of(message.segments),
+        addresses=addresses_of([segment]),
         known={ReplicaId(member.replica): to_position(member.known) for member in members},
         accept_loss=message.accept_loss,
     )

@@ -41,12 +41,20 @@ _KNOWN_S: Final = 1.0
 class Hydration:
     """Of one volume at one epoch. `hydrated` is done when the volume needs its source no more."""
 
-    def __init__(self, volume: OpenVolume, hydrating: HydratingVolume) -> None:
+    def __init__(
+        self,
+        volume: OpenVolume,
+        hydrating: HydratingVolume,
+        pace: Pace | None = None,
+        turn: asyncio.Lock | None = None,
+    ) -> None:
+        """pace, turn: shared with the other segments of the volume; one of them copies at a time."""
         self._loop = asyncio.get_running_loop()
         self.hydrated: asyncio.Future[None] = self._loop.create_future()
         self._volume = volume
         self._hydrating = hydrating
-        self._pace = Pace(hydrating.activity)
+        self._pace = pace or Pace(hydrating.activity)
+        self._turn = turn or asyncio.Lock()
         self._running = asyncio.Event()
         self._running.set()
         self._missing = Missing()
@@ -118,7 +126,8 @@ class Hydration:
             # What was thought to be there is not listed: then nothing is thought to be, and there is no hurry.
             self._hydrating.present.forget()
             await asyncio.sleep(_PAUSE_S)
-        await self._copy(self._missing)
+        async with self._turn:
+            await self._copy(self._missing)
 
     async def _find_missing(self) -> Missing:
         hydrating = self._hydrating

@@ -1,4 +1,7 @@
-"""A volume that is attached here: reads and writes in, replicas behind it.
+"""One segment of a volume that is attached here: reads and writes in, replicas behind it.
+
+Blocks are counted from the segment's first; most volumes have one segment, and are this. All segments of one that
+has more are in blockstore/volume/open_segments.py.
 
 The leader (blockstore.replication) decides; this carries out what it asks for and keeps the futures of
 those who wait. Everything runs in one event loop. The clock is the boot-time clock, for leases must
@@ -65,7 +68,7 @@ class SealedAt:
 
 
 class OpenVolume:
-    """Blocks of one volume, for the NBD server; see nbd_server.volume.Volume for the calls' contract.
+    """Blocks of one segment, for the NBD server; see nbd_server.volume.Volume for the calls' contract.
 
     `over` is done, with the error, when this attachment has ended for good: nothing is served after.
     """

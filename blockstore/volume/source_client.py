@@ -8,7 +8,7 @@ is found by itself.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -38,12 +38,23 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """root: SHA-256 of the snapshot's root object. addresses: of the daemons that serve it, best first."""
+    """root: SHA-256 of the snapshot's root object. addresses: of the daemons that serve it, best first.
+
+    first_block, size_bytes: the part of the snapshot that it is, all of it unless `part` was asked for.
+    """
 
     snapshot: SnapshotId
     root: bytes
     size_bytes: int
     addresses: tuple[str, ...]
+    first_block: int = 0
+
+    def part(self, first_block: int, size_bytes: int) -> "Source | None":
+        """What a segment has of it that begins with this block and has this size; None where nothing."""
+        left = self.size_bytes - first_block * BLOCK_SIZE
+        if left <= 0:
+            return None
+        return replace(self, first_block=self.first_block + first_block, size_bytes=min(left, size_bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +103,22 @@ class SourceClient:
     # ---- calls
 
     async def map_shard(self, shard: int) -> bytes:
-        """Bit i: the source has content for block shard * SHARD_BLOCKS + i; empty where it has none at all."""
+        """Bit i: the source has content for block shard * SHARD_BLOCKS + i; empty where it has none at all.
+
+        Of a part the shards are counted from its first block; two of the snapshot's may lie in one of them.
+        """
+        whole, skipped = divmod(self.source.first_block, SHARD_BLOCKS)
+        whole += shard
+        left = self.block_count - shard * SHARD_BLOCKS
+        if not skipped and left >= SHARD_BLOCKS:
+            return await self._map_whole_shard(whole)
+        bits = int.from_bytes(await self._map_whole_shard(whole), "little") >> skipped
+        if skipped and left > SHARD_BLOCKS - skipped:
+            bits |= int.from_bytes(await self._map_whole_shard(whole + 1), "little") << SHARD_BLOCKS - skipped
+        bits &= mask(min(left, SHARD_BLOCKS))
+        return bits.to_bytes(_BITMAP_BYTES, "little") if bits else b""
+
+    async def _map_whole_shard(self, shard: int) -> bytes:
         request = pb.MapShardRequest(snapshot=self.source.snapshot, root=self.source.root, shard=shard)
         response: pb.MapShardResponse = await self._call(
             lambda stub: stub.MapShard(request, timeout=self._call_timeout_s)
@@ -104,13 +130,18 @@ class SourceClient:
         return response.mapped
 
     async def fetch(self, start: int, count: int, *, background: bool) -> Fetched:
-        """Blocks [start, start + count), at most MAX_FETCH_BLOCKS; checked."""
+        """Blocks [start, start + count), at most MAX_FETCH_BLOCKS; checked. Those behind the source are not mapped."""
         request = pb.FetchRequest(
-            snapshot=self.source.snapshot, root=self.source.root, start=start, count=count, background=background
+            snapshot=self.source.snapshot,
+            root=self.source.root,
+            start=self.source.first_block + start,
+            count=min(count, self.block_count - start),
+            background=background,
         )
 
         async def call(stub: Any) -> Fetched:
-            return _fetched(request, await stub.Fetch(request, timeout=self._call_timeout_s))
+            found = _fetched(request, await stub.Fetch(request, timeout=self._call_timeout_s))
+            return replace(found, start=start)
 
         return await self._call(call)
 

@@ -1,4 +1,4 @@
-"""The ticket to open a volume, as the front-end uses it."""
+"""The ticket to open a segment of a volume, as the front-end uses it."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,9 @@ from blockstore.units import Epoch
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """All that it takes to open a volume. addresses, known: by replica, of all members.
+    """All that it takes to open one segment of a volume. addresses, known: by replica, of all members.
 
+    size_bytes: the segment's.
     known: the highest position that control was ever told for a replica.
     """
 
