@@ -55,6 +55,8 @@ def test_a_volume() -> None:
             "client": None,
         },
         "segments": found["segments"],
+        "segment_size_bytes": 0,
+        "growing_to_bytes": 0,
         "warnings": [],
         "source": None,
         "hydration": None,
