@@ -1,11 +1,20 @@
 """A real etcd for tests: one member or several, on free ports of the loopback, ended by their own handles."""
 
+import datetime
+import ipaddress
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from blockstore.config import split_address
 from tests.daemons import Daemon, listens, wait_for
 from tests.programs import require_programs
 from tests.proxy import free_address
@@ -14,12 +23,51 @@ from tests.proxy import free_address
 _TIMES: Final = ("--heartbeat-interval", "50", "--election-timeout", "500")
 
 
-class EtcdServer:
-    """The members of one etcd. `more`: further arguments of each."""
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """Of a member and of its clients alike, signed by itself."""
 
-    def __init__(self, directory: Path, members: int = 1, more: Sequence[str] = ()) -> None:
+    certificate: Path
+    key: Path
+
+    @classmethod
+    def make(cls, directory: Path, host: str) -> "Certificate":
+        """For that address, valid today."""
+        directory.mkdir(parents=True, exist_ok=True)
+        made = cls(directory / "certificate.pem", directory / "key.pem")
+        key, name = (
+            ec.generate_private_key(ec.SECP256R1()),
+            x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, directory.name)]),
+        )
+        now = datetime.datetime.now(datetime.UTC)
+        names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))])
+        signed = (
+            x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(names, critical=True)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        made.certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+        form = serialization.PrivateFormat.PKCS8
+        made.key.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
+        return made
+
+
+class EtcdServer:
+    """The members of one etcd. more: arguments of each. tls: there is one, whose clients must show its certificate."""
+
+    def __init__(self, directory: Path, members: int = 1, more: Sequence[str] = (), *, tls: bool = False) -> None:
         require_programs("etcd", "etcdctl")
+        self.tls: Certificate | None = None
         self.clients = [free_address() for _ in range(members)]
+        if tls:
+            host, _ = split_address(self.clients[0])
+            self.tls = Certificate.make(directory / "tls", host)
+            files = ("--cert-file", self.tls.certificate, "--key-file", self.tls.key)
+            trusted = ("--trusted-ca-file", self.tls.certificate, "--client-cert-auth")
+            more = [*more, *map(str, (*files, *trusted))]
         peers = [free_address() for _ in range(members)]
         cluster = ",".join(f"m{index}=http://{peer}" for index, peer in enumerate(peers))
         self.members = [
@@ -31,10 +79,11 @@ class EtcdServer:
     def _member(directory: Path, name: str, at: tuple[str, str], cluster: str, more: Sequence[str]) -> Daemon:
         """at: where clients and where the other members reach it."""
         (client, peer), home = at, directory / f"etcd-{name}"
+        scheme = "https" if "--client-cert-auth" in more else "http"
         home.mkdir(parents=True, exist_ok=True)
         command = [
             *("etcd", "--name", name, "--data-dir", str(home / "data"), *_TIMES),
-            *("--listen-client-urls", f"http://{client}", "--advertise-client-urls", f"http://{client}"),
+            *("--listen-client-urls", f"{scheme}://{client}", "--advertise-client-urls", f"{scheme}://{client}"),
             *("--listen-peer-urls", f"http://{peer}", "--initial-advertise-peer-urls", f"http://{peer}"),
             *("--initial-cluster", cluster, "--logger", "zap", "--log-level", "error", *more),
         ]
@@ -54,7 +103,11 @@ class EtcdServer:
 
     def ctl(self, *arguments: str, check: bool = True) -> str:
         """What etcdctl prints. check: fail where it does; else empty then."""
-        command = ["etcdctl", "--endpoints", ",".join(self.clients), "--dial-timeout", "2s", *arguments]
+        endpoints = ",".join(f"{'https' if self.tls else 'http'}://{each}" for each in self.clients)
+        command = ["etcdctl", "--endpoints", endpoints, "--dial-timeout", "2s", *arguments]
+        if self.tls:
+            files = ("--cacert", self.tls.certificate, "--cert", self.tls.certificate, "--key", self.tls.key)
+            command[1:1] = map(str, files)
         done = subprocess.run(
             command, env={"ETCDCTL_API": "3"}, capture_output=True, text=True, timeout=30, check=False
         )
@@ -83,14 +136,15 @@ class EtcdServer:
 
     @staticmethod
     def _listens(address: str) -> bool:
-        host, port = address.split(":")
-        return listens(host, int(port))
+        return listens(*split_address(address))
 
 
 @contextmanager
-def running_etcd(directory: Path, members: int = 1, more: Sequence[str] = ()) -> Iterator[EtcdServer]:
+def running_etcd(
+    directory: Path, members: int = 1, more: Sequence[str] = (), *, tls: bool = False
+) -> Iterator[EtcdServer]:
     """It ends with the block, and where that fails its logs are shown."""
-    server = EtcdServer(directory, members, more)
+    server = EtcdServer(directory, members, more, tls=tls)
     try:
         server.start()
         yield server
