@@ -56,6 +56,12 @@ _TO_THE_ACTIVE_ONE: Final = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "healthCheckConfig": {"serviceName": CONTROL_SERVICE},
 }
+_SEVERAL_CONTROLS: Final = [
+    ("grpc.service_config", json.dumps(_TO_THE_ACTIVE_ONE)),
+    # A control that hangs said SERVING before, and gets its share of the calls until its connection is given up.
+    # gRPC 1.85 gives none up for keepalive_timeout (its pull request 39239), only for this, which is 60 s by default.
+    ("grpc.http2.ping_timeout_ms", 3_000),
+]
 
 
 class Endpoint:
@@ -160,7 +166,7 @@ def control_target(addresses: str) -> tuple[str, list[tuple[str, Any]]]:
     several = split_addresses(addresses)
     if len(several) == 1:
         return several[0], list(_CLIENT)
-    return _target_of(several), [*_CLIENT, ("grpc.service_config", json.dumps(_TO_THE_ACTIVE_ONE))]
+    return _target_of(several), [*_CLIENT, *_SEVERAL_CONTROLS]
 
 
 def _target_of(addresses: Sequence[str]) -> str:

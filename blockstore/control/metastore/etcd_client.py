@@ -38,7 +38,7 @@ _OPTIONS: Final = [
     ("grpc.max_send_message_length", 4 * MIB),
     # etcd ends connections that ping more often than each 5 s, or without a call.
     ("grpc.keepalive_time_ms", 6_000),
-    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.http2.ping_timeout_ms", 3_000),
     ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 2_000),
