@@ -17,7 +17,7 @@ from typing import Final
 from blockstore.domain import SnapshotId
 from blockstore.errors import AlreadyExists, Conflict, Corrupt, Fenced, InvalidRequest, NotFound
 from blockstore.rpc import snapshot_pb2 as pb
-from snapshotd.layout import SNAPSHOTS, RootName, name_of_key, root_name
+from snapshotd.layout import SNAPSHOTS, RootName, root_name
 from snapshotd.references import damage_of
 from snapshotd.repository import Repository
 from snapshotd.root import Root, decode_root
@@ -48,7 +48,7 @@ async def adopt(repository: Repository, catalog: Catalog) -> AsyncGenerator[Adop
     async for info in repository.store.list(SNAPSHOTS):
         name = root_name(info.key)
         if name is None:
-            adopted.problems.add(info.key, f"{info.key} is no name of a root", [name_of_key(info.key)])
+            adopted.problems.add(info.key, f"{info.key} is no name of a root", [])
         else:
             found.setdefault(SnapshotId(name.snapshot), []).append(name)
     adopted.total = len(found)

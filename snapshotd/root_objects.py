@@ -29,8 +29,14 @@ async def get_root(store: ObjectStore, snapshot: str, digest: bytes) -> tuple[st
 
 
 async def roots_of(store: ObjectStore, snapshot: str) -> list[RootName]:
-    """All roots of that snapshot that are there."""
-    # Behind all ids that differ from this one before their last digit.
-    listed = store.list(SNAPSHOTS, after=SNAPSHOTS + snapshot[:-1])
-    names = [root_name(info.key) async for info in listed]
-    return [name for name in names if name is not None and name.snapshot == snapshot]
+    """All roots of that snapshot that are there; no more is listed of the others than what one request brings."""
+    found: list[RootName] = []
+    key = SNAPSHOTS + snapshot
+    # From behind all ids that differ from this one before their last digit.
+    async for info in store.list(SNAPSHOTS, after=key[:-1]):
+        name = root_name(info.key)
+        if name is not None and name.snapshot == snapshot:
+            found.append(name)
+        elif info.key > key and not info.key.startswith(key):
+            break
+    return found

@@ -1,6 +1,7 @@
 """Several roots of one snapshot: which one counts, what becomes of the others, and roots of the first layout."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from blockstore.errors import Corrupt
 from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import BLOCK_SIZE, MIB
 from snapshotd.layout import SNAPSHOTS, RootName, quarantine_key, quarantine_number, root_key, root_name
+from snapshotd.memory_store import MemoryStore
+from snapshotd.object_store import ObjectInfo
 from snapshotd.prune_plan import mark
 from snapshotd.quarantine import encode_quarantine
 from snapshotd.reader import SnapshotReader
@@ -75,6 +78,29 @@ def test_deleting_a_snapshot_finds_all_its_roots_and_no_other(tmp_path: Path) ->
     asyncio.run(check())
 
 
+def test_of_many_snapshots_no_more_are_listed_than_needed(tmp_path: Path) -> None:
+    """On S3 all that lie behind one would be a request for each thousand, for each snapshot that is deleted."""
+
+    class Listed(MemoryStore):
+        count = 0
+
+        async def list(self, prefix: str = "", *, after: str = "") -> AsyncIterator[ObjectInfo]:
+            async for info in super().list(prefix, after=after):
+                self.count += 1
+                yield info
+
+    async def check() -> None:
+        store = Listed()
+        for number in range(400):
+            await store.put(root_key(snapshot_id(number), bytes(32)), b"")
+        for number in (0, 7, 15, 16, 399):
+            store.count = 0
+            assert [each.snapshot for each in await roots_of(store, snapshot_id(number))] == [snapshot_id(number)]
+            assert store.count <= 17
+
+    asyncio.run(check())
+
+
 def test_a_lost_catalog_takes_the_root_of_which_everything_is_there(tmp_path: Path) -> None:
     """Whatever the order of their names: once the one is damaged, once the other."""
 
@@ -129,7 +155,9 @@ def test_what_is_no_name_of_a_root_is_told_and_left_alone(tmp_path: Path) -> Non
             assert [root_name(key) for key in strange] == [None] * 3
             for key in strange:
                 await chain.store.put(key, b"x")
-            assert await _adopt(chain) is not None
+            assert [(each.object, list(each.snapshots)) for each in (await _adopt(chain)).problems] == [
+                (key, []) for key in sorted(strange)
+            ]
             await chain.prune()
             assert set(await chain.keys(SNAPSHOTS)) == set(strange)
             assert {each.object for each in (await chain.check()).problems} == set(strange)
