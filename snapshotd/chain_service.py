@@ -95,13 +95,13 @@ class ChainService:
         first = await anext(requests, None)
         if first is None:
             raise InvalidRequest("an import begins with the image's size")
-        await self._parts.repository.check_owner(self._parts.cluster)
         snapshot = make_id("snap", secrets.token_bytes(9))
         facts = ImageFacts(snapshot, first.size_bytes, first.description, dict(first.tags), time.time_ns() // 1_000_000)
         self._importing.add(snapshot)
         try:
             parts = self._parts
-            return await import_image(parts.packs, parts.reader, parts.catalog, facts, _chunks(first, requests))
+            chunks = _chunks(first, requests)
+            return await import_image(parts.packs, parts.reader, parts.catalog, facts, chunks, cluster=parts.cluster)
         finally:
             self._importing.discard(snapshot)
 

@@ -27,6 +27,8 @@ from snapshotd.writer import SnapshotWriter
 
 #: What is handed to the writer at once.
 _BATCH_BYTES: Final = 1 << 20
+#: A client that sends nothing for so long, as one does whose pipe stands still, is waited for without holding memory.
+_STALLED_S: Final = 1.0
 #: After these control does not have the snapshot.
 _REFUSED: Final = (AlreadyExists, Conflict, Corrupt, InvalidRequest)
 
@@ -110,12 +112,19 @@ class ImageFacts:
 
 
 async def import_image(
-    packs: PackStore, reader: SnapshotReader, catalog: Catalog, facts: ImageFacts, chunks: AsyncIterator[Chunk]
+    packs: PackStore,
+    reader: SnapshotReader,
+    catalog: Catalog,
+    facts: ImageFacts,
+    chunks: AsyncIterator[Chunk],
+    *,
+    cluster: str,
 ) -> pb.Snapshot:
-    """The completed snapshot. Raises InvalidRequest, OutOfRange, NoSpace, QuorumUnavailable, and Conflict where a prune
-    came in the way too often.
+    """The completed snapshot. Raises InvalidRequest, OutOfRange, NoSpace, QuorumUnavailable, and Conflict where the
+    store is not this cluster's, or a prune came in the way too often.
     """
     root = facts.root()
+    await packs.repository.check_owner(cluster)
     # As a ship does: what is in quarantine now, or gone, is no place to refer to.
     quarantined = merge_marks((await load_quarantines(packs.repository)).values())
     await packs.look(facts.snapshot)
@@ -123,7 +132,7 @@ async def import_image(
     writer.shunned = quarantined
     try:
         stream = BlockStream(writer, root.size_bytes)
-        async for chunk in chunks:
+        while (chunk := await _next_chunk(chunks, writer)) is not None:
             await stream.add(chunk)
         await stream.end()
         await writer.settle()
@@ -132,6 +141,8 @@ async def import_image(
         raise
     written = await writer.finish(root)
     try:
+        # As a ship does, behind the root: who takes the store over from here on sees it.
+        await packs.repository.check_owner(cluster)
         return await add_to_catalog(packs.repository, catalog, *written)
     except _REFUSED:
         await asyncio.shield(packs.repository.store.delete(root_key(facts.snapshot, written[1])))
@@ -141,3 +152,14 @@ async def import_image(
             f"the image is stored as {facts.snapshot}; where `cairn snapshot list` does not show it, "
             f"`cairn store adopt` makes it known: {error}"
         ) from error
+
+
+async def _next_chunk(chunks: AsyncIterator[Chunk], writer: SnapshotWriter) -> Chunk | None:
+    """The next one, None behind the last. While none comes no pack is held open: ships need its place."""
+    coming = asyncio.ensure_future(anext(chunks, None))
+    try:
+        if not (await asyncio.wait({coming}, timeout=_STALLED_S))[0]:
+            writer.pause()
+        return await coming
+    finally:
+        coming.cancel()

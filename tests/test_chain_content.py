@@ -24,6 +24,7 @@ from snapshotd.repository_objects import REPOSITORY_KEY, RepositoryObject, encod
 from snapshotd.root import Root
 from tests.chain_parts import Chain, LocalCatalog, blocks, chain_at, content
 from tests.snapshot_parts import CountingStore, snapshot_id
+from tests.stack import until
 
 SIZE = 8 * MIB
 ZERO = bytes(BLOCK_SIZE)
@@ -247,6 +248,31 @@ def test_an_import_that_was_cut_off_makes_nothing(tmp_path: Path) -> None:
             with pytest.raises(InvalidRequest, match="cut off"):
                 await _import(chain, SIZE, [(0, content(1))], cut_off=True)
             assert not await chain.keys("snapshots")
+
+    asyncio.run(check())
+
+
+def test_imports_that_stand_still_keep_nobody_from_storing(tmp_path: Path) -> None:
+    """Each has a pack begun: more of them than may be in memory at once."""
+
+    async def check() -> None:
+        async with chain_at(tmp_path) as chain:
+            never, standing = asyncio.Event(), []
+
+            async def requests(seed: int) -> AsyncIterator[pb.ImportRequest]:
+                yield pb.ImportRequest(size_bytes=64 * MIB)
+                for number in range(8):
+                    yield pb.ImportRequest(offset=number * MIB, data=Random(100 * seed + number).randbytes(MIB))
+                standing.append(seed)
+                await never.wait()
+
+            stalled = [asyncio.ensure_future(chain.service.Import(requests(seed), NONE)) for seed in range(8)]
+            await until(lambda: len(standing) >= 4, "as many stand still as there are places for packs")
+            await asyncio.wait_for(chain.snapshot(1, SIZE, {number: content(number) for number in range(9)}), 30)
+            for each in stalled:
+                each.cancel()
+            await asyncio.gather(*stalled, return_exceptions=True)
+            assert await chain.verify() == {}
 
     asyncio.run(check())
 
