@@ -72,7 +72,7 @@ class CannedControl(ControlServicer):
     """Answers from `volumes` and `nodes`; remembers each request. `error`: what every call ends with.
 
     serving: what Status and GetVolumeHealth say of attached volumes, a word for each call; the last one stays.
-    states: of each volume's replicas.
+    states: of each volume's replicas. started: by ScrubVolume. scrubs: what the replicas say, as `serving`.
     """
 
     def __init__(self) -> None:
@@ -83,6 +83,8 @@ class CannedControl(ControlServicer):
         self.healthy = True
         self.error: CairnError | None = None
         self.requests: list[Any] = []
+        self.started = [pb.StartedScrub(replica=replica_id(n), number=7) for n in (1, 2, 3)]
+        self.scrubs: list[list[replica_pb2.ScrubStatus]] = [[]]
         self.serving = ["serving"]
         self.states: tuple[str, ...] = ("up",) * 3
 
@@ -141,6 +143,11 @@ class CannedControl(ControlServicer):
         found.ClearField("attachment")
         return found
 
+    def ScrubVolume(self, request: pb.ScrubVolumeRequest, context: grpc.ServicerContext) -> pb.ScrubVolumeResponse:
+        self._note(request, context)
+        found = self._find(request.volume, context)
+        return pb.ScrubVolumeResponse(volume=found.id, replicas=self.started)
+
     def GetNode(self, request: pb.GetNodeRequest, context: grpc.ServicerContext) -> pb.Node:
         self._note(request, context)
         for node in self.nodes:
@@ -176,7 +183,11 @@ class CannedControl(ControlServicer):
         return self.serving.pop(0) if len(self.serving) > 1 else self.serving[0]
 
     def _health(self, volume: pb.Volume, word: str) -> pb.VolumeHealth:
-        return make_health(volume, word if volume.HasField("attachment") else "", self.states)
+        health = make_health(volume, word if volume.HasField("attachment") else "", self.states)
+        said = self.scrubs.pop(0) if len(self.scrubs) > 1 else self.scrubs[0]
+        for replica, scrub in zip(health.replicas, said, strict=bool(said)):
+            replica.scrub.CopyFrom(scrub)
+        return health
 
     def _note(self, request: Any, context: grpc.ServicerContext) -> None:
         self.requests.append(request)

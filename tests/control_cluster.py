@@ -168,6 +168,8 @@ class MemoryNode(Beating, replica_pb2_grpc.ReplicaServicer):
         self.used_bytes = 0
         self.known: dict[str, tuple[int, int]] = {}
         self.to_delete: set[str] = set()
+        self.scrubs: list[replica_pb2.ScrubRequest] = []
+        self.peers: dict[str, list[replica_pb2.Peer]] = {}
         replica_pb2_grpc.add_ReplicaServicer_to_server(self, self.endpoint.server)
 
     @classmethod
@@ -199,6 +201,12 @@ class MemoryNode(Beating, replica_pb2_grpc.ReplicaServicer):
             raise self.refuses
         return replica_pb2.DeleteResponse(deleted=self.replicas.pop(request.target.replica, None) is not None)
 
+    async def Scrub(self, request: replica_pb2.ScrubRequest, context: Any) -> replica_pb2.ScrubResponse:
+        if self.refuses:
+            raise self.refuses
+        self.scrubs.append(request)
+        return replica_pb2.ScrubResponse(number=len(self.scrubs))
+
     async def register(self, stub: Any) -> None:
         request = control_pb2.RegisterNodeRequest(
             node=self.id, address=self.endpoint.address, zone=self.zone, capacity_bytes=100 * GIB
@@ -217,6 +225,7 @@ class MemoryNode(Beating, replica_pb2_grpc.ReplicaServicer):
         response = await stub.NodeHeartbeat(request, timeout=LIMIT_S)
         self._learn(response.known)
         self.to_delete |= {each.replica for each in response.delete}
+        self.peers.update({each.replica: list(each.peers) for each in response.peers})
 
     def _learn(self, known: Iterable[control_pb2.KnownPosition]) -> None:
         self.known.update({each.replica: (each.position.epoch, each.position.sequence) for each in known})
