@@ -177,6 +177,7 @@ async def detach(settings: AttachSettings, name: str, *, force: bool, host: Host
     async with control_at(settings.control, settings.client, _FIRST_CALL_S) as control, kernel_nbd() as nbd:
         device = await _find(host, control, name)
         assert device.owner is not None
+        await control.volume(device.owner.volume)  # so that nothing is begun where control cannot end it
         await asyncio.to_thread(_let_go, host, device, force)
         await nbd.ask(Request(Command.DISCONNECT, index=device.index))
         await _until_unwatched(host, device.owner.volume)

@@ -94,7 +94,9 @@ class Supervisor:
         before = self.state
         self.state, effects = step(before, event)
         if self.state is not before:
-            _log.info("attached device", device=f"nbd{self.index}", state=self.state.value, because=event.name.lower())
+            # A cluster that is slow is asked about every second.
+            log = _log.debug if {before, self.state} == {State.SERVED, State.ASKING} else _log.info
+            log("attached device", device=f"nbd{self.index}", state=self.state.value, because=event.name.lower())
             self._note_times(event)
             if before is State.ASKING and self._probing is not None:
                 self._probing.cancel()
