@@ -214,6 +214,26 @@ class _Smaller:
         return SIZE // 2
 
 
+def test_whether_the_kernel_took_a_link_is_known(tmp_path: Path) -> None:
+    """It says nothing while the old one seems alive, as that of a front-end that hangs does."""
+
+    async def main() -> None:
+        async with serving() as hung, serving() as other:
+            kernel: Any = ModelKernel(tmp_path)
+            host = Host(tmp_path)
+            first = await open_link(NbdTarget("disk", "127.0.0.1", hung.port), OWNER.client, 5)
+            second = await open_link(NbdTarget("disk", "127.0.0.1", other.port), OWNER.client, 5)
+            await handover.connect(kernel, host, first, OWNER, index=None, dead_timeout_s=60)
+            assert not await handover.replace(kernel, host, second, OWNER, 0)
+            first.cut()
+            assert await handover.replace(kernel, host, second, OWNER, 0)
+            assert await kernel.read(0, 10) == bytes(10)
+            await kernel.ask(Request(Command.DISCONNECT, index=0))
+            second.cut()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("grown", [0, 4096])
 def test_a_new_size_is_shown(tmp_path: Path, grown: int) -> None:
     async def main() -> None:

@@ -52,12 +52,20 @@ class KernelNbd:
         return next((int(each) for each in indexes if each is not None), None)
 
     async def dead_links(self) -> AsyncIterator[int]:
-        """The index of each device whose socket has died, as it does, on this socket from now on."""
+        """The index of each device whose socket has died, as it does, on this socket from now on.
+
+        The kernel drops such words where they are not fetched in time: whoever rests on them looks for himself, too.
+        """
         self._socket.add_membership(MULTICAST_GROUP)
         while True:
-            async for message in self._socket.get():
-                if message["cmd"] == Command.LINK_DEAD:
-                    yield int(message.get_attr("NBD_ATTR_INDEX"))
+            try:
+                async for message in self._socket.get():
+                    # An acknowledgement that came behind an answer is here as well.
+                    if isinstance(message, NbdMessage) and message["cmd"] == Command.LINK_DEAD:
+                        yield int(message.get_attr("NBD_ATTR_INDEX"))
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
 
 
 @asynccontextmanager
