@@ -26,6 +26,10 @@ _log = structlog.get_logger(__name__)
 _PAUSE_S: Final = 0.2
 #: Of the handshake. Control has said that the front-end serves the volume, so there is no hurry to give it up.
 _LINK_S: Final = 5.0
+_LOST: Final = {
+    Event.LINK_DEAD: "the front-end has gone: its connection ended",
+    Event.PROBE_FAILED: "the front-end hangs or cannot be reached: its connection is cut",
+}
 #: Between two looks at the device's counters.
 _LOOK_S: Final = 0.25
 
@@ -62,6 +66,7 @@ class Supervisor:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._lost_at: float | None = None if link else self._now()
         self._avoided = False
+        self._last_words = ""
         self._tasks: set[asyncio.Task[None]] = set()
         self._probing: asyncio.Task[None] | None = None
         """Called off when the question is over."""
@@ -94,9 +99,7 @@ class Supervisor:
         before = self.state
         self.state, effects = step(before, event)
         if self.state is not before:
-            # A cluster that is slow is asked about every second.
-            log = _log.debug if {before, self.state} == {State.SERVED, State.ASKING} else _log.info
-            log("attached device", device=f"nbd{self.index}", state=self.state.value, because=event.name.lower())
+            _log.debug("attached device", device=f"nbd{self.index}", state=self.state.value, because=event.name)
             self._note_times(event)
             if before is State.ASKING and self._probing is not None:
                 self._probing.cancel()
@@ -107,12 +110,21 @@ class Supervisor:
     def _note_times(self, event: Event) -> None:
         if self.state is State.SERVED:
             if self._lost_at is not None and event is Event.OPENED:
+                seconds = round(self._now() - self._lost_at, 2)
                 _log.info(
-                    "served again", front_end=self._place.front_end, seconds=round(self._now() - self._lost_at, 2)
+                    "served again", device=f"nbd{self.index}", front_end=self._place.front_end, after_seconds=seconds
                 )
-            self._lost_at, self._avoided = None, False
+            self._lost_at, self._avoided, self._last_words = None, False, ""
         elif self._lost_at is None and self.state is State.LOCATING:
             self._lost_at = self._now()
+            lost = _LOST.get(event, "the volume is served elsewhere")
+            _log.warning(lost, device=f"nbd{self.index}", front_end=self._place.front_end)
+
+    def _say(self, text: str, error: CairnError) -> None:
+        """Why it does not go on, once for all tries that end in the same way."""
+        if str(error) != self._last_words:
+            self._last_words = str(error)
+            _log.info(text, device=f"nbd{self.index}", front_end=self._place.front_end, error=str(error))
 
     def _carry_out(self, group: asyncio.TaskGroup, effect: Effect) -> None:
         work: Mapping[Effect, Callable[[], Awaitable[Event]]] = {
@@ -141,7 +153,7 @@ class Supervisor:
                 await probe(target, self._owner.client, self._settings.probe_s)
                 return Event.PROBE_PASSED
             except CairnError as error:
-                _log.info("the front-end does not answer", front_end=self._place.front_end, error=str(error))
+                self._say("the front-end does not answer", error)
         return Event.PROBE_FAILED
 
     async def _locate(self) -> Event:
@@ -153,7 +165,7 @@ class Supervisor:
             self.ended_by = error
             return Event.TAKEN
         except CairnError as error:
-            _log.info("nobody serves the volume yet", volume=self._owner.volume, error=str(error))
+            self._say("nobody serves the volume yet", error)
             return Event.NOT_LOCATED if await self._control_answers() else Event.LOCATED
         return Event.LOCATED
 
@@ -177,7 +189,7 @@ class Supervisor:
                 if await self._open_at(target):
                     return Event.OPENED
             except CairnError as error:
-                _log.info("no link to the front-end yet", front_end=self._place.front_end, error=str(error))
+                self._say("no link to the front-end yet", error)
         return Event.NOT_OPENED
 
     async def _open_at(self, target: NbdTarget) -> bool:

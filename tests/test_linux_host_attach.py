@@ -1,0 +1,101 @@
+"""`cairn attach` on a real Linux kernel: a file system under load goes on while front-ends end, hang and restart."""
+
+import dataclasses
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from blockstore.units import MIB
+from tests.cluster import CONTROL, FRONT_END, Cluster
+from tests.daemons import wait_for
+from tests.linux_host import guest
+from tests.linux_host.beside import Guest, running, script
+from tests.linux_host.kernel import Kernel, fetch_kernel, missing_programs
+from tests.linux_host.python_disk import SHELL, make_python_disk
+from tests.programs import require_found, require_programs
+
+# The first test also fetches the kernel's package.
+pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(480)]
+
+SIZE = 256 * MIB
+#: A quiet machine takes a fifth of it.
+LIMIT_S = 300
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
+    """Debian's kernel, fetched."""
+    require_found(missing_programs())
+    require_programs(*guest.NEEDED)
+    return fetch_kernel(tmp_path_factory.mktemp("kernel"))
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Python and cairn for the guest."""
+    return make_python_disk(tmp_path_factory.mktemp("disk"))
+
+
+def synced(attached: Guest) -> list[float]:
+    """When each file was synced, in seconds of the guest's uptime."""
+    return [float(each) for each in attached.said(r"SYNCED \d+ at ([0-9.]+)")]
+
+
+def longest_pause_s(attached: Guest, since: int) -> float:
+    """From one synced file to the next, from the file of that number on."""
+    return max(after - before for before, after in pairwise(synced(attached)[since - 1 :]))
+
+
+def goes_on(attached: Guest, more: int = 8) -> int:
+    """Waits until it has synced some more files; how many it has."""
+    count = len(synced(attached)) + more
+    attached.wait_for(rf"SYNCED {count}\b")
+    return count
+
+
+def holder(cluster: Cluster, volume: str) -> int:
+    """The front-end that control says has it."""
+    where = cluster.volume(volume).attachment.front_end
+    ids = [(each.directory / "id").read_text().strip() for each in cluster.front_ends]
+    return ids.index(where)
+
+
+def test_a_file_system_outlives_front_ends(kernel: Kernel, disk: Path, tmp_path: Path) -> None:
+    settings = dataclasses.replace(FRONT_END, nbd_advertise="10.0.2.2:0")
+    with Cluster(tmp_path, front_ends=3, front_end_settings=settings, control_settings=CONTROL) as cluster:
+        volume = cluster.create(SIZE)
+        where = f"nbd://{cluster.control_address}/{volume}"
+        pauses = {}
+        with running(kernel, SHELL + script("attached"), tmp_path / "guest", where, LIMIT_S, disk=disk) as attached:
+            count = goes_on(attached)
+            pauses["none"] = longest_pause_s(attached, 1)
+
+            first = cluster.front_ends[holder(cluster, volume)]
+            first.kill()
+            cluster.start(first)
+            count, since = goes_on(attached), count
+            pauses["restarted"] = longest_pause_s(attached, since)
+
+            gone = holder(cluster, volume)
+            cluster.front_ends[gone].kill()
+            wait_for("it to be moved", lambda: holder(cluster, volume) != gone, LIMIT_S)
+            count, since = goes_on(attached), count
+            pauses["killed for good"] = longest_pause_s(attached, since)
+
+            attached.tell("resume")
+            attached.wait_for("RESUMED")
+            count = goes_on(attached)
+
+            hung = holder(cluster, volume)
+            cluster.front_ends[hung].pause()
+            wait_for("it to be moved", lambda: holder(cluster, volume) != hung, LIMIT_S)
+            count, since = goes_on(attached), count
+            pauses["hung"] = longest_pause_s(attached, since)
+            cluster.front_ends[hung].resume()
+            goes_on(attached)
+            attached.tell("end")
+        result = attached.end()
+        print(result, pauses)
+        assert result.status == 0, str(result)
+        assert "CLEAN" in result.output
