@@ -171,3 +171,20 @@ print(wall, time.monotonic() - steady)
     wall, took = map(float, done.stdout.split())
     assert 3590 < wall - time.time() < 3610
     assert 0.3 <= took < 10
+
+
+def test_who_a_daemon_is_survives_a_power_cut(disk: PowerDisk) -> None:
+    """Their ids, and the directories that they made: without these a daemon does not start, or is another one."""
+    script = """
+        from blockstore.storage.node_store import NodeStore
+        from nbd_server.front_end import front_end_id
+        from blockstore.daemon import make_directory
+        from snapshotd.daemon import daemon_id
+        store = NodeStore.open(Path("new/node"))
+        make_directory(Path("deep/er/snapshotd"))
+        print(store.node, front_end_id(Path("new/front-end")), daemon_id(Path("deep/er/snapshotd")))
+        """
+    before = run(disk, script)
+    files = left(disk, Loss.ALL)
+    assert {"new/node/node", "new/front-end/id", "deep/er/snapshotd/id"} <= set(files)
+    assert run(disk, script) == before

@@ -188,6 +188,19 @@ def taken_away(cluster: FaultCluster, chance: random.Random) -> Iterator[str]:
     cluster.attach(volume, 0, force=True)
 
 
+@contextmanager
+def cut_off_and_replaced(cluster: FaultCluster, chance: random.Random) -> Iterator[str]:
+    """The front-end and one node are alone, and its guests still ask it; others write at its successor and the rest."""
+    volume = cluster.status().volumes[0].volume.id
+    nodes = [node.name for node in cluster.nodes]
+    alone = nodes.pop(chance.randrange(len(nodes)))
+    with _healed(cluster):
+        cluster.network.cut([_FRONT_END, alone], ["control", "front-end-1", *nodes])
+        cluster.attach(volume, 1, force=True)
+        yield f"{_FRONT_END}, {alone} | front-end-1, {', '.join(nodes)}"
+    cluster.attach(volume, 0, force=True)
+
+
 # ---- disks and clocks
 
 
@@ -256,6 +269,7 @@ KINDS: Final[dict[str, Fault]] = {
     for fault in (
         node_killed, node_unplugged, front_end_restarted, control_killed, one_way, front_end_sees_two, paused,
         disk_full, cut_from_control, packets_lost, snapshotd_killed, node_stutters, disk_slow, clock_jumps,
-        front_end_sees_one, nodes_cut_from_each_other, taken_away, all_nodes_killed, everything_restarted,
+        front_end_sees_one, nodes_cut_from_each_other, taken_away, cut_off_and_replaced, all_nodes_killed,
+        everything_restarted,
     )
 }  # fmt: skip

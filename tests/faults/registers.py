@@ -8,7 +8,8 @@
 
 Many requests are under way on each block at once, from connections that know nothing of each other. A connection that
 ends is opened again, at the URI that `uri_now` then gives; what was in flight on it has an unknown outcome, as has a
-write that was answered with an error.
+write that was answered with an error. Connections have different roles, so that a front-end that was cut off and its
+successor both have clients.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from enum import Enum
 from types import TracebackType
 from typing import Final
 
@@ -30,8 +32,19 @@ _STAMP: Final = struct.Struct("<QQ")
 _RECONNECT_S: Final = 0.05
 _PROGRESS_LIMIT_S: Final = 60.0
 _CHECK_LIMIT_S: Final = 60.0
-_MOST_BLOCKS: Final = 4
+_MOST_BLOCKS: Final = 3
 _WRITES_SHARE: Final = 0.5
+
+
+class Role(Enum):
+    """What a connection does where an answer does not come."""
+
+    PATIENT = "waits"
+    IMPATIENT = "goes where the volume is served now"
+    FAITHFUL = "only reads, and reads something else: it stays where it is, and may be shown what is old"
+
+
+_PATIENCE_S: Final = {Role.IMPATIENT: 1.0, Role.FAITHFUL: 0.2}
 
 
 def content_of(value: int, block: int) -> bytes:
@@ -114,7 +127,7 @@ class RegisterLoad:
     """
 
     def __init__(
-        self, history: History, uri_now: Callable[[], str], *, connections: int = 4, depth: int = 2, seed: int = 1
+        self, history: History, uri_now: Callable[[], str], *, connections: int = 5, depth: int = 2, seed: int = 1
     ) -> None:
         self._history = history
         self._uri_now = uri_now
@@ -163,37 +176,42 @@ class RegisterLoad:
 
     async def _run_all(self) -> None:
         async with asyncio.TaskGroup() as group:
-            for _ in range(self._connections):
-                group.create_task(self._connection(random.Random(self._random.random())))
+            for number in range(self._connections):
+                role = list(Role)[number % len(Role)]
+                group.create_task(self._connection(random.Random(self._random.random()), role))
 
-    async def _connection(self, chance: random.Random) -> None:
+    async def _connection(self, chance: random.Random, role: Role) -> None:
         while not self._stopping:
             try:
                 client = await NbdClient.connect(self._uri_now())
             except (Disconnected, NbdError):
                 await asyncio.sleep(_RECONNECT_S)  # nobody there, or the export not served yet
                 continue
-            await asyncio.gather(*(self._requests(client, chance) for _ in range(self._depth)))
+            await asyncio.gather(*(self._requests(client, chance, role) for _ in range(self._depth)))
             await client.close()
 
-    async def _requests(self, client: NbdClient, chance: random.Random) -> None:
-        """Until the connection ends, or answers with an error."""
+    async def _requests(self, client: NbdClient, chance: random.Random, role: Role) -> None:
+        """Until the connection ends, answers with an error, or takes too long."""
         while not self._stopping:
             try:
-                await self._request(client, chance)
+                async with asyncio.timeout(_PATIENCE_S.get(role)):
+                    await self._request(client, chance, 0.0 if role is Role.FAITHFUL else _WRITES_SHARE)
             except Disconnected:
                 return
+            except TimeoutError:
+                if role is not Role.FAITHFUL:
+                    return
             except NbdError as error:
                 self.errors[error.errno or 0] += 1
                 await asyncio.sleep(_RECONNECT_S)
                 return
 
-    async def _request(self, client: NbdClient, chance: random.Random) -> None:
+    async def _request(self, client: NbdClient, chance: random.Random, writes_share: float) -> None:
         count = chance.randint(1, _MOST_BLOCKS)
         first = chance.choice(self._history.blocks[: len(self._history.blocks) - count + 1])
         blocks = range(first, first + count)
         sent = time.monotonic_ns()
-        if chance.random() < _WRITES_SHARE:
+        if chance.random() < writes_share:
             await self._write(client, blocks, sent)
         else:
             data = await client.read(first * BLOCK_SIZE, count * BLOCK_SIZE)

@@ -27,7 +27,7 @@ from tests.faults.kinds import KINDS
 from tests.faults.registers import History, RegisterLoad
 
 VOLUME_BYTES: Final = 64 * MIB
-_REGISTERS: Final = 16
+_REGISTERS: Final = 32
 _MODEL_SECTORS: Final = range(8 * MIB // SECTOR_SIZE, 24 * MIB // SECTOR_SIZE)
 _FIO_OFFSET: Final = 32 * MIB
 _FIO_BYTES: Final = 4 * MIB

@@ -1,0 +1,101 @@
+"""Faults that nobody reports: a node that is slow, full or somewhere else than it was, and clocks that jump."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from blockstore.units import MIB
+from tests.cluster import Cluster
+from tests.crash.model import SECTOR_SIZE
+from tests.crash.offline import assert_replicas_agree
+from tests.crash.workload import Workload
+from tests.faults.fault_cluster import SMALL, FaultCluster
+from tests.faults.registers import History, RegisterLoad
+from tests.programs import require_programs
+
+pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(300)]
+
+SIZE = 32 * MIB
+BLOCKS = 16
+PROGRESS = 300
+#: Of each sync of the slow disk: far more than a request takes on a machine that is busy.
+SLOW_S = 8
+HOUR_NS = 3_600_000_000_000
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultCluster]:
+    require_programs("gcc", "ip")
+    with FaultCluster(tmp_path_factory.mktemp("gray"), front_ends=1, snapshotds=0) as running:
+        yield running
+
+
+@pytest.fixture
+def volume(cluster: FaultCluster) -> Iterator[str]:
+    made = cluster.create(SIZE)
+    cluster.attach(made)
+    yield made
+    cluster.detach(made)
+
+
+def test_a_slow_disk_on_one_node_slows_nobody_down(cluster: FaultCluster, volume: str) -> None:
+    history = History(0, BLOCKS)
+    with RegisterLoad(history, lambda: cluster.uri_now(volume)) as load:
+        load.wait_progress(PROGRESS)
+        service = load.watch()
+        cluster.steering["node-1"].set(sync_least_us=SLOW_S * 1_000_000, sync_most_us=SLOW_S * 1_000_000)
+        load.wait_progress(PROGRESS)
+        cluster.steering["node-1"].set(sync_least_us=0, sync_most_us=0)
+        assert service.slowest_s < SLOW_S / 2, "a guest waited for the slow node"
+    cluster.wait_whole(volume, idle=True)
+    history.check(cluster.uri(volume))
+
+
+def test_a_full_disk_on_one_node_refuses_no_guest(cluster: FaultCluster, volume: str) -> None:
+    history = History(0, BLOCKS)
+    with RegisterLoad(history, lambda: cluster.uri_now(volume)) as load:
+        load.wait_progress(PROGRESS)
+        cluster.fill_disk()
+        load.wait_progress(4 * PROGRESS)
+        cluster.nodes[SMALL].kill()
+        cluster.start(cluster.nodes[SMALL])  # it starts on a disk that is full
+        load.wait_progress(PROGRESS)
+        cluster.make_room()
+        cluster.wait_whole(volume)
+        load.wait_progress(PROGRESS)
+    assert not load.errors
+    history.check(cluster.uri(volume))
+
+
+@pytest.mark.parametrize("names", [["front-end-0"], ["node-0", "node-1", "node-2"], ["control"]])
+def test_a_clock_that_jumps_changes_nothing(cluster: FaultCluster, volume: str, names: list[str]) -> None:
+    history = History(0, BLOCKS)
+    with RegisterLoad(history, lambda: cluster.uri_now(volume)) as load:
+        for hours in (30, -30, 0):
+            for name in names:
+                cluster.steering[name].set(clock_offset_ns=hours * HOUR_NS)
+            load.wait_progress(PROGRESS)
+            cluster.wait_whole(volume)
+    assert not load.errors
+    history.check(cluster.uri(volume))
+
+
+def test_two_nodes_with_swapped_addresses_are_told_apart(tmp_path: Path) -> None:
+    with Cluster(tmp_path) as cluster:
+        volume = cluster.create(SIZE)
+        cluster.attach(volume)
+        one, other = cluster.nodes[:2]
+        with Workload(lambda: cluster.uri_now(volume), range(SIZE // SECTOR_SIZE)) as load:
+            load.wait_progress(PROGRESS)
+            addresses = [one.read_address(), other.read_address()]
+            for node in (one, other):
+                node.kill()
+            for node, address in zip((other, one), addresses, strict=True):
+                node.command += ["--listen", address]
+            cluster.start(one, other)
+            assert [other.read_address(), one.read_address()] == addresses
+            cluster.wait_whole(volume)
+            load.wait_progress(PROGRESS)
+        load.verify(cluster.uri(volume))
+        assert_replicas_agree(cluster, volume)
