@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from blockstore.control.metastore.etcd_client import ATTEMPT_S, EtcdClient
+from blockstore.control.metastore.etcd_client import ATTEMPT_S, PAUSE_S, EtcdClient
 from blockstore.control.metastore.etcd_mirror import Mirror
 from blockstore.control.metastore.etcd_writer import Fence, NotActive, read
 from blockstore.errors import NotFound, QuorumUnavailable
@@ -147,13 +147,15 @@ async def _keep(client: EtcdClient, lease: int, lease_s: float, until: float) ->
     """Hold the lease, which etcd gave until then. Raises NotActive once it may be over."""
     while True:
         await asyncio.sleep(lease_s / 3)
-        asked_at = _boot_s()
-        try:
-            left_s = await client.keep_alive(lease, min(ATTEMPT_S, lease_s / 3))
-        except QuorumUnavailable as error:
-            if _boot_s() > until:
-                raise NotActive(f"the lease of this control is over: {error}") from error
-            continue
+        while True:
+            asked_at = _boot_s()
+            try:
+                left_s = await client.keep_alive(lease, min(ATTEMPT_S, lease_s / 3))
+                break
+            except QuorumUnavailable as error:
+                if _boot_s() > until:
+                    raise NotActive(f"the lease of this control is over: {error}") from error
+            await asyncio.sleep(PAUSE_S)
         if not left_s:
             raise NotActive("the lease of this control is over: etcd did not hear of it in time")
         until = asked_at + left_s

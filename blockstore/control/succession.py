@@ -1,8 +1,8 @@
 """Several control processes on one etcd: this one stands by, is active for a while, and stands by again.
 
 Its time as the active one begins as a start of control does, with nothing in memory, and ends with whatever makes
-its word doubtful: its lease may be over, its place in etcd is gone, etcd does not answer. Then all that ran is
-cancelled, and it stands anew. What it sent meanwhile changes nothing: every change is fenced.
+its word doubtful: its lease may be over, its place in etcd is gone, etcd does not answer or is full. Then all that
+ran is cancelled, and it stands anew. What it sent meanwhile changes nothing: every change is fenced.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from blockstore.control.leadership import Roster, candidacy
 from blockstore.control.metastore.etcd import open_etcd
 from blockstore.control.metastore.etcd_client import EtcdClient
 from blockstore.control.metastore.interface import Metastore
-from blockstore.errors import QuorumUnavailable
+from blockstore.errors import NoSpace, QuorumUnavailable
 
 _log = structlog.get_logger(__name__)
 
@@ -61,14 +61,14 @@ class Succession:
         while True:
             try:
                 await self._stand()
-            except QuorumUnavailable as error:
+            except (QuorumUnavailable, NoSpace) as error:
                 if str(error) != self._trouble:
                     _log.warning("control stands by", address=self._address, why=str(error))
                 self._trouble = str(error)
             await asyncio.sleep(_PAUSE_S)
 
     async def _stand(self) -> None:
-        """Once: until it was active and is not any more. Raises QuorumUnavailable with the reason."""
+        """Once: until it was active and is not any more. Raises QuorumUnavailable or NoSpace with the reason."""
         async with candidacy(self._client, self._roster, self._address, self._lease_s) as candidate:
             self._trouble = ""
             await candidate.elected()
