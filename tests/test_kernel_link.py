@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,6 +96,20 @@ def test_links_over_tcp() -> None:
             first.cut()
             with pytest.raises(NotFound, match="no export"):
                 await open_link(NbdTarget("none", "127.0.0.1", served.port), "host-1", 5)
+
+    asyncio.run(main())
+
+
+def test_a_link_over_a_unix_socket(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving() as served:
+            path = tmp_path / "nbd.sock"
+            await served.server.listen_unix(path)
+            link = await open_link(NbdTarget("disk", socket_path=str(path)), "host-1", 5)
+            assert link.agreed.size_bytes == SIZE
+            link.cut()
+            with pytest.raises(QuorumUnavailable, match="cannot be used"):
+                await open_link(NbdTarget("disk", socket_path=str(tmp_path / "none")), "host-1", 5)
 
     asyncio.run(main())
 

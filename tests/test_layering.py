@@ -67,6 +67,8 @@ PURE = (
     "nbd_server.wire",
     "nbd_server.handshake",
     "nbd_server.links",
+    "nbd_server.kernel.negotiation",
+    "nbd_server.kernel.supervision",
     "nbd_server.transmission",
     *(f"snapshotd.{name}" for name in _FORMAT),
 )

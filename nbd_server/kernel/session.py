@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 
 from blockstore.config import AttachSettings
-from blockstore.errors import CairnError, Conflict, InvalidRequest, NotFound, QuorumUnavailable
+from blockstore.errors import CairnError, Conflict, Fenced, InvalidRequest, NotFound, QuorumUnavailable
 from blockstore.rpc import control_pb2 as pb
 from nbd_server.kernel import handover
 from nbd_server.kernel.devices import Host, LocalDevice, Owner, device_index, is_device_name
@@ -64,7 +64,7 @@ async def attach(
 ) -> None:
     """Attach, say `ready`, and watch until the device is disconnected; `tell` hears of each state.
 
-    Raises what control and the kernel refuse, and Conflict where the volume is taken away: the device is disconnected
+    Raises what control and the kernel refuse, and Fenced where the volume is taken away: the device is disconnected
     then, because nothing can be written through it any more. Where this is cancelled the device stays, unwatched.
     """
     host = host or Host()
@@ -77,7 +77,7 @@ async def attach(
             await supervisor.run()
             if supervisor.ended_by is not None:
                 await nbd.ask(Request(Command.DISCONNECT, index=supervisor.index))
-                raise Conflict(f"{volume.id} is disconnected here: {supervisor.ended_by}")
+                raise Fenced(f"{volume.id} is disconnected here: {supervisor.ended_by}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ class Supervisor:
         self._tell = tell
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._lost_at: float | None = None if link else self._now()
-        self._avoided = False
+        self._avoided_at = 0.0
         self._last_words = ""
         self._tasks: set[asyncio.Task[None]] = set()
         self._probing: asyncio.Task[None] | None = None
@@ -114,7 +114,7 @@ class Supervisor:
                 _log.info(
                     "served again", device=f"nbd{self.index}", front_end=self._place.front_end, after_seconds=seconds
                 )
-            self._lost_at, self._avoided, self._last_words = None, False, ""
+            self._lost_at, self._last_words = None, ""
         elif self._lost_at is None and self.state is State.LOCATING:
             self._lost_at = self._now()
             lost = _LOST.get(event, "the volume is served elsewhere")
@@ -170,10 +170,13 @@ class Supervisor:
         return Event.LOCATED
 
     def _whom_to_avoid(self) -> str:
-        """The front-end that could not be reached for long; every other time, for there may be no other one."""
-        long = self._lost_at is not None and self._now() - self._lost_at > self._settings.avoid_s
-        self._avoided = long and not self._avoided
-        return self._place.front_end if self._avoided else ""
+        """The front-end that could not be reached for long. Seldom: there may be no other one, or it is this host that
+        is cut off, and then the volume must not go round.
+        """
+        if self._lost_at is None or self._now() - max(self._lost_at, self._avoided_at) < self._settings.avoid_s:
+            return ""
+        self._avoided_at = self._now()
+        return self._place.front_end
 
     async def _control_answers(self) -> bool:
         """Where it does not, the volume may still be where it was last."""

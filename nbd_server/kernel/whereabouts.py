@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from blockstore.errors import CairnError, Conflict, NotFound, QuorumUnavailable
+from blockstore.errors import CairnError, Conflict, Fenced, NotFound
 from blockstore.grpc_endpoint import open_control_channel
 from blockstore.grpc_errors import cairn_errors
 from blockstore.rpc import control_pb2 as pb
@@ -21,7 +21,7 @@ Response = TypeVar("Response")
 class Taken(CairnError):
     """The volume is another client's now, or is no more: there is nothing to go on with."""
 
-    codes = Conflict.codes
+    codes = Fenced.codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +57,17 @@ class Whereabouts:
     async def attach(self, volume: str, *, read_only: bool, force: bool = False, avoid: str = "") -> Place:
         """Have it served somewhere for this client: where it is, or where that front-end is down, elsewhere.
 
-        Raises Taken where it is another client's or gone; QuorumUnavailable where control does not answer, or no
-        front-end can serve it now: that may be asked again.
+        Raises Taken where it is another client's or gone. What else is raised may be otherwise in a moment: control
+        does not answer, no front-end can serve it now, or it is being detached.
         """
         request = pb.AttachVolumeRequest(
             volume=volume, client=self._client, read_only=read_only, force=force, avoid=avoid
         )
         try:
             return place_of(await self._call(self._stub.AttachVolume, request))
-        except Conflict as error:
+        except Conflict:
             await self._check_ours(volume)
-            raise QuorumUnavailable(str(error)) from error
+            raise
         except NotFound as error:
             raise Taken(str(error)) from error
 
