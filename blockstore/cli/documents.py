@@ -112,7 +112,14 @@ def segment(value: pb.Segment) -> Document:
         "configuration": value.configuration.number,
         "members": [member(each) for each in value.configuration.members],
         "old_members": [member(each) for each in value.configuration.old_members],
+        "replacement": replacement(value.configuration.replacement)
+        if value.configuration.HasField("replacement")
+        else None,
     }
+
+
+def replacement(value: pb.Replacement) -> Document:
+    return {"newcomer": member(value.newcomer), "replaces": value.replaces, "reason": value.reason}
 
 
 def member(value: pb.Member) -> Document:
@@ -136,6 +143,7 @@ def node(value: pb.Node) -> Document:
         "zone": value.zone,
         "up": value.up,
         "full": value.full,
+        "draining": value.draining,
         "capacity_bytes": value.capacity_bytes,
         "used_bytes": value.used_bytes,
         "replicas": value.replicas,
@@ -169,6 +177,9 @@ def replica(value: pb.ReplicaHealth) -> Document:
         "lag_records": value.lag_records,
         "extents_done": value.extents_done,
         "extents_total": value.extents_total,
+        "rate_bytes": value.rate_bytes or None,
+        "seconds_left": round(value.seconds_left, 1) or None,
+        "replaces": value.replaces or None,
         "file_bytes": value.file_bytes,
         "why": value.why,
         "bad_blocks_found": value.bad_blocks_found,

@@ -5,9 +5,8 @@ from typing import Annotated
 
 import typer
 
-from blockstore.cli import documents, node_check, tables
+from blockstore.cli import documents, node_check, repair, tables
 from blockstore.cli.client import run_with_control
-from blockstore.cli.completion import complete_node
 from blockstore.cli.control_address import find_control
 from blockstore.cli.daemons import run_daemon
 from blockstore.cli.options import ControlOption, Output, OutputOption, StateOption, settings_command
@@ -18,9 +17,8 @@ from blockstore.rpc import control_pb2 as pb
 
 app = typer.Typer(help="Nodes: the processes that hold replicas.", no_args_is_help=True)
 
-NodeArgument = Annotated[
-    str, typer.Argument(metavar="NODE", help="The node's id, such as node-…", autocompletion=complete_node)
-]
+app.command("drain")(repair.drain)
+app.command("repair")(repair.repair)
 
 
 @app.command("list")
@@ -33,7 +31,7 @@ def list_nodes(state: StateOption, control: ControlOption = None, output: Output
 
 @app.command("show")
 def show_node(
-    node: NodeArgument, state: StateOption, control: ControlOption = None, output: OutputOption = Output.TABLE
+    node: repair.NodeArgument, state: StateOption, control: ControlOption = None, output: OutputOption = Output.TABLE
 ) -> None:
     """Show one node."""
     address = find_control(control, state)
@@ -43,9 +41,13 @@ def show_node(
 
 @app.command("remove")
 def remove_node(
-    node: NodeArgument, state: StateOption, control: ControlOption = None, output: OutputOption = Output.TABLE
+    node: repair.NodeArgument, state: StateOption, control: ControlOption = None, output: OutputOption = Output.TABLE
 ) -> None:
-    """Forget a node that is down and holds no replica."""
+    """Forget a node that is down and holds no replica: move those away before with `cairn node drain`.
+
+    There is no `node add`: a node registers by itself when it starts, and gets new volumes; `cairn volume rebalance`
+    moves some of those that are there already.
+    """
     address = find_control(control, state)
     run_with_control(address, lambda client: client.call(client.stub.RemoveNode, pb.RemoveNodeRequest(node=node)))
     show(output, {"id": node, "removed": True}, lambda: f"{node} is removed")

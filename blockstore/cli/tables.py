@@ -160,7 +160,8 @@ def nodes(values: Sequence[pb.Node]) -> RenderableType:
 
 
 def node_state(value: pb.Node) -> Text:
-    return state("down" if not value.up else "full" if value.full else "up")
+    text = state("down" if not value.up else "full" if value.full else "up")
+    return text.append(", draining", style="yellow") if value.draining else text
 
 
 def node(value: pb.Node) -> RenderableType:
@@ -247,7 +248,9 @@ def _replica_state(value: pb.ReplicaHealth) -> Text:
     text = state(value.state)
     if value.state == "filling" and value.extents_total:
         text.append(f" {100 * value.extents_done / value.extents_total:.0f}%")
-    return text
+    if value.seconds_left:
+        text.append(f", {value.seconds_left:.0f} s left")
+    return text.append(", newcomer") if value.replaces else text
 
 
 def _front_ends(value: pb.StatusResponse) -> RenderableType:

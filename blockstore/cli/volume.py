@@ -4,8 +4,10 @@ import sys
 from typing import Annotated
 
 import typer
+from rich.console import Group
+from rich.text import Text
 
-from blockstore.cli import documents, hydrate, scrub, tables
+from blockstore.cli import documents, hydrate, repair, scrub, tables
 from blockstore.cli.attaching import attach_and_wait, recovery_needed, until_state
 from blockstore.cli.client import ControlClient, run_with_control
 from blockstore.cli.completion import complete_snapshot, complete_volume
@@ -131,8 +133,20 @@ def list_volumes(state: StateOption, control: ControlOption = None, output: Outp
 def show_volume(
     volume: VolumeArgument, state: StateOption, control: ControlOption = None, output: OutputOption = Output.TABLE
 ) -> None:
-    """Show one volume: where its replicas are, where it is attached, and how far its hydration is."""
-    _show(run_with_control(find_control(control, state), lambda client: client.volume(volume)), output)
+    """Show one volume: where its replicas are, where it is attached, and how far hydration and rebuilds are."""
+
+    async def work(client: ControlClient) -> tuple[pb.Volume, list[pb.ReplicaHealth]]:
+        found = await client.volume(volume)
+        health = await client.health(found.id)
+        return found, repair.rebuilds(health) if health else []
+
+    found, filling = run_with_control(find_control(control, state), work)
+    document = {**documents.volume(found), "rebuilds": [repair.rebuild_document(each) for each in filling]}
+    table = repair.rebuilds_table((found.name or found.id, each) for each in filling)
+    show(output, document, lambda: Group(tables.volume(found), *([Text(), table] if table else [])))
+
+
+app.command("rebalance")(repair.rebalance)
 
 
 @app.command("delete")

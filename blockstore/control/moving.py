@@ -116,9 +116,17 @@ class Cluster:
 
 
 def next_moves(
-    volumes: Iterable[Volume], cluster: Cluster, limits: Limits, asked: Iterable[PlannedMove] = ()
+    volumes: Iterable[Volume],
+    cluster: Cluster,
+    limits: Limits,
+    asked: Iterable[PlannedMove] = (),
+    waits: dict[ReplicaId, str] | None = None,
 ) -> Iterator[PlannedMove]:
-    """What is to begin now, within the limits: who is away first, then drains, then what was asked for."""
+    """What is to begin now, within the limits: who is away first, then drains, then what was asked for.
+
+    waits: is told what stands in the way of the others, where somebody has to do something about it.
+    """
+    waits = {} if waits is None else waits
     volumes = tuple(volumes)
     changing = {volume.id for volume in volumes if any(map(is_changing, volume.segments))}
     filling = Counter(newcomers(volumes))
@@ -131,10 +139,13 @@ def next_moves(
         if volume is None or segment is None or volume.id in changing:
             continue
         if not cluster.others_are_whole(volume, segment, move.replica):
+            waits[move.replica] = "too few of the others are whole"
             continue
         busy = [node for node, count in filling.items() if count >= limits.rebuilds_per_node]
         target = _fitting(segment, move, cluster, busy)
         if target is None:
+            if not busy:
+                waits[move.replica] = "no other node that is up, with room and not drained, is without a replica of it"
             continue
         changing.add(volume.id)
         filling[target] += 1

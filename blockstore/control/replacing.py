@@ -43,7 +43,7 @@ _LAG_RECORDS: Final = 1000
 
 
 class Replacing:
-    """See the module. rebuilds: how far the filling is."""
+    """See the module. rebuilds: how far the filling is. waits: why replicas that should move cannot."""
 
     def __init__(
         self,
@@ -60,6 +60,7 @@ class Replacing:
         self._settings = settings
         self._missed_since: dict[ReplicaId, float] = {}
         self._looked_at = float("-inf")
+        self.waits: dict[ReplicaId, str] = {}
         self.rebuilds: Final = Rebuilds()
 
     # ---- what it goes by
@@ -144,6 +145,7 @@ class Replacing:
         changing = any(is_changing(segment) for volume in volumes for segment in volume.segments)
         roughly = await self.cluster(volumes, Counter())
         if not changing and not plan.moves and roughly.all_well(limits.replace_after_s):
+            self.waits = {}
             return
         cluster = await self.cluster(volumes, promised_bytes(volumes))
         for volume in volumes:
@@ -273,9 +275,11 @@ class Replacing:
     async def _begin_moves(self, volumes: tuple[Volume, ...], cluster: Cluster, limits: Limits, plan: MovePlan) -> None:
         movable = [volume for volume in volumes if phase_of(volume) in (Phase.AVAILABLE, Phase.ATTACHED)]
         begun: set[tuple[VolumeId, ReplicaId]] = set()
-        for move in next_moves(movable, cluster, limits, plan.moves):
+        waits: dict[ReplicaId, str] = {}
+        for move in next_moves(movable, cluster, limits, plan.moves, waits):
             if await self.enlist(move):
                 begun.add((move.volume, move.replica))
+        self.waits = waits
         by_id = {str(volume.id): volume for volume in volumes}
         left = tuple(
             move for move in plan.moves if (move.volume, move.replica) not in begun and not is_void(move, by_id)

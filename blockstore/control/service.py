@@ -67,7 +67,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self._registrar = registrar
         self._creation = creation
         self._controls = controls
-        self._rebuilds = replacing.rebuilds
+        self._replacing = replacing
         self._repair = RepairRequests(catalog, replacing)
         self._growth = growth
 
@@ -285,7 +285,8 @@ class ControlService(control_pb2_grpc.ControlServicer):
             {each.record.id: each.record for each in await self._catalog.nodes()},
             {each.id: each for each in await self._catalog.front_ends()},
             StoreObserver(self._presence, await self._snapshots.snapshots(), await self._snapshots.daemons()),
-            rebuilds=self._rebuilds,
+            rebuilds=self._replacing.rebuilds,
+            waits=self._replacing.waits,
             draining=await self._catalog.draining(),
         )
 

@@ -49,6 +49,7 @@ class Observer:
         *,
         rebuilds: Rebuilds,
         draining: Collection[NodeId],
+        waits: Mapping[ReplicaId, str],
     ) -> None:
         self._messages = messages
         self._presence = presence
@@ -57,6 +58,7 @@ class Observer:
         self._store = store
         self._rebuilds = rebuilds
         self._draining = draining
+        self._waits = waits
 
     def status(
         self, volumes: tuple[Volume, ...], tombstones: Iterable[Tombstone]
@@ -191,8 +193,16 @@ class Observer:
             yield Problem(severity=WARNING, subject=volume.id, message=volume.reason)
         if volume.state in AT_WORK:
             yield from _replica_problems(volume, health.replicas)
+            yield from self._waiting(volume, health.replicas)
         if volume.attachment:
             yield from self._serving_problems(volume, volume.attachment.front_end)
+
+    def _waiting(self, volume: Volume, replicas: Iterable[ReplicaHealth]) -> Iterator[Problem]:
+        """Replicas that should be elsewhere, and what stands in the way."""
+        for each in replicas:
+            if why := self._waits.get(ReplicaId(each.replica)):
+                message = f"replica {each.replica} on {each.node} cannot be moved to another node: {why}"
+                yield Problem(severity=WARNING, subject=volume.id, message=message)
 
     def _serving_problems(self, volume: Volume, front_end: FrontEndId) -> Iterator[Problem]:
         assert volume.attachment is not None

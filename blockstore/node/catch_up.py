@@ -71,6 +71,9 @@ class CatchUpClient:
                     return
                 await self._memory.wait_for_room(hosted.replica)
                 hosted.carry_out(hosted.follower.log_fetched(effect.attempt, to_records(response.records)))
+                if not hosted.follower.whole:
+                    # Who is whole was away for a moment, and is brought up at once.
+                    await self._rate.after(sum(map(len, response.records)))
         except Exception as error:
             _note_failure("fetching the log failed", hosted, effect.peer, error)
             hosted.carry_out(hosted.follower.fetch_failed(effect.attempt))
