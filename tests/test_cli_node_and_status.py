@@ -49,6 +49,7 @@ def test_show(control: CannedControl, capsys: pytest.CaptureFixture[str]) -> Non
         "zone": "a",
         "up": True,
         "full": False,
+        "draining": False,
         "capacity_bytes": 100 << 30,
         "used_bytes": 25 << 30,
         "replicas": 1,

@@ -82,7 +82,10 @@ class Registrar:
         self._node_instances[node.id] = request.instance
         self._presence.node_registered(node.id, node.capacity_bytes)
         _log.info("node registered", node=node.id, address=node.address, zone=node.zone)
-        return control_pb2.RegisterNodeResponse(lease_s=self._lease_s, known=await self._known_at(node.id))
+        rate_bytes = (await self._replacing.limits()).rebuild_rate_bytes
+        return control_pb2.RegisterNodeResponse(
+            lease_s=self._lease_s, known=await self._known_at(node.id), rebuild_rate_bytes=rate_bytes
+        )
 
     async def node_heartbeat(self, request: control_pb2.NodeHeartbeatRequest) -> control_pb2.NodeHeartbeatResponse:
         """Raises NotFound where the node has to register, Fenced where another instance has."""

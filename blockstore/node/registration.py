@@ -56,6 +56,7 @@ class Registration:
             response: pb.RegisterNodeResponse = await self._control.RegisterNode(
                 request, timeout=self._settings.call_timeout_s
             )
+        self._node.rebuild_rate.set(response.rebuild_rate_bytes)
         self._learn(response.known)
 
     async def _report(self) -> bool:

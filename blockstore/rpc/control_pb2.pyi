@@ -1439,8 +1439,11 @@ class RegisterNodeResponse(_message.Message):
 
     LEASE_S_FIELD_NUMBER: _builtins.int
     KNOWN_FIELD_NUMBER: _builtins.int
+    REBUILD_RATE_BYTES_FIELD_NUMBER: _builtins.int
     lease_s: _builtins.float
     """Send heartbeats at least three times in this time."""
+    rebuild_rate_bytes: _builtins.int
+    """As in the answers to heartbeats."""
     @_builtins.property
     def known(self) -> _containers.RepeatedCompositeFieldContainer[Global___KnownPosition]:
         """Of all replicas that the catalog has placed on this node. One whose end, when this arrives, is
@@ -1452,10 +1455,11 @@ class RegisterNodeResponse(_message.Message):
         *,
         lease_s: _builtins.float = ...,
         known: _abc.Iterable[Global___KnownPosition] | None = ...,
+        rebuild_rate_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["known", b"known", "lease_s", b"lease_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["known", b"known", "lease_s", b"lease_s", "rebuild_rate_bytes", b"rebuild_rate_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
