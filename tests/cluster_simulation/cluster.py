@@ -100,14 +100,14 @@ class SimulatedCluster:
     # ---- daemons
 
     def _control(self, directory: Path) -> Work:
-        settings = ControlSettings(state=directory, listen=_CONTROL, map_size_bytes=64 * MIB)
+        settings = ControlSettings(state=directory, listen=_CONTROL, map_size_bytes=64 * MIB, replace_after_s=8.0)
         return lambda: blockstore.control.daemon.run(settings)
 
     def _node(self, zone: str) -> Callable[[Path], Work]:
         def work(directory: Path) -> Work:
             settings = NodeSettings(
                 data=directory, zone=zone, control=_CONTROL, reserve_bytes=0, checkpoint_bytes=MIB, checkpoint_s=1.0,
-                upkeep_s=5.0, scrub_s=120.0,
+                upkeep_s=5.0, scrub_every_s=120.0,
             )  # fmt: skip
             return lambda: blockstore.node.daemon.run(settings)
 

@@ -6,7 +6,7 @@ off from all others. Before the next fault everything is mended, and who is down
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import Final
 
@@ -18,24 +18,33 @@ _REST_S: Final = 0.0, 2.0
 _LASTS_S: Final = (0.0, 0.5), (0.5, 5.0), (5.0, 20.0)
 
 
-class Faults:
-    """count: of what was done, by kind."""
+#: Each with its weight in the choice of the next one.
+KINDS: Final = {
+    "kill_one": 2,
+    "kill_all_nodes": 1,
+    "cut_link": 1,
+    "isolate": 1,
+    "slow": 1,
+    "slow_disk": 1,
+    "clock": 1,
+}
 
-    def __init__(self, cluster: SimulatedCluster) -> None:
+
+class Faults:
+    """kinds: of faults that happen, each with its weight. count: of what was done, by kind."""
+
+    def __init__(self, cluster: SimulatedCluster, kinds: Mapping[str, int] = KINDS) -> None:
         self._cluster = cluster
         self._random = Random(cluster.loop.random.getrandbits(64))
+        self._kinds = kinds
         self.count: Counter[str] = Counter()
-        self._kinds = (
-            *(self._kill_one, self._kill_one, self._kill_all_nodes, self._cut_link, self._isolate),
-            *(self._slow, self._slow_disk, self._clock),
-        )
 
     async def run(self) -> None:
         while True:
             await asyncio.sleep(self._random.uniform(*_REST_S))
-            kind = self._random.choice(self._kinds)
-            mend = kind()
-            self.count[kind.__name__[1:]] += 1
+            (kind,) = self._random.choices(list(self._kinds), weights=list(self._kinds.values()))
+            mend = getattr(self, f"_{kind}")()
+            self.count[kind] += 1
             await asyncio.sleep(self._random.uniform(*self._random.choice(_LASTS_S)))
             mend()
             for name in self._cluster.names:

@@ -25,7 +25,9 @@ class SimulationLoop(VirtualTimeLoop):
         self._timers = 0
         self.set_task_factory(make_task)
 
-    def call_at(self, when: float, callback: Any, *arguments: Any, context: Any = None) -> asyncio.TimerHandle:
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Any, *arguments: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
         """Those of one moment come in the order in which they were asked for."""
         self._timers += 1
         return super().call_at(when + self._timers * 1e-10, callback, *arguments, context=context)

@@ -34,7 +34,7 @@ class Network:
     def server(self, **options: Any) -> "Server":
         return Server(self, options.get("interceptors", ()))
 
-    def channel(self, address: str, **options: Any) -> "Channel":
+    def channel(self, address: str, options: Any = ()) -> "Channel":
         return Channel(self, address)
 
     def cut(self, source: str, target: str) -> None:

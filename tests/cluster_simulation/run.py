@@ -4,6 +4,7 @@ import asyncio
 import gc
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -16,7 +17,7 @@ from blockstore.rpc import snapshot_pb2
 from blockstore.units import BLOCK_SIZE
 from tests.cluster_simulation.client import Client, VolumeModel
 from tests.cluster_simulation.cluster import SimulatedCluster, simulated_cluster
-from tests.cluster_simulation.faults import Faults
+from tests.cluster_simulation.faults import KINDS, Faults
 from tests.cluster_simulation.loop import SimulationLoop
 from tests.cluster_simulation.machine import simulated_machine
 
@@ -55,8 +56,8 @@ def log_of(seed: int) -> Path:
     return Path(tempfile.gettempdir(), f"simulation-{seed}.log")
 
 
-def simulate(seed: int, lasts_s: float = 40.0) -> Report:
-    """Raises AssertionError, or what a daemon raised, where something is not as it must be."""
+def simulate(seed: int, lasts_s: float = 40.0, kinds: Mapping[str, int] = KINDS) -> Report:
+    """kinds: of faults. Raises AssertionError, or what a daemon raised, where something is not as it must be."""
     loop = SimulationLoop(Random(seed))
     parent = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
     directory = Path(tempfile.mkdtemp(prefix="simulation-", dir=parent))
@@ -79,7 +80,7 @@ def simulate(seed: int, lasts_s: float = 40.0) -> Report:
 
             async def run() -> Report:
                 async with simulated_cluster(directory, loop, clocks) as cluster:
-                    return await _scenario(cluster, seed, lasts_s)
+                    return await _scenario(cluster, seed, lasts_s, kinds)
 
             return runner.run(run())
     except BaseException:
@@ -92,7 +93,7 @@ def simulate(seed: int, lasts_s: float = 40.0) -> Report:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-async def _scenario(cluster: SimulatedCluster, seed: int, lasts_s: float) -> Report:
+async def _scenario(cluster: SimulatedCluster, seed: int, lasts_s: float, kinds: Mapping[str, int]) -> Report:
     volumes = {await cluster.create(_BLOCKS * BLOCK_SIZE): VolumeModel(_BLOCKS) for _ in range(_VOLUMES)}
     share = _BLOCKS // _CLIENTS
     clients = [
@@ -100,7 +101,7 @@ async def _scenario(cluster: SimulatedCluster, seed: int, lasts_s: float) -> Rep
         for volume, model in volumes.items()
         for index in range(_CLIENTS)
     ]
-    faults, taken = Faults(cluster), list[list[_Part]]()
+    faults, taken = Faults(cluster, kinds), list[list[_Part]]()
     running = [asyncio.create_task(client.run()) for client in clients]
     breaking = asyncio.create_task(faults.run())
     snapping = asyncio.create_task(_take_snapshots(cluster, volumes, taken))
