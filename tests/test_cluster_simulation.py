@@ -47,8 +47,12 @@ def _acks_before_the_disk() -> Iterator[None]:
         yield
 
 
+def _simulate_kills_of_all_nodes() -> None:
+    for seed in range(_SEEDS_TO_CATCH):
+        simulate(seed, 20.0, {"kill_all_nodes": 1})
+
+
 def test_acknowledgements_before_the_disk_are_caught() -> None:
     """What was lost is missed, or the volume is not served any more because it could be."""
     with _acks_before_the_disk(), pytest.raises(AssertionError):
-        for seed in range(_SEEDS_TO_CATCH):
-            simulate(seed, 20.0, {"kill_all_nodes": 1})
+        _simulate_kills_of_all_nodes()
