@@ -99,7 +99,7 @@ class Stack:
         async with open_channel(addresses[self.replicas[index]]) as channel:
             request = replica_pb2.ScrubRequest(
                 target=replica_pb2.Target(volume=VOLUME, segment=SEGMENT, replica=self.replicas[index]),
-                peers=[replica_pb2.Peer(replica=each, address=addresses[each]) for each in addresses],
+                peers=[replica_pb2.Peer(replica=each, address=addresses.get(each, "")) for each in self.replicas],
                 rate_bytes=rate_bytes,
             )
             response: replica_pb2.ScrubResponse = await replica_pb2_grpc.ReplicaStub(channel).Scrub(request)

@@ -1,7 +1,8 @@
 """Writes, trims, snapshots, restores, deletions and prunes while control, snapshotd, nodes and front-ends are killed.
 
 Random sequences of these against real processes; at the end every completed snapshot must be exactly its content, and
-once all are deleted a prune must leave nothing. The model is in tests/crash/snapshots.py.
+once all are deleted a prune must leave nothing. Nodes scrub
+all the time, and find nothing. The model is in tests/crash/snapshots.py.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from tests.cluster import Cluster
+from tests.crash.scrubbing import SCRUBBING, assert_no_alarm
 from tests.crash.snapshots import BLOCKS, CONTENTS, Play, Possible, Volume, Wrong, content_of, judge
 from tests.daemons import Daemon
 
@@ -104,7 +106,7 @@ class Steps:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with Cluster(tmp_path_factory.mktemp("snapshots"), snapshotds=2) as running:
+    with Cluster(tmp_path_factory.mktemp("snapshots"), snapshotds=2, node_settings=SCRUBBING) as running:
         yield running
 
 
@@ -138,6 +140,7 @@ def test_every_completed_snapshot_is_exactly_its_content(cluster: Cluster, chose
     for each in chosen:
         played.step(each)
     played.play.check_all()
+    assert_no_alarm(cluster)
     played.play.end()
 
 

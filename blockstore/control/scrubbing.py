@@ -74,11 +74,13 @@ class Scrubbing:
 
 
 def _others(replica: Tombstone, replicas: Iterable[Tombstone], nodes: Mapping[NodeId, Node]) -> list[replica_pb2.Peer]:
-    """The other members of its segment, as far as their nodes have said where they are."""
+    """The other members of its segment; without an address where their node has never said where it is."""
     return [
-        replica_pb2.Peer(replica=each.replica, node=each.node, address=nodes[each.node].address)
+        replica_pb2.Peer(
+            replica=each.replica, node=each.node, address=nodes[each.node].address if each.node in nodes else ""
+        )
         for each in replicas
-        if each.segment == replica.segment and each.replica != replica.replica and each.node in nodes
+        if each.segment == replica.segment and each.replica != replica.replica
     ]
 
 

@@ -141,7 +141,7 @@ class CatchUpClient:
 
     def _stub(self, hosted: HostedReplica, peer: ReplicaId) -> replica_pb2_grpc.ReplicaStub:
         address = hosted.peers.get(peer)
-        if address is None:
+        if not address:
             raise NotFound(f"nobody has said where replica {peer} is")
         return replica_pb2_grpc.ReplicaStub(self._open_channel(address))
 

@@ -87,7 +87,7 @@ class HostedReplica:
         self.follower = follower
         self.address: ReplicaAddress = store.address
         self.peers: dict[ReplicaId, str] = {}
-        """The addresses of the other members' nodes, as a leader last gave them."""
+        """The addresses of the members' nodes, as a leader or control last gave them; empty where nobody knows."""
         self.peers_moved = False
         """None of them answers where it was: somebody should say where they are now."""
         self.dirty_since: float | None = None
@@ -134,10 +134,18 @@ class HostedReplica:
         return None
 
     def set_peers(self, peers: Iterable[pb.Peer]) -> None:
-        """Where the other members are now."""
-        told = {ReplicaId(peer.replica): peer.address for peer in peers if peer.address}
-        self.peers.update(told)
-        self.peers_moved = self.peers_moved and not told
+        """Where members are now; empty where that is not known."""
+        for peer in peers:
+            replica = ReplicaId(peer.replica)
+            self.peers[replica] = peer.address or self.peers.get(replica, "")
+            self.peers_moved = self.peers_moved and not peer.address
+
+    def set_members(self, peers: Iterable[pb.Peer]) -> None:
+        """The same, of all other members: who was one is none any more."""
+        told = list(peers)
+        for former in self.peers.keys() - {peer.replica for peer in told}:
+            del self.peers[former]
+        self.set_peers(told)
 
     def when_durable(self, call: Callable[[], None]) -> None:
         """Call once everything that was given to the journal so far is on disk."""

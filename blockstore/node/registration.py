@@ -77,7 +77,7 @@ class Registration:
         self._learn(response.known)
         for each in response.peers:
             with contextlib.suppress(NotFound):  # deleted meanwhile
-                self._node.find_replica(ReplicaId(each.replica)).set_peers(each.peers)
+                self._node.find_replica(ReplicaId(each.replica)).set_members(each.peers)
         self._node.rebuild_rate.set(response.rebuild_rate_bytes)
         for target in response.delete:
             await self._node.delete(to_address(target))

@@ -85,6 +85,7 @@ class Repairer:
                 replica=hosted.replica,
                 error=str(error),
             )
+            hosted.peers_moved = True  # perhaps one of them is a member no more, or is somewhere else
             await asyncio.sleep(self._timeout_s)  # it is found again with every read
         elif not hosted.closed and (effects := hosted.follower.content_lost()):
             _log.error("the tables are damaged: the replica is filled anew", replica=hosted.replica, error=str(error))
@@ -93,7 +94,7 @@ class Repairer:
 
     async def _is_whole(self, hosted: HostedReplica, peer: ReplicaId, address: str) -> bool:
         """Whether another member says so, in this epoch."""
-        if peer == hosted.replica:
+        if peer == hosted.replica or not address:
             return False
         stub = replica_pb2_grpc.ReplicaStub(self._open_channel(address))
         try:
@@ -115,6 +116,8 @@ class Repairer:
             versions = sorted(bad)
             if not versions or hosted.closed:
                 break
+            if not address:
+                continue
             try:
                 await self._repair_from(hosted, peer, address, versions)
             except CairnError as error:

@@ -74,7 +74,7 @@ class ScrubPeers:
 
     def _stub(self, hosted: HostedReplica, peer: ReplicaId) -> "replica_pb2_grpc.ReplicaAsyncStub":
         address = hosted.peers.get(peer)
-        if address is None:
+        if not address:
             raise NotFound(f"nobody has said where replica {peer} is")
         return replica_pb2_grpc.ReplicaStub(self._open_channel(address))
 

@@ -51,6 +51,9 @@ class ReplicaScrub:
         self._repair = repair
         self._round: list[int] = []
         self._rounds = 0
+        self._begins_round = False
+        self._asked = ORIGIN
+        """What the peer is asked to have applied, if it can."""
         self._different: dict[int, int] = {}
         self._bad: set[int] = set()
         self._why_alone = ""
@@ -68,7 +71,7 @@ class ReplicaScrub:
     async def _next(self) -> list[int] | None:
         """Extents to look at; None where there are none for now."""
         here, reader = self.here, self.hosted.store.scrub
-        await apply_up_to(self.hosted, self.hosted.follower.commit if self._rounds else ORIGIN, self._repair)
+        await self._bring_up()
         if not self._rounds:
             if not here.total:
                 here.total = await self.hosted.in_reader(reader.count)
@@ -82,12 +85,20 @@ class ReplicaScrub:
         extents, self._round = self._round[:STEP_EXTENTS], self._round[STEP_EXTENTS:]
         return extents
 
+    async def _bring_up(self) -> None:
+        """Once a round both replicas apply what is committed; in the walk before, they do as they do for guests."""
+        asked = self.hosted.follower.commit if self._begins_round else ORIGIN
+        await apply_up_to(self.hosted, asked, self._repair)
+        if self._begins_round:
+            self._asked, self._begins_round = self.hosted.store.applied, False
+
     def _to_next_round(self) -> bool:
         """Over what is not settled, after a while; False where the pass is over."""
         if not self.here.pending or self._rounds == len(ROUND_WAITS_S):
             return False
         self.ready_at = asyncio.get_running_loop().time() + ROUND_WAITS_S[self._rounds]
         self._rounds += 1
+        self._begins_round = True
         self._round = sorted(self.here.pending)
         return True
 
@@ -97,8 +108,7 @@ class ReplicaScrub:
         if not own:
             return size_bytes
         generations = {each for view in own.values() for each in view.generations}
-        applied = max(view.position for view in own.values())
-        answer, self._why_alone = await self._peers.views(self.hosted, list(own), sorted(generations), applied)
+        answer, self._why_alone = await self._peers.views(self.hosted, list(own), sorted(generations), self._asked)
         for extent, view in own.items():
             theirs = answer.views.get(extent) if answer else None
             if answer is None or theirs is None:

@@ -168,7 +168,7 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
 
     async def Scrub(self, request: pb.ScrubRequest, context: Context) -> pb.ScrubResponse:
         hosted = self._node.find(to_address(request.target))
-        hosted.set_peers(request.peers)
+        hosted.set_members(request.peers)
         return pb.ScrubResponse(number=self._node.scrubber.begin(hosted, request.rate_bytes))
 
     async def ReadGeneration(  # type: ignore[override]  # serialized by hand
