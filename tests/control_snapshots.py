@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from blockstore.rpc import snapshot_pb2
+from blockstore.units import GIB
 from tests import control_scenario
 from tests.control_cluster import Cluster, Control, until
 from tests.control_scenario import Scenario
@@ -29,6 +30,13 @@ async def in_state(control: Control, snapshot: str, state: int) -> snapshot_pb2.
 
     found: snapshot_pb2.Snapshot = await until(is_so, f"{snapshot} is in state {state}")
     return found
+
+
+async def completed(control: Control, name: str = "v") -> str:
+    """The id of a completed snapshot of a new volume of 1 GiB."""
+    await control.create(GIB, name=name)
+    (snapshot,) = await control.snapshot(name)
+    return (await in_state(control, snapshot.id, COMPLETED)).id
 
 
 async def gone(control: Control, snapshot: str) -> None:

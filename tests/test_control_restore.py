@@ -12,18 +12,11 @@ from blockstore.errors import Conflict, Corrupt, Fenced, InvalidRequest, NotFoun
 from blockstore.rpc import control_pb2, snapshot_pb2
 from blockstore.units import GIB, MIB
 from tests.control_cluster import Cluster, Control, until
-from tests.control_snapshots import COMPLETED, DELETING, gone, in_state, run, task_of
+from tests.control_snapshots import COMPLETED, DELETING, completed, gone, in_state, run, task_of
 from tests.control_store import root_of
 
 AVAILABLE = control_pb2.VOLUME_STATE_AVAILABLE
 IN_USE = control_pb2.VOLUME_STATE_IN_USE
-
-
-async def completed(control: Control, name: str = "v") -> str:
-    """The id of a completed snapshot of a new volume of 1 GiB."""
-    await control.create(GIB, name=name)
-    (snapshot,) = await control.snapshot(name)
-    return (await in_state(control, snapshot.id, COMPLETED)).id
 
 
 async def set_hydration(control: Control, volume: str, **fields: Any) -> control_pb2.Volume:

@@ -131,6 +131,37 @@ def test_what_is_missing_is_what_is_mapped_and_not_listed() -> None:
     in_loop(test)
 
 
+@pytest.mark.parametrize(
+    "first", [EXTENT_BLOCKS, SHARD_BLOCKS - EXTENT_BLOCKS, SHARD_BLOCKS, SHARD_BLOCKS + EXTENT_BLOCKS]
+)
+@pytest.mark.parametrize("length", [EXTENT_BLOCKS, SHARD_BLOCKS, 2 * SHARD_BLOCKS])
+def test_a_part_of_a_source_is_that_and_no_more(first: int, length: int) -> None:
+    """Segments may begin and end anywhere in a shard; what lies beside a part is another segment's."""
+    total = 3 * SHARD_BLOCKS - 7
+    edges = {first, first + length, SHARD_BLOCKS, 2 * SHARD_BLOCKS, total}
+    mapped = {each + by for each in edges for by in (-2, -1, 0, 1) if each + by < total}
+
+    async def test() -> None:
+        async with Answering(mapped, total) as whole:
+            part = whole.source.part(first, length * BLOCK_SIZE)
+            assert part is not None
+            client = SourceClient(part, 2.0)
+            blocks = min(length, total - first)
+            assert client.block_count == blocks
+            expected = {block - first for block in mapped if first <= block < first + blocks}
+            bits = await SourceMap(client).bits(0, blocks + 10, soon())
+            assert {block for block in range(blocks + 10) if bits >> block & 1} == expected
+            fetched = await client.fetch(blocks - 5, 64, background=False)
+            assert {blocks - 5 + each for each in range(64) if fetched.mapped >> each & 1} == {
+                block for block in expected if block >= blocks - 5
+            }
+            assert fetched.start == blocks - 5
+            await client.close()
+            assert whole.source.part(total, MIB) is None
+
+    asyncio.run(test())
+
+
 def test_a_list_out_of_order_is_refused() -> None:
     async def test() -> None:
         async def wrong() -> AsyncIterator[pb.ChangedExtent]:

@@ -28,6 +28,8 @@ from tests.daemons import Daemon, wait_for
 from tests.nbd_client import Disconnected, NbdClient, NbdError
 
 VOLUME_SIZE: Final = 160 * MIB
+#: Of the user's volume: it has two, and the blocks lie around their boundary. Restored ones have a single segment.
+SEGMENT_SIZE: Final = 128 * MIB
 BLOCKS: Final = 512
 CONTENTS: Final = 40
 #: The first of them, in the volume.
@@ -64,7 +66,8 @@ class Play:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        volume = Volume(cluster.create(VOLUME_SIZE), [frozenset({ZERO})] * BLOCKS)
+        made = cluster.create(VOLUME_SIZE, segment_size_bytes=SEGMENT_SIZE)
+        volume = Volume(made, [frozenset({ZERO})] * BLOCKS)
         self.volumes = [volume]
         self.snapshots: dict[str, Possible] = {}
         cluster.attach(volume.id)
