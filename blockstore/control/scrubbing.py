@@ -90,7 +90,8 @@ def scrub_problems(
     """What the last scrub of a replica left as it is, each with its place and what to do."""
     scrub, replica = status.scrub, ReplicaId(status.target.replica)
     for each in scrub.divergences[:_MOST_TOLD]:
-        message = f"replica {replica} on {node} and {each.peer} differ in {_place(each)}: {each.what}; {_WHAT_TO_DO}"
+        place = _place(each, status.target.segment)
+        message = f"replica {replica} on {node} and {each.peer} differ in {place}: {each.what}; {_WHAT_TO_DO}"
         yield Problem(severity=severity, subject=status.target.volume, message=message)
     more = scrub.extents_differing - min(_MOST_TOLD, len(scrub.divergences))
     if more > 0:
@@ -104,6 +105,8 @@ def scrub_problems(
         yield Problem(severity=severity, subject=node, message=message)
 
 
-def _place(found: replica_pb2.Divergence) -> str:
+def _place(found: replica_pb2.Divergence, segment: int) -> str:
+    """In the volume, or in the segment where that is not its first: blocks are counted from the segment's."""
     shows = "the current content" if found.generation == _CURRENT else f"the snapshot of generation {found.generation}"
-    return f"block {found.block} (byte {found.block * BLOCK_SIZE}) of {shows}, as of record {found.sequence}"
+    inside = f" in segment {segment}" if segment else ""
+    return f"block {found.block} (byte {found.block * BLOCK_SIZE}){inside} of {shows}, as of record {found.sequence}"
