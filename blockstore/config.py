@@ -235,7 +235,7 @@ class FrontEndSettings(_Checked):
 
 @dataclass(frozen=True, slots=True)
 class AttachSettings(_Checked):
-    """`cairn attach`."""
+    """`cairn attach`. The times that the command has no option for are for tests."""
 
     control: str = setting(DEFAULT_CONTROL, _CONTROL)
     client: str = setting("", "This host's name for control, which no other host has; else made of /etc/machine-id.")

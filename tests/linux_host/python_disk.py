@@ -66,7 +66,8 @@ def _link_tree(source: Path, target: Path) -> None:
     """A copy that takes no room, where both are on one file system."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
-        shutil.copytree(source, target, copy_function=_link, ignore=shutil.ignore_patterns(*_LEFT_OUT))
+        left_out = shutil.ignore_patterns(*_LEFT_OUT)
+        shutil.copytree(source, target, copy_function=_link, ignore=left_out, ignore_dangling_symlinks=True)
     else:
         _link(str(source), str(target))
 
