@@ -5,6 +5,7 @@ python -m tests.faults --power-cuts 1000 --seed 7  # all machines lose their pow
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -36,6 +37,7 @@ def parsed() -> argparse.Namespace:
 
 def main() -> int:
     given = parsed()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # and nothing is left behind
     with tempfile.TemporaryDirectory(prefix="cairn-faults-") as scratch:
         directory = given.directory or Path(scratch)
         directory.mkdir(parents=True, exist_ok=True)
