@@ -20,10 +20,11 @@ LIMIT_S = 40
 async def paused_elsewhere_resumed(cluster: Cluster, volume: str) -> None:
     """The story; control sleeps while the old front-end wakes up, so only the nodes can tell it."""
     uri = await asyncio.to_thread(cluster.attach, volume, 0)
-    old = await NbdClient.connect(uri)
+    old, link = await NbdClient.connect(uri), await NbdClient.connect(uri + "@host-1")
     await old.write(0, OLD)
     cluster.front_ends[0].pause()
     late_write, late_read = (asyncio.create_task(each) for each in (old.write(0, OLD), old.read(0, len(OLD))))
+    late_link = asyncio.create_task(link.write(0, OLD))
     elsewhere = await asyncio.to_thread(cluster.attach, volume, 1, force=True)
     new = await NbdClient.connect(elsewhere)
     assert await new.read(0, len(OLD)) == OLD
@@ -35,12 +36,15 @@ async def paused_elsewhere_resumed(cluster: Cluster, volume: str) -> None:
     assert refused.value.errno == errno.ESHUTDOWN
     with pytest.raises((NbdError, Disconnected)):
         await late_read
+    # What a kernel has for a file system: no error that would look like a broken disk, and nothing acknowledged.
+    with pytest.raises(Disconnected):
+        await late_link
     with pytest.raises((NbdError, Disconnected)):
         await old.write(0, OLD)
     assert await new.read(0, len(NEW)) == NEW
     cluster.control.resume()
-    await old.close()
-    await new.close()
+    for each in (old, link, new):
+        await each.close()
 
 
 def test_an_old_front_end_is_fenced(tmp_path: Path) -> None:
