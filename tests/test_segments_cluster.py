@@ -26,7 +26,8 @@ LIMIT_S: Final = 120.0
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """What a test does to its processes it undoes."""
-    control = dataclasses.replace(CONTROL, segment_size_bytes=SEGMENT)
+    # Snapshots of several segments are tried once: a machine that is busy may take its time.
+    control = dataclasses.replace(CONTROL, segment_size_bytes=SEGMENT, hold_limit_s=15.0)
     front_end = dataclasses.replace(FRONT_END, retry_limit_s=60.0)  # longer than a node takes to start
     with Cluster(
         tmp_path_factory.mktemp("segments"),
@@ -200,6 +201,42 @@ def test_one_node_lost_harms_nobody_and_a_segment_without_quorum_holds_only_its_
     cluster.wait_whole(volume)
     run(check(uri, model))
     delete(cluster, volume)
+
+
+def test_a_drained_node_gives_up_its_replica_of_every_segment(cluster: Cluster) -> None:
+    """Of those that have something of the volume's origin and of those that have not: a snapshot needs them all."""
+    chance = random.Random(5)
+    origin = cluster.create(5 * MIB)
+    at_origin = bytearray(5 * MIB)
+    run(change(cluster.attach(origin), at_origin, chance))
+    (snapshot,) = cluster.snapshot(origin)
+    volume = restore(cluster, snapshot, size_bytes=12 * MIB)
+    uri = cluster.attach(volume)
+    until_hydrated(cluster, volume)
+    request = control_pb2.ResizeVolumeRequest(volume=volume, size_bytes=SIZE)
+    assert len(cluster.call("ResizeVolume", request).segments) == 3
+    cluster.call("DeleteSnapshot", snapshot_pb2.DeleteSnapshotRequest(snapshot=snapshot))
+    delete(cluster, origin)
+    model = at_origin + bytes(SIZE - 5 * MIB)
+    run(change(uri, model, chance))
+
+    leaving = nodes_of(cluster, volume).most_common(1)[0][0]
+    cluster.call("DrainNode", control_pb2.DrainNodeRequest(node=leaving))
+
+    def has_left() -> bool:
+        configurations = [each.configuration for each in segments_of(cluster, volume)]
+        changing = any(each.old_members or each.HasField("replacement") for each in configurations)
+        return not changing and leaving not in nodes_of(cluster, volume)
+
+    run(change(uri, model, chance))
+    wait_for(f"{volume} to leave {leaving}", has_left, LIMIT_S)
+    run(change(uri, model, chance))
+    (whole,) = cluster.snapshot(volume)
+    run(check(uri, model))
+    cluster.call("DrainNode", control_pb2.DrainNodeRequest(node=leaving, undo=True))
+    restored = restore(cluster, whole)
+    run(check(cluster.attach(restored, 1), model))
+    delete(cluster, volume, restored)
 
 
 def test_it_grows_by_segments_under_load_and_a_snapshot_before_stays_as_it_was(cluster: Cluster) -> None:
