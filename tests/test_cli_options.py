@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import typer
 
-from blockstore.cli.options import setting_from_text, settings_command
+from blockstore.cli.options import environment_without_settings, setting_from_text, settings_command
 from blockstore.cli.up import parse_overrides
 from blockstore.config import (
     Addressing,
@@ -111,3 +111,9 @@ def test_overrides_by_daemon() -> None:
 def test_an_override_that_makes_no_sense(text: str) -> None:
     with pytest.raises(InvalidRequest):
         parse_overrides([text])
+
+
+def test_processes_of_up_inherit_no_settings() -> None:
+    kept = {"PATH": "/bin", "AWS_ACCESS_KEY_ID": "x", "CAIRN_STATE": "s", "CAIRN_METASTORE_PASSWORD": "p"}
+    settings = {"CAIRN_CONTROL": "10.0.0.1:7300", "CAIRN_METASTORE": "etcd://a:1", "CAIRN_METASTORE_USER": "u"}
+    assert environment_without_settings(kept | settings) == kept

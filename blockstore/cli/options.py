@@ -7,7 +7,7 @@ type are written there and nowhere else. Bounds are checked by the settings them
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
 from types import NoneType
@@ -15,7 +15,14 @@ from typing import Annotated, Any, Final, TypeVar, cast, get_args
 
 import typer
 
-from blockstore.config import option_name, split_addresses
+from blockstore.config import (
+    ControlSettings,
+    FrontEndSettings,
+    NodeSettings,
+    SnapshotdSettings,
+    option_name,
+    split_addresses,
+)
 from blockstore.errors import InvalidRequest
 from blockstore.units import parse_size
 
@@ -158,6 +165,16 @@ def _variable(name: str) -> str | None:
     if name == "control":
         return CONTROL_VARIABLE
     return f"CAIRN_{name.upper()}" if name.startswith("metastore") else None
+
+
+def environment_without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """What the processes of `cairn up` inherit: their settings stand in their command lines, which leave defaults out.
+
+    Else a CAIRN_CONTROL or CAIRN_METASTORE of the shell would lead them into another cluster.
+    """
+    kinds: tuple[Any, ...] = (ControlSettings, NodeSettings, FrontEndSettings, SnapshotdSettings)
+    settings = {_variable(each.name) for kind in kinds for each in _fields(kind)}
+    return {name: value for name, value in environment.items() if name not in settings}
 
 
 def _size_text(size: Any) -> str:

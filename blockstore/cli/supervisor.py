@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from blockstore.cli.daemons import PARENT_VARIABLE
+from blockstore.cli.options import environment_without_settings
 from blockstore.config import EXIT_DO_NOT_RESTART
 from blockstore.errors import CairnError
 from blockstore.units import MIB
@@ -125,7 +126,7 @@ class Supervisor:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, PARENT_VARIABLE: str(os.getpid())},
+                env={**environment_without_settings(os.environ), PARENT_VARIABLE: str(os.getpid())},
             )
         self._changed()
         if child.stopping.is_set():  # while it was being started

@@ -13,7 +13,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, cast
 
 import grpc
 
@@ -57,8 +57,6 @@ _AWAY: Final = {
 }
 #: How etcd refuses a token that is too old, or made before users were changed.
 _TOKEN_REFUSED: Final = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INVALID_ARGUMENT}
-
-Answer = TypeVar("Answer")
 
 
 class Unanswered(Exception):
@@ -175,15 +173,14 @@ class EtcdClient:
 
         def method(member: _Member) -> Callable[..., Awaitable[pb.LeaseKeepAliveResponse]]:
             async def once(request: pb.LeaseKeepAliveRequest, **options: Any) -> pb.LeaseKeepAliveResponse:
-                call = member.lease.LeaseKeepAlive(**options)
+                # One request and no more; an iterator, as a write that fails hides how the call ended.
+                call = member.lease.LeaseKeepAlive(iter((request,)), **options)
                 try:
-                    await call.write(request)
-                    answer = await call.read()
+                    async for answer in call:
+                        return cast(pb.LeaseKeepAliveResponse, answer)
                 finally:
                     call.cancel()
-                if not isinstance(answer, pb.LeaseKeepAliveResponse):  # the stream ended
-                    raise QuorumUnavailable(f"etcd at {member.address} did not answer for a lease")
-                return answer
+                raise QuorumUnavailable(f"etcd at {member.address} did not answer for a lease")
 
             return once
 
