@@ -86,6 +86,10 @@ class CannedControl(ControlServicer):
         self.started = [pb.StartedScrub(replica=replica_id(n), number=7) for n in (1, 2, 3)]
         self.scrubs: list[list[replica_pb2.ScrubStatus]] = [[]]
         self.serving = ["serving"]
+        self.repair = pb.RepairSettings(
+            replace_after_s=600, rebuild_rate_bytes=64 << 20, rebuilds=8, rebuilds_per_node=2
+        )
+        self.moves: list[pb.Move] = []
         self.states: tuple[str, ...] = ("up",) * 3
 
     def last(self, kind: type[Any]) -> Any:
@@ -149,10 +153,14 @@ class CannedControl(ControlServicer):
         return pb.ScrubVolumeResponse(volume=found.id, replicas=self.started)
 
     def GetNode(self, request: pb.GetNodeRequest, context: grpc.ServicerContext) -> pb.Node:
+        """A node that is drained has one replica less each time."""
         self._note(request, context)
         for node in self.nodes:
             if node.id == request.node:
-                return node
+                answer = pb.Node()
+                answer.CopyFrom(node)
+                node.replicas -= bool(node.draining and node.replicas)
+                return answer
         raise self._end(NotFound(f"no node {request.node!r}"), context)
 
     def ListNodes(self, request: pb.ListNodesRequest, context: grpc.ServicerContext) -> Iterator[pb.ListNodesResponse]:
@@ -163,6 +171,26 @@ class CannedControl(ControlServicer):
         self._note(request, context)
         self.nodes = [node for node in self.nodes if node.id != request.node]
         return pb.RemoveNodeResponse()
+
+    def DrainNode(self, request: pb.DrainNodeRequest, context: grpc.ServicerContext) -> pb.Node:
+        self._note(request, context)
+        node = next(each for each in self.nodes if each.id == request.node)
+        node.draining = not request.undo
+        return node
+
+    def GetRepair(self, request: pb.GetRepairRequest, context: grpc.ServicerContext) -> pb.RepairSettings:
+        self._note(request, context)
+        return self.repair
+
+    def SetRepair(self, request: pb.SetRepairRequest, context: grpc.ServicerContext) -> pb.RepairSettings:
+        self._note(request, context)
+        for field, value in request.ListFields():
+            setattr(self.repair, field.name, value)
+        return self.repair
+
+    def Rebalance(self, request: pb.RebalanceRequest, context: grpc.ServicerContext) -> pb.RebalanceResponse:
+        self._note(request, context)
+        return pb.RebalanceResponse(moves=self.moves)
 
     def Status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> Iterator[pb.StatusResponse]:
         self._note(request, context)

@@ -188,12 +188,11 @@ class MemoryNode(Beating, replica_pb2_grpc.ReplicaServicer):
     async def Create(self, request: replica_pb2.CreateRequest, context: Any) -> replica_pb2.CreateResponse:
         if self.refuses:
             raise self.refuses
-        assert not request.filling
-        assert request.target.configuration == 1
         self.sources[request.target.replica] = request.source
         created = request.target.replica not in self.replicas
         if created:
-            self.replicas[request.target.replica] = replica_pb2.ReplicaStatus(target=request.target, whole=True)
+            whole = not request.filling
+            self.replicas[request.target.replica] = replica_pb2.ReplicaStatus(target=request.target, whole=whole)
         return replica_pb2.CreateResponse(created=created)
 
     async def Delete(self, request: replica_pb2.DeleteRequest, context: Any) -> replica_pb2.DeleteResponse:
@@ -324,6 +323,11 @@ class MemoryFrontEnd(Beating, MemorySeals, control_pb2_grpc.FrontEndServicer):
             self.fenced = True
             raise
         current = self.current = {each.volume: each for each in response.attachments}
+        for each in response.attachments:
+            if each.segments and each.volume in self.volumes:
+                segments = self.volumes[each.volume].ticket.segments
+                del segments[:]
+                segments.extend(each.segments)
         for name in [name for name in self.volumes if name not in current]:
             del self.volumes[name]
 
@@ -332,8 +336,12 @@ class MemoryFrontEnd(Beating, MemorySeals, control_pb2_grpc.FrontEndServicer):
             volume=name, epoch=opened.epoch, state=control_pb2.SERVING_STATE_SERVING, size_bytes=opened.size_bytes
         )
         for segment in opened.ticket.segments:
-            for member in segment.configuration.members:
-                serving.members.add(replica=member.replica, connected=True, whole=True)
+            configuration = segment.configuration
+            serving.settled[segment.number] = configuration.number
+            newcomer = [configuration.replacement.newcomer] if configuration.HasField("replacement") else []
+            everyone = (*configuration.members, *configuration.old_members, *newcomer)
+            for replica in dict.fromkeys(member.replica for member in everyone):
+                serving.members.add(replica=replica, connected=True, whole=True)
         if opened.ticket.HasField("source"):
             layers = self.layers[name]
             told = self.current.get(name)

@@ -21,7 +21,7 @@ FEW_SEEDS = 300
 #: No mutation may survive more seeds than this.
 MUTATION_SEEDS = 1_500
 #: Where to look for what only one seed in thousands meets.
-FIRST_SEED = {"merge_while_filling": 7_000}
+FIRST_SEED = {"merge_while_filling": 7_000, "settle_without_a_record_on_both": 2_000}
 
 #: What a few hundred seeds must have met, or the simulation does not test what it says.
 MUST_HAPPEN = {
@@ -29,7 +29,7 @@ MUST_HAPPEN = {
     *("RecordEntry", "SealEntry", "TruncateEntry", "FillingEntry", "WholeEntry"),
     *("Serving", "Completed", "Sealed", "ReadDone", "ReadDropped", "Relieved", "Reconnect", "Over"),
     *("Fenced", "QuorumUnavailable", "NoSpace", "Corrupt"),
-    *("merged", "hydrated", "no room"),
+    *("merged", "hydrated", "no room", "settled", "lost for good"),
 }
 
 

@@ -152,7 +152,7 @@ class Replacing:
             for segment in volume.segments:
                 if is_changing(segment):
                     await self._step(volume, segment, cluster, limits)
-        if not self._presence.settling_s():
+        if not self._presence.settling_s() or not any(node.away_s for node in cluster.nodes.values()):
             await self._begin_moves(volumes, cluster, limits, plan)
 
     async def _step(self, volume: Volume, segment: Segment, cluster: Cluster, limits: Limits) -> None:
