@@ -10,7 +10,9 @@ One prune does this, and may end at any point:
              plan of this second look, cut down to what is in the quarantine.
  5. write    Copy live frames into new objects (snapshotd.repack); then put index objects that list these, and
              declare void all that is about to go away.
- 6. ask      Ask for the prune number once more. It must still be the one of step 3.
+ 6. ask      Ask for the prune number once more. It must still be the one of step 3. So must the store's owner: the
+             number is its own, and a cluster that takes the store over does not ask for ours. From here on that one
+             finds our quarantine, and relies on nothing in it; before, it may have completed what never saw it.
  7. delete   Leftover roots, index objects that were written anew, then objects of frames, then shards; last, the
              quarantine.
 
@@ -126,9 +128,15 @@ class Pruner:
     random: Callable[[int], bytes] = secrets.token_bytes
     most_marks: int = MAX_MARKS
     _copied: int = field(default=0, init=False)
+    _owner: str = field(default="", init=False)
 
     async def run(self, *, dry_run: bool) -> AsyncGenerator[Progress, None]:
-        """Prune, and say how far it is. Raises Fenced where another prune began, Corrupt where a root is damaged."""
+        """Prune, and say how far it is.
+
+        Raises Fenced where another prune began, Conflict where another cluster took the store over, Corrupt where a
+        root is damaged.
+        """
+        self._owner = self.repository.owner
         if not 0 <= self.repack_share <= 1:
             raise InvalidRequest(f"a repack share of {self.repack_share:g}: it is between 0 and 1")
         yield Progress(Phase.LOOK, 0, 2)
@@ -231,6 +239,7 @@ class Pruner:
             raise
 
     async def _check_number(self, raised: int) -> None:
+        await self.repository.check_owner(self._owner)
         number = await self.catalog.prune_number()
         if number != raised:
             raise Fenced(

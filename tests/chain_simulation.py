@@ -26,12 +26,13 @@ from snapshotd.prune_plan import Marks, mark, merge_marks
 from snapshotd.reader import SnapshotReader
 from snapshotd.references import Manifests
 from snapshotd.repository import Repository
-from snapshotd.repository_objects import RepositoryObject
+from snapshotd.repository_objects import REPOSITORY_KEY, RepositoryObject, encode_repository
 from snapshotd.root import Root, encode_root
 from snapshotd.root_objects import roots_of
 from tests.chain_schedule import Inline, MemoryControl, Record, Schedule, SteppedCatalog, SteppedStore
 
 KEYS = DomainKeys(bytes(16), bytes(range(32)))
+REPOSITORY = RepositoryObject("0" * 32, "cluster")
 #: Blocks of a volume, in two shards.
 BLOCKS = 12
 SHARDS = 2
@@ -62,7 +63,7 @@ class World:
         """What a new process has."""
         process = self.schedule.process(name)
         store = SteppedStore(self.store, self.schedule, process)
-        repository = Repository(store, KEYS, RepositoryObject("0" * 32, "cluster"), bytes(range(32)))
+        repository = Repository(store, KEYS, REPOSITORY, bytes(range(32)))
         return repository, SteppedCatalog(self.control, self.schedule, process)
 
     def random_bytes(self, count: int) -> bytes:
@@ -334,6 +335,7 @@ async def simulate(seed: int, pruner: type[Pruner] = Pruner, *, crashes: float =
     """One run, checked in the end. Raises AssertionError where something was lost, or left for ever."""
     asyncio.get_running_loop().set_default_executor(Inline())
     world = World(Schedule(seed, crashes), pruner)
+    await world.store.put(REPOSITORY_KEY, encode_repository(REPOSITORY))
     await _run(world, [world.write("steady writer 1"), world.write("steady writer 2")])
     await _run(world, [world.delete("steady deleter")])
     work = [world.write(f"writer {number}") for number in range(world.schedule.random.randint(2, 5))]

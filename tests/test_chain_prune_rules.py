@@ -5,7 +5,7 @@ and B) and tests/test_chain_prune_simulation.py (the second look, the number).
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from blockstore.domain import SnapshotId
-from blockstore.errors import CairnError
+from blockstore.errors import CairnError, Conflict
 from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import MIB
 from snapshotd.inventory import load_quarantines
@@ -22,10 +22,12 @@ from snapshotd.prune import Pruner
 from snapshotd.prune_look import View
 from snapshotd.prune_plan import Marks, merge_marks
 from snapshotd.reader import SnapshotReader
+from snapshotd.repack import Repacked
+from snapshotd.root_objects import roots_of
 from snapshotd.writer import SnapshotWriter
 from tests.chain_parts import Chain, blocks, chain_at
 from tests.chain_schedule import Record
-from tests.snapshot_parts import facts, snapshot_id
+from tests.snapshot_parts import CLUSTER, facts, snapshot_id
 
 SIZE: Final = 8 * MIB
 WANTED: Final = blocks(range(100))
@@ -51,6 +53,14 @@ class _Held(Pruner):
         meanwhile, self.meanwhile = self.meanwhile, None
         if meanwhile is not None:
             await meanwhile()
+
+
+class _TakenOver(Pruner):
+    """Another cluster takes the store over when all is written, and nothing is deleted yet."""
+
+    async def _write_indexes(self, view: View, gone: Collection[str], repacked: Repacked) -> set[str]:
+        await self.repository.take_over("another")
+        return await super()._write_indexes(view, gone, repacked)
 
 
 async def _drain(pruner: Pruner) -> None:
@@ -105,6 +115,26 @@ async def _retried_between_two_prunes(directory: Path, second: type[Pruner]) -> 
         await chain.prune()
         await _expect(chain, 1, digests[0], WANTED)
         assert not await chain.keys("quarantine")
+
+
+def test_a_prune_deletes_nothing_in_a_store_that_was_taken_over(tmp_path: Path) -> None:
+    """The other cluster's uploads complete by its own prune number, and may have looked before our quarantine came."""
+
+    async def check() -> None:
+        async with chain_at(tmp_path) as chain:
+            await chain.snapshot(1, SIZE, WANTED)
+            chain.catalog.control.records.clear()
+            for root in await roots_of(chain.store, snapshot_id(1)):
+                await chain.store.delete(root.key)
+            packs, shards = await chain.keys("packs"), await chain.keys("shards")
+            with pytest.raises(Conflict, match="belongs to the cluster another"):
+                await _drain(_TakenOver(chain.parts.repository, chain.catalog))
+            assert (await chain.keys("packs"), await chain.keys("shards")) == (packs, shards)
+            await chain.parts.repository.take_over(CLUSTER)
+            await _drain(Pruner(chain.parts.repository, chain.catalog))
+            assert not await chain.keys("packs")
+
+    asyncio.run(check())
 
 
 def test_a_quarantine_stays_while_something_in_it_is_there(tmp_path: Path) -> None:

@@ -64,7 +64,10 @@ def run(arguments: list[str]) -> int:
     """Run one command; the exit code."""
     debug = "--debug" in arguments
     try:
-        return app(arguments, prog_name="cairn", standalone_mode=False) or 0
+        code = app(arguments, prog_name="cairn", standalone_mode=False) or 0
+        if code == EXIT_INTERRUPTED:  # typer takes the signal for itself, and says nothing
+            say("cairn: interrupted")
+        return code
     except typer.TyperException as error:
         return _refuse(error, debug)
     except CairnError as error:
