@@ -1,6 +1,7 @@
 """Rows that say what the tables hold are damaged: the node goes on, and the replica is filled anew from its peers."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from blockstore.storage.replica_store import FILE_NAME
 from blockstore.storage.tables import Tables, Writing
 from blockstore.units import BLOCK_SIZE, FIRST_GENERATION, MIB, Sequence
 from tests.stack import Stack, in_loop, running_stack, until
+from tests.table_flips import flip
 
 SIZE = 32 * MIB
 BAD = 1
@@ -118,5 +120,34 @@ def test_where_too_few_others_are_whole_nothing_is_given_up_and_the_damage_is_to
             again = stack.hosted(BAD).store
             assert again.read(3, 2) == kept + new
             assert says(stack, BAD) == ""
+
+    in_loop(test)
+
+
+def test_a_flipped_bit_in_the_journal_has_the_replica_filled_before_it_counts(tmp_path: Path) -> None:
+    """What only the journal holds, as after a power cut: a group that rots before good ones is no torn tail."""
+
+    async def test() -> None:
+        async with running_stack(tmp_path, checkpoint_s=1000) as stack:
+            volume = await stack.open(SIZE)
+            content = {number: os.urandom(BLOCK_SIZE) for number in (3, 4, 300, 900)}
+            for number, block in content.items():
+                await volume.write(number, block)
+            await stack.until_all_whole(volume)
+            await volume.close()
+            data, copy = tmp_path / f"node{BAD}", tmp_path / "as-it-was"
+            shutil.copytree(data, copy)
+            await stack.stop_node(BAD)  # which brings all into the tables; as it was, nothing is there
+            shutil.rmtree(data)
+            copy.rename(data)
+            (path,) = [file for file in (data / "journal").iterdir() if content[4] in file.read_bytes()]
+            flip(path, content[4], 2000)
+            await stack.start_node(BAD)
+            assert not stack.hosted(BAD).follower.whole
+            volume = await stack.open(SIZE)
+            await stack.until_all_whole(volume)
+            for _ in range(48):  # every member has its turn, sixteen reads long
+                assert await volume.read(3, 2) == content[3] + content[4]
+            assert {number: stack.hosted(BAD).store.read(number, 1) for number in content} == content
 
     in_loop(test)

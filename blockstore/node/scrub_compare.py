@@ -13,7 +13,7 @@ That is no vote, but it is not acted upon either: a copy would overwrite what co
 from enum import Enum
 from typing import NamedTuple
 
-from blockstore.storage.scrub import CURRENT, ExtentView, ShownBlock, ShownExtent
+from blockstore.storage.scrub import ExtentView, ShownBlock, ShownExtent
 from blockstore.units import Generation, Sequence
 
 
@@ -82,8 +82,3 @@ def _name(version: ShownBlock | None) -> str:
         return "no entry"
     content = "data" if version.digest else "zeroes"
     return f"{content} of record {version.sequence} in generation {version.generation}"
-
-
-def name_of(generation: Generation) -> str:
-    """For people."""
-    return "the current content" if generation == CURRENT else f"the snapshot of generation {generation}"
