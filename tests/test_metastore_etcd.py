@@ -322,7 +322,7 @@ def test_a_list_does_not_wait_for_a_watch_that_has_fallen_silent(
         async with opened(client) as store:
             await store.transact({}, {"a": b"1"})
             assert [each.value for each in (await store.list("a")).items] == [b"1"]
-            assert client.watches == 2
+            assert client.watches >= 2
 
     run(scenario)
 
