@@ -177,14 +177,25 @@ async def detach(settings: AttachSettings, name: str, *, force: bool, host: Host
     async with control_at(settings.control, settings.client, _FIRST_CALL_S) as control, kernel_nbd() as nbd:
         device = await _find(host, control, name)
         assert device.owner is not None
-        await control.volume(device.owner.volume)  # so that nothing is begun where control cannot end it
+        if not force:
+            await control.volume(device.owner.volume)  # so that nothing is begun that control cannot end
         await asyncio.to_thread(_let_go, host, device, force)
         await nbd.ask(Request(Command.DISCONNECT, index=device.index))
         await _until_unwatched(host, device.owner.volume)
-        found = await control.volume(device.owner.volume)
-        if found.attachment.client != device.owner.client:
-            return found  # it was taken over, and is not ours to detach
-        return await control.detach(device.owner.volume, force=force)
+        try:
+            return await _detach_at_control(control, device.owner, force)
+        except CairnError as error:
+            raise type(error)(
+                f"{device.path} is disconnected, and {device.owner.volume} is not detached yet: {error}; "
+                "`cairn volume detach` does that"
+            ) from error
+
+
+async def _detach_at_control(control: Whereabouts, owner: Owner, force: bool) -> pb.Volume:
+    found = await control.volume(owner.volume)
+    if found.attachment.client != owner.client:
+        return found  # it was taken over, and is not ours to detach
+    return await control.detach(owner.volume, force=force)
 
 
 async def _find(host: Host, control: Whereabouts, name: str) -> LocalDevice:
