@@ -74,10 +74,12 @@ def test_packets_are_dropped_one_way_both_ways_and_arrive_again(network: Network
         assert not answers(client, echo, "lost")
         network.heal()
         network.unplug("a")
-        assert not answers(client, echo, "lost as well")
+        assert not answers(client, echo, "unplugged")
         network.heal()
         wait_for("the cable to carry", lambda: answers(client, echo, "back"))
-        assert "lost" not in echo.heard()
+        # What the host sends without a cable it may keep until it finds the machine again.
+        heard = set(iter(echo.heard, "back"))
+        assert heard <= {"unplugged"}
 
 
 def test_nothing_is_left(network: Network) -> None:
