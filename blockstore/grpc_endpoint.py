@@ -29,8 +29,7 @@ _SHARED: Final = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_SIZE),
     ("grpc.max_send_message_length", MAX_MESSAGE_SIZE),
     ("grpc.keepalive_time_ms", 2_000),
-    # gRPC 1.85 gives no connection up for keepalive_timeout (its pull request 39239), only for this: 60 s by default.
-    ("grpc.http2.ping_timeout_ms", 3_000),
+    ("grpc.keepalive_timeout_ms", 2_000),
     ("grpc.http2.max_pings_without_data", 0),
     # Both sides: a server without it takes pings of an idle connection for an attack, and ends it.
     ("grpc.keepalive_permit_without_calls", 1),
@@ -43,6 +42,9 @@ _SERVER: Final = [
 ]
 _CLIENT: Final = [
     *_SHARED,
+    # gRPC 1.85 gives no connection up for keepalive_timeout (its pull request 39239), only for this: 60 s by default.
+    # Not at servers: a blocking client without a call under way answers no ping.
+    ("grpc.http2.ping_timeout_ms", 3_000),
     ("grpc.initial_reconnect_backoff_ms", 100),
     # The least time that an attempt to connect is given; a busy host takes more than 100 ms at times.
     ("grpc.min_reconnect_backoff_ms", 2_000),
