@@ -1,4 +1,4 @@
-"""What every daemon does the same way: end on a signal, keep its id, say where it listens, reuse its memory."""
+"""What every daemon does the same way: end on a signal, say where it listens, reuse its memory."""
 
 import asyncio
 import ctypes
@@ -34,34 +34,6 @@ def write_address(path: Path, address: str) -> None:
     scratch = path.with_name(path.name + ".new")
     scratch.write_text(address + "\n")
     scratch.replace(path)
-
-
-def make_directory(path: Path) -> None:
-    """Make it and what is missing above it, so that it survives a power cut.
-
-    Its own name is synced also where it is there: whoever made it may not have come so far.
-    """
-    missing = [each for each in path.parents if not each.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    for each in (path, *missing):
-        _sync(each.parent)
-
-
-def write_durably(path: Path, text: str) -> None:
-    """The same as `write_address` of what must survive a power cut: a reader then sees the old text or the new one."""
-    scratch = path.with_name(path.name + ".new")
-    scratch.write_text(text + "\n")
-    _sync(scratch)
-    scratch.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def keep_freed_memory() -> None:

@@ -13,8 +13,8 @@ import grpc
 import structlog
 
 from blockstore.config import FrontEndSettings
-from blockstore.daemon import make_directory, write_durably
 from blockstore.domain import FrontEndId, VolumeId, check_id, make_id
+from blockstore.durable_files import make_directory, write_durably
 from blockstore.errors import CairnError, Conflict, Corrupt, Fenced, NotFound
 from blockstore.grpc_endpoint import open_control_channel
 from blockstore.grpc_errors import cairn_errors

@@ -17,8 +17,9 @@ from typing import Any, Final
 import structlog
 
 from blockstore.config import Addressing, SnapshotdSettings
-from blockstore.daemon import make_directory, stop_signals, write_address, write_durably
+from blockstore.daemon import stop_signals, write_address
 from blockstore.domain import check_id, make_id
+from blockstore.durable_files import make_directory, write_durably
 from blockstore.errors import CairnError, Conflict, NotFound, QuorumUnavailable
 from blockstore.grpc_endpoint import Endpoint
 from snapshotd.chain_service import ChainParts

@@ -28,6 +28,7 @@ from typing import Any, Final, Protocol
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from blockstore.durable_files import sync_path
 from blockstore.errors import Corrupt, InvalidRequest, NotFound
 
 KEY_BYTES: Final = 32
@@ -184,7 +185,7 @@ class FileKeyring:
             os.replace(temporary, self._path)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_directory(self._path.parent)
+        sync_path(self._path.parent)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -209,14 +210,6 @@ def _new_key() -> dict[str, bytes]:
 def _id_of(key: bytes) -> str:
     """64 bits of a hash of 256 random bits: they say nothing about the others."""
     return f"key-{hashlib.sha256(b'cairn keyring' + key).hexdigest()[:16]}"
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _parse(text: bytes, description: str) -> Mapping[str, bytes]:

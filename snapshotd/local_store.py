@@ -23,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, TypeVar
 
+from blockstore.durable_files import sync_path
 from blockstore.errors import CairnError, Corrupt, InvalidRequest, NoSpace, NotFound, QuorumUnavailable
 from snapshotd.object_store import (
     MAX_OBJECT_BYTES,
@@ -109,7 +110,7 @@ class LocalStore:
                     self._durable = {self._root}
                     raise QuorumUnavailable(f"somebody removed {path.parent}: it is made again") from error
             # Also for one that was there: its writer may not have come so far, and the caller relies on it.
-            _sync_directory(path.parent)
+            sync_path(path.parent)
             return is_ours
 
     def _remove(self, key: str) -> None:
@@ -120,7 +121,7 @@ class LocalStore:
             except (FileNotFoundError, NotADirectoryError):
                 os.stat(self._incoming)
                 return
-            _sync_directory(path.parent)
+            sync_path(path.parent)
 
     def _next_of(self, entries: Iterator[ObjectInfo], prefix: str) -> Sequence[ObjectInfo]:
         with self._told("list", prefix):
@@ -133,7 +134,7 @@ class LocalStore:
         if directory not in self._durable:
             self._make_durable(directory.parent)
             directory.mkdir(exist_ok=True)
-            _sync_directory(directory.parent)
+            sync_path(directory.parent)
             self._durable.add(directory)
 
     @contextmanager
@@ -227,15 +228,7 @@ def _make_directories(path: Path) -> None:
     if not path.is_dir():
         _make_directories(path.parent)
         path.mkdir(exist_ok=True)
-        _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_path(path.parent)
 
 
 def _walk(root: Path, folder: str, after: str) -> Iterator[ObjectInfo]:

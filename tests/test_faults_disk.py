@@ -178,7 +178,7 @@ def test_who_a_daemon_is_survives_a_power_cut(disk: PowerDisk) -> None:
     script = """
         from blockstore.storage.node_store import NodeStore
         from nbd_server.front_end import front_end_id
-        from blockstore.daemon import make_directory
+        from blockstore.durable_files import make_directory
         from snapshotd.daemon import daemon_id
         store = NodeStore.open(Path("new/node"))
         make_directory(Path("deep/er/snapshotd"))

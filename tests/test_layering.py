@@ -17,6 +17,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("blockstore", "nbd_server", "snapshotd")
 
 NOUNS = tuple(f"blockstore.{name}" for name in ("units", "domain", "errors", "config", "record", "log"))
+#: The system's files and clock; they know nothing of Cairn.
+_SYSTEM = ("blockstore.durable_files", "blockstore.boot_clock")
 _GRPC = (
     *NOUNS,
     "blockstore.rpc",
@@ -27,6 +29,7 @@ _GRPC = (
 )
 _SHELL = (
     *_GRPC,
+    *_SYSTEM,
     "blockstore.daemon",
     "blockstore.heartbeat",
     "blockstore.replica_codec",
@@ -46,7 +49,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "blockstore.grpc_parts": _GRPC,
     "blockstore.grpc_payload": NOUNS,
     "blockstore.replication": NOUNS,
-    "blockstore.storage": NOUNS,
+    **dict.fromkeys(_SYSTEM, ()),
+    "blockstore.storage": (*NOUNS, "blockstore.durable_files"),
     "blockstore.replica_codec": (*_GRPC, "blockstore.replication"),
     "blockstore.heartbeat": _GRPC,
     "blockstore.daemon": (),

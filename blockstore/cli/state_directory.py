@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import psutil
 
+from blockstore.durable_files import sync_path
 from blockstore.errors import Conflict, Corrupt
 
 #: The state directory holds guests' data: nobody else may look.
@@ -160,12 +161,4 @@ class StateDirectory:
                 os.fsync(file.fileno())
         fresh.rename(self.path / name)
         if durable:
-            _sync_directory(self.path)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            sync_path(self.path)

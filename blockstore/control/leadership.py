@@ -11,12 +11,12 @@ Source: etcd, client/v3/concurrency/election.go.
 import asyncio
 import json
 import math
-import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
+from blockstore.boot_clock import boot_time_s
 from blockstore.control.metastore.etcd_client import ATTEMPT_S, PAUSE_S, EtcdClient
 from blockstore.control.metastore.etcd_mirror import Mirror
 from blockstore.control.metastore.etcd_writer import Fence, NotActive, read
@@ -118,7 +118,7 @@ async def candidacy(client: EtcdClient, roster: Roster, address: str, lease_s: f
 
     lease_s: rounded up to seconds; etcd gives none under two of them or so. Raises QuorumUnavailable.
     """
-    asked_at, seconds = _boot_s(), math.ceil(lease_s)
+    asked_at, seconds = boot_time_s(), math.ceil(lease_s)
     lease = await client.grant(seconds)
     keeping = asyncio.ensure_future(_keep(client, lease, seconds, asked_at + seconds))
     try:
@@ -148,12 +148,12 @@ async def _keep(client: EtcdClient, lease: int, lease_s: float, until: float) ->
     while True:
         await asyncio.sleep(lease_s / 3)
         while True:
-            asked_at = _boot_s()
+            asked_at = boot_time_s()
             try:
                 left_s = await client.keep_alive(lease, min(ATTEMPT_S, lease_s / 3))
                 break
             except QuorumUnavailable as error:
-                if _boot_s() > until:
+                if boot_time_s() > until:
                     raise NotActive(f"the lease of this control is over: {error}") from error
             await asyncio.sleep(PAUSE_S)
         if not left_s:
@@ -166,8 +166,3 @@ def _address(value: bytes) -> str:
         return str(json.loads(value)["address"])
     except (ValueError, KeyError, TypeError):
         return "an address that cannot be read"
-
-
-def _boot_s() -> float:
-    """Seconds since the boot, those of a suspended machine included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Final
 
 from blockstore.domain import NodeId, ReplicaAddress, ReplicaId, SegmentNumber, VolumeId, check_id, make_id
+from blockstore.durable_files import make_directory, sync_path
 from blockstore.errors import AlreadyExists, Conflict, Corrupt, InvalidRequest, NotFound
 from blockstore.log import LogImage
 from blockstore.storage.file_check import check_file
 from blockstore.storage.replica_store import FILE_NAME, ReplicaStore
 from blockstore.storage.space import SpaceGuard
-from blockstore.storage.tables import is_cut_short, sync_path
+from blockstore.storage.tables import is_cut_short
 
 _NEW: Final = ".new"
 _DELETED: Final = ".deleted"
@@ -51,11 +52,9 @@ class NodeStore:
     def open(cls, data: Path, *, reserve_bytes: int = 0) -> "NodeStore":
         """The store in `data`, made where there is none. Raises Conflict (another process has it), InvalidRequest."""
         try:
-            missing = [each for each in data.parents if not each.exists()]
-            for directory in (data, data / "replicas", data / "journal"):
-                directory.mkdir(parents=True, exist_ok=True)
-            for directory in (data, *missing):
-                sync_path(directory.parent)
+            make_directory(data)
+            for directory in (data / "replicas", data / "journal"):
+                directory.mkdir(exist_ok=True)
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
             raise InvalidRequest(f"{data} cannot be a node's directory: {error}") from error
         lock = lock_data(data)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from blockstore.domain import Position, ReplicaAddress
+from blockstore.durable_files import sync_path
 from blockstore.errors import Conflict, Corrupt, InvalidRequest, NoSpace, NotFound, OutOfRange
 from blockstore.log import LogImage
 from blockstore.record import Record, block_checksum
@@ -33,7 +34,7 @@ from blockstore.storage.meta import Meta
 from blockstore.storage.reads import ZERO_BLOCK, BlockVersion, CorruptBlocks, TableReader
 from blockstore.storage.repair import mend
 from blockstore.storage.scrub import ScrubReader
-from blockstore.storage.tables import MakeRoom, Reading, Tables, Writing, closed_on_error, sync_path
+from blockstore.storage.tables import MakeRoom, Reading, Tables, Writing, closed_on_error
 from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, FILL_GENERATION, MAX_BLOCKS, BlockNumber, Generation, Sequence
 
 FILE_NAME: Final = "tables.mdb"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from blockstore.storage.tables import sync_path
+from blockstore.durable_files import sync_path
 
 #: Full until this many times the reserve is free.
 _RELIEF: Final = 2

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import lmdb
 
+from blockstore.durable_files import sync_path
 from blockstore.errors import CairnError, Corrupt, NoSpace
 from blockstore.units import GIB, MIB
 
@@ -321,15 +322,6 @@ def closed_on_error(tables: Tables) -> Iterator[None]:
     except BaseException:
         tables.close()
         raise
-
-
-def sync_path(path: Path) -> None:
-    """fsync of a file, or of a directory so that the names in it are durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def is_cut_short(path: Path) -> bool:

@@ -5,11 +5,11 @@ from typing import Final
 
 import structlog
 
+from blockstore.boot_clock import boot_time_s
 from blockstore.domain import ORIGIN, Configuration, Position, ReplicaId
 from blockstore.errors import CairnError
 from blockstore.replica_codec import peer_of
 from blockstore.rpc import replica_pb2 as pb
-from blockstore.volume.boot_clock import boot_time_s
 from blockstore.volume.ticket import Ticket
 
 _log = structlog.get_logger(__name__)

@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 
 import structlog
 
+from blockstore.boot_clock import boot_time_s
 from blockstore.domain import Configuration, Position, ReplicaAddress, ReplicaId, SegmentNumber
 from blockstore.errors import CairnError, Conflict
 from blockstore.record import Operation, OperationKind
@@ -37,7 +38,6 @@ from blockstore.replication.messages import (
     Serving,
 )
 from blockstore.units import BLOCK_SIZE, MAX_RECORD_PAYLOAD, BlockNumber, Generation
-from blockstore.volume.boot_clock import boot_time_s
 from blockstore.volume.directory import MemberDirectory, Refresh
 from blockstore.volume.member_link import AbsentRuns, MemberLink
 from blockstore.volume.member_queries import MemberQueries

@@ -30,6 +30,7 @@ from blockstore.control.metastore.interface import (
     check_key,
     check_transaction,
 )
+from blockstore.durable_files import make_directory, sync_path
 from blockstore.errors import CairnError, Conflict, Corrupt, NoSpace
 from blockstore.units import GIB
 
@@ -165,13 +166,12 @@ def open_embedded(directory: Path, map_size_bytes: int = GIB) -> EmbeddedMetasto
     map_size_bytes: the most that it may grow to; only address space until it is used.
     Raises Conflict where another process has it open, Corrupt where it cannot be read.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         _lock(lock, directory)
         environment = lmdb.open(str(directory), map_size=map_size_bytes, max_dbs=2, mode=0o600)
-        _sync_directory(directory)
-        _sync_directory(directory.parent)
+        sync_path(directory)
         return EmbeddedMetastore(environment, lock, directory)
     except lmdb.Error as error:
         os.close(lock)
@@ -186,15 +186,6 @@ def _lock(lock: int, directory: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise Conflict(f"another control process is running on {directory}; stop it first") from None
-
-
-def _sync_directory(directory: Path) -> None:
-    """The names of new files are durable only once their directory is."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_revision(transaction: Any, meta: Any) -> Revision:
