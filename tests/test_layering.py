@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("blockstore", "nbd_server", "snapshotd")
 
 NOUNS = tuple(f"blockstore.{name}" for name in ("units", "domain", "errors", "config", "record", "log"))
-#: The system's files and clock; they know nothing of Cairn.
-_SYSTEM = ("blockstore.durable_files", "blockstore.boot_clock")
+#: The system's files, clock and tasks; they know nothing of Cairn.
+_SYSTEM = ("blockstore.durable_files", "blockstore.boot_clock", "blockstore.waiting")
 _GRPC = (
     *NOUNS,
     "blockstore.rpc",

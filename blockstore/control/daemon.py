@@ -47,6 +47,7 @@ from blockstore.control.succession import Succession
 from blockstore.daemon import stop_signals, write_address
 from blockstore.errors import QuorumUnavailable
 from blockstore.grpc_endpoint import Endpoint
+from blockstore.waiting import while_running
 
 _log = structlog.get_logger(__name__)
 
@@ -88,7 +89,7 @@ async def serving(settings: ControlSettings) -> AsyncIterator[tuple[str, asyncio
         working = asyncio.ensure_future(work)
         try:
             if store:
-                await _opened(gate, working)
+                await while_running(working, gate.opened.wait())
             write_address(address_file, endpoint.address)
             yield endpoint.address, working
         finally:
@@ -96,17 +97,6 @@ async def serving(settings: ControlSettings) -> AsyncIterator[tuple[str, asyncio
             await endpoint.stop(GRACE_S)
             working.cancel()
             await asyncio.gather(working, return_exceptions=True)
-
-
-async def _opened(gate: Gate, working: "asyncio.Task[None]") -> None:
-    """Until calls are answered. Raises what keeps them from it."""
-    opened = asyncio.ensure_future(gate.opened.wait())
-    try:
-        await asyncio.wait([opened, working], return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            working.result()
-    finally:
-        opened.cancel()
 
 
 async def _alone(settings: ControlSettings, gate: Gate, store: Metastore, address: str) -> None:

@@ -11,10 +11,10 @@ Source: etcd, client/v3/concurrency/election.go.
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from blockstore.boot_clock import boot_time_s
 from blockstore.control.metastore.etcd_client import ATTEMPT_S, PAUSE_S, EtcdClient
@@ -22,6 +22,7 @@ from blockstore.control.metastore.etcd_mirror import Mirror
 from blockstore.control.metastore.etcd_writer import Fence, NotActive, read
 from blockstore.errors import NotFound, QuorumUnavailable
 from blockstore.rpc import etcd_pb2 as pb
+from blockstore.waiting import while_running
 
 #: For giving the lease back: a control that ends does not wait long for an etcd that is away.
 _REVOKE_S: Final = 1.0
@@ -94,22 +95,11 @@ class Candidate:
 
     async def elected(self) -> None:
         """Until it is the active one. Raises QuorumUnavailable where its place is lost before."""
-        await self._while_kept(self._roster.until_first(self.fence))
+        await while_running(self._keeping, self._roster.until_first(self.fence))
 
     async def lost(self) -> None:
         """Until it is not the active one any more, or cannot know it: raises QuorumUnavailable with the reason."""
-        await self._while_kept(self._roster.until_gone(self.fence))
-
-    async def _while_kept(self, waiting: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(waiting)
-        try:
-            await asyncio.wait([task, self._keeping], return_when=asyncio.FIRST_COMPLETED)
-            if self._keeping.done():
-                self._keeping.result()
-            await task
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await while_running(self._keeping, self._roster.until_gone(self.fence))
 
 
 @asynccontextmanager

@@ -18,6 +18,7 @@ from blockstore.control.metastore.etcd import open_etcd
 from blockstore.control.metastore.etcd_client import EtcdClient
 from blockstore.control.metastore.interface import Metastore
 from blockstore.errors import NoSpace, QuorumUnavailable
+from blockstore.waiting import while_running
 
 _log = structlog.get_logger(__name__)
 
@@ -76,13 +77,7 @@ class Succession:
             try:
                 async with self._tenure(store) as reconciling:
                     _log.info("control is the active one", address=self._address)
-                    losing = asyncio.ensure_future(candidate.lost())
-                    try:
-                        await asyncio.wait([reconciling, losing], return_when=asyncio.FIRST_COMPLETED)
-                        (reconciling if reconciling.done() else losing).result()
-                    finally:
-                        losing.cancel()
-                        await asyncio.gather(losing, return_exceptions=True)
+                    await while_running(reconciling, candidate.lost())
             finally:
                 await store.close()
 
