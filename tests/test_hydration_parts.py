@@ -260,18 +260,18 @@ def test_the_rate_is_kept_and_may_be_set_anew_while_somebody_waits() -> None:
     async def test() -> None:
         loop = asyncio.get_running_loop()
         pace = Pace(GuestActivity())
-        pace.set_rate(10 * MIB)
+        pace.limit.set(10 * MIB)
         began = loop.time()
         for _ in range(10):
-            await pace.before(MIB)
+            await pace.limit.before(MIB)
         assert 0.5 < loop.time() - began < 1.0
-        pace.set_rate(1)
-        await pace.before(MIB)
-        waiting = asyncio.ensure_future(pace.before(MIB))
+        pace.limit.set(1)
+        await pace.limit.before(MIB)
+        waiting = asyncio.ensure_future(pace.limit.before(MIB))
         await asyncio.sleep(3600)
         assert not waiting.done()
         began = loop.time()
-        pace.set_rate(0)
+        pace.limit.set(0)
         await waiting
         assert loop.time() == began
 

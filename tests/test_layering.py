@@ -18,7 +18,7 @@ PACKAGES = ("blockstore", "nbd_server", "snapshotd")
 
 NOUNS = tuple(f"blockstore.{name}" for name in ("units", "domain", "errors", "config", "record", "log"))
 #: The system's files, clock and tasks; they know nothing of Cairn.
-_SYSTEM = ("blockstore.durable_files", "blockstore.boot_clock", "blockstore.waiting")
+_SYSTEM = ("blockstore.durable_files", "blockstore.boot_clock", "blockstore.rate_limit", "blockstore.waiting")
 _GRPC = (
     *NOUNS,
     "blockstore.rpc",

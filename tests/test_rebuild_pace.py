@@ -4,7 +4,7 @@ import asyncio
 
 from blockstore.control.rebuilds import Rebuilds
 from blockstore.domain import ReplicaId
-from blockstore.node.rebuild_rate import RebuildRate
+from blockstore.rate_limit import RateLimit
 from blockstore.rpc import control_pb2
 from blockstore.units import MIB
 from tests.virtual_time import in_virtual_time
@@ -50,7 +50,7 @@ def test_who_is_not_spoken_of_is_forgotten() -> None:
 
 def test_a_node_takes_in_no_more_than_it_was_told() -> None:
     async def copy() -> None:
-        rate, loop = RebuildRate(), asyncio.get_running_loop()
+        rate, loop = RateLimit(), asyncio.get_running_loop()
         rate.set(MIB)
         began = loop.time()
         for _ in range(10):
@@ -66,7 +66,7 @@ def test_a_node_takes_in_no_more_than_it_was_told() -> None:
 
 def test_who_waits_for_a_slow_rate_goes_on_when_it_is_lifted() -> None:
     async def copy() -> None:
-        rate, loop = RebuildRate(), asyncio.get_running_loop()
+        rate, loop = RateLimit(), asyncio.get_running_loop()
         rate.set(MIB)
         waiting = asyncio.ensure_future(rate.after(3600 * MIB))
         await asyncio.sleep(5)

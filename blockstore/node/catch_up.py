@@ -17,7 +17,7 @@ from blockstore.errors import CairnError, NotFound, QuorumUnavailable
 from blockstore.grpc_errors import from_rpc_error
 from blockstore.node.hosted_replica import HostedReplica
 from blockstore.node.memory import MemoryBudget
-from blockstore.node.rebuild_rate import RebuildRate
+from blockstore.rate_limit import RateLimit
 from blockstore.replica_codec import from_position, make_target, to_position, to_records
 from blockstore.replication.messages import FetchDelta, FetchLog
 from blockstore.rpc import replica_pb2 as pb
@@ -32,9 +32,7 @@ OpenChannel = Callable[[str], grpc.aio.Channel]
 class CatchUpClient:
     """Runs the fetches of all replicas of a node. open_channel gives a shared channel to an address."""
 
-    def __init__(
-        self, open_channel: OpenChannel, memory: MemoryBudget, rate: RebuildRate, idle_timeout_s: float
-    ) -> None:
+    def __init__(self, open_channel: OpenChannel, memory: MemoryBudget, rate: RateLimit, idle_timeout_s: float) -> None:
         self._open_channel = open_channel
         self._memory = memory
         self._rate = rate

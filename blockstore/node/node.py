@@ -25,24 +25,26 @@ from blockstore.node.guest_traffic import GuestTraffic
 from blockstore.node.hosted_replica import HostedReplica, Services
 from blockstore.node.journal_writer import JournalWriter
 from blockstore.node.memory import MemoryBudget
-from blockstore.node.rebuild_rate import RebuildRate
 from blockstore.node.repair import Repairer
 from blockstore.node.scrub_peer import ScrubPeers
 from blockstore.node.scrubber import Scrubber
 from blockstore.node.upkeep import Upkeep
+from blockstore.rate_limit import RateLimit
 from blockstore.replica_codec import from_position, make_target
 from blockstore.replication.follower import Follower
 from blockstore.rpc import replica_pb2 as pb
 from blockstore.storage.journal import Journal, Recovered
 from blockstore.storage.node_store import NodeStore
 from blockstore.storage.replica_store import ReplicaStore
-from blockstore.units import GIB, Sequence
+from blockstore.units import GIB, MIB, Sequence
 
 _log = structlog.get_logger(__name__)
 #: Files of the journal together: what lies in them and not in the tables is bounded far below by memory.
 _JOURNAL_BYTES = GIB
 #: One for checkpoints, one for a compaction or a scrub, one for copies.
 _TABLE_THREADS = 3
+#: As control has it by default, until it is heard.
+_REBUILD_RATE_BYTES = 64 * MIB
 #: What they read is on its way to object storage, or lists: one may wait for the disk while one computes.
 _READER_THREADS = 2
 _MAX_SOURCE = 256
@@ -59,7 +61,11 @@ class Node:
         self.node = NodeId(self.store.node)
         self.memory = MemoryBudget(settings.max_unapplied_bytes)
         self.traffic = GuestTraffic(time.monotonic)
-        self.rebuild_rate = RebuildRate()
+        self.rebuild_rate = RateLimit(_REBUILD_RATE_BYTES)
+        """What comes in from peers' tables, for all replicas together; the source reads no further than that is taken.
+
+        Control says it when the node registers, and with each heartbeat.
+        """
         self._hosted: dict[ReplicaId, HostedReplica] = {}
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._deletions: set[asyncio.Task[None]] = set()

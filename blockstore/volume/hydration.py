@@ -66,7 +66,7 @@ class Hydration:
 
     def set(self, wanted: pb.Hydration) -> None:
         """Rate and pause, as control wants them now."""
-        self._pace.set_rate(wanted.rate_bytes)
+        self._pace.limit.set(wanted.rate_bytes)
         if wanted.paused:
             self._running.clear()
         else:
@@ -79,7 +79,7 @@ class Hydration:
         return pb.Hydration(
             blocks_total=total,
             blocks_done=min(self._missing.blocks_done + filled, total),
-            rate_bytes=self._pace.rate_bytes,
+            rate_bytes=self._pace.limit.rate_bytes,
             paused=not self._running.is_set(),
             rate_now_bytes=self._pace.rate_now_bytes,
             why=self._trouble(),
@@ -199,7 +199,7 @@ class Hydration:
         skipped = (wanted & -wanted).bit_length() - 1
         start, wanted = start + skipped, wanted >> skipped
         size_bytes = wanted.bit_count() * BLOCK_SIZE
-        await self._pace.before(size_bytes)
+        await self._pace.limit.before(size_bytes)
         began = self._loop.time()
         client = self._hydrating.client
         fetched = await client.patiently(
