@@ -34,6 +34,8 @@ Generation = NewType("Generation", int)
 
 FILL_GENERATION: Final = Generation(0)
 FIRST_GENERATION: Final = Generation(1)
+MAX_GENERATION: Final = Generation((1 << 32) - 1)
+"""Above every generation: what is asked as of it is asked of the one that writes belong to now."""
 
 _SUFFIXES: Final = {"": 1, "k": KIB, "m": MIB, "g": GIB, "t": TIB}
 #: What a size in a message can hold (64 bits with a sign).

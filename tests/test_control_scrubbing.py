@@ -7,11 +7,10 @@ import pytest
 from blockstore.errors import Conflict, NotFound
 from blockstore.rpc import control_pb2
 from blockstore.rpc.replica_pb2 import Divergence, ScrubStatus
+from blockstore.units import MAX_GENERATION
 from tests.control_cluster import Cluster, Control, until
 from tests.control_scenario import run
 from tests.test_control_status import DEGRADED, problem
-
-CURRENT = (1 << 32) - 1
 
 
 async def scrub(control: Control, volume: str, rate_bytes: int = 0) -> list[control_pb2.StartedScrub]:
@@ -88,7 +87,7 @@ def test_what_a_scrub_leaves_is_a_problem_with_its_place_and_what_to_do(tmp_path
         first, second, _ = cluster.nodes
         (status,) = first.replicas.values()
         (peer,) = second.replicas
-        found = Divergence(block=77, generation=CURRENT, peer=peer, sequence=9, what="they show this and that")
+        found = Divergence(block=77, generation=MAX_GENERATION, peer=peer, sequence=9, what="they show this and that")
         status.scrub.CopyFrom(ScrubStatus(number=1, ended=1, divergences=[found], extents_differing=3))
         place = f"{peer} differ in block 77 (byte {77 * 4096}) of the current content, as of record 9: they show this"
         await problem(control, DEGRADED, volume.id, place)

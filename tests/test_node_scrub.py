@@ -16,7 +16,7 @@ from blockstore.storage.check import check_replica
 from blockstore.storage.keys import HEAD_SIZE, data_value, extent_key, version_key
 from blockstore.storage.replica_store import FILE_NAME
 from blockstore.storage.tables import Writing
-from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, FIRST_GENERATION, MIB, Generation
+from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, FIRST_GENERATION, MAX_GENERATION, MIB, Generation
 from blockstore.volume.open_volume import OpenVolume
 from tests.stack import Stack, in_loop, running_stack, until
 from tests.table_flips import FLIPS, READ_FLIPS
@@ -24,7 +24,6 @@ from tests.table_flips import FLIPS, READ_FLIPS
 SIZE = 32 * MIB
 #: Next to each other in the ring of members.
 OWN, PEER, THIRD = 0, 1, 2
-CURRENT = (1 << 32) - 1
 
 
 @pytest.fixture(autouse=True)
@@ -167,12 +166,16 @@ def test_a_difference_is_told_with_its_place_and_left_alone(tmp_path: Path, olde
         async with running_stack(tmp_path, checkpoint_s=0.1) as stack:
             volume = await stack.open(SIZE)
             content = await some_content(stack, volume)
-            right = stack.hosted(PEER).store.scrub.shown(0, Generation(CURRENT)).blocks[5].sequence
+            right = stack.hosted(PEER).store.scrub.shown(0, MAX_GENERATION).blocks[5].sequence
             wrong = os.urandom(BLOCK_SIZE)
             plant(stack.hosted(PEER), 5, wrong, right - 1 if older else right)
             found = await stack.scrub(OWN)
             (difference,) = found.divergences
-            assert (difference.block, difference.generation, difference.peer) == (5, CURRENT, stack.replicas[PEER])
+            assert (difference.block, difference.generation, difference.peer) == (
+                5,
+                MAX_GENERATION,
+                stack.replicas[PEER],
+            )
             assert difference.sequence == stack.hosted(OWN).store.applied.sequence
             assert ("the other one lacks a committed write" in difference.what) == older
             assert found.extents_differing == 1

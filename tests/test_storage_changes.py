@@ -11,11 +11,11 @@ import pytest
 from blockstore.errors import Corrupt, NotFound, QuorumUnavailable
 from blockstore.log import Filling
 from blockstore.storage import merge as merge_module
-from blockstore.storage.keys import MAX_GENERATION, blocks_of, extent_key, version_key
+from blockstore.storage.keys import blocks_of, extent_key, version_key
 from blockstore.storage.merge import merge
 from blockstore.storage.reads import CorruptBlocks
 from blockstore.storage.replica_store import FILE_NAME, ReplicaStore
-from blockstore.units import EXTENT_BLOCKS, Generation
+from blockstore.units import EXTENT_BLOCKS, MAX_GENERATION, Generation
 from tests.storage_model import (
     Log,
     apply,

@@ -14,11 +14,10 @@ from blockstore.node.daemon import SWITCH_INTERVAL_S
 from blockstore.storage import compaction, tables
 from blockstore.storage.check import check_replica
 from blockstore.storage.compaction import SUFFIX
-from blockstore.storage.keys import MAX_GENERATION
 from blockstore.storage.reads import TableReader
 from blockstore.storage.replica_store import FILE_NAME, ReplicaStore
 from blockstore.storage.tables import Tables
-from blockstore.units import BLOCK_SIZE, MIB, Generation, Sequence
+from blockstore.units import BLOCK_SIZE, MAX_GENERATION, MIB, Generation, Sequence
 from tests.storage_model import Log, apply, block, new_store, pin, position, seal, trim, unpin, write
 
 

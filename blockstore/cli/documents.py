@@ -6,13 +6,11 @@ of bytes says so in its name. Keys may be added; none is renamed, removed or giv
 
 import json
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
 from blockstore.rpc import control_pb2 as pb
 from blockstore.rpc import replica_pb2
-from blockstore.units import BLOCK_SIZE
-
-_CURRENT_GENERATION: Final = (1 << 32) - 1
+from blockstore.units import BLOCK_SIZE, MAX_GENERATION
 
 Document = dict[str, Any]
 
@@ -209,7 +207,7 @@ def scrub(value: replica_pb2.ScrubStatus) -> Document:
             {
                 "block": each.block,
                 "byte": each.block * BLOCK_SIZE,
-                "generation": None if each.generation == _CURRENT_GENERATION else each.generation,
+                "generation": None if each.generation == MAX_GENERATION else each.generation,
                 "peer": each.peer,
                 "sequence": each.sequence,
                 "what": each.what,

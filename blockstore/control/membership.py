@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from blockstore.control.records import Segment, Tombstone, Volume
-from blockstore.control.transitions import change_members, place_of
+from blockstore.control.transitions import Phase, change_members, phase_of, place_of
 from blockstore.domain import Configuration, Member, Replacement, ReplicaId, SegmentNumber
 from blockstore.errors import Conflict, Fenced
 from blockstore.units import Epoch
@@ -66,6 +66,11 @@ def left_by(before: Volume, after: Volume) -> list[Tombstone]:
 def is_changing(segment: Segment) -> bool:
     """Whether a change of its members is under way."""
     return bool(segment.configuration.replacement or segment.configuration.old_members)
+
+
+def is_movable(volume: Volume) -> bool:
+    """Whether its state lets replicas move; not while it is opened, closed or deleted."""
+    return phase_of(volume) in (Phase.AVAILABLE, Phase.ATTACHED)
 
 
 def segment_of(volume: Volume, number: SegmentNumber) -> Segment:

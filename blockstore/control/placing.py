@@ -1,6 +1,7 @@
 """Where new segments go: placement, fed with what the catalog and the heartbeats say of the nodes now."""
 
 import secrets
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,6 @@ from blockstore.control.placement import Candidate, Placed, place
 from blockstore.control.presence import Presence
 from blockstore.control.record_store import Stored
 from blockstore.control.records import Node, Segment, Volume
-from blockstore.control.replacing import promised_bytes
 from blockstore.domain import Configuration, Member, NodeId, ReplicaId, SegmentNumber, make_id
 from blockstore.errors import CairnError
 
@@ -93,6 +93,16 @@ def new_segments(nodes: Sequence[Sequence[NodeId]], sizes: Sequence[int], first:
         )
         for number, (on, size_bytes) in enumerate(zip(nodes, sizes, strict=True), first)
     )
+
+
+def promised_bytes(volumes: Iterable[Volume]) -> "Counter[NodeId]":
+    """The sizes of the segments that are placed on each node."""
+    promised: Counter[NodeId] = Counter()
+    for volume in volumes:
+        for segment in volume.all_segments:
+            for member in segment.configuration.everyone:
+                promised[member.node] += segment.size_bytes
+    return promised
 
 
 def random_id(prefix: str) -> str:

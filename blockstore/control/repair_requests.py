@@ -6,10 +6,11 @@ import structlog
 
 from blockstore.control.catalog import Catalog
 from blockstore.control.clock import now_ms
+from blockstore.control.membership import is_movable, segment_of
 from blockstore.control.moving import rebalance
+from blockstore.control.placing import promised_bytes
 from blockstore.control.records import Draining, MovePlan, PlannedMove, Volume
-from blockstore.control.replacing import Replacing, promised_bytes
-from blockstore.control.transitions import Phase, phase_of
+from blockstore.control.replacing import Replacing
 from blockstore.domain import NodeId
 from blockstore.errors import InvalidRequest
 from blockstore.rpc import control_pb2
@@ -61,7 +62,7 @@ class RepairRequests:
         volumes = await self._catalog.volumes()
         only = {(await self._catalog.volume(request.volume)).id} if request.volume else {each.id for each in volumes}
         cluster = await self._replacing.cluster(volumes, promised_bytes(volumes))
-        movable = [each for each in volumes if each.id in only and phase_of(each) in (Phase.AVAILABLE, Phase.ATTACHED)]
+        movable = [each for each in volumes if each.id in only and is_movable(each)]
         moves = rebalance(movable, cluster)
         if not request.dry_run:
             others = [each for each in (await self._catalog.moves()).moves if each.volume not in only]
@@ -74,7 +75,7 @@ _FIELDS = ("replace_after_s", "rebuild_rate_bytes", "rebuilds", "rebuilds_per_no
 
 
 def _message(volume: Volume, move: PlannedMove) -> control_pb2.Move:
-    segment = next(each for each in volume.segments if each.number == move.segment)
+    segment = segment_of(volume, move.segment)
     source = next(each.node for each in segment.configuration.members if each.replica == move.replica)
     return control_pb2.Move(
         volume=move.volume,

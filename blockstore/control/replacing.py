@@ -8,9 +8,8 @@ is deleted only together with the step that takes it out of the record.
 """
 
 import asyncio
-import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -18,9 +17,10 @@ import structlog
 from blockstore.config import ControlSettings
 from blockstore.control import membership
 from blockstore.control.catalog import Catalog
-from blockstore.control.membership import is_changing
+from blockstore.control.membership import is_changing, is_movable
 from blockstore.control.moving import AWAY, DRAIN, REBALANCE, Cluster, Limits, NodeView, is_void, next_moves
 from blockstore.control.peers import Peers
+from blockstore.control.placing import promised_bytes, random_id
 from blockstore.control.presence import Presence
 from blockstore.control.rebuilds import Rebuilds
 from blockstore.control.reconcile import MOVED_ON, Reconciler
@@ -28,7 +28,7 @@ from blockstore.control.record_store import MAX_TRIES, Stored
 from blockstore.control.records import MovePlan, Node, PlannedMove, Segment, Tombstone, Volume, source_of
 from blockstore.control.steps import newcomer_key
 from blockstore.control.transitions import Phase, phase_of, place_of
-from blockstore.domain import Member, NodeId, Replacement, ReplicaId, SegmentNumber, VolumeId, make_id
+from blockstore.domain import Member, NodeId, Replacement, ReplicaId, SegmentNumber, VolumeId
 from blockstore.errors import Conflict, NotFound
 from blockstore.rpc import control_pb2
 
@@ -120,11 +120,16 @@ class Replacing:
                 continue
             for segment in volume.segments:
                 for member in segment.configuration.members:
-                    word = self._presence.node(member.node)
-                    held = word is None or word.replicas is None or member.replica in word.replicas
-                    if not held and not self._presence.is_new(member.replica) and self._presence.is_up(member.node):
+                    if self._lacks(member):
                         missing.add(member.replica)
         self._missed_since = {replica: self._missed_since.get(replica, now) for replica in missing}
+
+    def _lacks(self, member: Member) -> bool:
+        """Its node is up and has said that it does not have it."""
+        word = self._presence.node(member.node)
+        if word is None or word.replicas is None or member.replica in word.replicas:
+            return False
+        return self._presence.is_up(member.node) and not self._presence.is_new(member.replica)
 
     def report(self, volume: Volume) -> control_pb2.VolumeReport | None:
         """What the front-end that serves the volume says of its present epoch; None where it does not serve."""
@@ -202,19 +207,6 @@ class Replacing:
         said = next((each for each in report.members if each.replica == member.replica), None) if report else None
         return bool(said and said.connected and said.whole and said.lag_records <= _LAG_RECORDS)
 
-    def _lacks(self, newcomer: Member) -> bool:
-        """Its node is up and does not have it yet."""
-        word = self._presence.node(newcomer.node)
-        known = word is not None and word.replicas is not None
-        return bool(
-            known
-            and word
-            and word.replicas is not None
-            and newcomer.replica not in word.replicas
-            and not self._presence.is_new(newcomer.replica)
-            and self._presence.is_up(newcomer.node)
-        )
-
     def _start_creation(self, volume: Volume, segment: Segment, newcomer: Member) -> None:
         async def create() -> None:
             # As it is now: only a newcomer is ever made, never a member whose disk was emptied.
@@ -273,7 +265,7 @@ class Replacing:
     # ---- what begins
 
     async def _begin_moves(self, volumes: tuple[Volume, ...], cluster: Cluster, limits: Limits, plan: MovePlan) -> None:
-        movable = [volume for volume in volumes if phase_of(volume) in (Phase.AVAILABLE, Phase.ATTACHED)]
+        movable = [volume for volume in volumes if is_movable(volume)]
         begun: set[tuple[VolumeId, ReplicaId]] = set()
         waits: dict[ReplicaId, str] = {}
         for move in next_moves(movable, cluster, limits, plan.moves, waits):
@@ -289,7 +281,7 @@ class Replacing:
 
     async def enlist(self, move: PlannedMove) -> bool:
         """Enter a newcomer on the move's node; False where volume or node has changed: another pass looks again."""
-        newcomer = Member(ReplicaId(make_id("rep", secrets.token_bytes(9))), move.to_node)
+        newcomer = Member(ReplicaId(random_id("rep")), move.to_node)
         try:
             stored: Stored[Volume] = await self._catalog.stored_volume(move.volume)
             node = await self._catalog.node(move.to_node)
@@ -309,13 +301,3 @@ class Replacing:
             why=move.why,
         )
         return True
-
-
-def promised_bytes(volumes: Iterable[Volume]) -> "Counter[NodeId]":
-    """The sizes of the segments that are placed on each node."""
-    promised: Counter[NodeId] = Counter()
-    for volume in volumes:
-        for segment in volume.all_segments:
-            for member in segment.configuration.everyone:
-                promised[member.node] += segment.size_bytes
-    return promised

@@ -18,9 +18,8 @@ from blockstore.errors import CairnError, Conflict
 from blockstore.rpc import control_pb2, replica_pb2
 from blockstore.rpc.control_pb2 import Problem
 from blockstore.rpc.replica_pb2 import ReplicaStatus
-from blockstore.units import BLOCK_SIZE
+from blockstore.units import BLOCK_SIZE, MAX_GENERATION
 
-_CURRENT: Final = (1 << 32) - 1
 #: Of one replica; `cairn volume scrub --output json` has more.
 _MOST_TOLD: Final = 3
 _WHAT_TO_DO: Final = (
@@ -107,6 +106,10 @@ def scrub_problems(
 
 def _place(found: replica_pb2.Divergence, segment: int) -> str:
     """In the volume, or in the segment where that is not its first: blocks are counted from the segment's."""
-    shows = "the current content" if found.generation == _CURRENT else f"the snapshot of generation {found.generation}"
+    shows = (
+        "the current content"
+        if found.generation == MAX_GENERATION
+        else f"the snapshot of generation {found.generation}"
+    )
     inside = f" in segment {segment}" if segment else ""
     return f"block {found.block} (byte {found.block * BLOCK_SIZE}){inside} of {shows}, as of record {found.sequence}"

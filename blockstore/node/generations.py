@@ -9,16 +9,16 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from blockstore.domain import Position
-from blockstore.errors import InvalidRequest, NoSpace, NotFound, QuorumUnavailable
+from blockstore.errors import InvalidRequest, NoSpace, QuorumUnavailable
 from blockstore.node.guest_traffic import GuestTraffic
 from blockstore.node.hosted_replica import HostedReplica
 from blockstore.replica_codec import encode_generation, from_position, to_position
 from blockstore.rpc import replica_pb2 as pb
 from blockstore.storage.changes import ChangedExtent
 from blockstore.storage.copies import MetaCopy
-from blockstore.storage.keys import BITMAP_SIZE, MAX_GENERATION
+from blockstore.storage.keys import BITMAP_SIZE
 from blockstore.storage.meta import Pin
-from blockstore.units import BLOCK_SIZE, FILL_GENERATION, MAX_BLOCKS, MIB, Generation
+from blockstore.units import BLOCK_SIZE, FILL_GENERATION, MAX_BLOCKS, MAX_GENERATION, MIB, Generation
 
 #: Of one transaction and one message: 4,096 rows of 40 bytes.
 PAGE_EXTENTS: Final = 4096
@@ -62,7 +62,7 @@ async def list_changes(hosted: HostedReplica, request: pb.ListChangesRequest) ->
         await _bring_to_seal(hosted, Generation(highest))
     first: int | None = 0
     while first is not None:
-        _check_serves(hosted)
+        hosted.check_serves()
         page: list[ChangedExtent] = await hosted.in_reader(hosted.store.changes, lowest, highest, first, PAGE_EXTENTS)
         first = page[-1][0] + 1 if len(page) == PAGE_EXTENTS else None
         if page:
@@ -100,16 +100,9 @@ def _is_held(pin: Pin) -> bool:
     return pin.held
 
 
-def _check_serves(hosted: HostedReplica) -> None:
-    if hosted.closed:
-        raise NotFound(f"replica {hosted.replica} was deleted")
-    if not hosted.follower.whole:
-        raise QuorumUnavailable(f"replica {hosted.replica} is filling: ask another one")
-
-
 async def _bring_up_to(hosted: HostedReplica, asked: Position) -> None:
     """Have the tables reflect a position. Raises QuorumUnavailable where they cannot now."""
-    _check_serves(hosted)
+    hosted.check_serves()
     if hosted.follower.commit < asked:
         raise QuorumUnavailable(
             f"replica {hosted.replica} knows of commits up to {tuple(hosted.follower.commit)}, asked for {tuple(asked)}"
@@ -124,7 +117,7 @@ async def _bring_up_to(hosted: HostedReplica, asked: Position) -> None:
 
 async def _bring_to_seal(hosted: HostedReplica, generation: Generation) -> None:
     """Where the seal of a generation is committed here, have it applied."""
-    _check_serves(hosted)
+    hosted.check_serves()
     image = hosted.store.image
     if image.filling is not None or image.generation <= generation < hosted.follower.generation:
         await _checkpoint(hosted)
@@ -135,4 +128,4 @@ async def _checkpoint(hosted: HostedReplica) -> None:
         await hosted.checkpoint()
     except NoSpace as error:
         raise QuorumUnavailable(f"replica {hosted.replica} has no room for a checkpoint: {error}") from error
-    _check_serves(hosted)
+    hosted.check_serves()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from blockstore.domain import Position, ReplicaAddress, ReplicaId
-from blockstore.errors import CairnError, Corrupt
+from blockstore.errors import CairnError, Corrupt, NotFound, QuorumUnavailable
 from blockstore.log import LogEntry, RecordEntry, SealEntry
 from blockstore.node.journal_writer import JournalWriter
 from blockstore.node.memory import MemoryBudget
@@ -228,6 +228,13 @@ class HostedReplica:
         """While inside, no checkpoint moves the store's applied position."""
         async with self._exclusive():
             yield
+
+    def check_serves(self) -> None:
+        """Raises NotFound where it was deleted, QuorumUnavailable while it fills."""
+        if self.closed:
+            raise NotFound(f"replica {self.replica} was deleted")
+        if not self.follower.whole:
+            raise QuorumUnavailable(f"replica {self.replica} is filling: ask another one")
 
     async def in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run it in a thread that may touch the tables; cancelled, this still waits for the thread."""

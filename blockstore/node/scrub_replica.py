@@ -21,8 +21,8 @@ from blockstore.node.scrub_compare import Difference, Verdict, compare, differen
 from blockstore.node.scrub_peer import PeerViews, ScrubPeers
 from blockstore.node.scrub_server import Repair, apply_up_to
 from blockstore.node.scrub_state import MAX_PENDING, Pass, ScrubState
-from blockstore.storage.scrub import CURRENT, ExtentView
-from blockstore.units import Generation
+from blockstore.storage.scrub import ExtentView
+from blockstore.units import MAX_GENERATION, Generation
 
 _log = structlog.get_logger(__name__)
 #: Extents in one step: 16 ms of reading where they are full, which is how long a guest may wait behind it.
@@ -188,7 +188,7 @@ class ReplicaScrub:
 
     async def _place(self, peer: ReplicaId, own: ExtentView) -> Difference | None:
         """The first block that differs; None where nothing does (any more)."""
-        for generation in (CURRENT, *reversed(own.generations)):
+        for generation in (MAX_GENERATION, *reversed(own.generations)):
             try:
                 theirs = await self._peers.shown(self.hosted, peer, own.extent, generation)
                 ours = await self.hosted.in_reader(self.hosted.store.scrub.shown, own.extent, generation)
@@ -215,7 +215,7 @@ class ReplicaScrub:
         self._different[PINS] = self._different.get(PINS, 0) + 1
         if self._different[PINS] >= _LOOKS:
             what = "the replicas keep different generations for snapshots, or differ in whether there is a source"
-            self._keep(PINS, answer.peer, Difference(0, CURRENT, position.sequence, what))
+            self._keep(PINS, answer.peer, Difference(0, MAX_GENERATION, position.sequence, what))
 
     def _keep(self, extent: int, peer: ReplicaId, found: Difference) -> None:
         if extent not in self.state.differing:

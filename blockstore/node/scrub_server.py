@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from blockstore.domain import Position
-from blockstore.errors import Corrupt, InvalidRequest, NoSpace, NotFound, QuorumUnavailable
+from blockstore.errors import Corrupt, InvalidRequest, NoSpace
 from blockstore.node.guest_traffic import GuestTraffic
 from blockstore.node.hosted_replica import HostedReplica
 from blockstore.replica_codec import from_position, to_position
@@ -28,12 +28,12 @@ async def digest(
 ) -> pb.DigestResponse:
     """Raises InvalidRequest, NotFound (it was deleted), QuorumUnavailable (it fills), Corrupt (of pins only)."""
     _check(request)
-    _check_serves(hosted)
+    hosted.check_serves()
     await apply_up_to(hosted, to_position(request.applied), repair)
     asked = frozenset(map(Generation, request.generations))
     found = []
     for extent in request.extents:
-        _check_serves(hosted)
+        hosted.check_serves()
         try:
             view: ExtentView = await hosted.in_reader(hosted.store.scrub.view, extent, asked)
         except Corrupt as error:
@@ -47,7 +47,7 @@ async def digest(
 async def show_extent(hosted: HostedReplica, request: pb.ShowExtentRequest) -> pb.ShowExtentResponse:
     """Raises InvalidRequest, NotFound, QuorumUnavailable, Corrupt."""
     _check_extent(request.extent)
-    _check_serves(hosted)
+    hosted.check_serves()
     shown = await hosted.in_reader(hosted.store.scrub.shown, request.extent, Generation(request.generation))
     return pb.ShowExtentResponse(
         applied=from_position(shown.position),
@@ -99,10 +99,3 @@ def _check(request: pb.DigestRequest) -> None:
 def _check_extent(extent: int) -> None:
     if extent >= MAX_BLOCKS // EXTENT_BLOCKS:
         raise InvalidRequest(f"extent {extent} is beyond the largest volume")
-
-
-def _check_serves(hosted: HostedReplica) -> None:
-    if hosted.closed:
-        raise NotFound(f"replica {hosted.replica} was deleted")
-    if not hosted.follower.whole:
-        raise QuorumUnavailable(f"replica {hosted.replica} is filling: ask another one")

@@ -17,7 +17,6 @@ from typing import Final, NamedTuple
 from blockstore.record import ZEROING, OperationKind, Record
 from blockstore.storage.keys import (
     HEAD_SIZE,
-    MAX_GENERATION,
     NUMBER_SIZE,
     ExtentRow,
     bits_between,
@@ -34,7 +33,7 @@ from blockstore.storage.memtable import Entry, Layer, Memtable
 from blockstore.storage.meta import MAX_PIN_ID, Meta, Pin, SealedGeneration, Tombstone
 from blockstore.storage.reads import BlockVersion, CorruptBlocks
 from blockstore.storage.tables import Tables, WriteCursor, Writing
-from blockstore.units import EXTENT_BLOCKS, FILL_GENERATION, BlockNumber, Generation, Sequence
+from blockstore.units import EXTENT_BLOCKS, FILL_GENERATION, MAX_GENERATION, BlockNumber, Generation, Sequence
 
 #: Entries that wait to be put in one go: what a trim of a whole restored volume holds in memory.
 _PUTS_AT_ONCE: Final = 65_536

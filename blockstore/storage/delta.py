@@ -18,7 +18,6 @@ from blockstore.storage.extent_check import lost_entries
 from blockstore.storage.keys import (
     EXTENT_KEY,
     HEAD_SIZE,
-    MAX_GENERATION,
     ExtentRow,
     Key,
     Version,
@@ -36,7 +35,7 @@ from blockstore.storage.meta import Meta, SealedGeneration, Tombstone
 from blockstore.storage.ranges import RangeMap
 from blockstore.storage.reads import BlockVersion, CorruptBlocks, TableReader
 from blockstore.storage.tables import Reading, Tables, Writing
-from blockstore.units import EXTENT_BLOCKS, FILL_GENERATION, BlockNumber, Generation, Sequence
+from blockstore.units import EXTENT_BLOCKS, FILL_GENERATION, MAX_GENERATION, BlockNumber, Generation, Sequence
 
 #: Rows of `extents` looked at in one transaction, so that none lasts long.
 _ROWS_A_CALL: Final = 5_000

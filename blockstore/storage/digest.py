@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import xxhash
 
-from blockstore.storage.keys import MAX_GENERATION, number_key
+from blockstore.storage.keys import number_key
 from blockstore.storage.meta import Meta
 from blockstore.storage.reads import ZERO_BLOCK, Found, TableReader
 from blockstore.storage.tables import Tables
-from blockstore.units import EXTENT_BLOCKS, Generation
+from blockstore.units import EXTENT_BLOCKS, MAX_GENERATION, Generation
 
 
 def digest_of(tables: Tables, generation: Generation | None) -> str:

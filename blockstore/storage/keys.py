@@ -14,10 +14,7 @@ import xxhash
 
 from blockstore.errors import Corrupt
 from blockstore.record import block_checksum
-from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, Generation, Sequence
-
-MAX_GENERATION: Final = Generation((1 << 32) - 1)
-"""Above every generation: a seek with it finds the newest version."""
+from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, MAX_GENERATION, Generation, Sequence
 
 VERSION_KEY: Final = struct.Struct(">QI")
 NUMBER_SIZE: Final = 8

@@ -17,7 +17,6 @@ from blockstore.record import block_checksum, block_checksums
 from blockstore.storage.keys import (
     DATA_FLAG,
     DATA_VALUE,
-    MAX_GENERATION,
     NUMBER_SIZE,
     VERSION_KEY,
     decode_bits,
@@ -28,7 +27,7 @@ from blockstore.storage.keys import (
     version_key,
 )
 from blockstore.storage.tables import Reading, Tables
-from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, BlockNumber, Generation, Sequence
+from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, MAX_GENERATION, BlockNumber, Generation, Sequence
 
 ZERO_BLOCK: Final = bytes(BLOCK_SIZE)
 #: Below this a seek a block is as fast as setting up two walks.

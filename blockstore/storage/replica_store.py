@@ -27,7 +27,6 @@ from blockstore.storage.compaction import compact, remove_leftovers, replacement
 from blockstore.storage.copies import MetaCopy, decode_extent, decode_meta, encode_extent, encode_meta
 from blockstore.storage.delta import CopyWriter, extents_above, held_extents, lowest_stated, read_extent, read_meta
 from blockstore.storage.digest import digest_of
-from blockstore.storage.keys import MAX_GENERATION
 from blockstore.storage.memtable import Entry, Memtable, overlay
 from blockstore.storage.merge import merge
 from blockstore.storage.meta import Meta
@@ -35,7 +34,16 @@ from blockstore.storage.reads import ZERO_BLOCK, BlockVersion, CorruptBlocks, Ta
 from blockstore.storage.repair import mend
 from blockstore.storage.scrub import ScrubReader
 from blockstore.storage.tables import MakeRoom, Reading, Tables, Writing, closed_on_error
-from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, FILL_GENERATION, MAX_BLOCKS, BlockNumber, Generation, Sequence
+from blockstore.units import (
+    BLOCK_SIZE,
+    EXTENT_BLOCKS,
+    FILL_GENERATION,
+    MAX_BLOCKS,
+    MAX_GENERATION,
+    BlockNumber,
+    Generation,
+    Sequence,
+)
 
 FILE_NAME: Final = "tables.mdb"
 

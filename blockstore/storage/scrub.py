@@ -14,7 +14,7 @@ invariants); entries are looked at as well, for a row that was lost.
 
 from collections.abc import Collection, Iterable, Iterator
 from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import xxhash
 
@@ -24,14 +24,11 @@ from blockstore.storage.changes import changed_extents
 from blockstore.storage.copies import CopiedBlock, ExtentCopy
 from blockstore.storage.delta import all_generations, read_extent, visible_generations
 from blockstore.storage.extent_check import uncovered_entries
-from blockstore.storage.keys import MAX_GENERATION, decode_bits, number_key, parse_version_key, version_key
+from blockstore.storage.keys import decode_bits, number_key, parse_version_key, version_key
 from blockstore.storage.meta import Meta
 from blockstore.storage.reads import ZERO_BLOCK
 from blockstore.storage.tables import Reading, Tables
-from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, Generation, Sequence
-
-CURRENT: Final = Generation(MAX_GENERATION)
-"""Stands for the generation that writes belong to now, whatever its number."""
+from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, MAX_GENERATION, Generation, Sequence
 
 
 class ExtentView(NamedTuple):
@@ -95,12 +92,12 @@ class ScrubReader:
         with self._tables.reading() as transaction:
             copy, readable = self._read(transaction, extent)
         covered = tuple(each for each in readable if asked is None or each in asked)
-        digest = _digest(copy.blocks, (*covered, CURRENT))
+        digest = _digest(copy.blocks, (*covered, MAX_GENERATION))
         size_bytes = BLOCK_SIZE * sum(block.block is not None for block in copy.blocks)
         return ExtentView(extent, copy.position, _highest(copy), covered, digest, size_bytes)
 
     def shown(self, extent: int, generation: Generation) -> ShownExtent:
-        """Block by block, as `generation` (or CURRENT) shows it, for the place of a difference."""
+        """Block by block, as `generation` (or MAX_GENERATION) shows it, for the place of a difference."""
         with self._tables.reading() as transaction:
             copy, _ = self._read(transaction, extent)
         newest: dict[int, CopiedBlock] = {}

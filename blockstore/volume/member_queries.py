@@ -18,10 +18,9 @@ from blockstore.grpc_errors import cairn_errors
 from blockstore.replica_codec import from_position, make_target
 from blockstore.rpc import replica_pb2 as pb
 from blockstore.rpc import replica_pb2_grpc
-from blockstore.units import Epoch, Generation, Sequence
+from blockstore.units import MAX_GENERATION, Epoch, Generation, Sequence
 
 _PAUSE_S: Final = 0.05
-_ALL_GENERATIONS: Final = 0xFFFFFFFF
 
 Message = TypeVar("Message")
 Answer = TypeVar("Answer")
@@ -54,7 +53,7 @@ class MemberQueries:
             with cairn_errors(f"node at {place}"):
                 # It is as new as this says from then on, for an applied position never falls.
                 await self._until(self._call_timeout_s, lambda: self._describe(channel, address, place, at_least))
-                request = pb.ListChangesRequest(target=self._target(address), lowest=0, highest=_ALL_GENERATIONS)
+                request = pb.ListChangesRequest(target=self._target(address), lowest=0, highest=MAX_GENERATION)
                 call: Any = replica_pb2_grpc.ReplicaStub(channel).ListChanges(request)
                 async for response in _paced(call, self._call_timeout_s):
                     for extent in response.extents:
