@@ -8,13 +8,14 @@ import pytest
 from blockstore.errors import CairnError, Conflict, Corrupt, Fenced, QuorumUnavailable
 from blockstore.rpc import control_pb2
 from blockstore.units import GIB
-from tests.control_cluster import Cluster, Control, until
+from tests.control_cluster import Cluster, Control, cluster_at, control_at, until
 from tests.control_scenario import run, until_down
 
 AVAILABLE = control_pb2.VOLUME_STATE_AVAILABLE
 IN_USE = control_pb2.VOLUME_STATE_IN_USE
 ERROR = control_pb2.VOLUME_STATE_ERROR
 ATTACHED = control_pb2.ATTACHMENT_STATE_ATTACHED
+DETACHING = control_pb2.ATTACHMENT_STATE_DETACHING
 
 # ---- attaching
 
@@ -288,3 +289,22 @@ def test_detaching_goes_on_when_the_front_end_comes_back(tmp_path: Path) -> None
         assert cluster.front_ends[0].volumes == {}
 
     run(tmp_path, scenario)
+
+
+def test_a_front_end_that_a_new_control_has_not_heard_yet_is_not_down(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with cluster_at(tmp_path) as cluster:
+            async with cluster.control() as control:
+                await control.create(name="v")
+                await control.attach("v")
+            async with control_at(cluster.directory, lease_s=60.0) as control:
+                detaching = asyncio.ensure_future(control.detach("v"))
+                await until(lambda: is_detaching(control), "it has begun")
+                cluster.front_ends[0].control = control.address
+                assert (await detaching).state == AVAILABLE
+            assert cluster.front_ends[0].volumes == {}
+
+    async def is_detaching(control: Control) -> bool:
+        return (await control.get("v")).attachment.state == DETACHING
+
+    asyncio.run(check())

@@ -18,7 +18,7 @@ SECTORS = range(SIZE // SECTOR_SIZE)
 
 
 class FileServer(Daemon):
-    """nbdkit on a file, at one address for all its runs."""
+    """nbdkit on a file, at one address for all its runs. A request happens at once and as a whole."""
 
     def __init__(self, directory: Path) -> None:
         self.image = directory / "image"
@@ -26,7 +26,9 @@ class FileServer(Daemon):
         self.host, self.port = split_address(free_address())
         self.uri = f"nbd://{self.host}:{self.port}/any"
         program = str(find_program("nbdkit"))
-        command = [program, "-f", "-i", self.host, "-p", str(self.port), "file", str(self.image)]
+        # One request at a time: a read of a file beside a write to it may show half a block of each.
+        served = ["--filter=noparallel", "file", str(self.image), "serialize=all-requests"]
+        command = [program, "-f", "-i", self.host, "-p", str(self.port), *served]
         super().__init__("nbdkit", command, directory / "nothing", directory / "nbdkit.log")
 
     def start(self) -> None:

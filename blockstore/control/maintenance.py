@@ -83,7 +83,7 @@ class Upkeep:
             if (
                 volume.id in wanted
                 and instances.get(held.front_end) == held.instance
-                and self._may_be_up(held.front_end)
+                and self._presence.may_be_up(held.front_end)
             ):
                 self._go_on(volume, held)
             else:
@@ -144,9 +144,6 @@ class Upkeep:
 
     def _may_try(self, volume: VolumeId) -> bool:
         return asyncio.get_running_loop().time() >= self._retry_at.get(volume, 0.0)
-
-    def _may_be_up(self, front_end: FrontEndId) -> bool:
-        return self._presence.is_up(front_end) or bool(self._presence.settling_s())
 
     # ---- one volume
 

@@ -201,6 +201,12 @@ class Presence:
         """How much longer processes that are up may not have been heard yet, because control has just started."""
         return max(0.0, self.started_at + self._lease_s - self._clock())
 
+    async def hears(self, process: NodeId | FrontEndId | DaemonId) -> bool:
+        """Whether it is up: not denied before control has run for as long as a process may be silent."""
+        while not self.is_up(process) and (settling_s := self.settling_s()):
+            await self.next_beat(settling_s)
+        return self.is_up(process)
+
     async def next_beat(self, timeout_s: float) -> None:
         """Until somebody is heard, `timeout_s` seconds at most."""
         waiting = asyncio.ensure_future(self._beat.wait())

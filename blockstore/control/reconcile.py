@@ -271,7 +271,7 @@ class Reconciler:
     async def _close(self, volume: Volume) -> None:
         attachment = volume.attachment
         assert attachment is not None
-        if not self._presence.is_up(attachment.front_end):
+        if not await self._presence.hears(attachment.front_end):
             raise QuorumUnavailable(
                 f"front-end {attachment.front_end} is down and cannot say that it has closed volume {volume.id}: "
                 "start it, or detach with --force"

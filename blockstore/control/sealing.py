@@ -216,7 +216,7 @@ class Sealing:
             if place is None:
                 raise QuorumUnavailable(f"volume {volume.id} is not served now")
             front_end = await self._catalog.front_end(place.front_end)
-            if not self._presence.is_up(front_end.id):
+            if not await self._presence.hears(front_end.id):
                 raise QuorumUnavailable(f"front-end {front_end.id} is down, which has volume {volume.id}")
             parts.append(_Part(snapshot, front_end, volume.id, place.epoch))
         return parts
