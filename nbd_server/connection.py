@@ -19,7 +19,7 @@ import structlog
 
 from blockstore.errors import CairnError, Fenced
 from blockstore.units import KIB
-from nbd_server import handshake, transmission, wire
+from nbd_server import handshake_states, transmission, wire
 from nbd_server.budget import Budget, Share
 from nbd_server.exports import Export, Exports
 from nbd_server.handshake import Handshake
@@ -198,20 +198,20 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.write(answer)
         if not self._client_reads:
             return
-        if self._handshake.state is handshake.State.TRANSMISSION:
+        if self._handshake.state is handshake_states.State.TRANSMISSION:
             self._begin_transmission()
-        elif self._handshake.state is handshake.State.CLOSED:
+        elif self._handshake.state is handshake_states.State.CLOSED:
             self.drain()
         else:
             self._resume_reading()
 
     def _begin_transmission(self) -> None:
-        export = self._handshake.chosen
+        export = self._handshake.options.chosen
         assert export is not None
         if self._exports.find(export.name) is not export:
             self.abort()  # it was taken out while the client left the answer unread
             return
-        self.export, self.client = export, self._handshake.client
+        self.export, self.client = export, self._handshake.options.client
         self._owner.chosen(self)
         self._move(Phase.TRANSMISSION)
         self._set_deadline(None)

@@ -9,7 +9,8 @@ import pytest
 
 from blockstore.errors import Conflict, NotFound, QuorumUnavailable
 from nbd_server import wire
-from nbd_server.handshake import Handshake, State
+from nbd_server.handshake import Handshake
+from nbd_server.handshake_states import State
 from nbd_server.kernel.link import open_link, probe
 from nbd_server.kernel.negotiation import Agreed, Negotiation, Refused
 from nbd_server.links import link_name
@@ -39,7 +40,7 @@ def test_both_sides_agree(piece_bytes: int) -> None:
     client = Negotiation(link_name("ro", "host-1"))
     server = talk(client, Names(), piece_bytes)
     assert server.state is State.TRANSMISSION
-    assert server.client == "host-1"
+    assert server.options.client == "host-1"
     assert client.agreed is not None
     assert client.agreed.size_bytes == 4096
     assert client.agreed.flags & wire.TransmissionFlag.READ_ONLY

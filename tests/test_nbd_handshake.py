@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbd_server import handshake, wire
-from nbd_server.handshake import TRANSITIONS, Handshake, State, Step
+from nbd_server.handshake import Handshake
+from nbd_server.handshake_states import TRANSITIONS, State, Step
 from nbd_server.wire import Info, InfoQuery, Option, OptionReply
 
 FIXED = wire.FIXED_NEWSTYLE.to_bytes(4, "big")
@@ -84,7 +85,7 @@ def test_export_name_without_and_with_padding() -> None:
         shaken.receive_data(wire.serialize_option(Option.EXPORT_NAME, b"vol-1"))
         assert drain(shaken) == (1 << 30).to_bytes(8, "big") + WRITABLE_FLAGS.to_bytes(2, "big") + bytes(padding)
         assert shaken.state is State.TRANSMISSION
-        assert shaken.chosen == Names().exports[0]
+        assert shaken.options.chosen == Names().exports[0]
 
 
 @pytest.mark.parametrize("name", [b"nobody", b"\xff", b"n" * 5000, b"n" * 9000])
@@ -116,7 +117,7 @@ def test_info_tells_the_same_and_goes_on() -> None:
     assert shaken.state is State.OPTION_HEADER
     assert told[1].data == b"\0\1vol-1", "the default export is told by its own name"
     assert [reply[1:] for reply in ask(shaken, Option.GO, asked)] == [reply[1:] for reply in told]
-    assert shaken.chosen is not None
+    assert shaken.options.chosen is not None
 
 
 def test_a_read_only_export_offers_no_change() -> None:
@@ -230,7 +231,7 @@ def test_pieces_of_any_size_make_the_same_conversation(cuts: list[int]) -> None:
         answers += pieces.data_to_send()
     assert answers + drain(pieces) == drain(whole)
     assert pieces.state is State.TRANSMISSION
-    assert (pieces.chosen, pieces.leftover) == (Named("ro", 4096, read_only=True), b"more")
+    assert (pieces.options.chosen, pieces.leftover) == (Named("ro", 4096, read_only=True), b"more")
 
 
 @given(st.binary(max_size=400), st.booleans())

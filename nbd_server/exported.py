@@ -1,0 +1,82 @@
+"""What clients are told of an export: size, flags, block sizes, names. Pure.
+
+Everything that is said here is so: a flag stands for what the server does with every request of this export (NBD,
+"Transmission flags").
+"""
+
+from collections.abc import Iterator
+from typing import Final, Protocol, TypeVar
+
+from blockstore.units import BLOCK_SIZE, MIB
+from nbd_server import wire
+from nbd_server.wire import Info, TransmissionFlag
+
+#: Any byte range is served; whole blocks are served without reading first.
+MINIMUM_BLOCK_SIZE: Final = 1
+PREFERRED_BLOCK_SIZE: Final = BLOCK_SIZE
+#: NBD, "Block size constraints": what clients assume by default.
+MAXIMUM_BLOCK_SIZE: Final = 32 * MIB
+
+
+class Exported(Protocol):
+    """What the handshake tells of an export."""
+
+    @property
+    def name(self) -> str:
+        """Its canonical name; at most MAX_STRING_BYTES in UTF-8."""
+
+    @property
+    def description(self) -> str:
+        """For people; may be empty."""
+
+    @property
+    def size_bytes(self) -> int:
+        """As of now; it may grow."""
+
+    @property
+    def read_only(self) -> bool:
+        """Whether changes are refused."""
+
+    @property
+    def client(self) -> str:
+        """The only one whose links may use it (nbd_server/links.py); empty: anyone."""
+
+
+E = TypeVar("E", bound=Exported)
+E_co = TypeVar("E_co", bound=Exported, covariant=True)
+
+
+class Catalogue(Protocol[E_co]):
+    """Where the handshake looks exports up."""
+
+    def find(self, name: str) -> E_co | None:
+        """The export of that name; "" asks for the default one."""
+
+    def __iter__(self) -> Iterator[E_co]:
+        """All exports, in the order in which LIST tells them."""
+
+
+def transmission_flags(export: Exported) -> int:
+    """What the export can do (NBD, "Transmission flags").
+
+    CAN_MULTI_CONN is true: a write is acknowledged only when a quorum of replicas has it on disk, and
+    one front-end orders the requests of all connections. So a flush, or FUA, on any connection covers
+    what was acknowledged on every other, and each connection reads what another was told is written.
+    FAST_ZERO is not advertised: the edges of an unaligned range are written like any other data.
+    """
+    flags = TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_FLUSH | TransmissionFlag.SEND_FUA
+    flags |= TransmissionFlag.CAN_MULTI_CONN
+    if export.read_only:
+        return flags | TransmissionFlag.READ_ONLY
+    return flags | TransmissionFlag.SEND_TRIM | TransmissionFlag.SEND_WRITE_ZEROES
+
+
+def information(export: Exported, item: int) -> bytes | None:
+    """What a client asked to know beyond EXPORT, or None where there is nothing to say (NBD, "Option reply types")."""
+    if item == Info.NAME:
+        return wire.serialize_info_text(Info.NAME, export.name)
+    if item == Info.DESCRIPTION and export.description:
+        return wire.serialize_info_text(Info.DESCRIPTION, export.description)
+    if item == Info.BLOCK_SIZE:
+        return wire.serialize_info_block_size(MINIMUM_BLOCK_SIZE, PREFERRED_BLOCK_SIZE, MAXIMUM_BLOCK_SIZE)
+    return None

@@ -1,0 +1,55 @@
+"""The handshake's states, and what moves them: a client may do what stands in `TRANSITIONS`. Pure.
+
+A client that breaks the protocol ends in CLOSED: what there is to send is sent, and then the connection is dropped
+(NBD, "Termination of the session during option haggling").
+"""
+
+from collections.abc import Mapping
+from enum import Enum, auto
+from typing import Final
+
+
+class State(Enum):
+    """Where the handshake is."""
+
+    CLIENT_FLAGS = auto()
+    """Waits for the client's flags."""
+    OPTION_HEADER = auto()
+    """Waits for the header of an option."""
+    OPTION_DATA = auto()
+    """Waits for the data of an option."""
+    SKIPPING = auto()
+    """Drops the data of an option that is refused for its length."""
+    TRANSMISSION = auto()
+    """The client has chosen an export."""
+    CLOSED = auto()
+    """Send what is there, then drop the connection."""
+
+
+class Step(Enum):
+    """What moves the state."""
+
+    FLAGS_ACCEPTED = auto()
+    OPTION_BEGUN = auto()
+    OPTION_TOO_LONG = auto()
+    OPTION_ANSWERED = auto()
+    EXPORT_CHOSEN = auto()
+    ENDED = auto()
+
+
+TRANSITIONS: Final[Mapping[State, Mapping[Step, State]]] = {
+    State.CLIENT_FLAGS: {Step.FLAGS_ACCEPTED: State.OPTION_HEADER, Step.ENDED: State.CLOSED},
+    State.OPTION_HEADER: {
+        Step.OPTION_BEGUN: State.OPTION_DATA,
+        Step.OPTION_TOO_LONG: State.SKIPPING,
+        Step.ENDED: State.CLOSED,
+    },
+    State.OPTION_DATA: {
+        Step.OPTION_ANSWERED: State.OPTION_HEADER,
+        Step.EXPORT_CHOSEN: State.TRANSMISSION,
+        Step.ENDED: State.CLOSED,
+    },
+    State.SKIPPING: {Step.OPTION_ANSWERED: State.OPTION_HEADER, Step.ENDED: State.CLOSED},
+    State.TRANSMISSION: {},
+    State.CLOSED: {},
+}

@@ -1,0 +1,126 @@
+"""The options of the handshake: what each is answered, and what was agreed on by them. Pure.
+
+One method an option (NBD, "Option types"). An answer is the replies, which are put into the buffer that the handshake
+sends, and the step that it takes. `Options` is all that a client has negotiated: who starts anew, as after STARTTLS,
+makes another one.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Final, Generic
+
+from nbd_server import wire
+from nbd_server.exported import Catalogue, E, information, transmission_flags
+from nbd_server.handshake_states import Step
+from nbd_server.links import parse_asked
+from nbd_server.wire import Malformed, Option, OptionReply, ProtocolError
+
+
+class Options(Generic[E]):
+    """What one client and the server have agreed on.
+
+    chosen: the export, once one is. client: whose link this is (nbd_server/links.py), or empty. zeroes: whether the
+    reply to EXPORT_NAME is padded.
+    """
+
+    def __init__(self, exports: Catalogue[E], to_send: bytearray) -> None:
+        """to_send: where replies are put."""
+        self.chosen: E | None = None
+        self.client = ""
+        self.zeroes = True
+        self._exports = exports
+        self._to_send = to_send
+        self._option = 0
+        self._answers: Final[Mapping[int, Callable[[bytes], Step]]] = {
+            Option.EXPORT_NAME: self._answer_export_name,
+            Option.ABORT: self._answer_abort,
+            Option.LIST: self._answer_list,
+            Option.INFO: self._answer_info,
+            Option.GO: self._answer_go,
+        }
+
+    def answer(self, option: int, data: bytes) -> Step:
+        """Answer an option. Raises ProtocolError where the connection is to be dropped without a word."""
+        self._option = option
+        return self._answers.get(option, self._answer_unknown)(data)
+
+    def refuse_length(self, option: int, limit_bytes: int) -> Step:
+        """Answer an option whose data were longer than that, and were dropped."""
+        self._option = option
+        if option in self._answers:
+            return self._refuse(OptionReply.ERR_TOO_BIG, f"at most {limit_bytes} bytes of data are allowed")
+        return self._answer_unknown(b"")
+
+    def _reply(self, reply: OptionReply, data: bytes = b"") -> None:
+        self._to_send += wire.serialize_option_reply(self._option, reply, data)
+
+    def _refuse(self, reply: OptionReply, message: str) -> Step:
+        self._reply(reply, message.encode())
+        return Step.OPTION_ANSWERED
+
+    def _answer_unknown(self, _: bytes) -> Step:
+        return self._refuse(OptionReply.ERR_UNSUP, f"option {self._option} is not known here")
+
+    def _answer_export_name(self, data: bytes) -> Step:
+        """This option has no way to tell an error: the connection is dropped instead."""
+        try:
+            asked = parse_asked(wire.parse_name(data))
+        except Malformed as error:
+            raise ProtocolError(str(error)) from error
+        export = self._exports.find(asked.export)
+        if export is None or export.client not in ("", asked.client):
+            raise ProtocolError("no such export")
+        self._to_send += wire.serialize_export(export.size_bytes, transmission_flags(export))
+        if self.zeroes:
+            self._to_send += wire.EXPORT_NAME_PADDING
+        self.chosen, self.client = export, asked.client
+        return Step.EXPORT_CHOSEN
+
+    def _answer_abort(self, _: bytes) -> Step:
+        self._reply(OptionReply.ACK)
+        return Step.ENDED
+
+    def _answer_list(self, data: bytes) -> Step:
+        if data:
+            return self._refuse(OptionReply.ERR_INVALID, "LIST takes no data")
+        for export in self._exports:
+            self._reply(OptionReply.SERVER, wire.serialize_server(export.name, export.description))
+        self._reply(OptionReply.ACK)
+        return Step.OPTION_ANSWERED
+
+    def _answer_info(self, data: bytes) -> Step:
+        self._describe(data)
+        return Step.OPTION_ANSWERED
+
+    def _answer_go(self, data: bytes) -> Step:
+        self.chosen = self._describe(data)
+        return Step.OPTION_ANSWERED if self.chosen is None else Step.EXPORT_CHOSEN
+
+    def _describe(self, data: bytes) -> E | None:
+        """Answer INFO or GO; the export, or None where an error was the answer."""
+        try:
+            query = wire.parse_info_query(data)
+        except Malformed as error:
+            self._refuse(OptionReply.ERR_INVALID, str(error))
+            return None
+        export = self._find(query.name)
+        if export is None:
+            return None
+        self._reply(OptionReply.INFO, wire.serialize_info_export(export.size_bytes, transmission_flags(export)))
+        for item in dict.fromkeys(query.items):
+            if (told := information(export, item)) is not None:
+                self._reply(OptionReply.INFO, told)
+        self._reply(OptionReply.ACK)
+        return export
+
+    def _find(self, name: str) -> E | None:
+        """The export that an option names; None where an error was the answer."""
+        asked = parse_asked(name)
+        export = self._exports.find(asked.export)
+        if export is None:
+            self._refuse(OptionReply.ERR_UNKNOWN, f"no export {asked.export[:256]!r} here")
+            return None
+        if export.client not in ("", asked.client):
+            self._refuse(OptionReply.ERR_POLICY, f"{export.name} is attached for client {export.client}")
+            return None
+        self.client = asked.client
+        return export
