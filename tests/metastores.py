@@ -6,9 +6,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from pathlib import Path
 
 from blockstore.control.metastore.embedded import open_embedded
-from blockstore.control.metastore.etcd import open_etcd
+from blockstore.control.metastore.etcd import EtcdMetastore, open_etcd
 from blockstore.control.metastore.etcd_address import EtcdAddress
 from blockstore.control.metastore.etcd_client import EtcdClient
+from blockstore.control.metastore.etcd_writer import Fence
 from blockstore.control.metastore.interface import Metastore
 from tests.etcd_server import EtcdServer, running_etcd
 
@@ -28,19 +29,27 @@ async def embedded(directory: Path) -> AsyncIterator[Metastore]:
         await store.close()
 
 
+def prefix_for(name: str) -> str:
+    """One for each user of an etcd that several share."""
+    return "/" + hashlib.sha256(name.encode()).hexdigest()[:20]
+
+
 @asynccontextmanager
-async def etcd(directory: Path) -> AsyncIterator[Metastore]:
-    """The path stands for a prefix."""
-    prefix = "/" + hashlib.sha256(str(directory).encode()).hexdigest()[:20]
-    client = EtcdClient(EtcdAddress(tuple(_running[0].clients), prefix))
+async def opened(client: EtcdClient, fence: Fence | None = None) -> AsyncIterator[EtcdMetastore]:
+    """The client is closed with it."""
     try:
-        store = await open_etcd(client)
+        store = await open_etcd(client, fence)
         try:
             yield store
         finally:
             await store.close()
     finally:
         await client.close()
+
+
+def etcd(directory: Path) -> AbstractAsyncContextManager[Metastore]:
+    """The path stands for a prefix."""
+    return opened(EtcdClient(EtcdAddress(tuple(_running[0].clients), prefix_for(str(directory)))))
 
 
 IMPLEMENTATIONS: dict[str, Opener] = {"embedded": embedded, "etcd": etcd}

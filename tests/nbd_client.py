@@ -23,6 +23,7 @@ _REQUEST_MAGIC: Final = 0x25609513
 _REPLY_MAGIC: Final = 0x67446698
 _FUA, _NO_HOLE = 1, 2
 _CONNECT_LIMIT_S: Final = 10.0
+_AGAIN_S: Final = 0.05
 
 
 class Command(IntEnum):
@@ -73,6 +74,16 @@ class NbdClient:
             raise Disconnected(f"{uri}: {error}") from error
         client._receiver = asyncio.create_task(client._receive())
         return client
+
+    @classmethod
+    async def connect_soon(cls, uri: str, limit_s: float) -> "NbdClient":
+        """As soon as it is exported. Raises TimeoutError."""
+        async with asyncio.timeout(limit_s):
+            while True:
+                try:
+                    return await cls.connect(uri)
+                except (NbdError, Disconnected):
+                    await asyncio.sleep(_AGAIN_S)
 
     async def read(self, offset: int, length: int) -> bytes:
         """`length` bytes at `offset`. All commands raise NbdError and Disconnected."""

@@ -1,18 +1,16 @@
 """What only etcd can do to a metastore: lose answers, forget, fill up, go away, come back older, refuse a user."""
 
 import asyncio
-import hashlib
 import random
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from blockstore.control.metastore import etcd_client, etcd_mirror, etcd_writer
-from blockstore.control.metastore.etcd import EtcdMetastore, open_etcd
+from blockstore.control.metastore.etcd import EtcdMetastore
 from blockstore.control.metastore.etcd_address import EtcdAddress
 from blockstore.control.metastore.etcd_client import PAGE, EtcdClient, Unanswered
 from blockstore.control.metastore.etcd_writer import Fence, NotActive
@@ -20,6 +18,7 @@ from blockstore.control.metastore.interface import ABSENT, MAX_VALUE_SIZE, Chang
 from blockstore.errors import Corrupt, InvalidRequest, NoSpace, QuorumUnavailable
 from blockstore.rpc import etcd_pb2 as pb
 from tests.etcd_server import EtcdServer, running_etcd
+from tests.metastores import opened, prefix_for
 from tests.proxy import Proxy
 
 LIMIT_S = 60
@@ -52,20 +51,7 @@ At = Callable[[EtcdServer], EtcdAddress]
 @pytest.fixture
 def address(request: pytest.FixtureRequest) -> At:
     """Of a server, with a prefix that only this test has."""
-    prefix = "/" + hashlib.sha256(request.node.name.encode()).hexdigest()[:20]
-    return lambda server: EtcdAddress(tuple(server.clients), prefix)
-
-
-@asynccontextmanager
-async def opened(client: EtcdClient, fence: Fence | None = None) -> AsyncIterator[EtcdMetastore]:
-    try:
-        store = await open_etcd(client, fence)
-        try:
-            yield store
-        finally:
-            await store.close()
-    finally:
-        await client.close()
+    return lambda server: EtcdAddress(tuple(server.clients), prefix_for(request.node.name))
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:

@@ -10,7 +10,7 @@ from blockstore.rpc import control_pb2, snapshot_pb2
 from blockstore.units import KIB, MIB
 from tests.cluster import Cluster
 from tests.daemons import wait_for
-from tests.nbd_client import Disconnected, NbdClient, NbdError
+from tests.nbd_client import NbdClient
 
 pytestmark = pytest.mark.xdist_group("load")
 
@@ -20,18 +20,8 @@ PIECE = 256 * KIB
 LIMIT_S = 120
 
 
-async def connect(uri: str) -> NbdClient:
-    """As soon as it is exported: what control says of it may be of before a restart."""
-    async with asyncio.timeout(LIMIT_S):
-        while True:
-            try:
-                return await NbdClient.connect(uri)
-            except (NbdError, Disconnected):
-                await asyncio.sleep(0.05)
-
-
 async def write(uri: str, pieces: dict[int, bytes]) -> None:
-    client = await connect(uri)
+    client = await NbdClient.connect_soon(uri, LIMIT_S)
     for offset, data in pieces.items():
         await client.write(offset, data)
     await client.close()
@@ -39,7 +29,7 @@ async def write(uri: str, pieces: dict[int, bytes]) -> None:
 
 async def check(uri: str, model: bytearray, first: int = 0, last: int = LARGER) -> None:
     """These bytes, all at once in reads of 256 KiB."""
-    client = await connect(uri)
+    client = await NbdClient.connect_soon(uri, LIMIT_S)
     offsets = range(first, last, PIECE)
     shown = await asyncio.gather(*(client.read(offset, PIECE) for offset in offsets))
     for offset, data in zip(offsets, shown, strict=True):
@@ -49,7 +39,7 @@ async def check(uri: str, model: bytearray, first: int = 0, last: int = LARGER) 
 
 async def change(uri: str, model: bytearray, chance: random.Random) -> None:
     """Whole blocks, parts of blocks, and trims."""
-    client = await connect(uri)
+    client = await NbdClient.connect_soon(uri, LIMIT_S)
     for _ in range(20):
         offset, length = chance.randrange(LARGER - 64 * KIB), chance.randrange(1, 64 * KIB)
         data = chance.randbytes(length)

@@ -36,6 +36,47 @@ SizeOption = Annotated[
     int,
     typer.Option("--size", "-s", metavar="SIZE", parser=size_bytes, help="Like 512M, 10G or 1T; a multiple of 4 KiB."),
 ]
+NewSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--size",
+        "-s",
+        metavar="SIZE",
+        parser=size_bytes,
+        help="Like 512M, 10G or 1T; a multiple of 4 KiB.",
+        show_default="the snapshot's",
+    ),
+]
+SnapshotOption = Annotated[
+    str,
+    typer.Option(
+        "--snapshot",
+        metavar="SNAPSHOT",
+        help="Start with the content of this snapshot, which comes as it is needed and in the background.",
+        autocompletion=complete_snapshot,
+        show_default=False,
+    ),
+]
+InitRateOption = Annotated[
+    int | None,
+    typer.Option(
+        "--init-rate",
+        metavar="RATE",
+        parser=rate_bytes,
+        help="Most bytes a second that the background brings, like 50M; 0 is no limit.",
+        show_default="no limit",
+    ),
+]
+SegmentSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--segment-size",
+        metavar="SIZE",
+        parser=size_bytes,
+        help="A larger volume has several segments of this size, each on nodes of its own.",
+        show_default="as control is set",
+    ),
+]
 WaitOption = Annotated[
     float, typer.Option("--wait", metavar="SECONDS", help="Wait so long until it is done; 0 does not wait.", min=0)
 ]
@@ -44,50 +85,13 @@ WaitOption = Annotated[
 @app.command("create")
 def create(
     *,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            "--size",
-            "-s",
-            metavar="SIZE",
-            parser=size_bytes,
-            help="Like 512M, 10G or 1T; a multiple of 4 KiB.",
-            show_default="the snapshot's",
-        ),
-    ] = None,
+    size: NewSizeOption = None,
     state: StateOption,
-    snapshot: Annotated[
-        str,
-        typer.Option(
-            "--snapshot",
-            metavar="SNAPSHOT",
-            help="Start with the content of this snapshot, which comes as it is needed and in the background.",
-            autocompletion=complete_snapshot,
-            show_default=False,
-        ),
-    ] = "",
-    init_rate: Annotated[
-        int | None,
-        typer.Option(
-            "--init-rate",
-            metavar="RATE",
-            parser=rate_bytes,
-            help="Most bytes a second that the background brings, like 50M; 0 is no limit.",
-            show_default="no limit",
-        ),
-    ] = None,
+    snapshot: SnapshotOption = "",
+    init_rate: InitRateOption = None,
     name: Annotated[str, typer.Option("--name", "-n", help="A name for it, which no other volume has.")] = "",
     tag: Annotated[list[str] | None, typer.Option("--tag", metavar="KEY=VALUE", help="May be given again.")] = None,
-    segment_size: Annotated[
-        int | None,
-        typer.Option(
-            "--segment-size",
-            metavar="SIZE",
-            parser=size_bytes,
-            help="A larger volume has several segments of this size, each on nodes of its own.",
-            show_default="as control is set",
-        ),
-    ] = None,
+    segment_size: SegmentSizeOption = None,
     client_token: Annotated[
         str, typer.Option("--client-token", help="A second request with the same token gives the same volume.")
     ] = "",

@@ -41,7 +41,7 @@ from blockstore.units import GIB, MIB, Sequence
 _log = structlog.get_logger(__name__)
 #: Files of the journal together: what lies in them and not in the tables is bounded far below by memory.
 _JOURNAL_BYTES = GIB
-#: One for checkpoints, one for a compaction or a scrub, one for copies.
+#: A checkpoint of one replica waits for no compaction or scrub of another, and for no copy.
 _TABLE_THREADS = 3
 #: As control has it by default, until it is heard.
 _REBUILD_RATE_BYTES = 64 * MIB
