@@ -87,6 +87,7 @@ class Connection(asyncio.BufferedProtocol):
         self._buffer = memoryview(bytearray(_HANDSHAKE_BUFFER_BYTES))
         self._parser: RequestParser
         self._deadline: asyncio.TimerHandle | None = None
+        self._looking_up: asyncio.Future[None] | None = None
         self._reading = True
         self._client_reads = True
         self._lost = False
@@ -128,6 +129,8 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._move(Phase.CLOSED)
         self._lost = True
+        if self._looking_up is not None:
+            self._looking_up.cancel()
         self._replies.clear()
         self._share.give_back(self._ended_bytes + self._unread_bytes)
         self._ended_bytes = self._unread_bytes = 0
@@ -202,8 +205,27 @@ class Connection(asyncio.BufferedProtocol):
             self._begin_transmission()
         elif self._handshake.state is handshake_states.State.CLOSED:
             self.drain()
+        elif self._handshake.state is handshake_states.State.LOOKING_UP:
+            self._look_up()
         else:
             self._resume_reading()
+
+    def _look_up(self) -> None:
+        """Have the export looked up that the client named; what it sends waits in its socket meanwhile."""
+        waiting = self._handshake.options.looking_up
+        self._pause_reading()
+        if self._looking_up is None:
+            assert waiting is not None
+            self._looking_up = asyncio.ensure_future(waiting)
+            self._looking_up.add_done_callback(self._looked_up)
+
+    def _looked_up(self, done: asyncio.Future[None]) -> None:
+        self._looking_up = None
+        if not done.cancelled() and (error := done.exception()) is not None:
+            _log.warning("an export could not be looked up", error=str(error))
+        if self.phase is Phase.HANDSHAKE:
+            self._handshake.looked_up()
+            self._negotiate(b"")
 
     def _begin_transmission(self) -> None:
         export = self._handshake.options.chosen

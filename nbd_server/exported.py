@@ -4,7 +4,7 @@ Everything that is said here is so: a flag stands for what the server does with 
 "Transmission flags").
 """
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from typing import Final, Protocol, TypeVar
 
 from blockstore.units import BLOCK_SIZE, MIB
@@ -51,6 +51,12 @@ class Catalogue(Protocol[E_co]):
 
     def find(self, name: str) -> E_co | None:
         """The export of that name; "" asks for the default one."""
+
+    def look_up(self, name: str) -> Awaitable[None] | None:
+        """None where `find` knows all there is to know of that name; else what to wait for before it is asked.
+
+        Cancelled where the client goes away.
+        """
 
     def __iter__(self) -> Iterator[E_co]:
         """All exports, in the order in which LIST tells them."""

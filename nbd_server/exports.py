@@ -4,7 +4,7 @@ Names come and go while the server runs. An export that is taken out is not foun
 the connections that have it is the server's part.
 """
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
 
 from blockstore.errors import AlreadyExists, InvalidRequest, NotFound
@@ -61,6 +61,10 @@ class Exports:
         if export is None and not name and len(self._by_name) == 1:
             return next(iter(self))
         return export
+
+    def look_up(self, name: str) -> Awaitable[None] | None:
+        """What to wait for before `find` is asked for that name; None: nothing."""
+        return None
 
     def __iter__(self) -> Iterator[Export]:
         return iter(list(self._by_name.values()))

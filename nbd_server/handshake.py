@@ -33,7 +33,8 @@ class Handshake(Generic[E]):
 
     Feed it with `receive_data`, send what `data_to_send` returns until that is nothing, look at `state`:
     TRANSMISSION means that `options` has the export that was chosen, and `leftover` what the client sent after its
-    last option. To hold back a client that does not read, call neither.
+    last option; LOOKING_UP, that `options.looking_up` is to be awaited, and then `looked_up` called. To hold back a
+    client that does not read, call none of them.
     """
 
     def __init__(self, exports: Catalogue[E]) -> None:
@@ -42,6 +43,8 @@ class Handshake(Generic[E]):
         self._to_send = bytearray(wire.serialize_greeting())
         self.options = Options(exports, self._to_send)
         self._option = OptionHeader(0, 0)
+        self._data = b""
+        """Of the option that waits for a look-up."""
         self._skip_bytes = 0
         self._option_count = 0
         self._read: Final[Mapping[State, Callable[[], bool]]] = {
@@ -62,6 +65,16 @@ class Handshake(Generic[E]):
         self._to_send.clear()
         self._advance()
         return data
+
+    def looked_up(self) -> None:
+        """What the option waited for is done: go on from there."""
+        assert self.state is State.LOOKING_UP
+        data, self._data = self._data, b""
+        try:
+            self._move(self.options.answer(self._option.option, data, looked_up=True))
+        except ProtocolError:
+            self._move(Step.ENDED)
+        self._advance()
 
     @property
     def leftover(self) -> bytes:
@@ -116,6 +129,8 @@ class Handshake(Generic[E]):
         if (data := self._take(self._option.length)) is None:
             return False
         self._move(self.options.answer(self._option.option, data))
+        if self.state is State.LOOKING_UP:
+            self._data = data
         return True
 
     def _skip_option_data(self) -> bool:

@@ -20,6 +20,8 @@ class State(Enum):
     """Waits for the data of an option."""
     SKIPPING = auto()
     """Drops the data of an option that is refused for its length."""
+    LOOKING_UP = auto()
+    """An option waits for what the server has to ask elsewhere; nothing that the client sends is looked at."""
     TRANSMISSION = auto()
     """The client has chosen an export."""
     CLOSED = auto()
@@ -32,6 +34,7 @@ class Step(Enum):
     FLAGS_ACCEPTED = auto()
     OPTION_BEGUN = auto()
     OPTION_TOO_LONG = auto()
+    LOOK_UP_BEGUN = auto()
     OPTION_ANSWERED = auto()
     EXPORT_CHOSEN = auto()
     ENDED = auto()
@@ -45,6 +48,12 @@ TRANSITIONS: Final[Mapping[State, Mapping[Step, State]]] = {
         Step.ENDED: State.CLOSED,
     },
     State.OPTION_DATA: {
+        Step.OPTION_ANSWERED: State.OPTION_HEADER,
+        Step.LOOK_UP_BEGUN: State.LOOKING_UP,
+        Step.EXPORT_CHOSEN: State.TRANSMISSION,
+        Step.ENDED: State.CLOSED,
+    },
+    State.LOOKING_UP: {
         Step.OPTION_ANSWERED: State.OPTION_HEADER,
         Step.EXPORT_CHOSEN: State.TRANSMISSION,
         Step.ENDED: State.CLOSED,

@@ -1,11 +1,13 @@
 """The options of the handshake: what each is answered, and what was agreed on by them. Pure.
 
 One method an option (NBD, "Option types"). An answer is the replies, which are put into the buffer that the handshake
-sends, and the step that it takes. `Options` is all that a client has negotiated: who starts anew, as after STARTTLS,
-makes another one.
+sends, and the step that it takes. Where an export has to be asked for elsewhere, nothing is answered at first: the step
+is LOOK_UP_BEGUN, and the same option is answered anew when what it waits for is done.
+
+`Options` is all that a client has negotiated: who starts anew, as after STARTTLS, makes another one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Generic
 
 from nbd_server import wire
@@ -14,12 +16,19 @@ from nbd_server.handshake_states import Step
 from nbd_server.links import parse_asked
 from nbd_server.wire import Malformed, Option, OptionReply, ProtocolError
 
+_NAMES: Final[Mapping[int, Callable[[bytes], str]]] = {
+    Option.EXPORT_NAME: wire.parse_name,
+    Option.INFO: lambda data: wire.parse_info_query(data).name,
+    Option.GO: lambda data: wire.parse_info_query(data).name,
+}
+"""The name of an export in an option's data; raises Malformed."""
+
 
 class Options(Generic[E]):
     """What one client and the server have agreed on.
 
     chosen: the export, once one is. client: whose link this is (nbd_server/links.py), or empty. zeroes: whether the
-    reply to EXPORT_NAME is padded.
+    reply to EXPORT_NAME is padded. looking_up: what an option waits for.
     """
 
     def __init__(self, exports: Catalogue[E], to_send: bytearray) -> None:
@@ -27,6 +36,7 @@ class Options(Generic[E]):
         self.chosen: E | None = None
         self.client = ""
         self.zeroes = True
+        self.looking_up: Awaitable[None] | None = None
         self._exports = exports
         self._to_send = to_send
         self._option = 0
@@ -38,9 +48,15 @@ class Options(Generic[E]):
             Option.GO: self._answer_go,
         }
 
-    def answer(self, option: int, data: bytes) -> Step:
-        """Answer an option. Raises ProtocolError where the connection is to be dropped without a word."""
+    def answer(self, option: int, data: bytes, *, looked_up: bool = False) -> Step:
+        """Answer an option. Raises ProtocolError where the connection is to be dropped without a word.
+
+        looked_up: what it named has been looked up; it is not waited for again.
+        """
         self._option = option
+        self.looking_up = None if looked_up else self._look_up(option, data)
+        if self.looking_up is not None:
+            return Step.LOOK_UP_BEGUN
         return self._answers.get(option, self._answer_unknown)(data)
 
     def refuse_length(self, option: int, limit_bytes: int) -> Step:
@@ -49,6 +65,16 @@ class Options(Generic[E]):
         if option in self._answers:
             return self._refuse(OptionReply.ERR_TOO_BIG, f"at most {limit_bytes} bytes of data are allowed")
         return self._answer_unknown(b"")
+
+    def _look_up(self, option: int, data: bytes) -> Awaitable[None] | None:
+        """What to wait for before the export can be found that an option names, if it names one."""
+        parse_name = _NAMES.get(option)
+        if parse_name is None:
+            return None
+        try:
+            return self._exports.look_up(parse_asked(parse_name(data)).export)
+        except Malformed:
+            return None  # it is answered as such
 
     def _reply(self, reply: OptionReply, data: bytes = b"") -> None:
         self._to_send += wire.serialize_option_reply(self._option, reply, data)

@@ -1,7 +1,8 @@
 """The handshake, by its bytes and by its table, without a socket."""
 
+import asyncio
 import itertools
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,8 +39,23 @@ class Names:
     def find(self, name: str) -> Named | None:
         return next((export for export in self.exports if name in ("", export.name)), None)
 
+    def look_up(self, name: str) -> Awaitable[None] | None:
+        return None
+
     def __iter__(self) -> Iterator[Named]:
         return iter(self.exports)
+
+
+class Elsewhere(Names):
+    """Knows an export only once it was looked up."""
+
+    def __init__(self) -> None:
+        super().__init__(Named("here"))
+        self.asked: list[str] = []
+
+    def look_up(self, name: str) -> Awaitable[None] | None:
+        self.asked.append(name)
+        return asyncio.sleep(0) if name == "far" else None
 
 
 class Reply(NamedTuple):
@@ -209,6 +225,41 @@ def test_replies_that_are_not_taken_hold_the_options_back() -> None:
     assert shaken.state is State.OPTION_HEADER
 
 
+def test_an_option_waits_until_its_export_is_looked_up() -> None:
+    """Nothing of what follows it is looked at before it is answered; it is looked up once."""
+    for found in (True, False):
+        names = Elsewhere()
+        shaken = begin(names=names)
+        shaken.receive_data(wire.serialize_option(Option.INFO, query("far")) + wire.serialize_option(Option.LIST))
+        assert (shaken.state, drain(shaken)) == (State.LOOKING_UP, b"")
+        waiting = shaken.options.looking_up
+        assert waiting is not None
+        asyncio.run(finish(waiting))
+        if found:
+            names.exports += (Named("far"),)
+        shaken.looked_up()
+        replies = parse_replies(drain(shaken))
+        answer = [OptionReply.INFO, OptionReply.ACK] if found else [OptionReply.ERR_UNKNOWN]
+        assert [reply.kind for reply in replies if reply.option == Option.INFO] == answer
+        assert replies[-1] == Reply(Option.LIST, OptionReply.ACK, b"")
+        assert (shaken.state, names.asked) == (State.OPTION_HEADER, ["far"])
+
+
+async def finish(waiting: Awaitable[None]) -> None:
+    await waiting
+
+
+def test_export_name_that_is_looked_up_in_vain_drops_the_client() -> None:
+    shaken = begin(names=Elsewhere())
+    shaken.receive_data(wire.serialize_option(Option.EXPORT_NAME, b"far"))
+    assert shaken.state is State.LOOKING_UP
+    waiting = shaken.options.looking_up
+    assert waiting is not None
+    asyncio.run(finish(waiting))
+    shaken.looked_up()
+    assert (shaken.state, drain(shaken)) == (State.CLOSED, b"")
+
+
 CONVERSATION = (
     FIXED_NO_ZEROES
     + wire.serialize_option(8)
@@ -278,5 +329,5 @@ def test_every_step_that_the_table_lacks_raises() -> None:
 
 def test_every_state_can_end() -> None:
     assert {State.CLOSED, State.TRANSMISSION} == {state for state in State if not TRANSITIONS[state]}
-    for state in (State.CLIENT_FLAGS, State.OPTION_HEADER, State.OPTION_DATA, State.SKIPPING):
+    for state in set(State) - {State.CLOSED, State.TRANSMISSION}:
         assert TRANSITIONS[state][Step.ENDED] is State.CLOSED
