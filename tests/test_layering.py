@@ -54,6 +54,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "blockstore.replica_codec": (*_GRPC, "blockstore.replication"),
     "blockstore.heartbeat": _GRPC,
     "blockstore.daemon": (),
+    "blockstore.pki": ("blockstore.errors", "blockstore.durable_files"),
     "blockstore.node": _SHELL,
     "blockstore.volume": _SHELL,
     "blockstore.control": _SHELL,

@@ -13,7 +13,7 @@ from typing import Annotated, Final
 
 import typer
 
-from blockstore.cli import control, demo, host, key, nbd, node, snapshot, snapshotd, status, store, up, volume
+from blockstore.cli import control, demo, host, key, nbd, node, pki, snapshot, snapshotd, status, store, up, volume
 from blockstore.cli.screen import say
 from blockstore.errors import CairnError, NoSpace
 
@@ -39,6 +39,7 @@ app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(store.app, name="store")
 app.add_typer(key.app, name="key")
 app.add_typer(node.app, name="node")
+app.add_typer(pki.app, name="pki")
 app.add_typer(control.app, name="control")
 app.add_typer(nbd.app, name="nbd")
 app.add_typer(snapshotd.app, name="snapshotd")
