@@ -57,6 +57,15 @@ class Volume:
     blocks: Possible
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A snapshot that is asked for. before: what its volume might have shown when it was."""
+
+    volume: Volume
+    request: pb.CreateSnapshotRequest
+    before: Possible
+
+
 class Wrong(AssertionError):
     """A volume or a snapshot shows what the model does not explain."""
 
@@ -129,15 +138,29 @@ class Play:
     # ---- snapshots
 
     def snapshot(self, volume: Volume) -> None:
-        """Take one now, also while the volume is written to. One that is in error right away is no snapshot."""
-        before = list(volume.blocks)
-        (made,) = self._create(pb.CreateSnapshotRequest(volumes=[volume.id], client_token=secrets.token_hex(16)))
+        """Take one now, also while the volume is written to."""
+        self.finish(self.begin(volume))
+
+    def begin(self, volume: Volume) -> Begun:
+        """One of what the volume shows from here on; `finish` brings it about."""
+        request = pb.CreateSnapshotRequest(volumes=[volume.id], client_token=secrets.token_hex(16))
+        return Begun(volume, request, list(volume.blocks))
+
+    def ask(self, begun: Begun) -> None:
+        """Ask for it once, whatever becomes of that: control may be killed meanwhile."""
+        with suppress(grpc.RpcError):
+            self.cluster.call("CreateSnapshot", begun.request, _LIMIT_S)
+
+    def finish(self, begun: Begun) -> str:
+        """Its id once it is sealed. One that is in error right away is no snapshot: nothing then."""
+        (made,) = self._create(begun.request)
         if made.state == pb.SNAPSHOT_STATE_ERROR and not made.sealed_at_ms:
             self._delete(made.id)
-            return
+            return ""
         # A write that was acknowledged before is in it; one that was begun meanwhile may be.
-        pairs = zip(before, list(volume.blocks), strict=True)
+        pairs = zip(begun.before, list(begun.volume.blocks), strict=True)
         self.snapshots[made.id] = [old if old == new else old | new for old, new in pairs]
+        return str(made.id)
 
     def _create(self, request: pb.CreateSnapshotRequest) -> Sequence[pb.Snapshot]:
         """What it makes; a control that is killed meanwhile is asked again, with the same token, once it is there."""

@@ -1,7 +1,9 @@
-"""A cluster whose machines all lose their power at once, again and again, while guests write and snapshots are made.
+"""A cluster whose machines all lose their power at once, again and again, whatever is under way.
 
-What was acknowledged before a cut is checked after it: the blocks of the volumes, the snapshots in the catalog and
-their contents in the object store, with the model of tests/crash/snapshots.py as judge.
+That is: guests write to a volume of two segments and to a restored one, nodes checkpoint and merge all the time,
+snapshots are sealed and shipped, and replicas move because one node after the other is drained. What was acknowledged
+before a cut is checked after it: the blocks of the volumes, the snapshots in the catalog and their contents in the
+object store, with the model of tests/crash/snapshots.py as judge.
 """
 
 import dataclasses
@@ -11,8 +13,10 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +24,7 @@ from blockstore.config import ControlSettings
 from blockstore.rpc import control_pb2
 from blockstore.units import MIB
 from tests.cluster import NODE, Cluster
-from tests.crash.snapshots import BLOCKS, CONTENTS, Play, Volume, Wrong
+from tests.crash.snapshots import BLOCKS, CONTENTS, Begun, Play, Volume, Wrong
 from tests.daemons import Daemon, wait_for
 from tests.faults.power import CutReport, Loss, PowerDisk
 from tests.faults.shim import Conditions, Steering
@@ -35,8 +39,15 @@ _NODE: Final = dataclasses.replace(NODE, checkpoint_s=0.1, upkeep_s=0.5, slack=0
 #: In one round; a guest's request is one block.
 _WRITES: Final = range(20, 400)
 _KEPT_SNAPSHOTS: Final = 3
-_SNAPSHOT_EVERY: Final = 4
+#: A snapshot is sealed every second round: before the writes, so that the cut finds it being shipped, or beside them.
+_SEALED_BEFORE, _SEALED_BESIDE, _SNAPSHOT_TURNS = 0, 2, 4
 _RESTORE_EVERY: Final = 16
+_DRAIN_EVERY: Final = 5
+#: The last two share a zone: while one is drained, the other has the replicas of both.
+_ZONES: Final = ("a", "b", "c", "c")
+_DRAINED: Final = (2, 3)
+#: From the request for a snapshot until the cut, at most: sealing takes some milliseconds, or some syncs.
+_WITHIN_S: Final = 0.1
 
 
 class Machines:
@@ -108,7 +119,7 @@ class PowerCluster(Cluster):
         options = [f"--journal-file-bytes={_JOURNAL_FILE_BYTES}", *(["--unsynced-journal"] * unsynced_journal)]
         self._machines = Machines(directory, environment, options)
         self._settings: dict[Path, tuple[str, Any]] = {}
-        super().__init__(self.disk.root, snapshotds=snapshotds, node_settings=_NODE)
+        super().__init__(self.disk.root, zones=_ZONES, snapshotds=snapshotds, node_settings=_NODE)
 
     def cut(self, chance: random.Random, loss: Loss) -> CutReport:
         """Take the power of all, if it still runs, and lay out what the disks kept; `restart` comes after it."""
@@ -164,25 +175,45 @@ class PowerPlay:
     def round(self) -> None:
         """One cut. Raises Wrong where something acknowledged is gone."""
         self.rounds += 1
-        if self._cluster.snapshotds and self.rounds % _SNAPSHOT_EVERY == 0:
-            self._snapshots()
-        chance = self._chance
-        blocks = chance.sample(range(BLOCKS), chance.choice(_WRITES))
-        changes = {block: chance.randrange(CONTENTS) for block in blocks}
-        self._play.write(
-            chance.choice(self._play.volumes), changes, self._cluster.kill_all, chance.randrange(1, len(blocks) // 2)
-        )
-        loss = chance.choice(self._losses)
-        report = self._cluster.cut(chance, loss)
+        if self.rounds % _DRAIN_EVERY == 0:
+            self._drain(self.rounds // _DRAIN_EVERY % len(_DRAINED))
+        begun = self._snapshots() if self._cluster.snapshotds else None
+        self._write_until_cut(begun)
+        loss = self._chance.choice(self._losses)
+        report = self._cluster.cut(self._chance, loss)
         self.lost.update({f"cuts that lost {loss.value}": 1, "writes lost": report.writes_lost})
         self.lost.update({"writes torn": report.writes_torn, "names lost": report.names_lost})
         self._cluster.restart()
+        self.lost["cuts while replicas moved"] += self._moving()
         for volume in self._play.volumes:
             self._check(volume)
+        if begun:
+            self.lost[f"snapshots {'sealed' if self._play.finish(begun) else 'given up'} across a cut"] += 1
+
+    def _write_until_cut(self, begun: Begun | None) -> None:
+        """begun: a snapshot to be asked for when the writes begin; the cut is then soon after that."""
+        play, chance = self._play, self._chance
+        blocks = chance.sample(range(BLOCKS), chance.choice(_WRITES))
+        changes = {block: chance.randrange(CONTENTS) for block in blocks}
+        volume, at, after_s = chance.choice(play.volumes), chance.randrange(1, len(blocks) // 2), chance.random()
+        if begun is None:
+            play.write(volume, changes, self._cluster.kill_all, at)
+            return
+
+        def cut() -> None:
+            time.sleep(after_s * _WITHIN_S)  # the instant of a cut is anybody's guess
+            self._cluster.kill_all()
+
+        with ThreadPoolExecutor(1) as threads:
+            asked = threads.submit(play.ask, begun)
+            play.write(volume, changes, cut)
+            asked.result()
 
     def end(self) -> None:
         """Every snapshot is whole and as it was; with all deleted, nothing is left in the object store."""
         if self._cluster.snapshotds:
+            segments = self._cluster.volume(self._play.volumes[0].id).segments
+            self.lost["changes of members"] = sum(each.configuration.number // 2 for each in segments)
             self._play.check_all()
             self._play.end()
 
@@ -197,15 +228,33 @@ class PowerPlay:
             raise Wrong(f"{volume.id} is in error: {health.volume.reason}")
         self._play.check(volume)
 
-    def _snapshots(self) -> None:
-        play = self._play
+    def _snapshots(self) -> Begun | None:
+        """Delete the oldest and take one more, in some rounds; the one that is to be asked for beside the writes."""
+        turn, play = self.rounds % _SNAPSHOT_TURNS, self._play
+        if turn not in (_SEALED_BEFORE, _SEALED_BESIDE):
+            return None
         while len(play.snapshots) >= _KEPT_SNAPSHOTS:
             oldest = sorted(play.snapshots)[0]
             play.completed(oldest)
             play.delete(oldest)
+        if turn == _SEALED_BESIDE:
+            return play.begin(play.volumes[0])
         play.snapshot(play.volumes[0])
         if self.rounds % _RESTORE_EVERY == 0:
             play.restore(self._chance.choice(sorted(play.snapshots)))
+        return None
+
+    def _drain(self, turn: int) -> None:
+        """Of the nodes that share a zone, one; the other one takes replicas again."""
+        nodes = {each.address: each.id for each in self._cluster.status().nodes}
+        for number, index in enumerate(_DRAINED):
+            node = nodes[self._cluster.nodes[index].read_address()]
+            self._cluster.call("DrainNode", control_pb2.DrainNodeRequest(node=node, undo=number != turn))
+
+    def _moving(self) -> bool:
+        """Whether a replica of the user's volume is being replaced, as its record says."""
+        segments = self._cluster.volume(self._play.volumes[0].id).segments
+        return any(each.configuration.old_members or each.configuration.HasField("replacement") for each in segments)
 
 
 def cut_again_and_again(
