@@ -286,7 +286,7 @@ class Cluster:
 
     def _further_control(self, number: int) -> Daemon:
         name = f"control-{number}"
-        settings = dataclasses.replace(self._control_settings, state=self.directory / name)
+        settings = dataclasses.replace(self._control_settings, state=self.directory / name, listen=self._listen(name))
         return self._daemon("control", settings, settings.state, name=name)
 
     def _node(self, index: int, zone: str) -> Daemon:

@@ -31,10 +31,10 @@ def wait_for(what: str, condition: Callable[[], T | None], limit_s: float = STAR
     return value
 
 
-def listens(host: str, port: int) -> bool:
-    """Whether a process listens at that IPv4 address, found without connecting to it."""
+def listens(host: str, port: int, pid: int) -> bool:
+    """Whether somebody listens at that IPv4 address in the network of the process, found without connecting to it."""
     wanted = f"{bytes(reversed(bytes(map(int, host.split('.'))))).hex().upper()}:{port:04X}"
-    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
     return any(line.split()[1] == wanted and line.split()[3] == "0A" for line in lines)
 
 

@@ -1,4 +1,7 @@
-"""A real etcd for tests: one member or several, on free ports of the loopback, ended by their own handles."""
+"""A real etcd for tests: one member or several, on free ports of the loopback or on machines that a test made.
+
+They are ended by their own handles.
+"""
 
 import datetime
 import ipaddress
@@ -55,33 +58,50 @@ class Certificate:
         return made
 
 
-class EtcdServer:
-    """The members of one etcd. more: arguments of each. tls: there is one, whose clients must show its certificate."""
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a member runs. prefix: what to put before its command, so that it runs there."""
 
-    def __init__(self, directory: Path, members: int = 1, more: Sequence[str] = (), *, tls: bool = False) -> None:
+    client: str
+    peer: str
+    prefix: Sequence[str] = ()
+
+
+class EtcdServer:
+    """The members of one etcd. more: arguments of each. tls: there is one, whose clients must show its certificate.
+
+    sites: where each member runs, instead of `members` of them on the loopback.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        members: int = 1,
+        more: Sequence[str] = (),
+        *,
+        tls: bool = False,
+        sites: Sequence[Site] | None = None,
+    ) -> None:
         require_programs("etcd", "etcdctl")
         self.tls: Certificate | None = None
-        self.clients = [free_address() for _ in range(members)]
+        sites = sites or [Site(free_address(), free_address()) for _ in range(members)]
+        self.clients = [each.client for each in sites]
         if tls:
             host, _ = split_address(self.clients[0])
             self.tls = Certificate.make(directory / "tls", host)
             files = ("--cert-file", self.tls.certificate, "--key-file", self.tls.key)
             trusted = ("--trusted-ca-file", self.tls.certificate, "--client-cert-auth")
             more = [*more, *map(str, (*files, *trusted))]
-        peers = [free_address() for _ in range(members)]
-        cluster = ",".join(f"m{index}=http://{peer}" for index, peer in enumerate(peers))
-        self.members = [
-            self._member(directory, f"m{index}", (client, peer), cluster, more)
-            for index, (client, peer) in enumerate(zip(self.clients, peers, strict=True))
-        ]
+        cluster = ",".join(f"m{index}=http://{site.peer}" for index, site in enumerate(sites))
+        self.members = [self._member(directory, f"m{index}", site, cluster, more) for index, site in enumerate(sites)]
 
     @staticmethod
-    def _member(directory: Path, name: str, at: tuple[str, str], cluster: str, more: Sequence[str]) -> Daemon:
-        """at: where clients and where the other members reach it."""
-        (client, peer), home = at, directory / f"etcd-{name}"
+    def _member(directory: Path, name: str, site: Site, cluster: str, more: Sequence[str]) -> Daemon:
+        client, peer, home = site.client, site.peer, directory / f"etcd-{name}"
         scheme = "https" if "--client-cert-auth" in more else "http"
         home.mkdir(parents=True, exist_ok=True)
         command = [
+            *site.prefix,
             *("etcd", "--name", name, "--data-dir", str(home / "data"), *_TIMES),
             *("--listen-client-urls", f"{scheme}://{client}", "--advertise-client-urls", f"{scheme}://{client}"),
             *("--listen-peer-urls", f"http://{peer}", "--initial-advertise-peer-urls", f"http://{peer}"),
@@ -94,7 +114,8 @@ class EtcdServer:
         for each in self.members:
             if not each.running:
                 each.start()
-        wait_for("etcd to listen", lambda: all(map(self._listens, self.clients)))
+        places = [(*split_address(client), each.pid) for client, each in zip(self.clients, self.members, strict=True)]
+        wait_for("etcd to listen", lambda: all(listens(*place) for place in places))
         wait_for("etcd to elect", lambda: self.ctl("put", "tests-health", "1", check=False))
 
     def url(self, prefix: str = "/cairn") -> str:
@@ -133,10 +154,6 @@ class EtcdServer:
         """All members; `start` starts them again with their data."""
         for each in self.members:
             each.kill()
-
-    @staticmethod
-    def _listens(address: str) -> bool:
-        return listens(*split_address(address))
 
 
 @contextmanager

@@ -13,20 +13,20 @@ def assert_replicas_agree(cluster: Cluster, volume: str) -> None:
     Every node's data must pass `cairn node check` as well. Raises AssertionError with the difference.
     """
     cluster.wait_whole(volume, idle=True)
+    segments = cluster.volume(volume).segments
+    members = {each.replica: one.number for one in segments for each in one.configuration.members}
     cluster.detach(volume)
     cluster.stop()
-    found = {}
+    found: dict[int, dict[str, tuple[object, ...]]] = {one.number: {} for one in segments}
     for node in cluster.nodes:
         report = check_node(node.directory)
         assert not report.problems, f"{node.name}: {report.problems}"
-        for replica in report.replicas:
-            if replica.address.volume == volume:
-                found[node.name] = (
-                    replica.whole,
-                    replica.applied,
-                    replica.digest,
-                    replica.digests,
-                )
-    assert len(found) == min(REPLICAS, len(cluster.nodes)), f"replicas of {volume} on {sorted(found)} only"
-    assert len(set(map(str, found.values()))) == 1, f"replicas of {volume} differ: {found}"
-    assert all(whole for whole, *_ in found.values()), f"replicas of {volume} are not whole: {found}"
+        for each in report.replicas:
+            if each.address.replica in members:
+                on_node = found[members[each.address.replica]]
+                on_node[node.name] = (each.whole, each.applied, each.digest, each.digests)
+    for number, replicas in found.items():
+        what = f"replicas of segment {number} of {volume}"
+        assert len(replicas) == min(REPLICAS, len(cluster.nodes)), f"{what} on {sorted(replicas)} only"
+        assert len(set(map(str, replicas.values()))) == 1, f"{what} differ: {replicas}"
+        assert all(whole for whole, *_ in replicas.values()), f"{what} are not whole: {replicas}"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.faults.kinds import KINDS
 from tests.faults.power_cluster import cut_again_and_again
-from tests.faults.schedule import run_schedule
+from tests.faults.schedule import LASTING_S, run_schedule
 
 
 def say(text: str) -> None:
@@ -26,6 +26,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--hours", type=float, default=0.0, help="how long the schedule of faults goes on")
     parser.add_argument("--minutes", type=float, default=0.0, help="and minutes")
     parser.add_argument("--kind", action="append", choices=KINDS, help="only this kind of fault; may be repeated")
+    parser.add_argument(
+        "--lasting", type=float, nargs=2, default=LASTING_S, metavar=("LEAST", "MOST"), help="seconds of each fault"
+    )
+    parser.add_argument("--embedded", action="store_true", help="one control with the embedded metastore, no etcd")
     parser.add_argument("--power-cuts", type=int, metavar="N", help="instead: so many power cuts of all machines")
     parser.add_argument("--seed", type=int, default=1, help="what happens, and to whom; the same for the same seed")
     parser.add_argument("--directory", type=Path, help="where to work instead of a temporary directory; it is kept")
@@ -45,7 +49,16 @@ def main() -> int:
             lost = cut_again_and_again(directory, given.power_cuts, given.seed, said=say)
             say(f"{given.power_cuts} cuts, and nothing acknowledged was lost: {dict(lost)}")
             return 0
-        report = run_schedule(directory, given.seed, given.hours * 3600 + given.minutes * 60, say, given.kind)
+        duration_s = given.hours * 3600 + given.minutes * 60
+        report = run_schedule(
+            directory,
+            given.seed,
+            duration_s,
+            say,
+            given.kind,
+            lasting_s=tuple(given.lasting),
+            embedded=given.embedded,
+        )
         say("\n".join(report.lines()))
     return 0
 
