@@ -19,13 +19,16 @@ import structlog
 
 from blockstore.errors import CairnError, Fenced
 from blockstore.units import KIB
-from nbd_server import handshake_states, transmission, wire
+from nbd_server import handshake_states, transmission
 from nbd_server.budget import Budget, Share
 from nbd_server.exports import Export, Exports
 from nbd_server.handshake import Handshake
-from nbd_server.transmission import Request, RequestParser
+from nbd_server.replies import Parts, Replies, replies_of
+from nbd_server.request_parser import RequestParser
+from nbd_server.terms import Terms
+from nbd_server.transmission import Refusal, Request
 from nbd_server.volume import Buffer
-from nbd_server.wire import Command, CommandFlag, ProtocolError
+from nbd_server.wire import Command, CommandFlag, ProtocolError, WireError
 
 _log = structlog.get_logger(__name__)
 
@@ -86,6 +89,8 @@ class Connection(asyncio.BufferedProtocol):
         self._handshake = Handshake(exports)
         self._buffer = memoryview(bytearray(_HANDSHAKE_BUFFER_BYTES))
         self._parser: RequestParser
+        self._terms: Terms
+        self._answers: Replies
         self._deadline: asyncio.TimerHandle | None = None
         self._looking_up: asyncio.Future[None] | None = None
         self._reading = True
@@ -237,7 +242,9 @@ class Connection(asyncio.BufferedProtocol):
         self._owner.chosen(self)
         self._move(Phase.TRANSMISSION)
         self._set_deadline(None)
-        self._parser = RequestParser(self._admit)
+        self._terms = self._handshake.options.terms
+        self._answers = replies_of(self._terms.style)
+        self._parser = RequestParser(self._admit, self._terms.style)
         early = self._handshake.leftover
         self._parser.buffer()[: len(early)] = early
         self._parser.received(len(early))
@@ -272,20 +279,23 @@ class Connection(asyncio.BufferedProtocol):
             return True
         return self._share.may_take(self._parser.next_bytes())
 
-    def _admit(self, request: Request) -> int:
-        """What the parser asks of each request: why it is refused, or NONE, and then its memory is counted."""
+    def _admit(self, request: Request) -> Refusal | None:
+        """What the parser asks of each request: why it is refused, or None, and then its memory is counted."""
         assert self.export is not None
-        error = transmission.refusal(request, self.export.size_bytes, self.export.read_only)
-        if not error and request.command <= _WRITE:
+        refused = transmission.refusal(request, self.export.size_bytes, self.export.read_only, self._terms)
+        if refused is None and request.command <= _WRITE:
             self._share.take(request.length)
-        return error
+        return refused
 
     def _begin(self, request: Request) -> None:
-        if request.error:
-            self._reply(wire.serialize_simple_reply(request.cookie, request.error))
+        if request.refusal is not None:
+            self._reply(self._answers.failed(request, request.refusal))
             return
         if request.command == Command.DISC:
             self.drain()
+            return
+        if request.flags & CommandFlag.FAST_ZERO and (refused := self._refuse_slow_zero(request)) is not None:
+            self._reply(self._answers.failed(request, refused))
             return
         self.in_flight_requests += 1
         try:
@@ -306,9 +316,18 @@ class Connection(asyncio.BufferedProtocol):
             return device.flush()
         if request.command == Command.TRIM:
             return device.trim(request.offset, request.length)
+        if request.command == Command.CACHE:
+            return device.cache(request.offset, request.length)
         assert request.command == Command.WRITE_ZEROES
         allocate = bool(request.flags & CommandFlag.NO_HOLE)
         return device.zero(request.offset, request.length, allocate=allocate)
+
+    def _refuse_slow_zero(self, request: Request) -> Refusal | None:
+        """Of a request with FAST_ZERO: before anything is changed (NBD, "Request types", NBD_CMD_WRITE_ZEROES)."""
+        assert self.export is not None
+        if self.export.device.zero_is_fast(request.offset, request.length):
+            return None
+        return Refusal(WireError.ENOTSUP, "zeroes are no faster here than a write: parts of blocks, or of a snapshot")
 
     def _ended(self, request: Request, future: asyncio.Future[Any]) -> None:
         export = self.export
@@ -332,15 +351,14 @@ class Connection(asyncio.BufferedProtocol):
         if self.client and isinstance(error, Fenced):
             self.abort()
         elif error is not None:
-            code = transmission.wire_error(request.command, error)
-            self._reply(wire.serialize_simple_reply(request.cookie, code))
+            self._reply(self._answers.failed(request, transmission.failure(request.command, error)))
         elif request.command == _READ and data is not None:
             assert len(data) == request.length
-            self._reply(wire.serialize_simple_reply(request.cookie), data)
+            self._reply(self._answers.data(request, data))
         else:
-            self._reply(wire.serialize_simple_reply(request.cookie))
+            self._reply(self._answers.done(request))
 
-    def _reply(self, *parts: Buffer) -> None:
+    def _reply(self, parts: Parts) -> None:
         if not self._replies:
             self._loop.call_soon(self._send_replies)
         self._replies += parts

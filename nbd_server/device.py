@@ -97,6 +97,16 @@ class Device:
             parts.append(self._change(first, last, zero_blocks))
         return _all_of(parts)
 
+    def zero_is_fast(self, offset: int, length: int) -> bool:
+        """Whether `zero` takes less than a write of as many zeroes: no block is merged, and the volume says so."""
+        return not (offset | length) & _OFFSET_MASK and self._volume.zero_is_fast
+
+    def cache(self, offset: int, length: int) -> asyncio.Future[None]:
+        """Bring the bytes to where reads of them are fast; nothing else changes."""
+        start = offset >> _BLOCK_SHIFT
+        end = (offset + length + _OFFSET_MASK) >> _BLOCK_SHIFT
+        return self._volume.cache(start, end - start) if length else _done(None)
+
     def flush(self) -> asyncio.Future[None]:
         """Done once all that was answered before is durable."""
         return self._volume.flush()

@@ -9,6 +9,7 @@ from typing import Final, Protocol, TypeVar
 
 from blockstore.units import BLOCK_SIZE, MIB
 from nbd_server import wire
+from nbd_server.terms import Style, Terms
 from nbd_server.wire import Info, TransmissionFlag
 
 #: Any byte range is served; whole blocks are served without reading first.
@@ -62,19 +63,25 @@ class Catalogue(Protocol[E_co]):
         """All exports, in the order in which LIST tells them."""
 
 
-def transmission_flags(export: Exported) -> int:
-    """What the export can do (NBD, "Transmission flags").
+def transmission_flags(export: Exported, terms: Terms) -> int:
+    """What the export can do on these terms (NBD, "Transmission flags").
 
     CAN_MULTI_CONN is true: a write is acknowledged only when a quorum of replicas has it on disk, and
     one front-end orders the requests of all connections. So a flush, or FUA, on any connection covers
     what was acknowledged on every other, and each connection reads what another was told is written.
-    FAST_ZERO is not advertised: the edges of an unaligned range are written like any other data.
+    SEND_CACHE: blocks of a snapshot that have not come yet are fetched. SEND_FAST_ZERO: zeroes of whole blocks take
+    a record without a payload; where a request would take more than that, it is refused with ENOTSUP.
     """
     flags = TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_FLUSH | TransmissionFlag.SEND_FUA
-    flags |= TransmissionFlag.CAN_MULTI_CONN
+    flags |= TransmissionFlag.CAN_MULTI_CONN | TransmissionFlag.SEND_CACHE
+    if terms.style >= Style.STRUCTURED:
+        flags |= TransmissionFlag.SEND_DF
+    if terms.style is Style.EXTENDED and terms.contexts:
+        flags |= TransmissionFlag.BLOCK_STATUS_PAYLOAD
     if export.read_only:
         return flags | TransmissionFlag.READ_ONLY
-    return flags | TransmissionFlag.SEND_TRIM | TransmissionFlag.SEND_WRITE_ZEROES
+    flags |= TransmissionFlag.SEND_TRIM | TransmissionFlag.SEND_WRITE_ZEROES
+    return flags | TransmissionFlag.SEND_FAST_ZERO
 
 
 def information(export: Exported, item: int) -> bytes | None:

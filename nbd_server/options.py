@@ -14,6 +14,7 @@ from nbd_server import wire
 from nbd_server.exported import Catalogue, E, information, transmission_flags
 from nbd_server.handshake_states import Step
 from nbd_server.links import parse_asked
+from nbd_server.terms import Style, Terms
 from nbd_server.wire import Malformed, Option, OptionReply, ProtocolError
 
 _NAMES: Final[Mapping[int, Callable[[bytes], str]]] = {
@@ -37,6 +38,7 @@ class Options(Generic[E]):
         self.client = ""
         self.zeroes = True
         self.looking_up: Awaitable[None] | None = None
+        self._style = Style.SIMPLE
         self._exports = exports
         self._to_send = to_send
         self._option = 0
@@ -46,7 +48,14 @@ class Options(Generic[E]):
             Option.LIST: self._answer_list,
             Option.INFO: self._answer_info,
             Option.GO: self._answer_go,
+            Option.STRUCTURED_REPLY: self._answer_structured_reply,
+            Option.EXTENDED_HEADERS: self._answer_extended_headers,
         }
+
+    @property
+    def terms(self) -> Terms:
+        """What holds for requests."""
+        return Terms(self._style)
 
     def answer(self, option: int, data: bytes, *, looked_up: bool = False) -> Step:
         """Answer an option. Raises ProtocolError where the connection is to be dropped without a word.
@@ -87,7 +96,12 @@ class Options(Generic[E]):
         return self._refuse(OptionReply.ERR_UNSUP, f"option {self._option} is not known here")
 
     def _answer_export_name(self, data: bytes) -> Step:
-        """This option has no way to tell an error: the connection is dropped instead."""
+        """This option has no way to tell an error: the connection is dropped instead.
+
+        Also behind EXTENDED_HEADERS, where the NBD text forbids it.
+        """
+        if self._style is Style.EXTENDED:
+            raise ProtocolError("EXPORT_NAME after EXTENDED_HEADERS")
         try:
             asked = parse_asked(wire.parse_name(data))
         except Malformed as error:
@@ -95,7 +109,7 @@ class Options(Generic[E]):
         export = self._exports.find(asked.export)
         if export is None or export.client not in ("", asked.client):
             raise ProtocolError("no such export")
-        self._to_send += wire.serialize_export(export.size_bytes, transmission_flags(export))
+        self._to_send += wire.serialize_export(export.size_bytes, transmission_flags(export, self.terms))
         if self.zeroes:
             self._to_send += wire.EXPORT_NAME_PADDING
         self.chosen, self.client = export, asked.client
@@ -110,6 +124,23 @@ class Options(Generic[E]):
             return self._refuse(OptionReply.ERR_INVALID, "LIST takes no data")
         for export in self._exports:
             self._reply(OptionReply.SERVER, wire.serialize_server(export.name, export.description))
+        self._reply(OptionReply.ACK)
+        return Step.OPTION_ANSWERED
+
+    def _answer_structured_reply(self, data: bytes) -> Step:
+        if data:
+            return self._refuse(OptionReply.ERR_INVALID, "STRUCTURED_REPLY takes no data")
+        if self._style is Style.EXTENDED:
+            return self._refuse(OptionReply.ERR_EXT_HEADER_REQD, "extended headers are agreed on, and go beyond this")
+        return self._agree(Style.STRUCTURED)
+
+    def _answer_extended_headers(self, data: bytes) -> Step:
+        if data:
+            return self._refuse(OptionReply.ERR_INVALID, "EXTENDED_HEADERS takes no data")
+        return self._agree(Style.EXTENDED)
+
+    def _agree(self, style: Style) -> Step:
+        self._style = style
         self._reply(OptionReply.ACK)
         return Step.OPTION_ANSWERED
 
@@ -131,7 +162,9 @@ class Options(Generic[E]):
         export = self._find(query.name)
         if export is None:
             return None
-        self._reply(OptionReply.INFO, wire.serialize_info_export(export.size_bytes, transmission_flags(export)))
+        self._reply(
+            OptionReply.INFO, wire.serialize_info_export(export.size_bytes, transmission_flags(export, self.terms))
+        )
         for item in dict.fromkeys(query.items):
             if (told := information(export, item)) is not None:
                 self._reply(OptionReply.INFO, told)

@@ -37,5 +37,12 @@ class Volume(Protocol):
     def zero(self, start: int, count: int, *, allocate: bool) -> "asyncio.Future[None]":
         """Blocks that read as zeroes from now on. allocate: a later write there finds its space."""
 
+    @property
+    def zero_is_fast(self) -> bool:
+        """Whether `zero` of blocks always takes less than a write of them."""
+
+    def cache(self, start: int, count: int) -> "asyncio.Future[None]":
+        """Have blocks that are elsewhere brought here; done when they are, or at once where there is nothing to do."""
+
     def flush(self) -> "asyncio.Future[None]":
         """Done once all that was complete when it was called is durable."""

@@ -14,9 +14,13 @@ from typing import Final, NamedTuple
 INIT_PASSWD: Final = 0x4E42444D41474943
 OPTION_MAGIC: Final = 0x49484156454F5054
 OPTION_REPLY_MAGIC: Final = 0x3E889045565A9
-# NBD, "Request message" and "Simple reply message".
+# NBD, "Request message".
 REQUEST_MAGIC: Final = 0x25609513
+EXTENDED_REQUEST_MAGIC: Final = 0x21E41C71
+# NBD, "Simple reply message", "Structured reply chunk message" and "Extended reply chunk message".
 SIMPLE_REPLY_MAGIC: Final = 0x67446698
+STRUCTURED_REPLY_MAGIC: Final = 0x668E33EF
+EXTENDED_REPLY_MAGIC: Final = 0x6E8A278C
 
 # NBD, "Handshake flags" and "Client flags": the same two bits on both sides.
 FIXED_NEWSTYLE: Final = 1 << 0
@@ -39,8 +43,14 @@ _LENGTH: Final = Struct(">I")
 _COUNT: Final = Struct(">H")
 REQUEST: Final = Struct(">IHHQQI")
 """magic, command flags, type, cookie, offset, length."""
+EXTENDED_REQUEST: Final = Struct(">IHHQQQ")
+"""The same, with a length of 64 bits."""
 SIMPLE_REPLY: Final = Struct(">IIQ")
 """magic, error, cookie."""
+
+#: NBD, "Request types", NBD_CMD_BLOCK_STATUS: a payload is an effect length, and numbers of contexts.
+STATUS_FILTER_BYTES: Final = 8
+CONTEXT_ID_BYTES: Final = 4
 
 CLIENT_FLAGS_BYTES: Final = 4
 OPTION_HEADER_BYTES: Final = _OPTION_HEADER.size
@@ -63,7 +73,11 @@ class TransmissionFlag(IntEnum):
     SEND_FUA = 1 << 3
     SEND_TRIM = 1 << 5
     SEND_WRITE_ZEROES = 1 << 6
+    SEND_DF = 1 << 7
     CAN_MULTI_CONN = 1 << 8
+    SEND_CACHE = 1 << 10
+    SEND_FAST_ZERO = 1 << 11
+    BLOCK_STATUS_PAYLOAD = 1 << 12
 
 
 class Option(IntEnum):
@@ -74,6 +88,10 @@ class Option(IntEnum):
     LIST = 3
     INFO = 6
     GO = 7
+    STRUCTURED_REPLY = 8
+    LIST_META_CONTEXT = 9
+    SET_META_CONTEXT = 10
+    EXTENDED_HEADERS = 11
 
 
 class OptionReply(IntEnum):
@@ -82,12 +100,14 @@ class OptionReply(IntEnum):
     ACK = 1
     SERVER = 2
     INFO = 3
+    META_CONTEXT = 4
     ERR_UNSUP = (1 << 31) + 1
     ERR_POLICY = (1 << 31) + 2
     ERR_INVALID = (1 << 31) + 3
     ERR_UNKNOWN = (1 << 31) + 6
     ERR_SHUTDOWN = (1 << 31) + 7
     ERR_TOO_BIG = (1 << 31) + 9
+    ERR_EXT_HEADER_REQD = (1 << 31) + 10
 
 
 class Info(IntEnum):
@@ -107,7 +127,9 @@ class Command(IntEnum):
     DISC = 2
     FLUSH = 3
     TRIM = 4
+    CACHE = 5
     WRITE_ZEROES = 6
+    BLOCK_STATUS = 7
 
 
 class CommandFlag(IntEnum):
@@ -115,6 +137,28 @@ class CommandFlag(IntEnum):
 
     FUA = 1 << 0
     NO_HOLE = 1 << 1
+    DF = 1 << 2
+    REQ_ONE = 1 << 3
+    FAST_ZERO = 1 << 4
+    PAYLOAD_LEN = 1 << 5
+
+
+class ReplyFlag(IntEnum):
+    """NBD, "Structured and extended header reply flags"."""
+
+    DONE = 1 << 0
+
+
+class ReplyType(IntEnum):
+    """NBD, "Structured reply types"."""
+
+    NONE = 0
+    OFFSET_DATA = 1
+    OFFSET_HOLE = 2
+    BLOCK_STATUS = 5
+    BLOCK_STATUS_EXT = 6
+    ERROR = (1 << 15) + 1
+    ERROR_OFFSET = (1 << 15) + 2
 
 
 class WireError(IntEnum):
@@ -240,6 +284,11 @@ def parse_info_query(data: bytes) -> InfoQuery:
 def serialize_request(command: int, flags: int, cookie: int, offset: int, length: int) -> bytes:
     """The header of a request as a client sends it; a write's payload follows."""
     return REQUEST.pack(REQUEST_MAGIC, flags, command, cookie, offset, length)
+
+
+def serialize_extended_request(command: int, flags: int, cookie: int, offset: int, length: int) -> bytes:
+    """The same with an extended header; a payload follows where PAYLOAD_LEN is among the flags."""
+    return EXTENDED_REQUEST.pack(EXTENDED_REQUEST_MAGIC, flags, command, cookie, offset, length)
 
 
 def serialize_simple_reply(cookie: int, error: int = WireError.NONE) -> bytes:

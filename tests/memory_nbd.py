@@ -52,6 +52,13 @@ class MemoryVolume:
     def zero(self, start: int, count: int, *, allocate: bool) -> asyncio.Future[None]:
         return self.trim(start, count)
 
+    @property
+    def zero_is_fast(self) -> bool:
+        return True
+
+    def cache(self, start: int, count: int) -> asyncio.Future[None]:
+        return self._done(None)
+
     def flush(self) -> asyncio.Future[None]:
         return self._done(None)
 

@@ -78,6 +78,9 @@ PURE = (
     "nbd_server.kernel.negotiation",
     "nbd_server.kernel.supervision",
     "nbd_server.transmission",
+    "nbd_server.terms",
+    "nbd_server.holes",
+    "nbd_server.request_parser",
     *(f"snapshotd.{name}" for name in _FORMAT),
 )
 IMPURE_LIBRARIES = {"grpc", "asyncio", "socket", "lmdb", "time", "random", "threading", "secrets", "uvloop"}

@@ -41,6 +41,7 @@ class AdverseVolume:
     """Takes effect and completes only as `step` says."""
 
     size_bytes = SIZE
+    zero_is_fast = True
 
     def __init__(self) -> None:
         self.contents = bytearray(SIZE)
@@ -73,6 +74,9 @@ class AdverseVolume:
 
     def zero(self, start: int, count: int, *, allocate: bool) -> asyncio.Future[None]:
         return self._call("zero", start, count, lambda block: self._set(block, bytes(BLOCK_SIZE)))
+
+    def cache(self, start: int, count: int) -> asyncio.Future[None]:
+        return self._call("cache", start, count, lambda block: None)
 
     def flush(self) -> asyncio.Future[None]:
         return self._call("flush", 0, 0, lambda block: None)

@@ -17,8 +17,8 @@ from nbd_server.wire import Info, InfoQuery, Option, OptionReply
 
 FIXED = wire.FIXED_NEWSTYLE.to_bytes(4, "big")
 FIXED_NO_ZEROES = wire.HANDSHAKE_FLAGS.to_bytes(4, "big")
-READ_ONLY_FLAGS = 0x10F
-WRITABLE_FLAGS = 0x16D
+READ_ONLY_FLAGS = 0x50F
+WRITABLE_FLAGS = 0xD6D
 
 
 @dataclass
@@ -163,7 +163,6 @@ def test_list_tells_all_exports() -> None:
         (Option.GO, query("nobody"), OptionReply.ERR_UNKNOWN),
         (Option.INFO, bytes(20_000), OptionReply.ERR_TOO_BIG),
         (5, b"", OptionReply.ERR_UNSUP),
-        (8, b"", OptionReply.ERR_UNSUP),
         (10, query("vol-1"), OptionReply.ERR_UNSUP),
         (0xFFFFFFFF, bytes(64 << 10), OptionReply.ERR_UNSUP),
     ],
@@ -262,7 +261,7 @@ def test_export_name_that_is_looked_up_in_vain_drops_the_client() -> None:
 
 CONVERSATION = (
     FIXED_NO_ZEROES
-    + wire.serialize_option(8)
+    + wire.serialize_option(5)
     + wire.serialize_option(Option.LIST)
     + wire.serialize_option(42, bytes(9000))
     + wire.serialize_option(Option.INFO, query("vol-1", *range(5)))

@@ -40,7 +40,7 @@ def test_every_command_over_two_connections(run: RunLoop) -> None:
     async def main() -> None:
         async with serving() as served:
             first, second = await served.client(), await served.client("other")
-            assert (first.size_bytes, first.flags) == (SIZE, 0x16D)
+            assert (first.size_bytes, first.flags) == (SIZE, 0xD6D)
             await first.write(1000, b"x" * 10_000, fua=True)
             assert await second.read(999, 10_002) == b"\0" + b"x" * 10_000 + b"\0"
             await second.write_zeroes(2000, 100, no_hole=True)

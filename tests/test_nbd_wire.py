@@ -21,7 +21,7 @@ def test_the_greeting_is_the_one_of_fixed_newstyle() -> None:
 def test_numbers_are_those_of_the_text() -> None:
     assert wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, 0, 0, 0, 0)[:4] == bytes.fromhex("25609513")
     assert wire.serialize_simple_reply(7, WireError.ENOSPC) == bytes.fromhex("67446698 0000001c 0000000000000007")
-    assert [int(command) for command in Command] == [0, 1, 2, 3, 4, 6]
+    assert [int(command) for command in Command] == [0, 1, 2, 3, 4, 5, 6, 7]
     assert (CommandFlag.FUA, CommandFlag.NO_HOLE) == (1, 2)
     flags = TransmissionFlag
     assert (flags.HAS_FLAGS, flags.READ_ONLY, flags.SEND_FLUSH, flags.SEND_FUA) == (1, 2, 4, 8)

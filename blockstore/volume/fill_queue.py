@@ -50,10 +50,19 @@ class FillQueue:
 
     async def put(self, start: int, data: memoryview) -> None:
         """The same, once there is room."""
-        while self._waiting_bytes >= _WAITING_BYTES:
-            await self._wait_for_less()
+        await self.room()
         if not self._closed:
             self._take(start, data)
+
+    async def room(self) -> None:
+        """Done once what is offered is taken, or it is closed."""
+        while self._waiting_bytes >= _WAITING_BYTES:
+            await self._wait_for_less()
+
+    @property
+    def closed(self) -> bool:
+        """Nothing is filled any more."""
+        return self._closed
 
     async def idle(self) -> None:
         """Done once nothing waits and nothing is in flight."""

@@ -66,6 +66,7 @@ class HydratingVolume:
         self._loop = asyncio.get_running_loop()
         self._requests: set[asyncio.Future[Any]] = set()
         self._read_up_to = -1
+        self._caching = asyncio.Lock()
 
     # ---- life
 
@@ -114,6 +115,14 @@ class HydratingVolume:
 
     def zero(self, start: int, count: int, *, allocate: bool) -> "asyncio.Future[None]":
         return self._begin(self._zero(start, count, partial(self._volume.zero, allocate=allocate)))
+
+    @property
+    def zero_is_fast(self) -> bool:
+        """What the source maps has to be known, and be covered part by part; a write needs neither."""
+        return False
+
+    def cache(self, start: int, count: int) -> "asyncio.Future[None]":
+        return self._begin(self._cache(start, count))
 
     def flush(self) -> "asyncio.Future[None]":
         return self._volume.flush()
@@ -180,6 +189,24 @@ class HydratingVolume:
         for first, count in runs_of(absent):
             self.fills.offer(window.start + first, window.blocks(first, count))
 
+    async def _cache(self, start: int, count: int) -> None:
+        """Fetch and fill what the source maps there and is not known to be here, one window after the other.
+
+        One request of a volume at a time: else a few of them, of any length, would take all fetches from the guests.
+        """
+        end = min(start + count, self.client.block_count)
+        async with self._caching:
+            for shard in range(start // SHARD_BLOCKS, -(-end // SHARD_BLOCKS)):
+                base = shard * SHARD_BLOCKS
+                bitmap = await self.map.shard(shard, self._deadline())
+                first = max(start - base, 0)
+                wanted = bits_of(bitmap, first, min(end - base, SHARD_BLOCKS) - first) << first
+                for number in _windows_of(wanted & ~self.present.bits(base, SHARD_BLOCKS)):
+                    await self.fills.room()
+                    if self.fills.closed:
+                        return  # all that the source has is here
+                    await self._windows.get(base // WINDOW_BLOCKS + number, self._deadline())
+
     # ---- changes
 
     def _written(self, start: int, count: int, future: "asyncio.Future[None]") -> None:
@@ -213,6 +240,17 @@ class HydratingVolume:
                 at = base + last
         if at < end:
             yield at, end - at, False
+
+
+def _windows_of(bits: int) -> Iterator[int]:
+    """The windows, counted from the first bit's, that have a bit set, in order."""
+    number = 0
+    while bits:
+        skipped = ((bits & -bits).bit_length() - 1) // WINDOW_BLOCKS
+        number += skipped
+        yield number
+        number += 1
+        bits >>= (skipped + 1) * WINDOW_BLOCKS
 
 
 def _mapped_ranges(bitmap: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -224,8 +224,20 @@ class OpenVolume:
     def zero(self, start: int, count: int, *, allocate: bool) -> asyncio.Future[None]:
         return self._submit(OperationKind.ZERO if allocate else OperationKind.TRIM, start, count)
 
+    @property
+    def zero_is_fast(self) -> bool:
+        """A record without a payload, however many blocks it names."""
+        return True
+
+    def cache(self, start: int, count: int) -> asyncio.Future[None]:
+        """All that there is lies on the members' disks already."""
+        return self._nothing_to_do()
+
     def flush(self) -> asyncio.Future[None]:
         """What was answered is on a quorum's disks already."""
+        return self._nothing_to_do()
+
+    def _nothing_to_do(self) -> asyncio.Future[None]:
         done: asyncio.Future[None] = self._loop.create_future()
         done.set_result(None)
         return done

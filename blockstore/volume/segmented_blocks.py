@@ -24,6 +24,9 @@ class Blocks(Protocol):
 
     @property
     def size_bytes(self) -> int: ...
+    @property
+    def zero_is_fast(self) -> bool: ...
+    def cache(self, start: int, count: int) -> "asyncio.Future[None]": ...
     def read(self, start: int, count: int) -> "asyncio.Future[bytes | memoryview]": ...
     def write(self, start: int, data: Data) -> "asyncio.Future[None]": ...
     def trim(self, start: int, count: int) -> "asyncio.Future[None]": ...
@@ -92,6 +95,13 @@ class SegmentedBlocks:
             return segment.zero(piece.start, piece.count, allocate=allocate)
 
         return self._ask(start, count, zero, _finished)
+
+    @property
+    def zero_is_fast(self) -> bool:
+        return all(segment.zero_is_fast for segment in self._segments)
+
+    def cache(self, start: int, count: int) -> "asyncio.Future[None]":
+        return self._ask(start, count, lambda segment, piece, _: segment.cache(piece.start, piece.count), _finished)
 
     def flush(self) -> "asyncio.Future[None]":
         if self._over.done():
