@@ -1,7 +1,7 @@
 """The leader's rules 2, 3 and 5, each by what its absence would lose."""
 
 from blockstore.domain import ORIGIN
-from blockstore.errors import InvalidRequest, NoSpace, QuorumUnavailable
+from blockstore.errors import InvalidRequest, QuorumUnavailable
 from blockstore.record import Operation, OperationKind
 from blockstore.replication.leader import LeaderSettings
 from blockstore.replication.messages import Completed, Failed, FencedBy, ReadDropped, Relieved, Sealed
@@ -120,28 +120,6 @@ def test_congestion_is_told_and_relieved() -> None:
         group.all_ack()
     assert not group.leader.congested
     assert len(of(Relieved, group.effects)) == 1
-
-
-def test_without_room_on_a_quorum_new_writes_fail_and_those_in_flight_finish() -> None:
-    group = Group().serve()
-    group.keep(group.leader.submit("in flight", write(1), group.now))
-    group.ack(B, full=True)
-    group.keep(group.leader.submit("one has no room", write(2), group.now))
-    effects = group.ack(C, full=True)
-    assert "in flight" in [ticket for completed in of(Completed, group.effects) for ticket in completed.tickets]
-    assert none_of(Failed, effects)
-    failed = only(Failed, group.leader.submit("refused", write(3), group.now))
-    assert isinstance(failed.error, NoSpace)
-    assert none_of(Failed, group.leader.submit("trim", trim(3), group.now))
-    group.ack(C, full=False)
-    assert none_of(Failed, group.leader.submit("again", write(3), group.now))
-
-
-def test_a_member_that_is_away_is_no_lack_of_room() -> None:
-    group = Group().serve()
-    group.leader.disconnected(B, group.now)
-    group.leader.disconnected(C, group.now)
-    assert none_of(Failed, group.leader.submit("w", write(1), group.now))
 
 
 # ---- rule 3

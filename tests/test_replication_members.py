@@ -5,13 +5,13 @@ from collections.abc import Callable
 import pytest
 
 from blockstore.domain import ORIGIN, Configuration, Member, NodeId, Replacement, ReplicaId
-from blockstore.errors import Conflict
-from blockstore.replication.messages import Completed, FencedBy, Over, ReadDropped, SealAnswer
+from blockstore.errors import Conflict, NoSpace
+from blockstore.replication.messages import Completed, Failed, FencedBy, Over, ReadDropped, SealAnswer
 from blockstore.replication.quorum import Quorum
 from blockstore.replication.recovery import ChosenLog, Undecided, choose_log
 from blockstore.units import FIRST_GENERATION, BlockNumber, Epoch
 from tests.replication_group import EPOCH, Group, of, reads, records_sent
-from tests.replication_parts import CONFIGURATION, A, B, C, at, write
+from tests.replication_parts import CONFIGURATION, A, B, C, at, only, write
 
 D = ReplicaId("rep-" + "d" * 17)
 NEWCOMER = Member(D, NodeId("node-" + "d" * 17))
@@ -183,3 +183,17 @@ def test_a_member_that_heard_of_this_leaders_own_newer_configuration_does_not_en
     group = changing()
     assert of(Over, group.leader.answered(B, FencedBy(EPOCH, 2), group.now)) == []
     assert of(Over, group.leader.answered(A, FencedBy(Epoch(EPOCH + 1), 1), group.now))
+
+
+def test_only_members_are_asked_for_room_and_in_between_both_sets() -> None:
+    group = changing()
+    group.ack(D, full=True)
+    group.keep(group.leader.disconnected(C, group.now))
+    assert group.leader.status().lacks_room == ""
+    group.keep(group.leader.reconfigure(JOINT, group.now))
+    assert group.leader.status().lacks_room == ""  # A and B are a quorum of both
+    group.ack(A, full=True)
+    assert group.leader.status().lacks_room == f"full: {CONFIGURATION.members[0].node}, {NEWCOMER.node}; away: " + (
+        CONFIGURATION.members[2].node
+    )
+    assert isinstance(only(Failed, group.leader.submit("w", write(1), group.now)).error, NoSpace)

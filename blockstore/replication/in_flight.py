@@ -31,8 +31,8 @@ class Waiter:
 class Write:
     """One submitted operation.
 
-    number: 1, 2, 3 ... since the attachment. after: the highest number that it overlaps, 0 for none.
-    answered: the guest has its answer, be it an error. done: out of the way, committed or dropped.
+    number: grows along the order in which writes become records. after: the highest number that it overlaps, 0 for
+    none. answered: the guest has its answer, be it an error. done: out of the way, committed or dropped.
     """
 
     number: int

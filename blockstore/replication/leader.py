@@ -42,15 +42,13 @@ from blockstore.replication.messages import (
 from blockstore.replication.quorum import Quorum
 from blockstore.replication.reads import Read, Reads
 from blockstore.replication.recovery import ChosenLog
+from blockstore.replication.room import QuorumRoom, Room
 from blockstore.replication.settings import LeaderSettings
 from blockstore.replication.status import LeaderStatus, MemberStatus, member_status
-from blockstore.replication.write_queue import WriteQueue
+from blockstore.replication.write_queue import NEEDS_ROOM, WriteQueue
 from blockstore.units import BlockNumber, Epoch, Generation
 
 __all__ = ["Leader", "LeaderSettings", "LeaderStatus", "MemberStatus"]
-
-#: What needs room on a node; trims, seals and the like make room or need next to none.
-_NEEDS_ROOM = frozenset({OperationKind.WRITE, OperationKind.FILL, OperationKind.ZERO})
 
 
 @dataclass(slots=True, eq=False)
@@ -94,7 +92,7 @@ class Leader:
         self._in_flight: deque[_InFlight] = deque()
         self._over: CairnError | None = None
         self._serving = False
-        self._short_of_space = False
+        self._room = QuorumRoom(configuration, self._members, settings.retry_limit_s, now)
         self._hydrated = False
 
     @property
@@ -129,7 +127,7 @@ class Leader:
             self._append_configuration()
         for member in self._members.values():
             effects += self._log.stream(member, now)
-        return effects + self._advance(now)
+        return effects + self._advance(now) + self._look_for_room(now)
 
     def _change_members(self, now: float) -> list[LeaderEffect]:
         """Those of the configuration take part, and nobody else."""
@@ -145,7 +143,7 @@ class Leader:
         self._attaching.count(self._quorum)
         self._log.send_to(members, self.configuration.number)
         self._lease.count(self._quorum, members)
-        self._note_space()
+        self._room.count(self.configuration, now)
         return self._reads.read_from(self._readable(), self._log.commit, now)
 
     def _readable(self) -> tuple[Member, ...]:
@@ -178,8 +176,10 @@ class Leader:
         """Everything under way to this member may be lost."""
         if self._over is not None or replica not in self._members:
             return []
+        return self._lost(replica, now) + self._look_for_room(now)
+
+    def _lost(self, replica: ReplicaId, now: float) -> list[LeaderEffect]:
         self._members[replica].close()
-        self._note_space()
         return self._reads.member_lost(replica, self._log.commit, now)
 
     def answered(
@@ -207,10 +207,9 @@ class Leader:
             return []
         member.take_seal(answer)
         self._lease.renew()
-        self._note_space()
         effects: list[LeaderEffect] = []
         for peer in self._attaching.heard(member, answer, now):
-            effects += [*self.disconnected(peer.replica, now), Reconnect(peer.replica)]
+            effects += [*self._lost(peer.replica, now), Reconnect(peer.replica)]
         if self._log.chosen is None:
             effects += self._choose(now)
         elif member.sealed and answer.floor == UNKNOWN_FLOOR:
@@ -220,6 +219,7 @@ class Leader:
         if self._over is None:
             effects += self._advance(now)
             effects += self._reads.retry(self._log.commit, now)
+            effects += self._look_for_room(now)
         return effects
 
     def _choose(self, now: float) -> list[LeaderEffect]:
@@ -257,8 +257,8 @@ class Leader:
         if len(operation.data) > self.settings.max_record_bytes:
             limit = self.settings.max_record_bytes
             return [Failed((ticket,), InvalidRequest(f"{len(operation.data)} bytes in one operation, {limit} at most"))]
-        if self._short_of_space and operation.kind in _NEEDS_ROOM:
-            return [Failed((ticket,), NoSpace("fewer than a quorum of the volume's nodes have room; free some space"))]
+        if self._room.room is Room.NONE and operation.kind in NEEDS_ROOM:
+            return [Failed((ticket,), self._no_room())]
         if operation.kind is OperationKind.HYDRATED:
             self._hydrated = True
         elif self._hydrated and operation.kind is OperationKind.FILL:
@@ -268,11 +268,27 @@ class Leader:
         self._writes.add(ticket, operation, now)
         return self._send_queued(now)
 
-    def _note_space(self) -> None:
-        """Short of it: some members say that they are full, and the others that are here are no quorum."""
-        here = [member for member in self._members.values() if member.sealed]
-        full = any(member.full for member in here)
-        self._short_of_space = full and not self._quorum.reached([m.replica for m in here if not m.full])
+    def _look_for_room(self, now: float) -> list[LeaderEffect]:
+        """Hold, refuse or let go what needs room, as the members have it now. Only once all that are sealed stream."""
+        if not self._room.look(now):
+            return []
+        if self._room.room is Room.ENOUGH:
+            self._writes.let_go()
+            return self._send_queued(now)
+        effects = self._ask_again(self._writes.hold(), now)
+        tickets = self._writes.refuse_held() if self._room.room is Room.NONE else ()
+        if tickets:
+            effects.append(Failed(tickets, self._no_room()))
+        return effects + self._relieve()
+
+    def _no_room(self) -> NoSpace:
+        return NoSpace(
+            f"too few of the volume's nodes have room for new writes ({self._room.why()}); "
+            "free space on those that are full, or bring back those that are away"
+        )
+
+    def _relieve(self) -> list[LeaderEffect]:
+        return [Relieved()] if self._writes.relieved() else []
 
     def _may_append(self) -> bool:
         """Whether a record is due: nothing is in flight, or enough waits to be worth another message."""
@@ -296,9 +312,7 @@ class Leader:
         effects: list[LeaderEffect] = []
         for member in self._members.values():
             effects += self._log.stream(member, now)
-        if self._writes.relieved():
-            effects.append(Relieved())
-        return effects
+        return effects + self._relieve()
 
     def _append_record(self, operations: Iterable[Operation], writes: list[Write]) -> None:
         record = self._log.append(operations)
@@ -312,8 +326,6 @@ class Leader:
         lost_track = member.take(answer)
         moved = member.matched != matched
         self._lease.renew()
-        if member.full != was_full:
-            self._note_space()
         effects = self._take_in(now)
         if lost_track:
             member.fall_back()
@@ -324,6 +336,8 @@ class Leader:
         effects += log.stream(member, now)
         if self._lease.held(now):
             effects += self._reads.lease_held()
+        if (member.whole, member.full) != (was_whole, was_full):
+            effects += self._look_for_room(now)
         return effects
 
     # ---- rule 3: commit
@@ -397,6 +411,16 @@ class Leader:
         write.waiters.append(read)
         return []
 
+    def _ask_again(self, writes: Iterable[Write], now: float) -> list[LeaderEffect]:
+        """Reads that waited for these wait for them no more, but for what else is in their way."""
+        effects: list[LeaderEffect] = []
+        for write in writes:
+            waiters, write.waiters = write.waiters, []
+            for read in waiters:
+                assert isinstance(read, Read)
+                effects += self._ask_when_clear(read, now)
+        return effects
+
     def _ask(self, read: Read, now: float) -> list[LeaderEffect]:
         if not self._serving:
             self._reads.park(read)
@@ -422,6 +446,7 @@ class Leader:
         if self._over is not None:
             return []
         effects: list[LeaderEffect] = [*self._log.heartbeats(now)]
+        effects += self._look_for_room(now)
         effects += self._expire(now - self.settings.retry_limit_s, now)
         effects += self._serve_if_due(now)
         if self._serving:
@@ -435,15 +460,9 @@ class Leader:
         tickets, dropped = self._writes.expire(before)
         effects: list[LeaderEffect] = []
         if tickets:
-            error = QuorumUnavailable(
-                f"fewer than a quorum of the members acked within {self.settings.retry_limit_s} s"
-            )
-            effects.append(Failed(tuple(tickets), error))
-        for write in dropped:
-            for read in write.waiters:
-                assert isinstance(read, Read)
-                effects += self._ask_when_clear(read, now)
-        return effects + self._reads.expire(before)
+            late = f"fewer than a quorum of the members acked within {self.settings.retry_limit_s} s"
+            effects.append(Failed(tuple(tickets), QuorumUnavailable(f"{late} ({self._room.why() or 'all are here'})")))
+        return effects + self._ask_again(dropped, now) + self._relieve() + self._reads.expire(before)
 
     def _give_up_attach(self, now: float) -> list[LeaderEffect]:
         chosen = self._log.chosen
@@ -466,7 +485,16 @@ class Leader:
         """A picture of now."""
         log, over = self._log, self._over
         why = str(over) if over is not None else self._attaching.why
-        members = tuple(member_status(member, log) for member in self._members.values())
         return LeaderStatus(
-            self._serving, self.epoch, log.end, log.commit, log.generation, over, why, members, self.settled
+            serving=self._serving,
+            epoch=self.epoch,
+            end=log.end,
+            commit=log.commit,
+            generation=log.generation,
+            over=over,
+            why=why,
+            members=tuple(member_status(member, log) for member in self._members.values()),
+            settled=self.settled,
+            held=self._writes.held_count,
+            lacks_room="" if self._room.room is Room.ENOUGH else self._room.why(),
         )

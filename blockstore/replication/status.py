@@ -39,6 +39,8 @@ class LeaderStatus:
     """why: what it waits for before it serves, or why it is over; else empty.
 
     settled: the number of the configuration whose quorum has all that was committed before; 0 for none yet.
+    lacks_room: who is full and who is away, where new writes are held or refused for that; else empty. held: how many
+    wait for it.
     """
 
     serving: bool
@@ -50,6 +52,8 @@ class LeaderStatus:
     why: str
     members: tuple[MemberStatus, ...]
     settled: int = 0
+    held: int = 0
+    lacks_room: str = ""
 
 
 def member_status(member: Member, log: LeaderLog) -> MemberStatus:

@@ -1,17 +1,26 @@
 """The guest's writes that are not committed yet: first they wait, then they are part of a record.
 
 Both in the order in which they came. A batch takes as many from the front as fit one record: none
-overlaps another of the batch, and what is not on blocks (a SEAL) comes last. Invariant: the overlap
-indexes together hold exactly the writes that are not out of the way. Fills have one of their own: they
-change nothing that a read shows, so no read waits for one.
+overlaps another of the batch, and what is not on blocks (a SEAL) comes last. Fills have an overlap index of
+their own: they change nothing that a read shows, so no read waits for one.
+
+While the members lack room, what needs some is held beside the queue, and all else passes it: what frees
+room must not wait for room. Invariants:
+- the two overlap indexes together hold exactly the writes that are not out of the way, but for those held:
+  as nothing of these is in any log yet, reads need not wait for them;
+- changes that overlap become records in the order in which they came, and no HYDRATED passes a fill.
 """
 
 from collections import deque
 from collections.abc import Hashable
+from typing import Final
 
 from blockstore.record import MAX_OPERATIONS, Operation, OperationKind
 from blockstore.replication.in_flight import OverlapIndex, Write
 from blockstore.units import BlockNumber
+
+#: What needs room on a node; trims, seals and the like make room or need next to none.
+NEEDS_ROOM: Final = frozenset({OperationKind.WRITE, OperationKind.FILL, OperationKind.ZERO})
 
 
 class WriteQueue:
@@ -31,23 +40,35 @@ class WriteQueue:
         self._changes = OverlapIndex()
         self._fills = OverlapIndex()
         self._number = 0
+        self._holding = False
+        self._held: deque[Write] = deque()
+        self._held_bytes = 0
+        #: The changes among those held.
+        self._held_changes = OverlapIndex()
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
     def add(self, ticket: Hashable, operation: Operation, now: float) -> None:
         """One more, behind all others."""
+        write = Write(0, ticket, operation, now)
+        self._by_age.append(write)
+        if self._holding and self._has_to_wait(operation):
+            self._hold(write)
+        else:
+            self._enqueue(write)
+        self.congested = self.congested or self._waiting_bytes + self._held_bytes > self._queue_bytes
+
+    def _enqueue(self, write: Write) -> None:
         self._number += 1
-        write = Write(self._number, ticket, operation, now)
+        write.number = self._number
         self._index(write)
         self._waiting.append(write)
-        self._by_age.append(write)
         self._waiting_bytes += write.size_bytes
-        self.congested = self.congested or self._waiting_bytes > self._queue_bytes
 
     @property
     def waiting_bytes(self) -> int:
-        """Of those that are in no record yet."""
+        """Of those that are in no record yet, and not held."""
         return self._waiting_bytes
 
     def newest_over(self, start: BlockNumber, count: int) -> Write | None:
@@ -92,7 +113,7 @@ class WriteQueue:
 
     def relieved(self) -> bool:
         """True once when it is congested no more."""
-        if not self.congested or self._waiting_bytes > self._queue_bytes // 2:
+        if not self.congested or self._waiting_bytes + self._held_bytes > self._queue_bytes // 2:
             return False
         self.congested = False
         return True
@@ -121,10 +142,74 @@ class WriteQueue:
                 write.done = True
                 dropped.append(write)
         if dropped:
-            self._changes, self._fills = OverlapIndex(), OverlapIndex()
-            for write in (*self._in_records, *(write for write in self._waiting if not write.done)):
-                self._index(write)
+            self._index_anew()
+            self._hold_only([write for write in self._held if not write.done])
         return tickets, dropped
+
+    def _index_anew(self) -> None:
+        self._changes, self._fills = OverlapIndex(), OverlapIndex()
+        for write in (*self._in_records, *(write for write in self._waiting if not write.done)):
+            self._index(write)
+
+    # ---- while the members lack room
+
+    @property
+    def held_count(self) -> int:
+        """How many wait for room."""
+        return len(self._held)
+
+    def hold(self) -> list[Write]:
+        """What needs room, and what comes behind that, waits until `let_go`; those that had waited for a record."""
+        if self._holding:
+            return []
+        self._holding = True
+        waiting, self._waiting = self._waiting, deque()
+        self._waiting_bytes = 0
+        for write in waiting:
+            if write.done:
+                continue
+            if self._has_to_wait(write.operation):
+                self._hold(write)
+            else:
+                self._waiting.append(write)
+                self._waiting_bytes += write.size_bytes
+        self._index_anew()
+        return list(self._held)
+
+    def _has_to_wait(self, operation: Operation) -> bool:
+        """Behind a fill only HYDRATED waits: whatever else overlaps one wins over it in either order."""
+        if operation.kind is OperationKind.HYDRATED:
+            return any(write.operation.kind is OperationKind.FILL for write in self._held)
+        if operation.kind in NEEDS_ROOM:
+            return True
+        return operation.on_blocks and self._held_changes.newest_over(operation.start, operation.count) is not None
+
+    def _hold(self, write: Write) -> None:
+        self._held.append(write)
+        self._held_bytes += write.size_bytes
+        if write.operation.kind is not OperationKind.FILL:
+            self._held_changes.add(write)
+
+    def _hold_only(self, writes: list[Write]) -> None:
+        self._held, self._held_bytes, self._held_changes = deque(), 0, OverlapIndex()
+        for write in writes:
+            self._hold(write)
+
+    def let_go(self) -> None:
+        """There is room: what was held queues behind what waits, which it does not overlap."""
+        self._holding = False
+        held = self._held
+        self._hold_only([])
+        for write in held:
+            self._enqueue(write)
+
+    def refuse_held(self) -> tuple[Hashable, ...]:
+        """None of those held will take effect; their tickets."""
+        for write in self._held:
+            write.answered = write.done = True
+        tickets = tuple(write.ticket for write in self._held)
+        self._hold_only([])
+        return tickets
 
     def close(self) -> tuple[Hashable, ...]:
         """The tickets that have no answer yet; nothing is left."""
@@ -132,4 +217,5 @@ class WriteQueue:
         self._by_age.clear()
         self._waiting.clear()
         self._in_records.clear()
+        self._hold_only([])
         return tickets

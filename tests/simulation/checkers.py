@@ -5,6 +5,7 @@ which everything else is judged:
 
 - a position names one record, and a sequence, once committed, one position, on every replica;
 - nothing is committed that a quorum of whole members does not hold on disk;
+- requests of one attachment that change one block are in it in the order in which they were made;
 - an acknowledged write is in it, behind all that was acknowledged before the write began;
 - a read shows a state no older than what any completed request had shown when it began;
 - a replica never says that it holds what its disk does not, and what its disk answers for never falls;
@@ -23,16 +24,14 @@ from blockstore.replication.messages import AppendAnswer, FencedBy, SealAnswer
 from blockstore.units import FIRST_GENERATION, Epoch, Generation
 from tests.simulation.disk import DiskState, read_disk
 from tests.simulation.model_tables import Pin, ticket_in, values_of
+from tests.simulation.room_checker import RoomChecker
+from tests.simulation.violation import Violation, expect
 from tests.simulation.workload import Ticket
 
 if TYPE_CHECKING:
     from tests.simulation.front_end import FrontEnd
     from tests.simulation.node import Node
     from tests.simulation.requests import Described
-
-
-class Violation(AssertionError):
-    """The core broke a promise."""
 
 
 class Checker:
@@ -57,14 +56,13 @@ class Checker:
         self._source = source
         self.versions: list[list[tuple[int, int]]] = [[(0, source.get(block, 0))] for block in range(blocks)]
         self.sealed_at: dict[int, int] = {}
+        #: By block: the epoch and the number of the request that changed it last.
+        self._changed_by: list[tuple[Epoch, int]] = [(Epoch(0), 0)] * blocks
+        self._room = RoomChecker()
         self.shown = 0
         self.loss_accepted = False
         self.completed_requests = 0
         self.failed_requests = 0
-
-    def expect(self, holds: bool, otherwise: str) -> None:
-        if not holds:
-            raise Violation(otherwise)
 
     # ---- replicas
 
@@ -103,14 +101,14 @@ class Checker:
 
     def _check_progress(self, node: "Node", before: DiskState, now: DiskState) -> None:
         known = now.highest >= before.highest or before.floor == UNKNOWN_FLOOR
-        self.expect(known, f"{node.name}: its disk answered for {before.highest}, now for {now.highest}")
-        self.expect(now.epoch >= before.epoch, f"{node.name}: its disk had sealed {before.epoch}, now {now.epoch}")
-        self.expect(now.applied >= before.applied, f"{node.name}: applied fell from {before.applied} to {now.applied}")
+        expect(known, f"{node.name}: its disk answered for {before.highest}, now for {now.highest}")
+        expect(now.epoch >= before.epoch, f"{node.name}: its disk had sealed {before.epoch}, now {now.epoch}")
+        expect(now.applied >= before.applied, f"{node.name}: applied fell from {before.applied} to {now.applied}")
         if now.whole and before.whole:
             for sequence, position in before.log.items():
                 if sequence and self._is_committed(position):
                     kept = sequence <= now.applied.sequence or now.log.get(sequence) == position
-                    self.expect(kept, f"{node.name}: cut {position}, which is committed")
+                    expect(kept, f"{node.name}: cut {position}, which is committed")
 
     def restored(self, node: "Node") -> None:
         """A node has started from its disk."""
@@ -118,18 +116,18 @@ class Checker:
         follower, damage = node.follower, node.disk.damage
         self._answered_epoch.pop(node.replica, None)
         self._disks.setdefault(node.replica, state)
-        self.expect(follower.epoch >= state.epoch, f"{node.name}: forgot that it sealed {state.epoch}")
+        expect(follower.epoch >= state.epoch, f"{node.name}: forgot that it sealed {state.epoch}")
         if damage is None and state.whole:
-            self.expect(
+            expect(
                 follower.whole and follower.end == state.end,
                 f"{node.name}: its disk is whole up to {state.end}, it starts at {follower.end}",
             )
         else:
             floor = max(state.highest, damage or ORIGIN)
             filling = follower.filling
-            self.expect(filling is not None, f"{node.name}: starts as whole, its disk has the floor {floor}")
+            expect(filling is not None, f"{node.name}: starts as whole, its disk has the floor {floor}")
             assert filling is not None
-            self.expect(filling.floor >= floor, f"{node.name}: floor {floor} on disk, starts with {filling.floor}")
+            expect(filling.floor >= floor, f"{node.name}: floor {floor} on disk, starts with {filling.floor}")
 
     def answers(self, node: "Node", message: SealAnswer | AppendAnswer | FencedBy) -> None:
         """What a replica says must be on its disk."""
@@ -139,15 +137,15 @@ class Checker:
         sealed = self._answered_epoch.get(node.replica, Epoch(0))
         if isinstance(message, SealAnswer):
             self._answered_epoch[node.replica] = max(sealed, message.epoch)
-            self.expect(state.epoch >= message.epoch, f"{node.name}: answered seal {message.epoch}, not on disk")
+            expect(state.epoch >= message.epoch, f"{node.name}: answered seal {message.epoch}, not on disk")
             claimed = message.end
         else:
-            self.expect(message.epoch >= sealed, f"{node.name}: acked in epoch {message.epoch} after seal {sealed}")
+            expect(message.epoch >= sealed, f"{node.name}: acked in epoch {message.epoch} after seal {sealed}")
             claimed = message.matched
         if message.whole:
-            self.expect(state.whole, f"{node.name}: says that it is whole, its disk says filling")
+            expect(state.whole, f"{node.name}: says that it is whole, its disk says filling")
             durable = claimed <= state.applied or state.log.get(claimed.sequence) == claimed
-            self.expect(durable, f"{node.name}: claims {claimed}, its disk ends at {state.end}")
+            expect(durable, f"{node.name}: claims {claimed}, its disk ends at {state.end}")
 
     def committed(self, node: "Node", records: tuple[Record, ...]) -> None:
         """A replica takes these as committed."""
@@ -157,23 +155,22 @@ class Checker:
     # ---- leaders
 
     def leader_stepped(self, front_end: "FrontEnd") -> None:
+        self._room.leader_stepped(front_end)
         commit = front_end.leader.commit
         before = self._leader_commit.get(front_end.epoch, ORIGIN)
         if commit != before:
-            self.expect(commit > before, f"{front_end.name}: commit fell from {before} to {commit}")
+            expect(commit > before, f"{front_end.name}: commit fell from {before} to {commit}")
             self._leader_commit[front_end.epoch] = commit
             self._note_committed(commit, front_end.name, front_end.leader.configuration)
 
     def serving(self, front_end: "FrontEnd") -> None:
         epoch = front_end.epoch
-        self.expect(epoch not in self._served, f"two leaders serve in epoch {epoch}")
+        expect(epoch not in self._served, f"two leaders serve in epoch {epoch}")
         self._served.add(epoch)
-        self.expect(
-            epoch in self._committed_epochs, f"{front_end.name} serves, and no record of epoch {epoch} is committed"
-        )
+        expect(epoch in self._committed_epochs, f"{front_end.name} serves, and no record of epoch {epoch} is committed")
 
     def over(self, front_end: "FrontEnd") -> None:
-        self.expect(front_end.guest.idle, f"{front_end.name} ended and left requests open")
+        expect(front_end.guest.idle, f"{front_end.name} ended and left requests open")
 
     # ---- guests
 
@@ -183,10 +180,10 @@ class Checker:
 
     def completed(self, front_end: "FrontEnd", ticket: Ticket) -> None:
         record = self._record_of.get(ticket.number)
-        self.expect(record is not None, f"request {ticket.number} completed, and no replica ever had its record")
+        expect(record is not None, f"request {ticket.number} completed, and no replica ever had its record")
         assert record is not None
         self._note_committed(record.position, front_end.name, front_end.leader.configuration)
-        self.expect(
+        expect(
             record.sequence > ticket.began,
             f"request {ticket.number} became {record.position}, and {ticket.began} was shown before it began",
         )
@@ -196,13 +193,14 @@ class Checker:
     def sealed(self, front_end: "FrontEnd", ticket: Ticket, generation: Generation) -> None:
         self.completed(front_end, ticket)
         expected = self._record_of[ticket.number].generation
-        self.expect(generation == expected, f"seal {ticket.number} sealed {expected}, its guest was told {generation}")
+        expect(generation == expected, f"seal {ticket.number} sealed {expected}, its guest was told {generation}")
 
     def failed(self, front_end: "FrontEnd", ticket: Ticket, error: CairnError) -> None:
         self.failed_requests += 1
+        self._room.failed(front_end, error)
 
     def read(self, front_end: "FrontEnd", ticket: Ticket, values: list[int]) -> None:
-        self.expect(len(values) == ticket.count, f"read {ticket.number}: {len(values)} blocks for {ticket.count}")
+        expect(len(values) == ticket.count, f"read {ticket.number}: {len(values)} blocks for {ticket.count}")
         shown = 0
         for block, value in enumerate(values, ticket.start):
             at = self._shows(block, value, ticket.began)
@@ -228,28 +226,28 @@ class Checker:
         tables = node.store.tables
         self._compare_content(node, None)
         pins = self._pins()
-        self.expect(set(tables.pins) == pins, f"{node.name} has pins {tables.pins}, the log {pins}")
+        expect(set(tables.pins) == pins, f"{node.name} has pins {tables.pins}, the log {pins}")
         for generation in {generation for generation, _ in pins}:
             sealed = tables.sealed.get(generation), self.sealed_at[generation]
-            self.expect(sealed[0] == sealed[1], f"{node.name}: generation {generation} was sealed at {sealed}")
+            expect(sealed[0] == sealed[1], f"{node.name}: generation {generation} was sealed at {sealed}")
             self._compare_content(node, generation)
         ended = not self._source or self.hydrated
-        self.expect(tables.source != ended, f"{node.name}: has a source is {tables.source}, the log says {not ended}")
+        expect(tables.source != ended, f"{node.name}: has a source is {tables.source}, the log says {not ended}")
 
     def _compare_content(self, node: "Node", generation: int | None) -> None:
         tables, expected = node.store.tables, self.content(generation)
         absent = self._source if tables.source else {}
         shown = [tables.show(block, generation) for block in range(len(self.versions))]
         found = [absent.get(block, 0) if value is None else value for block, value in enumerate(shown)]
-        self.expect(found == expected, f"{node.name} shows {found} in generation {generation}, the log says {expected}")
+        expect(found == expected, f"{node.name} shows {found} in generation {generation}, the log says {expected}")
 
     def described(self, front_end: "FrontEnd", found: "Described") -> None:
         """A replica says whether there is a source, and what is pinned, as of a position."""
         at = found.applied.sequence
-        self.expect(self._is_committed(found.applied), f"{front_end.name} was told of {found.applied}")
+        expect(self._is_committed(found.applied), f"{front_end.name} was told of {found.applied}")
         ended = not self._source or any(_ends_source(record) for record in self.log[:at])
-        self.expect(found.meta.source != ended, f"{front_end.name}: told of a source {found.meta.source} at {at}")
-        self.expect(set(found.meta.pins) == self._pins(at), f"{front_end.name}: told of pins {found.meta.pins} at {at}")
+        expect(found.meta.source != ended, f"{front_end.name}: told of a source {found.meta.source} at {at}")
+        expect(set(found.meta.pins) == self._pins(at), f"{front_end.name}: told of pins {found.meta.pins} at {at}")
 
     @property
     def hydrated(self) -> bool:
@@ -277,14 +275,14 @@ class Checker:
         known = self._records.get(record.position)
         if known is not None:
             same = known is record or known.encoded == record.encoded
-            self.expect(same, f"{node.name}: two records at {record.position}")
+            expect(same, f"{node.name}: two records at {record.position}")
             return
         self._records[record.position] = record
         for operation in record.operations:
             number = self._ticket_of(operation)
             if number is not None:
                 twice = number in self._record_of
-                self.expect(not twice, f"request {number} is in two records, one of them {record.position}")
+                expect(not twice, f"request {number} is in two records, one of them {record.position}")
                 self._record_of[number] = record
 
     def _ticket_of(self, operation: Operation) -> int | None:
@@ -308,7 +306,7 @@ class Checker:
         holders = self._held[position]
         for members in filter(None, (configuration.members, configuration.old_members)):
             count = sum(member.replica in holders for member in members)
-            self.expect(
+            expect(
                 2 * count > len(members),
                 f"{who}: {position} is committed, and {count} whole replicas of {len(members)} hold it",
             )
@@ -320,7 +318,7 @@ class Checker:
         if self.loss_accepted:
             self._forget_above(int(at.sequence))
         joint = self.log[-1].position if self.log else ORIGIN
-        self.expect(at == joint, f"{who}: {position} is committed on top of {at}, and {joint} was before")
+        expect(at == joint, f"{who}: {position} is committed on top of {at}, and {joint} was before")
         for record in reversed(chain):
             self._append(record)
 
@@ -342,7 +340,7 @@ class Checker:
         self.log.append(record)
         self._committed_epochs.add(record.position.epoch)
         expected = self._generation
-        self.expect(record.generation == expected, f"{record.position} is of {record.generation}, not {expected}")
+        expect(record.generation == expected, f"{record.position} is of {record.generation}, not {expected}")
         touched: set[int] = set()
         for operation in record.operations:
             if operation.kind is OperationKind.SEAL:
@@ -352,17 +350,23 @@ class Checker:
                 self._check_hydrated(record)
             elif operation.on_blocks:
                 for block, value in zip(range(operation.start, operation.end), values_of(operation), strict=True):
-                    self.expect(block not in touched, f"operations of {record.position} overlap at {block}")
+                    expect(block not in touched, f"operations of {record.position} overlap at {block}")
                     touched.add(block)
-                    self._append_change(record, operation.kind, block, value)
+                    self._append_change(record, operation, block, value)
 
-    def _append_change(self, record: Record, kind: OperationKind, block: int, value: int) -> None:
+    def _append_change(self, record: Record, operation: Operation, block: int, value: int) -> None:
+        kind, number = operation.kind, self._ticket_of(operation)
+        assert number is not None
         if kind is OperationKind.FILL:
-            self.expect(self._source.get(block) == value, f"{record.position} fills block {block} with {value}")
-            self.expect(not any(map(_ends_source, self.log[:-1])), f"{record.position} fills, yet is hydrated")
+            expect(self._source.get(block) == value, f"{record.position} fills block {block} with {value}")
+            expect(not any(map(_ends_source, self.log[:-1])), f"{record.position} fills, yet is hydrated")
             return
         if kind is OperationKind.DISCARD:
-            self.expect(block not in self._source, f"{record.position} discards block {block}, which the source maps")
+            expect(block not in self._source, f"{record.position} discards block {block}, which the source maps")
+        before, by = self._changed_by[block], (record.position.epoch, number)
+        in_order = before[0] != by[0] or before[1] < by[1]
+        expect(in_order, f"{record.position} changes block {block} for request {number}, after {before[1]} did")
+        self._changed_by[block] = by
         self.versions[block].append((int(record.sequence), value))
 
     def _check_hydrated(self, record: Record) -> None:
@@ -374,7 +378,7 @@ class Checker:
             if operation.on_blocks
             for block in range(operation.start, operation.end)
         }
-        self.expect(
+        expect(
             seen >= self._source.keys(),
             f"{record.position} ends the source: {self._source.keys() - seen} is not filled",
         )

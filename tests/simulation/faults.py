@@ -139,6 +139,14 @@ class Faults:
         node.set_full(True)
         self._world.later(1.0, lambda: node.set_full(False))
 
+    def _full_disks(self) -> None:
+        """Of one node or several. Some have room again soon; into some journals nothing goes meanwhile."""
+        nodes = self._world.nodes
+        for node in self._random.sample(nodes, self._random.randrange(1, len(nodes) + 1)):
+            stalls = self._random.random() < 0.4
+            node.set_full(True, stalls=stalls)
+            self._world.later(self._random.choice((0.3, 1.0, 4.0)), node.has_room_again)
+
     def _lost_entries(self) -> None:
         """A bit of a page flips, a block has no entry any more, and scrub comes by."""
         node = self._any_node()

@@ -35,6 +35,7 @@ from blockstore.replication.record_run import RecordRun, earlier
 from blockstore.replication.recovery import ChosenLog, Undecided, choose_log
 from tests.simulation.member_mutations import MEMBER_MUTATIONS
 from tests.simulation.model_tables import Tables, Version
+from tests.simulation.room_mutations import ROOM_MUTATIONS
 from tests.simulation.table_mutations import TABLE_MUTATIONS, Patch
 
 # ---- the follower
@@ -263,6 +264,7 @@ MUTATIONS: Final[dict[str, tuple[Patch, ...]]] = {
     ),
     **TABLE_MUTATIONS,
     **MEMBER_MUTATIONS,
+    **ROOM_MUTATIONS,
 }
 
 

@@ -81,6 +81,8 @@ class Node(Process):
         self.lost = False
         """For good: it does not start any more."""
         self.full = False
+        self.journal_stalls = False
+        """No group goes into its journal."""
         self.corrupt = False
         self.no_room = False
         """No transaction of its tables goes through."""
@@ -133,11 +135,15 @@ class Node(Process):
         self.end_life()
         self.world.network.server_gone(self)
 
-    def set_full(self, full: bool) -> None:
-        """Whether its disk is short of space."""
-        self.full = full
+    def set_full(self, full: bool, *, stalls: bool = False) -> None:
+        """Whether its disk is short of space; stalls: there is none left, not for the journal either."""
+        self.full, self.journal_stalls = full, stalls
         if self.alive:
             self.follower.full = full
+            self._begin_group()
+
+    def has_room_again(self) -> None:
+        self.set_full(False)
 
     # ---- events
 
@@ -232,7 +238,7 @@ class Node(Process):
     # ---- journal
 
     def _begin_group(self) -> None:
-        if not self._group and self._waiting:
+        if not self._group and self._waiting and not self.journal_stalls:
             self._group, self._waiting = self._waiting, []
             self.after(self.speed.draw(self.world.random), self._end_group)
 

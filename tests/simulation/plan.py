@@ -78,13 +78,15 @@ _ATTACHMENTS: Final = {"attach_briefly": 4.0, "crash_node": 0.5, "break_stream":
 _OLD_COPIES: Final = {"forgotten_copy": 6.0, "checkpoint": 10.0, "isolate_node": 0.5, "crash_front_end": 0.5}
 #: Between two steps some members know of a record, and others are asked by who comes next.
 _CHANGES: Final = {"isolate_node": 2.0, "slow_way": 3.0, "crash_front_end": 1.5, "attach_briefly": 1.0}
+#: Who has no room, and who is away: which of both is why a write has to wait.
+_FULL_DISKS: Final = {"full_disks": 3.0, "isolate_node": 1.0, "crash_node": 1.0, "no_room": 1.0}
 _TROUBLES: Final = (_SPLITS, _FILLINGS, _ATTACHMENTS, _OLD_COPIES)
 
 
-def draw_plan(random: Random, *, changes: bool = False) -> Plan:
+def draw_plan(random: Random, *, changes: bool = False, full_disks: bool = False) -> Plan:
     """Each seed has a few kinds of faults and of requests, some of them often: so rare meetings happen.
 
-    changes: members come and go.
+    changes: members come and go. full_disks: several disks are full at once.
     """
 
     def some(probability: float, value: float) -> float:
@@ -93,6 +95,8 @@ def draw_plan(random: Random, *, changes: bool = False) -> Plan:
     trouble = random.choice(_TROUBLES) if random.random() < 0.5 else None
     if changes and random.random() < 0.7:
         trouble = _CHANGES
+    if full_disks:
+        trouble = _FULL_DISKS
     share = 0.1 if trouble else 0.35
     faults = {kind: rate * (0.5 + random.random()) for kind, rate in FAULTS.items() if random.random() < share}
     fills = trouble is _FILLINGS or random.random() < 0.2

@@ -5,7 +5,7 @@ from typing import Final
 from unittest import mock
 
 from blockstore.replication import in_flight
-from tests.simulation.checkers import Violation
+from tests.simulation.violation import Violation
 from tests.simulation.world import World
 
 #: Volumes are small here: a trim counts as wide from fewer blocks on, or there would be none.

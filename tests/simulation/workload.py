@@ -12,6 +12,7 @@ from blockstore.errors import CairnError
 from blockstore.record import Operation, OperationKind
 from blockstore.units import BlockNumber, Generation
 from tests.simulation.model_tables import block_of
+from tests.simulation.violation import expect
 
 if TYPE_CHECKING:
     from tests.simulation.front_end import FrontEnd
@@ -116,7 +117,7 @@ class Guest:
 
     def _take(self, number: Hashable, *, done: bool = False) -> Ticket:
         ticket = self._open.pop(cast(int, number), None)
-        self._world.checker.expect(ticket is not None, f"request {number} was answered twice, or never made")
+        expect(ticket is not None, f"request {number} was answered twice, or never made")
         assert ticket is not None
         if ticket.then is not None:
             ticket.then(done)

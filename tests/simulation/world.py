@@ -13,7 +13,7 @@ from blockstore.domain import ORIGIN, Configuration, Member, NodeId, Position, R
 from blockstore.errors import Corrupt
 from blockstore.log import UNKNOWN_FLOOR, Filling, LogImage
 from blockstore.units import Epoch, Sequence
-from tests.simulation.checkers import Checker, Violation
+from tests.simulation.checkers import Checker
 from tests.simulation.describe import describe
 from tests.simulation.disk import Disk
 from tests.simulation.faults import Faults
@@ -24,6 +24,7 @@ from tests.simulation.node import DiskSpeed, Node
 from tests.simulation.old_copies import OldCopies
 from tests.simulation.plan import draw_plan
 from tests.simulation.scheduler import Scheduler
+from tests.simulation.violation import Violation
 
 #: Virtual seconds within which a healed cluster must have converged.
 CONVERGENCE_S: Final = 30.0
@@ -31,6 +32,8 @@ _ENOUGH_EVENTS: Final = 60_000
 #: Of so many seeds, in these the members change: one in five.
 _SEEDS: Final = 20
 _CHANGING: Final = frozenset({3, 7, 15, 19})
+#: And in these, one in ten, disks are full.
+_FULL: Final = frozenset({5, 13})
 #: Above every ticket's number.
 _SOURCE_VALUES: Final = 1 << 40
 
@@ -41,7 +44,8 @@ class World:
     def __init__(self, seed: int, *, tracing: bool = False) -> None:
         self.seed = seed
         self.random = Random(seed)
-        self.plan = draw_plan(self.random, changes=seed % _SEEDS in _CHANGING)
+        kind = seed % _SEEDS
+        self.plan = draw_plan(self.random, changes=kind in _CHANGING, full_disks=kind in _FULL)
         self.scheduler = Scheduler()
         self.network = Network(self.scheduler, self.random, self.plan.network)
         self.trace_lines: list[str] = []
