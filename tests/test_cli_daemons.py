@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from blockstore.cli.daemons import CAIRN, PARENT_VARIABLE, find_daemon
+from blockstore.cli.daemon_process import find_daemon
+from blockstore.cli.daemons import CAIRN
+from blockstore.cli.settings import PARENT_VARIABLE
 from blockstore.errors import NotFound
 from tests.cli_control import canned_control
 from tests.daemons import wait_for
@@ -18,13 +20,13 @@ def address_in(state: Path) -> str:
     return file.read_text().strip() if file.exists() else ""
 
 
-@pytest.mark.parametrize("name", ["control", "node", "nbd"])
+@pytest.mark.parametrize("name", ["control", "node", "nbd", "snapshotd"])
 def test_every_daemon_is_installed(name: str) -> None:
     assert callable(find_daemon(name))
 
 
 def test_a_daemon_that_is_not() -> None:
-    with pytest.raises(NotFound, match="install cairn"):
+    with pytest.raises(NotFound, match="it has control, node"):
         find_daemon("teapot")
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import typer
 
-from blockstore.cli.options import environment_without_settings, setting_from_text, settings_command
+from blockstore.cli.options import settings_command
+from blockstore.cli.settings import environment_without_settings, read_plain_options, setting_from_text
 from blockstore.cli.up import parse_overrides
 from blockstore.config import (
     Addressing,
@@ -53,9 +54,14 @@ def other_value(each: "dataclasses.Field[Any]") -> Any:
 def parsed(kind: type[Any], arguments: list[str]) -> Any:
     """The settings that a command line makes."""
     got: list[Any] = []
+
+    def run(settings: Any) -> int:
+        got.append(settings)
+        return 7
+
     app = typer.Typer()
-    app.command()(settings_command(kind, got.append, "Help."))
-    app(arguments, standalone_mode=False)
+    app.command()(settings_command(kind, run, "Help."))
+    assert app(arguments, standalone_mode=False) == 7
     return got[0]
 
 
@@ -81,9 +87,47 @@ def test_every_setting_can_be_set_for_up(kind: type[Any]) -> None:
         assert setting_from_text(kind, option_name(each.name)[2:].replace("-", "_"), text) == (each.name, value)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_plain_line_is_read_as_the_parser_reads_it(kind: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CAIRN_CONTROL", raising=False)
+    changed = other(kind)
+    assert read_plain_options(kind, []) == kind()
+    assert read_plain_options(kind, arguments_of(changed)) == changed
+    for each in dataclasses.fields(kind):
+        line = arguments_of(kind(**{each.name: other_value(each)}))
+        assert read_plain_options(kind, [*line, *line]) == parsed(kind, [*line, *line])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["--help"],
+        ["-h"],
+        ["--zone"],
+        ["--zone", "--help"],
+        ["--zone=a"],
+        ["zone", "a"],
+        ["--zone", "a", "b"],
+        ["--call_timeout_s", "1"],
+        ["--nbd-listen", "127.0.0.1:1"],
+        ["--checkpoint-s", "soon"],
+        ["--checkpoint-s", "0"],
+        ["--checkpoint", "1X"],
+    ],
+)
+def test_any_other_line_is_left_to_the_parser(line: list[str]) -> None:
+    assert read_plain_options(NodeSettings, line) is None
+
+
 def test_control_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAIRN_CONTROL", "host:9")
-    assert parsed(NodeSettings, []).control == "host:9"
+    for read in (parsed, read_plain_options):
+        assert read(NodeSettings, []) == NodeSettings(control="host:9")
+        assert read(NodeSettings, ["--control", "other:8"]) == NodeSettings(control="other:8")
+    monkeypatch.setenv("CAIRN_METASTORE_CA_FILE", "/ca")
+    monkeypatch.setenv("CAIRN_METASTORE_USER", "")
+    for read in (parsed, read_plain_options):
+        assert read(ControlSettings, []) == ControlSettings(metastore_ca_file=Path("/ca"))
 
 
 def test_overrides_by_daemon() -> None:

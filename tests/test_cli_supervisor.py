@@ -13,7 +13,7 @@ import pytest
 
 from blockstore.cli import supervisor as module
 from blockstore.cli.client import wait_until
-from blockstore.cli.daemons import PARENT_VARIABLE
+from blockstore.cli.settings import PARENT_VARIABLE
 from blockstore.cli.supervisor import Child, Supervisor, describe_exit, last_line
 from blockstore.config import EXIT_DO_NOT_RESTART
 
@@ -175,7 +175,7 @@ def test_a_long_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_children_die_with_a_killed_parent(tmp_path: Path) -> None:
-    child = "import os; from blockstore.cli.daemons import die_with_parent, PARENT_VARIABLE\n" + (
+    child = "import os; from blockstore.cli.daemon_process import die_with_parent, PARENT_VARIABLE\n" + (
         "die_with_parent(os.environ[PARENT_VARIABLE]); print(os.getpid(), flush=True)\nimport signal; signal.pause()"
     )
     parent = "import subprocess, sys, os\n" + (

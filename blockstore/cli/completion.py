@@ -8,7 +8,8 @@ from typing import Final
 
 from blockstore.cli.client import ControlClient, connected
 from blockstore.cli.control_address import find_control
-from blockstore.cli.options import CONTROL_VARIABLE, STATE_VARIABLE, default_state_directory
+from blockstore.cli.options import default_state_directory
+from blockstore.cli.settings import CONTROL_VARIABLE, STATE_VARIABLE
 from blockstore.errors import CairnError
 from blockstore.rpc import control_pb2 as pb
 from blockstore.rpc import snapshot_pb2

@@ -25,8 +25,9 @@ from blockstore.cli.daemons import CAIRN
 from blockstore.cli.demo_load import Load
 from blockstore.cli.demo_outage import IN_FLIGHT, VICTIM, kill_node, until_caught_up, until_started_again
 from blockstore.cli.demo_snapshot import Restored, snapshot_and_restore
-from blockstore.cli.options import STATE_VARIABLE, Output, OutputOption, S3EndpointOption, StoreOption, size_bytes
+from blockstore.cli.options import Output, OutputOption, S3EndpointOption, StoreOption, size_bytes
 from blockstore.cli.screen import Steps, program, say
+from blockstore.cli.settings import STATE_VARIABLE
 from blockstore.cli.snapshot_documents import snapshot
 from blockstore.cli.state_directory import StateDirectory
 from blockstore.cli.store_client import find_store

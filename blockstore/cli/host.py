@@ -18,7 +18,7 @@ import typer
 from blockstore.cli import documents, tables
 from blockstore.cli.completion import complete_volume
 from blockstore.cli.control_address import find_control
-from blockstore.cli.daemons import set_up_logging
+from blockstore.cli.logs import set_up_logging
 from blockstore.cli.options import ControlOption, Output, OutputOption, StateOption
 from blockstore.cli.screen import say, show
 from blockstore.config import AttachSettings

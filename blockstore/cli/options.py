@@ -7,27 +7,17 @@ type are written there and nowhere else. Bounds are checked by the settings them
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, Final, TypeVar, cast, get_args
+from typing import Annotated, Any
 
 import typer
 
-from blockstore.config import (
-    ControlSettings,
-    FrontEndSettings,
-    NodeSettings,
-    SnapshotdSettings,
-    option_name,
-    split_addresses,
-)
+from blockstore.cli.settings import CONTROL_VARIABLE, STATE_VARIABLE, Settings, fields_of, variable_of
+from blockstore.config import option_name, split_addresses
 from blockstore.errors import InvalidRequest
 from blockstore.units import parse_size
-
-CONTROL_VARIABLE: Final = "CAIRN_CONTROL"
-STATE_VARIABLE: Final = "CAIRN_STATE"
 
 
 class Output(Enum):
@@ -123,25 +113,18 @@ def checked_addresses(text: str) -> str:
     return ",".join(split_addresses(text))
 
 
-Settings = TypeVar("Settings")
-
-
-def settings_command(kind: type[Settings], run: Callable[[Settings], None], text: str) -> Callable[..., None]:
+def settings_command(kind: type[Settings], run: Callable[[Settings], int], text: str) -> Callable[..., int]:
     """A command with one option for each field of the dataclass `kind`; it hands what was given to `run`.
 
-    text: the command's help.
+    run: returns the exit code. text: the command's help.
     """
 
-    def command(**values: Any) -> None:
-        run(kind(**values))
+    def command(**values: Any) -> int:
+        return run(kind(**values))
 
     command.__doc__ = text
-    command.__signature__ = inspect.Signature([_parameter(each) for each in _fields(kind)])  # type: ignore[attr-defined]
+    command.__signature__ = inspect.Signature([_parameter(each) for each in fields_of(kind)])  # type: ignore[attr-defined]
     return command
-
-
-def _fields(kind: type[Any]) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(kind)
 
 
 def _parameter(each: "dataclasses.Field[Any]") -> inspect.Parameter:
@@ -149,7 +132,7 @@ def _parameter(each: "dataclasses.Field[Any]") -> inspect.Parameter:
     option = typer.Option(
         option_name(each.name),
         help=each.metadata["help"],
-        envvar=_variable(each.name),
+        envvar=variable_of(each.name),
         parser=size_bytes if is_size else None,
         metavar="SIZE" if is_size else None,
         show_default=_size_text(each.default) if is_size else True,
@@ -160,49 +143,9 @@ def _parameter(each: "dataclasses.Field[Any]") -> inspect.Parameter:
     return inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _variable(name: str) -> str | None:
-    """The environment variable that sets the option as well: where a unit file names it once for several daemons."""
-    if name == "control":
-        return CONTROL_VARIABLE
-    return f"CAIRN_{name.upper()}" if name.startswith("metastore") else None
-
-
-def environment_without_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """What the processes of `cairn up` inherit: their settings stand in their command lines, which leave defaults out.
-
-    Else a CAIRN_CONTROL or CAIRN_METASTORE of the shell would lead them into another cluster.
-    """
-    kinds: tuple[Any, ...] = (ControlSettings, NodeSettings, FrontEndSettings, SnapshotdSettings)
-    settings = {_variable(each.name) for kind in kinds for each in _fields(kind)}
-    return {name: value for name, value in environment.items() if name not in settings}
-
-
 def _size_text(size: Any) -> str:
     """The shortest way to write `size` that parse_size reads back."""
     for suffix, unit in (("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10)):
         if size and size % unit == 0:
             return f"{size // unit}{suffix}"
     return str(size)
-
-
-def setting_from_text(kind: type[Any], name: str, text: str) -> tuple[str, Any]:
-    """The field of `kind` that `name` (an option's name, dashes or not) means, and `text` as its value.
-
-    Raises InvalidRequest.
-    """
-    options = {option_name(each.name): each for each in _fields(kind)}
-    each = options.get("--" + name.lstrip("-").replace("_", "-"))
-    if each is None:
-        known = ", ".join(option.removeprefix("--") for option in options)
-        raise InvalidRequest(f"{name!r} is no setting of {kind.__name__}: it has {known}")
-    try:
-        return each.name, parse_size(text) if each.metadata["size"] else _plain_type(each)(text)
-    except ValueError as error:
-        raise InvalidRequest(f"{name}={text}: {error}") from error
-
-
-def _plain_type(each: "dataclasses.Field[Any]") -> Callable[[str], Any]:
-    """The type of a field; of one that may be None, the other type."""
-    kinds = [kind for kind in get_args(each.type) or (each.type,) if kind is not NoneType]
-    (kind,) = kinds  # no option can be of two types
-    return cast(Callable[[str], Any], kind)

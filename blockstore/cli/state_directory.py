@@ -20,8 +20,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
-
 from blockstore.durable_files import sync_path
 from blockstore.errors import Conflict, Corrupt
 
@@ -54,6 +52,17 @@ class Plan:
     snapshotd: str = ""
     store: str = ""
     s3_endpoint: str = ""
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process has that pid now, whosever it is."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 class StateDirectory:
@@ -109,7 +118,7 @@ class StateDirectory:
             return None
         with file:
             text = file.read().strip()
-            if not text.isdigit() or not psutil.pid_exists(int(text)):
+            if not text.isdigit() or not _is_alive(int(text)):
                 return None
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

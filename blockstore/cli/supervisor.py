@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from blockstore.cli.daemons import PARENT_VARIABLE
-from blockstore.cli.options import environment_without_settings
+from blockstore.cli.settings import PARENT_VARIABLE, environment_without_settings
 from blockstore.config import EXIT_DO_NOT_RESTART
 from blockstore.errors import CairnError
 from blockstore.units import MIB

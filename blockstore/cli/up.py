@@ -15,30 +15,21 @@ from blockstore.cli.background import go_to_background
 from blockstore.cli.client import wait_until
 from blockstore.cli.cluster import LocalCluster, Overrides
 from blockstore.cli.options import (
-    STATE_VARIABLE,
     Output,
     OutputOption,
     S3EndpointOption,
     StateOption,
     StoreOption,
     default_state_directory,
-    setting_from_text,
 )
 from blockstore.cli.plan import Wishes, make_plan
 from blockstore.cli.screen import Steps, program, show
+from blockstore.cli.settings import DAEMON_SETTINGS, STATE_VARIABLE, setting_from_text
 from blockstore.cli.state_directory import Plan, StateDirectory
-from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, SnapshotdSettings
 from blockstore.errors import Conflict, InvalidRequest
 
 #: Of `cairn down`: longer than the supervisor gives its processes, one after the other.
 STOP_TIMEOUT_S: Final = 90.0
-
-_DAEMONS: Final[dict[str, type[Any]]] = {
-    "control": ControlSettings,
-    "node": NodeSettings,
-    "nbd": FrontEndSettings,
-    "snapshotd": SnapshotdSettings,
-}
 
 _GIVEN: Final = {"state", "data", "zone", "control", "listen", "advertise", "nbd_listen", "nbd_socket", "store"}
 """Settings that differ from process to process."""
@@ -111,17 +102,17 @@ def down(state: StateOption, output: OutputOption = Output.TABLE) -> None:
 
 def parse_overrides(texts: list[str]) -> Overrides:
     """DAEMON.SETTING=VALUE texts as settings of each daemon. Raises InvalidRequest."""
-    overrides: dict[str, dict[str, Any]] = {name: {} for name in _DAEMONS}
+    overrides: dict[str, dict[str, Any]] = {name: {} for name in DAEMON_SETTINGS}
     for text in texts:
         target, equals, value = text.partition("=")
         daemon, dot, name = target.partition(".")
-        if daemon not in _DAEMONS or not dot or not equals:
-            raise InvalidRequest(f"--set {text!r}: write it as DAEMON.SETTING=VALUE, with {', '.join(_DAEMONS)}")
-        field, parsed = setting_from_text(_DAEMONS[daemon], name, value)
+        if daemon not in DAEMON_SETTINGS or not dot or not equals:
+            raise InvalidRequest(f"--set {text!r}: write it as DAEMON.SETTING=VALUE, with {', '.join(DAEMON_SETTINGS)}")
+        field, parsed = setting_from_text(DAEMON_SETTINGS[daemon], name, value)
         if field in _GIVEN:
             raise InvalidRequest(f"--set {text!r}: `cairn up` has options of its own for where things are and listen")
         overrides[daemon][field] = parsed
-    for daemon, kind in _DAEMONS.items():
+    for daemon, kind in DAEMON_SETTINGS.items():
         kind(**overrides[daemon])  # checks the bounds
     return overrides
 

@@ -244,7 +244,7 @@ class _Session:
             read.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             # A task keeps its error, that one its frames, and those the calls, which keep the connection open. Who
-            # looks for circles comes by once in hours (see run_daemon), so none is left behind.
+            # looks for circles comes by once in hours (see blockstore.cli.daemon_process), so none is left behind.
             done = set()
             tasks.clear()
             self._broken = self._loop.create_future()

@@ -18,7 +18,8 @@ from typing import Any
 
 import uvloop
 
-from blockstore.cli.daemons import die_with_parent, find_daemon, set_up_logging
+from blockstore.cli.daemon_process import die_with_parent, find_daemon
+from blockstore.cli.logs import set_up_logging
 from blockstore.config import ControlSettings
 from blockstore.daemon import keep_freed_memory
 from blockstore.storage.journal import Journal
