@@ -41,6 +41,14 @@ class Addressing(Enum):
     HOST = "host"
 
 
+class Tls(Enum):
+    """What a front-end asks of NBD clients (the NBD text's NOTLS, SELECTIVETLS and FORCEDTLS)."""
+
+    NONE = "none"
+    OFFER = "offer"
+    REQUIRE = "require"
+
+
 def setting(
     default: Any, text: str, *, size: bool = False, minimum: float | None = None, maximum: float | None = None
 ) -> Any:
@@ -218,7 +226,18 @@ class FrontEndSettings(_Checked):
     nbd_advertise: str = setting(
         "", "TCP address that NBD clients dial, where it is not the one listened at; port 0 is the one listened at."
     )
-    nbd_socket: Path | None = setting(None, "Unix socket for NBD clients as well.")
+    nbd_socket: Path | None = setting(
+        None, "Unix socket for NBD clients as well; TLS is offered there, never required."
+    )
+    tls: Tls = setting(Tls.NONE, "TLS for NBD clients: require it, or offer it beside plain connections.")
+    tls_cert: Path | None = setting(None, "Certificate of this front-end (PEM), with those that vouch for it behind.")
+    tls_key: Path | None = setting(None, "Key of that certificate (PEM).")
+    tls_ca: Path | None = setting(
+        None, "Authorities (PEM): clients have to show a certificate that one of them issued."
+    )
+    access: Path | None = setting(
+        None, "Rules on which client may use which volume (TOML); without it all may use all."
+    )
     listen: str = setting("127.0.0.1:0", _LISTEN)
     advertise: str = setting("", _ADVERTISE)
     control: str = setting(DEFAULT_CONTROL, _CONTROL)

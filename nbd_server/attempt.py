@@ -99,9 +99,9 @@ class Attempt:
         description = (
             f"Cairn volume {self._message.volume}, {format_size(self._message.size_bytes)}, epoch {self.epoch}"
         )
-        names = dict.fromkeys(filter(None, (self._message.volume, self._message.name)))
+        names = tuple(dict.fromkeys(filter(None, (self._message.volume, self._message.name))))
         read_only, client = self._message.read_only, self._message.client
-        return [Export(name, self.device, description, read_only=read_only, client=client) for name in names]
+        return [Export(name, self.device, description, read_only, client, aliases=names) for name in names]
 
     async def close(self) -> None:
         """Let go of the volume; its clients are gone."""

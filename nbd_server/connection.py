@@ -25,7 +25,9 @@ from nbd_server.exports import Export, Exports
 from nbd_server.handshake import Handshake
 from nbd_server.replies import Parts, Replies, replies_of
 from nbd_server.request_parser import RequestParser
+from nbd_server.security import Port
 from nbd_server.terms import Terms
+from nbd_server.tls import start_tls
 from nbd_server.transmission import Refusal, Request
 from nbd_server.volume import Buffer
 from nbd_server.wire import Command, CommandFlag, ProtocolError, WireError
@@ -41,6 +43,8 @@ class Phase(Enum):
     """Where a connection is."""
 
     HANDSHAKE = auto()
+    STARTING_TLS = auto()
+    """The transport is being replaced; what comes is kept for the handshake, which goes on under TLS."""
     TRANSMISSION = auto()
     DRAINING = auto()
     """Takes no more requests; ends when those in flight are answered."""
@@ -48,7 +52,8 @@ class Phase(Enum):
 
 
 PHASES: Final[Mapping[Phase, frozenset[Phase]]] = {
-    Phase.HANDSHAKE: frozenset({Phase.TRANSMISSION, Phase.DRAINING, Phase.CLOSED}),
+    Phase.HANDSHAKE: frozenset({Phase.STARTING_TLS, Phase.TRANSMISSION, Phase.DRAINING, Phase.CLOSED}),
+    Phase.STARTING_TLS: frozenset({Phase.HANDSHAKE, Phase.CLOSED}),
     Phase.TRANSMISSION: frozenset({Phase.DRAINING, Phase.CLOSED}),
     Phase.DRAINING: frozenset({Phase.CLOSED}),
     Phase.CLOSED: frozenset(),
@@ -71,7 +76,7 @@ class Owner(Protocol):
 class Connection(asyncio.BufferedProtocol):
     """One client. in_flight_requests: what it has running now."""
 
-    def __init__(self, owner: Owner, exports: Exports, budget: Budget) -> None:
+    def __init__(self, owner: Owner, exports: Exports, budget: Budget, port: Port) -> None:
         self.phase = Phase.HANDSHAKE
         self.export: Export | None = None
         self.client = ""
@@ -86,7 +91,13 @@ class Connection(asyncio.BufferedProtocol):
         """Done when the client is gone and nothing of it is in flight."""
         self._transport: asyncio.Transport
         self._exports = exports
-        self._handshake = Handshake(exports)
+        self._port = port
+        self._handshake = Handshake(exports, port.session())
+        self._early = bytearray()
+        """What came under TLS before its transport was here."""
+        self._upgrading: asyncio.Task[None] | None = None
+        self._under_tls = False
+        self._read_only = False
         self._buffer = memoryview(bytearray(_HANDSHAKE_BUFFER_BYTES))
         self._parser: RequestParser
         self._terms: Terms
@@ -125,13 +136,17 @@ class Connection(asyncio.BufferedProtocol):
             self._serve()
         elif self.phase is Phase.HANDSHAKE:
             self._negotiate(self._buffer[:nbytes])
+        elif self.phase is Phase.STARTING_TLS:
+            self._early += self._buffer[:nbytes]
 
     def eof_received(self) -> bool:
-        """Without DISC, but no less final: what is in flight is still answered."""
+        """Without DISC, but no less final: what is in flight is still answered, but for TLS, which ends both ways."""
         self.drain()
-        return True
+        return not self._under_tls
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._lost:
+            return  # whoever upgraded it has told of this before
         self._move(Phase.CLOSED)
         self._lost = True
         if self._looking_up is not None:
@@ -167,6 +182,9 @@ class Connection(asyncio.BufferedProtocol):
         """Begin no more requests; close once those in flight are answered, or `drain_s` is over."""
         if self.phase in (Phase.DRAINING, Phase.CLOSED):
             return
+        if self.phase is Phase.STARTING_TLS:
+            self.abort()
+            return
         self._move(Phase.DRAINING)
         self._share.leave_line()
         self._pause_reading()
@@ -178,6 +196,12 @@ class Connection(asyncio.BufferedProtocol):
         if self.export is None or other.export is None:
             return False
         return self.client == other.client and self.export.device is other.export.device
+
+    def drain_if_forbidden(self) -> None:
+        """End it where the rules do not allow any more what its client was let in for."""
+        if self.phase is Phase.TRANSMISSION and not self._handshake.options.is_still_allowed():
+            _log.warning("a client lost its right to an export", export=self._name)
+            self.drain()
 
     def abort(self) -> None:
         """Drop the connection now."""
@@ -212,6 +236,8 @@ class Connection(asyncio.BufferedProtocol):
             self.drain()
         elif self._handshake.state is handshake_states.State.LOOKING_UP:
             self._look_up()
+        elif self._handshake.state is handshake_states.State.STARTING_TLS:
+            self._start_tls()
         else:
             self._resume_reading()
 
@@ -232,13 +258,39 @@ class Connection(asyncio.BufferedProtocol):
             self._handshake.looked_up()
             self._negotiate(b"")
 
-    def _begin_transmission(self) -> None:
-        export = self._handshake.options.chosen
-        assert export is not None
-        if self._exports.find(export.name) is not export:
-            self.abort()  # it was taken out while the client left the answer unread
+    # TLS.
+
+    def _start_tls(self) -> None:
+        """Once the client has been told so; the deadline of the handshake goes on."""
+        self._move(Phase.STARTING_TLS)
+        self._pause_reading()  # nothing more is read in plain
+        self._upgrading = self._loop.create_task(self._upgrade())
+
+    async def _upgrade(self) -> None:
+        context = self._port.context
+        assert context is not None, "a session that may start TLS has a context"
+        established = await start_tls(self._transport, self, context, self._limits)
+        if established is None or self.phase is not Phase.STARTING_TLS:
+            self._transport.abort()
+            self.connection_lost(None)  # the event loop says so only where TLS was established
             return
-        self.export, self.client = export, self._handshake.options.client
+        self._transport, peer = established
+        self._under_tls = self._reading = True
+        self._transport.set_write_buffer_limits(high=self._limits.unsent_bytes)
+        self._handshake.tls_started(self._port.session(peer))
+        self._move(Phase.HANDSHAKE)
+        early, self._early = bytes(self._early), bytearray()
+        self._negotiate(early)
+
+    def _begin_transmission(self) -> None:
+        options = self._handshake.options
+        export = options.chosen
+        assert export is not None
+        if self._exports.find(export.name) is not export or not options.is_still_allowed():
+            self.abort()  # it was taken out, or the rules changed, while the client left the answer unread
+            return
+        self.export, self.client = export, options.client
+        self._read_only = export.read_only or options.read_only
         self._owner.chosen(self)
         self._move(Phase.TRANSMISSION)
         self._set_deadline(None)
@@ -282,7 +334,7 @@ class Connection(asyncio.BufferedProtocol):
     def _admit(self, request: Request) -> Refusal | None:
         """What the parser asks of each request: why it is refused, or None, and then its memory is counted."""
         assert self.export is not None
-        refused = transmission.refusal(request, self.export.size_bytes, self.export.read_only, self._terms)
+        refused = transmission.refusal(request, self.export.size_bytes, self._read_only, self._terms)
         if refused is None and request.command <= _WRITE:
             self._share.take(request.length)
         return refused

@@ -1,22 +1,26 @@
 """The front-end's process: the NBD server, the FrontEnd service, and word to control."""
 
 import asyncio
+import signal
 from typing import Any, Final
 from urllib.parse import quote
 
 import structlog
 
-from blockstore.config import FrontEndSettings, join_address, split_address
+from blockstore.config import FrontEndSettings, Tls, join_address, split_address
 from blockstore.daemon import stop_signals, write_address
 from blockstore.errors import Conflict
 from blockstore.grpc_endpoint import Endpoint
 from blockstore.rpc import control_pb2, control_pb2_grpc
 from nbd_server.exports import Exports
 from nbd_server.front_end import FrontEnd
+from nbd_server.security import Security
 from nbd_server.server import NbdServer
 
 _log = structlog.get_logger(__name__)
 _GRACE_S: Final = 1.0
+#: NBD's doc/uri.md: nbds is TLS, without a way back. What is best comes first.
+_SCHEMES: Final = {Tls.NONE: ("nbd",), Tls.OFFER: ("nbds", "nbd"), Tls.REQUIRE: ("nbds",)}
 
 
 async def run(settings: FrontEndSettings) -> int:
@@ -25,7 +29,9 @@ async def run(settings: FrontEndSettings) -> int:
     Raises Fenced where another process runs with this front-end's id.
     """
     stopped = stop_signals()
-    server = NbdServer(Exports())
+    server = NbdServer(Exports(), security=Security(settings))
+    server.watch_files()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
     front_end = FrontEnd(settings, server)
     endpoint = Endpoint(settings.listen, settings.advertise)
     control_pb2_grpc.add_FrontEndServicer_to_server(front_end, endpoint.server)
@@ -70,6 +76,7 @@ async def _listen(server: NbdServer, settings: FrontEndSettings, front_end: Fron
         ) from error
     address = join_address(host, port)
     write_address(settings.state / "nbd_address", address)
-    front_end.uris = [f"nbd://{_advertised(settings.nbd_advertise, port) or address}"]
+    where = _advertised(settings.nbd_advertise, port) or address
+    front_end.uris = [f"{scheme}://{where}" for scheme in _SCHEMES[settings.tls]]
     if settings.nbd_socket is not None:
         front_end.uris.append(f"nbd+unix://?socket={quote(str(settings.nbd_socket.absolute()))}")

@@ -42,6 +42,10 @@ class Exported(Protocol):
     def client(self) -> str:
         """The only one whose links may use it (nbd_server/links.py); empty: anyone."""
 
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Other names of what it exports: rules on access may mean any of them."""
+
 
 E = TypeVar("E", bound=Exported)
 E_co = TypeVar("E_co", bound=Exported, covariant=True)
@@ -63,8 +67,8 @@ class Catalogue(Protocol[E_co]):
         """All exports, in the order in which LIST tells them."""
 
 
-def transmission_flags(export: Exported, terms: Terms) -> int:
-    """What the export can do on these terms (NBD, "Transmission flags").
+def transmission_flags(export: Exported, terms: Terms, *, read_only: bool = False) -> int:
+    """What the export can do on these terms (NBD, "Transmission flags"). read_only: to this client.
 
     CAN_MULTI_CONN is true: a write is acknowledged only when a quorum of replicas has it on disk, and
     one front-end orders the requests of all connections. So a flush, or FUA, on any connection covers
@@ -78,7 +82,7 @@ def transmission_flags(export: Exported, terms: Terms) -> int:
         flags |= TransmissionFlag.SEND_DF
     if terms.style is Style.EXTENDED and terms.contexts:
         flags |= TransmissionFlag.BLOCK_STATUS_PAYLOAD
-    if export.read_only:
+    if export.read_only or read_only:
         return flags | TransmissionFlag.READ_ONLY
     flags |= TransmissionFlag.SEND_TRIM | TransmissionFlag.SEND_WRITE_ZEROES
     return flags | TransmissionFlag.SEND_FAST_ZERO

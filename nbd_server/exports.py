@@ -16,6 +16,7 @@ from nbd_server.wire import MAX_STRING_BYTES
 class Export:
     """A device under a name. description: for people, may be empty. Raises InvalidRequest.
 
+    aliases: other names of the same volume, by which rules on access may mean it.
     client: the only one whose links may use it (nbd_server/links.py); empty: anyone.
     """
 
@@ -24,6 +25,7 @@ class Export:
     description: str = ""
     read_only: bool = False
     client: str = ""
+    aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for text in (self.name, self.description):

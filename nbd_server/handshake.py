@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, Generic
 
 from nbd_server import wire
+from nbd_server.access import Session
 from nbd_server.exported import Catalogue, E
 from nbd_server.handshake_states import TRANSITIONS, State, Step
 from nbd_server.options import Options
@@ -26,6 +27,7 @@ MAX_SKIPPED_BYTES: Final = 64 << 10
 MAX_OPTIONS: Final = 16_384
 #: Replies not yet taken by `data_to_send` from which on options wait; the last of them may be a whole list.
 MAX_UNSENT_BYTES: Final = 64 << 10
+_OPEN: Final = Session()
 
 
 class Handshake(Generic[E]):
@@ -33,15 +35,18 @@ class Handshake(Generic[E]):
 
     Feed it with `receive_data`, send what `data_to_send` returns until that is nothing, look at `state`:
     TRANSMISSION means that `options` has the export that was chosen, and `leftover` what the client sent after its
-    last option; LOOKING_UP, that `options.looking_up` is to be awaited, and then `looked_up` called. To hold back a
-    client that does not read, call none of them.
+    last option; LOOKING_UP, that `options.looking_up` is to be awaited, and then `looked_up` called; STARTING_TLS, that
+    TLS is to be established, and then `tls_started` called. To hold back a client that does not read, call none.
+
+    session: what is asked of the client, before TLS.
     """
 
-    def __init__(self, exports: Catalogue[E]) -> None:
+    def __init__(self, exports: Catalogue[E], session: Session = _OPEN) -> None:
         self.state: State = State.CLIENT_FLAGS
         self._received = bytearray()
+        self._exports = exports
         self._to_send = bytearray(wire.serialize_greeting())
-        self.options = Options(exports, self._to_send)
+        self.options = Options(exports, self._to_send, session)
         self._option = OptionHeader(0, 0)
         self._data = b""
         """Of the option that waits for a look-up."""
@@ -76,6 +81,15 @@ class Handshake(Generic[E]):
             self._move(Step.ENDED)
         self._advance()
 
+    def tls_started(self, session: Session) -> None:
+        """What the client says from here on is under TLS; all that was agreed on before is forgotten.
+
+        Its flags stay: a client does not say them again.
+        """
+        before, self.options = self.options, Options(self._exports, self._to_send, session)
+        self.options.zeroes, self.options.fixed = before.zeroes, before.fixed
+        self._move(Step.TLS_STARTED)
+
     @property
     def leftover(self) -> bytes:
         """In TRANSMISSION: what the client has sent beyond the handshake."""
@@ -105,7 +119,8 @@ class Handshake(Generic[E]):
         if (data := self._take(wire.CLIENT_FLAGS_BYTES)) is None:
             return False
         # A client that is not "fixed" only ever sends EXPORT_NAME; it needs no case of its own.
-        self.options.zeroes = not wire.parse_client_flags(data) & wire.NO_ZEROES
+        flags = wire.parse_client_flags(data)
+        self.options.zeroes, self.options.fixed = not flags & wire.NO_ZEROES, bool(flags & wire.FIXED_NEWSTYLE)
         self._move(Step.FLAGS_ACCEPTED)
         return True
 
@@ -129,6 +144,9 @@ class Handshake(Generic[E]):
         if (data := self._take(self._option.length)) is None:
             return False
         self._move(self.options.answer(self._option.option, data))
+        if self.state is State.STARTING_TLS and self._received:
+            # Said in plain, and maybe by somebody in between: it must never be taken for what comes under TLS.
+            raise ProtocolError(f"{len(self._received)} bytes in plain behind STARTTLS")
         if self.state is State.LOOKING_UP:
             self._data = data
         return True

@@ -22,6 +22,8 @@ class State(Enum):
     """Drops the data of an option that is refused for its length."""
     LOOKING_UP = auto()
     """An option waits for what the server has to ask elsewhere; nothing that the client sends is looked at."""
+    STARTING_TLS = auto()
+    """The next byte that the client sends is TLS; it is shown to nobody here until that is established."""
     TRANSMISSION = auto()
     """The client has chosen an export."""
     CLOSED = auto()
@@ -36,6 +38,8 @@ class Step(Enum):
     OPTION_TOO_LONG = auto()
     LOOK_UP_BEGUN = auto()
     OPTION_ANSWERED = auto()
+    TLS_AGREED = auto()
+    TLS_STARTED = auto()
     EXPORT_CHOSEN = auto()
     ENDED = auto()
 
@@ -50,6 +54,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[Step, State]]] = {
     State.OPTION_DATA: {
         Step.OPTION_ANSWERED: State.OPTION_HEADER,
         Step.LOOK_UP_BEGUN: State.LOOKING_UP,
+        Step.TLS_AGREED: State.STARTING_TLS,
         Step.EXPORT_CHOSEN: State.TRANSMISSION,
         Step.ENDED: State.CLOSED,
     },
@@ -59,6 +64,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[Step, State]]] = {
         Step.ENDED: State.CLOSED,
     },
     State.SKIPPING: {Step.OPTION_ANSWERED: State.OPTION_HEADER, Step.ENDED: State.CLOSED},
+    State.STARTING_TLS: {Step.TLS_STARTED: State.OPTION_HEADER, Step.ENDED: State.CLOSED},
     State.TRANSMISSION: {},
     State.CLOSED: {},
 }

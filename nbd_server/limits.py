@@ -28,7 +28,9 @@ class Limits:
     unsent_bytes: int = 512 * KIB
     """Replies in the socket's queue beyond which no request of the client is begun until it has read them."""
     handshake_s: float = 30.0
-    """From the connection to the transmission phase; a person at an interactive client still makes it."""
+    """From the connection to the transmission phase, TLS included; a person at an interactive client still makes it."""
+    tls_end_s: float = 2.0
+    """For a client's word that it has heard the end of TLS, before its connection is closed without that."""
     stalled_s: float = 30.0
     """Who has sent part of a payload, or left replies unread, must go on within this, or at most twice this,
     and is dropped else: it holds memory. The longest payload makes it at 1 MiB/s. An idle client holds none."""

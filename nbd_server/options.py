@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Generic
 
 from nbd_server import wire
+from nbd_server.access import Access, Session
 from nbd_server.exported import Catalogue, E, information, transmission_flags
 from nbd_server.handshake_states import Step
 from nbd_server.links import parse_asked
@@ -23,20 +24,26 @@ _NAMES: Final[Mapping[int, Callable[[bytes], str]]] = {
     Option.GO: lambda data: wire.parse_info_query(data).name,
 }
 """The name of an export in an option's data; raises Malformed."""
+_BEFORE_TLS: Final = frozenset({Option.STARTTLS, Option.ABORT})
+"""All that a server which requires TLS hears before it (NBD, "FORCEDTLS mode")."""
 
 
 class Options(Generic[E]):
     """What one client and the server have agreed on.
 
     chosen: the export, once one is. client: whose link this is (nbd_server/links.py), or empty. zeroes: whether the
-    reply to EXPORT_NAME is padded. looking_up: what an option waits for.
+    reply to EXPORT_NAME is padded. fixed: whether the client speaks fixed newstyle. looking_up: what an option waits
+    for. read_only: whether the client may not change what it chose, whatever the export allows.
     """
 
-    def __init__(self, exports: Catalogue[E], to_send: bytearray) -> None:
-        """to_send: where replies are put."""
+    def __init__(self, exports: Catalogue[E], to_send: bytearray, session: Session) -> None:
+        """to_send: where replies are put. session: what is asked of the client, and known of it."""
         self.chosen: E | None = None
         self.client = ""
         self.zeroes = True
+        self.fixed = False
+        self.read_only = False
+        self._session = session
         self.looking_up: Awaitable[None] | None = None
         self._style = Style.SIMPLE
         self._exports = exports
@@ -46,6 +53,7 @@ class Options(Generic[E]):
             Option.EXPORT_NAME: self._answer_export_name,
             Option.ABORT: self._answer_abort,
             Option.LIST: self._answer_list,
+            Option.STARTTLS: self._answer_starttls,
             Option.INFO: self._answer_info,
             Option.GO: self._answer_go,
             Option.STRUCTURED_REPLY: self._answer_structured_reply,
@@ -63,6 +71,8 @@ class Options(Generic[E]):
         looked_up: what it named has been looked up; it is not waited for again.
         """
         self._option = option
+        if self._session.must_start_tls and option not in _BEFORE_TLS:
+            return self._demand_tls()
         self.looking_up = None if looked_up else self._look_up(option, data)
         if self.looking_up is not None:
             return Step.LOOK_UP_BEGUN
@@ -71,6 +81,8 @@ class Options(Generic[E]):
     def refuse_length(self, option: int, limit_bytes: int) -> Step:
         """Answer an option whose data were longer than that, and were dropped."""
         self._option = option
+        if self._session.must_start_tls and option not in _BEFORE_TLS:
+            return self._demand_tls()
         if option in self._answers:
             return self._refuse(OptionReply.ERR_TOO_BIG, f"at most {limit_bytes} bytes of data are allowed")
         return self._answer_unknown(b"")
@@ -84,6 +96,16 @@ class Options(Generic[E]):
             return self._exports.look_up(parse_asked(parse_name(data)).export)
         except Malformed:
             return None  # it is answered as such
+
+    def _demand_tls(self) -> Step:
+        """NBD, "FORCEDTLS mode". EXPORT_NAME cannot be answered with an error, nor a client that is not "fixed"."""
+        if not self.fixed or self._option == Option.EXPORT_NAME:
+            raise ProtocolError("TLS is required here, and was not started")
+        return self._refuse(OptionReply.ERR_TLS_REQD, "TLS is required here: start it first")
+
+    def is_still_allowed(self) -> bool:
+        """Whether the rules allow what was chosen as it was granted."""
+        return self._access(self.chosen) >= (Access.READ if self.read_only else Access.WRITE)
 
     def _reply(self, reply: OptionReply, data: bytes = b"") -> None:
         self._to_send += wire.serialize_option_reply(self._option, reply, data)
@@ -107,9 +129,11 @@ class Options(Generic[E]):
         except Malformed as error:
             raise ProtocolError(str(error)) from error
         export = self._exports.find(asked.export)
-        if export is None or export.client not in ("", asked.client):
+        access = self._access(export, asked.export)
+        if export is None or access is Access.NONE or export.client not in ("", asked.client):
             raise ProtocolError("no such export")
-        self._to_send += wire.serialize_export(export.size_bytes, transmission_flags(export, self.terms))
+        self.read_only = access is Access.READ
+        self._to_send += wire.serialize_export(export.size_bytes, self._flags(export))
         if self.zeroes:
             self._to_send += wire.EXPORT_NAME_PADDING
         self.chosen, self.client = export, asked.client
@@ -119,10 +143,20 @@ class Options(Generic[E]):
         self._reply(OptionReply.ACK)
         return Step.ENDED
 
+    def _answer_starttls(self, data: bytes) -> Step:
+        if self._session.peer is not None:
+            return self._refuse(OptionReply.ERR_INVALID, "TLS has been started already")
+        if data:
+            return self._refuse(OptionReply.ERR_INVALID, "STARTTLS takes no data")
+        if not self._session.may_start_tls or not self.fixed:
+            return self._refuse(OptionReply.ERR_POLICY, "this server has no certificate, so there is no TLS")
+        self._reply(OptionReply.ACK)
+        return Step.TLS_AGREED
+
     def _answer_list(self, data: bytes) -> Step:
         if data:
             return self._refuse(OptionReply.ERR_INVALID, "LIST takes no data")
-        for export in self._exports:
+        for export in (each for each in self._exports if self._access(each)):
             self._reply(OptionReply.SERVER, wire.serialize_server(export.name, export.description))
         self._reply(OptionReply.ACK)
         return Step.OPTION_ANSWERED
@@ -162,9 +196,7 @@ class Options(Generic[E]):
         export = self._find(query.name)
         if export is None:
             return None
-        self._reply(
-            OptionReply.INFO, wire.serialize_info_export(export.size_bytes, transmission_flags(export, self.terms))
-        )
+        self._reply(OptionReply.INFO, wire.serialize_info_export(export.size_bytes, self._flags(export)))
         for item in dict.fromkeys(query.items):
             if (told := information(export, item)) is not None:
                 self._reply(OptionReply.INFO, told)
@@ -175,11 +207,29 @@ class Options(Generic[E]):
         """The export that an option names; None where an error was the answer."""
         asked = parse_asked(name)
         export = self._exports.find(asked.export)
+        access = self._access(export, asked.export)
+        if access is Access.NONE:
+            self._refuse_access(asked.export)
+            return None
         if export is None:
             self._refuse(OptionReply.ERR_UNKNOWN, f"no export {asked.export[:256]!r} here")
             return None
         if export.client not in ("", asked.client):
             self._refuse(OptionReply.ERR_POLICY, f"{export.name} is attached for client {export.client}")
             return None
-        self.client = asked.client
+        self.client, self.read_only = asked.client, access is Access.READ
         return export
+
+    def _access(self, export: E | None, name: str = "") -> Access:
+        """What the client may do with an export; where there is none, what it might with one of that name."""
+        return self._session.access((name,) if export is None else (export.name, *export.aliases))
+
+    def _refuse_access(self, name: str) -> None:
+        """In the same words whether there is such an export or not."""
+        if self._session.may_start_tls:
+            self._refuse(OptionReply.ERR_TLS_REQD, f"{name[:256]!r} is for clients that start TLS")
+        else:
+            self._refuse(OptionReply.ERR_POLICY, f"no rule lets you use {name[:256]!r}")
+
+    def _flags(self, export: E) -> int:
+        return transmission_flags(export, self.terms, read_only=self.read_only)

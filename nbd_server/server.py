@@ -12,6 +12,7 @@ which also ends the connections that have it.
 import asyncio
 import errno
 import socket
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,8 +20,12 @@ from nbd_server.budget import Budget
 from nbd_server.connection import Connection, Phase
 from nbd_server.exports import Export, Exports
 from nbd_server.limits import Limits
+from nbd_server.security import Port, Security
 
 _BACKLOG: Final = 128
+#: Four calls of stat(2) each time.
+_LOOK_AT_FILES_S: Final = 1.0
+_BEFORE_AN_EXPORT: Final = (Phase.HANDSHAKE, Phase.STARTING_TLS)
 #: A client whose machine is gone says nothing: the kernel asks after a minute, and gives up after another.
 _KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 6))
 
@@ -28,8 +33,11 @@ _KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 10), (soc
 class NbdServer:
     """Serves `exports` to any number of clients. Use it inside the event loop that runs the devices."""
 
-    def __init__(self, exports: Exports, limits: Limits | None = None) -> None:
+    def __init__(self, exports: Exports, limits: Limits | None = None, security: Security | None = None) -> None:
+        """security: what is asked of clients; None: nothing."""
         self.exports = exports
+        self._security = security
+        self._look_timer: asyncio.TimerHandle | None = None
         self._budget = Budget(limits or Limits())
         self._stall_timer: asyncio.TimerHandle | None = None
         self._listeners: list[asyncio.Server] = []
@@ -44,7 +52,8 @@ class NbdServer:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         address = (await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM))[0][4]
         listening = _bound_socket(family, address)
-        self._listeners.append(await loop.create_server(self._accept, sock=listening, backlog=_BACKLOG))
+        accept = partial(self._accept, self._security.tcp if self._security else Port())
+        self._listeners.append(await loop.create_server(accept, sock=listening, backlog=_BACKLOG))
         bound = listening.getsockname()
         return str(bound[0]), int(bound[1])
 
@@ -53,7 +62,8 @@ class NbdServer:
         if await _somebody_listens(path):
             raise OSError(errno.EADDRINUSE, f"another process listens at {path}")
         loop = asyncio.get_running_loop()
-        self._listeners.append(await loop.create_unix_server(self._accept, str(path), backlog=_BACKLOG))
+        accept = partial(self._accept, self._security.unix if self._security else Port())
+        self._listeners.append(await loop.create_unix_server(accept, str(path), backlog=_BACKLOG))
         self._unix_paths.append(path)
 
     async def remove_export(self, name: str) -> Export:
@@ -69,6 +79,17 @@ class NbdServer:
         """End the connections that have `export`, once what they have in flight is answered."""
         await self._drain([connection for connection in self._connections if connection.export is export])
 
+    def reload(self, *, even_if_unchanged: bool = True) -> None:
+        """Read certificates and rules anew; clients that may not do any more what they do are disconnected."""
+        if self._security is not None and self._security.refresh(even_if_unchanged=even_if_unchanged):
+            for connection in list(self._connections):
+                connection.drain_if_forbidden()
+
+    def watch_files(self) -> None:
+        """Do so by itself from now on, soon after one of the files has changed."""
+        self.reload(even_if_unchanged=False)
+        self._look_timer = asyncio.get_running_loop().call_later(_LOOK_AT_FILES_S, self.watch_files)
+
     async def close(self) -> None:
         """Stop listening, and end all connections once what they have in flight is answered."""
         self._closing = True
@@ -77,8 +98,9 @@ class NbdServer:
         for path in self._unix_paths:  # at once: whoever starts next may put its own there
             path.unlink(missing_ok=True)
         await self._drain(list(self._connections))
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
+        for timer in (self._stall_timer, self._look_timer):
+            if timer is not None:
+                timer.cancel()
 
     @property
     def connection_count(self) -> int:
@@ -104,7 +126,7 @@ class NbdServer:
         if self._stall_timer is None:
             self._look_for_stalls_later()
         if len(self._connections) > self._budget.limits.connections:
-            handshakes = (each for each in self._connections if each.phase is Phase.HANDSHAKE)
+            handshakes = (each for each in self._connections if each.phase in _BEFORE_AN_EXPORT)
             next(handshakes).abort()
 
     def chosen(self, connection: Connection) -> None:
@@ -118,8 +140,8 @@ class NbdServer:
         del self._connections[connection]
         connection.ended.set_result(None)
 
-    def _accept(self) -> Connection:
-        return Connection(self, self.exports, self._budget)
+    def _accept(self, port: Port) -> Connection:
+        return Connection(self, self.exports, self._budget, port)
 
     def _look_for_stalls_later(self) -> None:
         loop = asyncio.get_running_loop()

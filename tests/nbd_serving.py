@@ -12,6 +12,7 @@ from nbd_server import wire
 from nbd_server.device import Device
 from nbd_server.exports import Export, Exports
 from nbd_server.limits import Limits
+from nbd_server.security import Security
 from nbd_server.server import NbdServer
 from nbd_server.volume import Buffer
 from nbd_server.wire import Option
@@ -67,14 +68,14 @@ class HeldVolume(MemoryVolume):
 class Served:
     """A server on TCP with three exports of one volume, and clients of it with and without manners."""
 
-    def __init__(self, limits: Limits | None) -> None:
+    def __init__(self, limits: Limits | None, security: Security | None = None) -> None:
         self.volume = HeldVolume()
         self.exports = Exports()
         self._device = Device(self.volume)
         self.add_export("disk")
         self.add_export("other")
         self.add_export("fixed", read_only=True)
-        self.server = NbdServer(self.exports, limits)
+        self.server = NbdServer(self.exports, limits, security)
         self.port = 0
 
     def add_export(self, name: str, *, read_only: bool = False) -> None:
@@ -148,9 +149,9 @@ class Raw:
 
 
 @asynccontextmanager
-async def serving(**limits: Any) -> AsyncIterator[Served]:
+async def serving(security: Security | None = None, **limits: Any) -> AsyncIterator[Served]:
     """A server; at the end nobody may hold anything any more."""
-    served = Served(Limits(**limits) if limits else None)
+    served = Served(Limits(**limits) if limits else None, security)
     _, served.port = await served.server.listen_tcp("127.0.0.1", 0)
     try:
         yield served

@@ -18,13 +18,14 @@ from blockstore.config import (
     NodeSettings,
     Placement,
     SnapshotdSettings,
+    Tls,
     arguments_of,
     option_name,
 )
 from blockstore.errors import InvalidRequest
 
 KINDS = [ControlSettings, NodeSettings, FrontEndSettings, SnapshotdSettings]
-OTHERS: dict[Enum, Enum] = {Placement.STRICT: Placement.WARN, Addressing.PATH: Addressing.HOST}
+OTHERS: dict[Enum, Enum] = {Placement.STRICT: Placement.WARN, Addressing.PATH: Addressing.HOST, Tls.NONE: Tls.OFFER}
 ADDRESSES = {"listen", "advertise", "control", "nbd_listen", "nbd_advertise"}
 
 

@@ -70,6 +70,7 @@ PURE = (
     *NOUNS,
     "blockstore.replication",
     "nbd_server.wire",
+    "nbd_server.access",
     "nbd_server.exported",
     "nbd_server.handshake",
     "nbd_server.handshake_states",

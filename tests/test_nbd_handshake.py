@@ -28,6 +28,7 @@ class Named:
     description: str = ""
     read_only: bool = False
     client: str = ""
+    aliases: tuple[str, ...] = ()
 
 
 class Names:
@@ -162,7 +163,7 @@ def test_list_tells_all_exports() -> None:
         (Option.INFO, query("nobody"), OptionReply.ERR_UNKNOWN),
         (Option.GO, query("nobody"), OptionReply.ERR_UNKNOWN),
         (Option.INFO, bytes(20_000), OptionReply.ERR_TOO_BIG),
-        (5, b"", OptionReply.ERR_UNSUP),
+        (Option.STARTTLS, b"", OptionReply.ERR_POLICY),
         (10, query("vol-1"), OptionReply.ERR_UNSUP),
         (0xFFFFFFFF, bytes(64 << 10), OptionReply.ERR_UNSUP),
     ],

@@ -134,7 +134,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert run(["pki", "issue", "client", "host-1", "-o", "json"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert (made["common_name"], made["use"], made["days_left"]) == ("host-1", "client", 396)
-    assert [step.split()[0] for step in made["next"]] == ["nbdcopy", "qemu-img", "sudo", "sudo"]
+    assert [step.split()[0] for step in made["next"]] == ["sudo", "qemu-img", "nbdcopy", "nbdcopy", "sudo"]
     assert run(["pki", "issue", "client", "host-2", "--host", "x"]) == InvalidRequest.codes.exit_code
     assert run(["pki", "issue", "authority", "ca"]) == InvalidRequest.codes.exit_code
     assert run(["pki", "renew", "pki/fe-1", "--days", "60"]) == 0

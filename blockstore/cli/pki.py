@@ -14,6 +14,7 @@ from blockstore.cli.screen import program, show
 from blockstore.config import DEFAULT_NBD_PORT
 from blockstore.errors import InvalidRequest
 from blockstore.pki.uses import Use
+from nbd_server.uri import NbdTarget, tls_commands
 
 if TYPE_CHECKING:
     from blockstore.pki.certificates import Description
@@ -117,15 +118,11 @@ def server_steps(made: "Issued") -> list[str]:
 
 def client_steps(made: "Issued") -> list[str]:
     """How each client uses it; HOST, VOLUME and the port are for the user to fill in."""
-    directory, port = _quoted(made.directory.absolute()), DEFAULT_NBD_PORT
-    credentials = f"tls-creds-x509,id=tls0,endpoint=client,dir={directory}"
+    directory = str(made.directory.absolute())
+    target = NbdTarget("VOLUME", "HOST", DEFAULT_NBD_PORT, tls=True)
     return [
-        f"nbdcopy 'nbds://HOST/VOLUME?tls-certificates={made.directory.absolute()}' disk.img",
-        f"qemu-img info --object {credentials} --image-opts "
-        f"driver=nbd,server.type=inet,server.host=HOST,server.port={port},export=VOLUME,tls-creds=tls0",
-        f"sudo nbd-client -A {directory}/ca-cert.pem -F {_quoted(made.certificate.absolute())} "
-        f"-K {_quoted(made.key.absolute())} -H HOST -b 4096 -N VOLUME HOST {port} /dev/nbd0",
-        f"sudo {program()} attach VOLUME --tls-certificates {directory}",
+        *tls_commands(target, directory),
+        f"sudo {program()} attach VOLUME --tls-certificates {shlex.quote(directory)}",
     ]
 
 
