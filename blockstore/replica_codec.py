@@ -79,12 +79,16 @@ def encode_seal(
     address: ReplicaAddress, message: SealEpoch, peers: Iterable[pb.Peer], known: Position
 ) -> pb.SealEpochRequest:
     return pb.SealEpochRequest(
-        target=make_target(address, message.epoch, message.configuration), peers=peers, known=from_position(known)
+        target=make_target(address, message.epoch, message.configuration),
+        peers=peers,
+        known=from_position(known),
+        connection=message.connection,
     )
 
 
 def decode_seal(request: pb.SealEpochRequest) -> SealEpoch:
-    return SealEpoch(Epoch(request.target.epoch), request.target.configuration, to_position(request.known))
+    target = request.target
+    return SealEpoch(Epoch(target.epoch), target.configuration, to_position(request.known), request.connection)
 
 
 def encode_append(target: bytes, message: Append, peer: Callable[[ReplicaId], pb.Peer]) -> bytes:
@@ -97,6 +101,7 @@ def encode_append(target: bytes, message: Append, peer: Callable[[ReplicaId], pb
         rest.catch_up.base.CopyFrom(from_position(message.catch_up.base))
         rest.catch_up.peers.extend(peer(each) for each in message.catch_up.peers)
     rest.acked.extend(_from_acked(message.acked))
+    rest.fill_anew = message.fill_anew
     parts = [target, rest.SerializeToString()]
     for record in message.records:
         parts += (_RECORDS_TAG, varint(len(record.encoded)), record.encoded)
@@ -144,6 +149,7 @@ def _to_append(request: pb.ReplicateRequest, records: tuple[Record, ...]) -> App
         records,
         catch_up,
         _to_acked(request.acked),
+        request.fill_anew,
     )
 
 
@@ -260,6 +266,7 @@ def encode_seal_answer(answer: SealAnswer | FencedBy) -> pb.SealEpochResponse:
         full=answer.full,
         known=_from_acked(answer.known),
         complete=answer.complete,
+        damaged=answer.damaged,
     )
 
 
@@ -279,6 +286,7 @@ def decode_seal_answer(response: pb.SealEpochResponse, sent: SealEpoch) -> SealA
         full=response.full,
         known=_to_acked(response.known),
         complete=response.complete,
+        damaged=response.damaged,
     )
 
 
@@ -295,6 +303,7 @@ def encode_append_answer(answer: AppendAnswer | FencedBy) -> pb.ReplicateRespons
         behind=answer.behind,
         extents_done=answer.extents_done,
         extents_total=answer.extents_total,
+        damaged=answer.damaged,
     )
 
 
@@ -313,6 +322,7 @@ def decode_append_answer(response: pb.ReplicateResponse, epoch: Epoch) -> Append
         behind=response.behind,
         extents_done=response.extents_done,
         extents_total=response.extents_total,
+        damaged=response.damaged,
     )
 
 

@@ -65,12 +65,13 @@ class Group:
         full: bool = False,
         known: AckedPositions = (),
         complete: bool = True,
+        damaged: bool = False,
     ) -> list[LeaderEffect]:
         """The member connects and answers its seal."""
         self.connect(member)
         whole, floor = floor is None, floor or ORIGIN
         layer = Generation(generation)
-        answer = SealAnswer(EPOCH, 1, end, commit, ORIGIN, whole, floor, layer, full, known, complete)
+        answer = SealAnswer(EPOCH, 1, end, commit, ORIGIN, whole, floor, layer, full, known, complete, damaged)
         return self.keep(self.leader.answered(member, answer, self.now))
 
     def ack(
@@ -82,12 +83,15 @@ class Group:
         full: bool = False,
         behind: bool = False,
         matched: Position | None = None,
+        damaged: bool = False,
     ) -> list[LeaderEffect]:
         """The member answers its newest request: durable up to this sequence, or up to all that was sent."""
         if matched is None:
             last = self.leader.status().end.sequence if sequence is None else sequence
             matched = at(EPOCH, last)
-        answer = AppendAnswer(EPOCH, self.requests[member], matched, ORIGIN, matched, whole, full, behind)
+        answer = AppendAnswer(
+            EPOCH, self.requests[member], matched, ORIGIN, matched, whole, full, behind, damaged=damaged
+        )
         return self.keep(self.leader.answered(member, answer, self.now))
 
     def pass_time(self, seconds: float) -> list[LeaderEffect]:

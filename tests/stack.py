@@ -20,6 +20,7 @@ from blockstore.domain import (
     VolumeId,
     make_id,
 )
+from blockstore.errors import Corrupt
 from blockstore.grpc_endpoint import Endpoint, open_channel
 from blockstore.node.hosted_replica import HostedReplica
 from blockstore.node.node import Node
@@ -88,6 +89,10 @@ class Stack:
     def statuses(self, index: int) -> list[replica_pb2.ReplicaStatus]:
         """What a node says of its replicas."""
         return self._nodes[index].node.replica_statuses()
+
+    def repair(self, index: int, error: Corrupt) -> None:
+        """As where a node finds it."""
+        self._nodes[index].node.repair(self.hosted(index), error)
 
     def repaired(self, index: int) -> int:
         """Bad blocks that were mended from peers since the node's start."""

@@ -111,6 +111,7 @@ def test_where_too_few_others_are_whole_nothing_is_given_up_and_the_damage_is_to
                 await hosted.checkpoint()
             await stack.stop_node(BAD)  # what its tables could not take is in their tail
             await stack.start_node(BAD)
+            assert "fails its checksum" in says(stack, BAD), "nobody counts on it again because it started anew"
             assert stack.hosted(BAD).store.read(3, 1) == kept
             await volume.close()
             await stack.start_node(2)
@@ -120,6 +121,9 @@ def test_where_too_few_others_are_whole_nothing_is_given_up_and_the_damage_is_to
             again = stack.hosted(BAD).store
             assert again.read(3, 2) == kept + new
             assert says(stack, BAD) == ""
+            await stack.stop_node(BAD)
+            await stack.start_node(BAD)
+            assert (says(stack, BAD), stack.hosted(BAD).follower.whole) == ("", True)
 
     in_loop(test)
 

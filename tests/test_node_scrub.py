@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from blockstore.config import NodeSettings
-from blockstore.errors import CairnError
+from blockstore.errors import CairnError, Corrupt
 from blockstore.node import scrub_replica
 from blockstore.node.hosted_replica import HostedReplica
 from blockstore.record import block_checksum
@@ -117,6 +117,35 @@ def test_a_flipped_bit_is_found_and_mended_whatever_table_it_is_in(tmp_path: Pat
             await volume.close()
             await stack.stop_node(OWN)
             assert check_replica(hosted.store.directory / FILE_NAME).problems == []
+
+    in_loop(test)
+
+
+def test_two_that_are_damaged_at_once_both_stay_and_mend_each_others_bad_blocks(tmp_path: Path) -> None:
+    """Each has lost an entry that only two members hold yet: neither may be emptied while the other is not sound."""
+
+    async def test() -> None:
+        async with running_stack(tmp_path, checkpoint_s=0.1, upkeep_s=0.1, heartbeat_s=0.1) as stack:
+            volume = await stack.open(SIZE)
+            content = await some_content(stack, volume)
+            own, peer = stack.hosted(OWN), stack.hosted(PEER)
+            FLIPS["data, the block"](own.store, 5, content[5])
+            FLIPS["data, the block"](peer.store, 300, content[300])
+            for index in (OWN, PEER):
+                await stack.scrub(index)
+                await until(lambda index=index: stack.repaired(index) == 1, "what the other one had good is mended")  # type: ignore[misc]
+            FLIPS["index, key"](own.store, 3, content[3])
+            FLIPS["index, key"](peer.store, 900, content[900])
+            for index, number in ((OWN, 3), (PEER, 900)):
+                with pytest.raises(Corrupt) as found:
+                    stack.hosted(index).store.read(number, 1)
+                stack.repair(index, found.value)
+            for number, block in content.items():
+                for _ in range(48):  # every member has its turn, sixteen reads long
+                    assert await volume.read(number, 1) == block
+            await volume.write(7, content[5])
+            assert [bool(stack.statuses(index)[0].damage) for index in (OWN, PEER)] == [True, True]
+            assert (own.follower.whole, peer.follower.whole) == (True, True)
 
     in_loop(test)
 

@@ -13,7 +13,7 @@ from tests.replication_parts import A, B, C, at, none_of, only, write
 def test_every_connection_begins_with_a_seal() -> None:
     group = Group()
     group.connect(A)
-    assert group.effects == [Send(A, SealEpoch(EPOCH, 1))]
+    assert group.effects == [Send(A, SealEpoch(EPOCH, 1, connection=1))]
 
 
 def test_the_epoch_begins_behind_the_highest_log_of_a_quorum() -> None:

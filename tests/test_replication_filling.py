@@ -242,6 +242,19 @@ def test_no_copy_of_everything_is_older_than_the_tables_are_when_it_begins() -> 
     assert second.at_least == at(1, 6)
 
 
+def test_no_copy_brings_back_what_a_checkpoint_under_way_trims() -> None:
+    """It was begun before the filling was durable, so it keeps no tombstone."""
+    replica = behind(commit=4, end=6)
+    replica.keep(replica.follower.content_lost())
+    replica.append(2, commit=at(1, 6), end=at(1, 6))
+    under_way = replica.follower.image()
+    assert (under_way.applied, under_way.filling) == (at(1, 6), None)
+    replica.sync()
+    fetch = only(FetchDelta, replica.append(2, commit=at(1, 6), catch_up=CatchUp(at(1, 6), at(1, 5), PEERS)))
+    assert fetch.at_least == at(1, 6)
+    assert replica.follower.accept_copy(fetch.attempt, at(1, 5)) is None
+
+
 def test_a_replica_without_content_has_lost_none() -> None:
     assert Replica().follower.content_lost() == []
 

@@ -98,7 +98,7 @@ def test_an_old_copy_takes_no_part_in_the_choice_and_is_sealed_again_with_what_i
     assert only(Reconnect, effects).replica == B
     assert not group.leader.status().end.sequence, "a log was chosen that lacks what was acknowledged"
     group.connect(B)
-    assert group.seals[B][-1] == SealEpoch(EPOCH, 1, at(1, 9))
+    assert group.seals[B][-1] == SealEpoch(EPOCH, 1, at(1, 9), connection=2)
     group.seal(B, at(1, 6), floor=UNKNOWN_FLOOR)
     assert not group.leader.status().end.sequence
     group.seal(C, at(1, 9))

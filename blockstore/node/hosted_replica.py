@@ -16,6 +16,8 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+import structlog
+
 from blockstore.domain import Position, ReplicaAddress, ReplicaId
 from blockstore.errors import CairnError, Corrupt, NotFound, QuorumUnavailable
 from blockstore.log import LogEntry, RecordEntry, SealEntry
@@ -44,6 +46,7 @@ from blockstore.storage.replica_store import ReplicaStore
 from blockstore.storage.tables import StorageFailed
 from blockstore.units import Epoch
 
+_log = structlog.get_logger(__name__)
 AnswerMessage = SealAnswer | AppendAnswer | FencedBy
 
 
@@ -65,7 +68,8 @@ class Services:
 
     tables: the threads that touch LMDB for long. readers: those that read it beside the guests.
     checkpoint_soon: called whenever a replica's unapplied bytes have grown; urgent where something waits
-    for the checkpoint. damaged: called with what a copy from a peer found damaged here. fail: ends the node.
+    for the checkpoint. damaged: called with what a copy from a peer found damaged here. fills_anew: called once it is
+    durable that one which had lost content gives its tables up. fail: ends the node.
     """
 
     journal: Journal
@@ -76,6 +80,7 @@ class Services:
     catch_up: CatchesUp
     checkpoint_soon: Callable[["HostedReplica", bool], None]
     damaged: Callable[["HostedReplica", Corrupt], None]
+    fills_anew: Callable[["HostedReplica"], None]
     fail: Callable[[BaseException], None]
 
 
@@ -117,7 +122,11 @@ class HostedReplica:
         self._services.memory.update(self.replica, self.follower.unapplied_bytes)
 
     def append(self, reply: Reply, message: Append) -> None:
+        damaged = self.follower.damaged
         self.carry_out(self.follower.append(reply, message))
+        if damaged and not self.follower.damaged:
+            _log.error("the replica is filled anew, as its leader says", replica=self.replica)
+            self.when_durable(lambda: self._services.fills_anew(self))
 
     async def seal(self, message: SealEpoch) -> SealAnswer | FencedBy:
         """Everything that was accepted before is durable and counted in the answer."""

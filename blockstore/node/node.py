@@ -70,7 +70,7 @@ class Node:
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._deletions: set[asyncio.Task[None]] = set()
         self._catch_up = CatchUpClient(self._channel, self.memory, self.rebuild_rate, settings.call_timeout_s)
-        self._repairer = Repairer(self._channel, settings.call_timeout_s)
+        self._repairer = Repairer(self._channel, settings.call_timeout_s, self._note_damage)
         replicas = self.store.replicas()
         stores = open_sound(self.store, replicas)
         lost = [replica for replica in replicas if self.store.lacks_tables(replica)]
@@ -100,6 +100,7 @@ class Node:
             self._catch_up,
             self._checkpointer.soon,
             self.repair,
+            self._fills_anew,
             self.fail,
         )
         upkeep = Upkeep(settings, self.replicas, self.repair, self.store.forget_set_aside)
@@ -240,6 +241,8 @@ class Node:
         follower, effects = Follower.restore(replica, store.image, recovered.entries.get(replica, ()), damage=damage)
         hosted = self._add(store, follower)
         hosted.carry_out(effects)
+        if what := self.store.damage_of(replica):
+            self._repairer.start(hosted, Corrupt(what))
         if self.store.is_suspect(replica):
             # Once what the follower has just written about it is durable, the journal itself says so.
             hosted.when_durable(lambda: self.store.clear_suspect(replica))
@@ -249,6 +252,17 @@ class Node:
         hosted = HostedReplica(store, follower, self._services)
         self._hosted[hosted.replica] = hosted
         return hosted
+
+    def _note_damage(self, hosted: HostedReplica, what: str) -> None:
+        """Also of the next start: a peer that asks for what was lost must not be the first to find out."""
+        try:
+            self.store.note_damage(hosted.replica, what)
+        except OSError as error:  # then it is found again where it is read again
+            _log.error("cannot note that tables are damaged", replica=hosted.replica, error=str(error))
+
+    def _fills_anew(self, hosted: HostedReplica) -> None:
+        if not hosted.closed:
+            self.store.forget_damage(hosted.replica)
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         channel = self._channels.get(address)
@@ -269,7 +283,7 @@ class Node:
             file_bytes=hosted.store.file_bytes(),
             corrupt_blocks_found=self._repairer.found.get(hosted.replica, 0),
             corrupt_blocks_repaired=self._repairer.repaired.get(hosted.replica, 0),
-            damage=self._repairer.damage.get(hosted.replica, ""),
+            damage=self._repairer.damage(hosted),
             scrub=self.scrubber.status(hosted),
             needs_peers=hosted.peers_moved or not hosted.peers,
         )

@@ -1,10 +1,10 @@
 """Bad blocks are fetched from peers: only an identical block, generation and sequence will do.
 
 The checksum that the tables keep is the judge of what a peer sends. Where entries are lost, or rows that say what
-there is are damaged, nobody can say what should be there: the replica is filled anew. That begins only while a quorum
-of the other members is whole; until then it goes on with what passes its checks, which may be the last good copy of
-something, and its status says what is wrong. Repairs run in the background, one task for each replica; a read that hit
-damage is answered by another member meanwhile.
+there is are damaged, nobody can say what should be there: the replica has to be filled anew. It says so to its leader
+and to control, and goes on with what passes its checks, which may be the last good copy of something, until the leader
+tells it to begin (docs/replication.md, rule 6). Repairs run in the background, one task for each replica; a read that
+hit damage is answered by another member meanwhile.
 """
 
 import asyncio
@@ -30,13 +30,19 @@ _log = structlog.get_logger(__name__)
 class Repairer:
     """Counts bad blocks found and repaired, by replica, since the process started."""
 
-    def __init__(self, open_channel: Callable[[str], grpc.aio.Channel], timeout_s: float) -> None:
+    def __init__(
+        self,
+        open_channel: Callable[[str], grpc.aio.Channel],
+        timeout_s: float,
+        note_damage: Callable[[HostedReplica, str], None],
+    ) -> None:
+        """note_damage: keeps what is wrong with a replica that has to be filled anew, for the next start."""
         self._open_channel = open_channel
         self._timeout_s = timeout_s
+        self._note = note_damage
         self.found: Counter[ReplicaId] = Counter()
         self.repaired: Counter[ReplicaId] = Counter()
-        self.damage: dict[ReplicaId, str] = {}
-        """What is wrong with replicas that must be filled anew, until that has begun."""
+        self._damage: dict[ReplicaId, str] = {}
         self._bad: dict[ReplicaId, set[BlockVersion]] = {}
         self._running: dict[ReplicaId, asyncio.Task[None]] = {}
 
@@ -46,8 +52,7 @@ class Repairer:
         versions = error.versions if isinstance(error, CorruptBlocks) else ()
         lost = [version for version in versions if version.sequence is None]
         if (lost or hosted.store.damage) and not hosted.follower.copies_all:
-            self.damage[hosted.replica] = str(error)
-            self._start(hosted, self._fill_anew(hosted, error))
+            self._note_damage(hosted, str(error))
         bad = self._bad.setdefault(hosted.replica, set())
         new = set(versions) - set(lost) - bad
         bad |= new
@@ -62,7 +67,21 @@ class Repairer:
 
     def forget(self, replica: ReplicaId) -> None:
         """It was deleted."""
-        self.damage.pop(replica, None)
+        self._damage.pop(replica, None)
+
+    def damage(self, hosted: HostedReplica) -> str:
+        """What is wrong with a replica that has to be filled anew, until that begins; else empty."""
+        return self._damage.get(hosted.replica, "") if hosted.follower.damaged else ""
+
+    def _note_damage(self, hosted: HostedReplica, what: str) -> None:
+        """It is found again with every read."""
+        self._damage[hosted.replica] = what
+        if not hosted.follower.damaged:
+            hosted.follower.damaged = True
+            self._note(hosted, what)
+            _log.error(
+                "the tables are damaged: the replica waits to be filled anew", replica=hosted.replica, error=what
+            )
 
     def _start(self, hosted: HostedReplica, work: Coroutine[Any, Any, None]) -> None:
         """In the background, unless something runs for this replica: then what is found again starts it."""
@@ -72,43 +91,6 @@ class Repairer:
         task = asyncio.get_running_loop().create_task(work)
         self._running[hosted.replica] = task
         task.add_done_callback(lambda _: self._running.pop(hosted.replica, None))
-
-    async def _fill_anew(self, hosted: HostedReplica, error: Corrupt) -> None:
-        """Have everything copied, where the others are a quorum of whole members without this one.
-
-        Else it stays as it is: what is lost is refused when it is read, and all the rest counts.
-        """
-        whole = [await self._is_whole(hosted, peer, address) for peer, address in sorted(hosted.peers.items())]
-        if 2 * sum(whole) <= len(whole):
-            _log.error(
-                "the tables are damaged, and too few other members are whole to fill the replica anew",
-                replica=hosted.replica,
-                error=str(error),
-            )
-            hosted.peers_moved = True  # perhaps one of them is a member no more, or is somewhere else
-            await asyncio.sleep(self._timeout_s)  # it is found again with every read
-        elif not hosted.closed and (effects := hosted.follower.content_lost()):
-            _log.error("the tables are damaged: the replica is filled anew", replica=hosted.replica, error=str(error))
-            self.damage.pop(hosted.replica, None)
-            hosted.carry_out(effects)
-
-    async def _is_whole(self, hosted: HostedReplica, peer: ReplicaId, address: str) -> bool:
-        """Whether another member says so, in this epoch."""
-        if peer == hosted.replica or not address:
-            return False
-        stub = replica_pb2_grpc.ReplicaStub(self._open_channel(address))
-        try:
-            with cairn_errors(f"replica {peer}"):
-                response: pb.ListReplicasResponse = await stub.ListReplicas(
-                    pb.ListReplicasRequest(), timeout=self._timeout_s
-                )
-        except CairnError as error:
-            _log.warning("a peer does not say how it is", replica=hosted.replica, peer=peer, error=str(error))
-            return False
-        epoch = hosted.follower.epoch
-        return any(
-            each.whole and (each.target.replica, each.target.epoch) == (peer, epoch) for each in response.replicas
-        )
 
     async def _run(self, hosted: HostedReplica) -> None:
         bad = self._bad[hosted.replica]

@@ -41,11 +41,12 @@ from blockstore.units import Epoch, Sequence
 
 
 class FillingReplica(ReplicaLog):
-    """A log that catches up. full: short of space; goes out with every answer."""
+    """A log that catches up. full: short of space; damaged: see `content_lost`. Both go out with every answer."""
 
     def __init__(self, replica: ReplicaId, image: LogImage) -> None:
         super().__init__(replica, image)
         self.full = False
+        self.damaged = False
         #: Whose Append came last, and its request.
         self._stream: tuple[Hashable, int] | None = None
         self._behind = False
@@ -81,6 +82,7 @@ class FillingReplica(ReplicaLog):
                 self._behind,
                 delta.extents_done,
                 delta.extents_total,
+                self.damaged,
             ),
         )
 
@@ -248,9 +250,9 @@ class FillingReplica(ReplicaLog):
     def content_lost(self) -> list[FollowerEffect]:
         """The tables have lost something, and nobody can say what: everything is copied, over the log as it is.
 
-        Only where a quorum of whole members is left without this one. The log has no gap, so what a copy
-        overtakes is applied in order again. A record stays behind the base, if only in the tables, where an
-        image of the log holds none: it says which generation is current.
+        Only where the leader says so: it knows that a quorum without this one has everything. The log has no gap, so
+        what a copy overtakes is applied in order again. A record stays behind the base, if only in the tables, where
+        an image of the log holds none: it says which generation is current.
         """
         if self.copies_all or (self._needs_delta and not len(self._run)):
             return []  # what the next record tells is needed: which generation is current
@@ -262,6 +264,7 @@ class FillingReplica(ReplicaLog):
             return []  # there was no content yet
         behind = run.between(max(base.sequence, run.start.sequence), run.end.sequence)
         filling = self._begin_filling(Filling(floor, base, Sequence(0)))
+        self.damaged = False
         return [self._persist(filling, *map(RecordEntry, behind), acks=self.epoch)]
 
     # ---- copies of a peer's tables
@@ -286,10 +289,11 @@ class FillingReplica(ReplicaLog):
         """No copy is older than one that is here already: tombstones below that may be gone.
 
         Nor than what the tables held when the filling began: entries that they have lost cannot stay. What
-        they apply meanwhile is newer and stays: a source that checkpoints less often is none the worse.
+        they apply meanwhile is newer and stays: a source that checkpoints less often is none the worse. Only what a
+        checkpoint applies that was begun before all this was durable keeps no tombstones: none of it may come back.
         """
         assert self.filling is not None
-        return max(self.filling.base, self._copied, self._tables_at_start)
+        return max(self.filling.base, self._copied, self._tables_at_start, self._applied_as_whole)
 
     def accept_copy(self, attempt: int, applied: Position, *, absent: bool = False) -> LogImage | None:
         """The image for a transaction that writes a copy stated at `applied`; None where the copy is void.

@@ -4,7 +4,8 @@ Pure: messages and the journal's confirmations in, effects out. The upmost of th
 filling, this). Source: docs/replication.md (the numbers of the rules are those of that page); Raft,
 sections 5.3 and 5.4. Invariants:
 - an ack, or the answer to a seal, never rests on anything that is not durable here;
-- after a seal was accepted, nothing of an older epoch or configuration is acked.
+- after a seal was accepted, nothing of an older epoch or configuration is acked;
+- content that stands here is given up only on the word of a leader, that rests on its newest seal.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Follower(FillingReplica):
         super().__init__(replica, image)
         #: Sealed since this object was made: appends of streams from before its restart are refused.
         self._sealed = False
+        #: Of the newest seal of this epoch: what rests on an earlier one orders nothing any more.
+        self._connection = 0
 
     @classmethod
     def restore(
@@ -77,6 +80,7 @@ class Follower(FillingReplica):
         if (message.epoch, message.configuration) != (self.epoch, self.configuration):
             effects.append(self._enter(message))
         self._sealed = True
+        self._connection = max(self._connection, message.connection)
         effects += self.know_acked(message.known)
         if self._pending:
             self._pending.append(Pending(self._number, self._run.end, seal=message, origin=origin))
@@ -85,6 +89,8 @@ class Follower(FillingReplica):
         return effects
 
     def _enter(self, message: SealEpoch) -> Persist:
+        if message.epoch != self.epoch:
+            self._connection = 0
         self._promise(message.epoch, message.configuration)
         return self._persist(SealEntry(message.epoch, message.configuration))
 
@@ -109,6 +115,7 @@ class Follower(FillingReplica):
                 self.full,
                 self._known,
                 not self._needs_delta,
+                self.damaged,
             ),
         )
 
@@ -137,6 +144,8 @@ class Follower(FillingReplica):
                 self._match(message.records[-1].position)
         self._learn(message)
         self._note_known(message.acked)
+        if self.damaged and 0 < message.fill_anew == self._connection:
+            effects += self.content_lost()
         if entries:
             effects.append(self._persist(*entries, acks=self.epoch))
         else:

@@ -8,7 +8,9 @@ Invariants:
   record is on a quorum and no older lease can be left;
 - a record is committed when a quorum of whole members has it on disk; the guest's answers and the
   commit position follow from that alone;
-- records are numbered, sent and committed in one order, that of submission.
+- records are numbered, sent and committed in one order, that of submission;
+- one member at a time gives up what it holds, and only while a quorum of the others is sound and has all that is
+  committed; from that word on nothing is committed by its ack.
 """
 
 from collections import deque
@@ -170,7 +172,7 @@ class Leader:
             return []
         member = self._members[replica]
         member.open(now)
-        return [Send(replica, SealEpoch(self.epoch, self.configuration.number, member.acked))]
+        return [Send(replica, SealEpoch(self.epoch, self.configuration.number, member.acked, member.connection))]
 
     def disconnected(self, replica: ReplicaId, now: float) -> list[LeaderEffect]:
         """Everything under way to this member may be lost."""
@@ -247,6 +249,26 @@ class Leader:
                 member.trust()
                 effects += self._log.rejoin(member, now)
         return effects
+
+    # ---- rule 6: a damaged member
+
+    def _have_filled_anew(self, now: float) -> list[LeaderEffect]:
+        """Tell a damaged member to have everything copied, where no content can be lost by it.
+
+        Members do not decide that among themselves: two that are damaged in different blocks would each hear that the
+        others are whole, and give up what only they had.
+        """
+        effects: list[LeaderEffect] = []
+        for member in self._members.values():
+            if self._serving and member.damaged and member.takes_part and not member.emptied:
+                others = [m for m in self._members.values() if m is not member and self._has_everything(m)]
+                if self._quorum.reached([other.replica for other in others]):
+                    effects.append(self._log.fill_anew(member, now))
+                    self._lease.renew()
+        return effects
+
+    def _has_everything(self, member: Member) -> bool:
+        return member.sound and member.matched.sequence >= self._log.commit.sequence
 
     # ---- rule 2: records
 
@@ -451,6 +473,7 @@ class Leader:
         effects += self._serve_if_due(now)
         if self._serving:
             effects += self._reads.retry(self._log.commit, now)
+        effects += self._have_filled_anew(now)
         if self._log.chosen is None and self._attaching.accept_loss:
             effects += self._choose(now)
         return effects + self._give_up_attach(now)

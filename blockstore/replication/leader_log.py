@@ -10,6 +10,7 @@ Source: docs/replication.md; Raft, section 5.3.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from blockstore.domain import ORIGIN, Position
 from blockstore.record import Operation, OperationKind, Record, encode_record
@@ -111,7 +112,7 @@ class LeaderLog:
                 break
             records = run.chunk(member.next, settings.max_record_bytes)
             request = member.sending(now, records[-1].sequence, sum(len(record.encoded) for record in records))
-            sends.append(self._append(member, request, now, records))
+            sends.append(Send(member.replica, self._append(member, request, now, records)))
         return sends
 
     def tell_commit(self, now: float) -> list[Send]:
@@ -129,11 +130,18 @@ class LeaderLog:
             if now - member.sent_at >= idle_s and member.takes_part
         ]
 
+    def fill_anew(self, member: Member, now: float) -> Send:
+        """Tell a damaged member to give its word up; from here on it counts as filling."""
+        request = member.sending(now)
+        member.empty(request)
+        message = self._append(member, request, now, catch_up=self._catch_up(member))
+        return Send(member.replica, replace(message, fill_anew=member.connection))
+
     def _heartbeat(self, member: Member, now: float) -> Send:
         """Without records; tells a member that is not whole, or behind, where to find what it lacks."""
         request = member.sending(now)
         catch_up = self._catch_up(member) if member.catching_up or not member.whole else None
-        return self._append(member, request, now, catch_up=catch_up)
+        return Send(member.replica, self._append(member, request, now, catch_up=catch_up))
 
     def _append(
         self,
@@ -142,12 +150,9 @@ class LeaderLog:
         now: float,
         records: tuple[Record, ...] = (),
         catch_up: CatchUp | None = None,
-    ) -> Send:
+    ) -> Append:
         acked = self._acked_by_others(member, now)
-        message = Append(
-            self._epoch, self._configuration, request, self.commit, self._run.end, records, catch_up, acked
-        )
-        return Send(member.replica, message)
+        return Append(self._epoch, self._configuration, request, self.commit, self._run.end, records, catch_up, acked)
 
     def _acked_by_others(self, member: Member, now: float) -> AckedPositions:
         """For a member to remember (rule 10); empty where it was told less than a heartbeat ago."""

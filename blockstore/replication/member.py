@@ -26,6 +26,8 @@ class Member:
     acked: the highest that it is known to have acked while whole, by its own words or those of others. confirmed:
     when the newest answered request was sent. told_at: when it was told what the others have acked.
 
+    damaged: as last said. connection: how often the way to it was opened.
+
     foreign: it has committed what the chosen log lacks, after that loss was accepted: it takes no part any
     more, and has to be made anew.
     """
@@ -37,6 +39,7 @@ class Member:
     answer: SealAnswer | None = None
     whole: bool = False
     full: bool = False
+    damaged: bool = False
     matched: Position = ORIGIN
     commit: Position = ORIGIN
     acked: Position = ORIGIN
@@ -46,12 +49,14 @@ class Member:
     confirmed: float = NEVER
     sent_at: float = NEVER
     told_at: float = NEVER
+    connection: int = 0
     extents_done: int = 0
     extents_total: int = 0
     window_bytes: int = 0
     _request: int = 0
     _streaming_since: int = 0
     _seal_sent_at: float = NEVER
+    _fill_request: int = 0
     _outstanding: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_MAX_OUTSTANDING))
     _window: deque[tuple[int, int]] = field(default_factory=deque)
 
@@ -69,10 +74,25 @@ class Member:
             return "it cannot say what it lost: it is taken in once a quorum without it has confirmed this epoch"
         return ""
 
+    @property
+    def emptied(self) -> bool:
+        """It was told to fill anew and has not answered that yet."""
+        return self._fill_request > 0
+
+    @property
+    def sound(self) -> bool:
+        """It can be counted on, by its last word: whole, here, and with nothing lost."""
+        return self.takes_part and self.whole and not self.damaged
+
+    def empty(self, request: int) -> None:
+        """Told by this request to fill anew: it counts as filling from now on."""
+        self._fill_request, self.whole = request, False
+
     def open(self, now: float) -> None:
         """The way to it is open; its seal is about to be sent."""
         self.close()
         self.connected = True
+        self.connection += 1
         self.told_at = NEVER
         self._seal_sent_at = now
 
@@ -88,6 +108,7 @@ class Member:
         self.sealed = True
         self.answer = answer
         self.whole, self.full, self.commit = answer.whole, answer.full, answer.commit
+        self.damaged, self._fill_request = answer.damaged, 0
         self.confirmed = max(self.confirmed, self._seal_sent_at)
 
     def distrust(self) -> None:
@@ -110,12 +131,14 @@ class Member:
             request, sent_at = self._outstanding.popleft()
             if request == answer.request:
                 self.confirmed = max(self.confirmed, sent_at)
-        self.commit, self.full = answer.commit, answer.full
+        self.commit, self.full, self.damaged = answer.commit, answer.full, answer.damaged
         self.extents_done, self.extents_total = answer.extents_done, answer.extents_total
         lost_track = answer.behind and not self.catching_up and answer.request >= self._streaming_since
         if lost_track or not answer.whole or answer.matched.sequence > self.matched.sequence:
             self.matched = answer.matched
-        self.whole = answer.whole
+        if answer.request >= self._fill_request:
+            self._fill_request = 0
+        self.whole = answer.whole and not self.emptied
         if self.whole:
             self.acked = max(self.acked, self.matched)
         while self._window and self._window[0][0] <= self.matched.sequence:

@@ -25,12 +25,14 @@ AckedPositions = tuple[tuple[ReplicaId, Position], ...]
 class SealEpoch:
     """Leader to member: accept nothing of an older epoch or configuration, and say what you hold.
 
-    known: the highest position that anybody was told this member had acked (rule 10).
+    known: the highest position that anybody was told this member had acked (rule 10). connection: grows with each
+    one to this member in this epoch.
     """
 
     epoch: Epoch
     configuration: int
     known: Position = ORIGIN
+    connection: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class SealAnswer:
     it may ever have acked, where that can be above `end` (a filling one), else ORIGIN. generation:
     that a write behind `end` belongs to; of no meaning unless complete. full: short of space. known: what
     other members had acked, as leaders told it. complete: all content up to `end` is here; a filling
-    replica may lack only the certainty that it never acked more.
+    replica may lack only the certainty that it never acked more. damaged: as in AppendAnswer.
     """
 
     epoch: Epoch
@@ -56,6 +58,7 @@ class SealAnswer:
     full: bool = False
     known: AckedPositions = ()
     complete: bool = False
+    damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,9 @@ class Append:
 
     request: grows with each message to this member; echoed. commit: up to here all is on a quorum.
     end: of the leader's log when this was sent. records: in sequence. acked: of all other members, now
-    and then; in between it is empty.
+    and then; in between it is empty. fill_anew: unless 0, a member that says that it is damaged gives its word up and
+    has everything copied: a quorum of the others is sound and has all that is committed. It is the connection on which
+    that was said: the word counts there alone, or it might come late, after the member was counted on again.
     """
 
     epoch: Epoch
@@ -89,6 +94,7 @@ class Append:
     records: tuple[Record, ...] = ()
     catch_up: CatchUp | None = None
     acked: AckedPositions = ()
+    fill_anew: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +103,8 @@ class AppendAnswer:
 
     matched: everything up to here is durable and known to match the leader's log. commit, end: the
     replica's own. behind: the predecessor of what was sent is missing. extents_done, extents_total:
-    how far a delta got, for status.
+    how far a delta got, for status. damaged: its tables have lost what nobody can name; it stays as it is, and
+    refuses what it cannot read, until it is told to fill anew.
     """
 
     epoch: Epoch
@@ -110,6 +117,7 @@ class AppendAnswer:
     behind: bool = False
     extents_done: int = 0
     extents_total: int = 0
+    damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,8 @@ class ReplicaLog:
         self.commit: Position = image.applied
         self._run = RecordRun(image.applied, image.records)
         self._applied = image.applied
+        #: The highest that a checkpoint of a whole replica was given to apply; it may be under way.
+        self._applied_as_whole = ORIGIN
         self._copied = image.copied
         self._generation = self._applied_generation = image.generation
         self._acked = ORIGIN
@@ -249,7 +251,10 @@ class ReplicaLog:
 
     def image(self) -> LogImage:
         """For a checkpoint that applies everything committed so far."""
-        return self._image(self.commit, self._generation)
+        image = self._image(self.commit, self._generation)
+        if image.filling is None:
+            self._applied_as_whole = max(self._applied_as_whole, image.applied)
+        return image
 
     def image_of_log(self) -> LogImage:
         """For tables that can apply nothing more just now: the log behind what they hold."""

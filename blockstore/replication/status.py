@@ -16,7 +16,8 @@ class MemberStatus:
     sealed: its seal was answered on this connection. lag_records, lag_bytes: behind the leader's log;
     lag_bytes is None where the leader does not hold all of that any more. extents_done, extents_total:
     of a copy under way, else 0. behind: it fetches from peers what the leader does not hold.
-    left_out: why it takes no part now; empty where it does.
+    left_out: why it takes no part now; empty where it does. foreign: for good. damaged: it has lost content, and waits
+    to be told to fill anew.
     """
 
     replica: ReplicaId
@@ -32,6 +33,8 @@ class MemberStatus:
     extents_total: int
     behind: bool
     left_out: str = ""
+    foreign: bool = False
+    damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,4 +76,6 @@ def member_status(member: Member, log: LeaderLog) -> MemberStatus:
         extents_total=member.extents_total,
         behind=member.catching_up,
         left_out=member.left_out,
+        foreign=member.foreign,
+        damaged=member.damaged,
     )

@@ -230,6 +230,9 @@ class SealEpochRequest(_message.Message):
     TARGET_FIELD_NUMBER: _builtins.int
     PEERS_FIELD_NUMBER: _builtins.int
     KNOWN_FIELD_NUMBER: _builtins.int
+    CONNECTION_FIELD_NUMBER: _builtins.int
+    connection: _builtins.int
+    """Grows with each seal that this leader sends to this replica."""
     @_builtins.property
     def target(self) -> Global___Target: ...
     @_builtins.property
@@ -248,10 +251,11 @@ class SealEpochRequest(_message.Message):
         target: Global___Target | None = ...,
         peers: _abc.Iterable[Global___Peer] | None = ...,
         known: Global___Position | None = ...,
+        connection: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["known", b"known", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["known", b"known", "peers", b"peers", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection", "known", b"known", "peers", b"peers", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -272,6 +276,7 @@ class SealEpochResponse(_message.Message):
     FULL_FIELD_NUMBER: _builtins.int
     KNOWN_FIELD_NUMBER: _builtins.int
     COMPLETE_FIELD_NUMBER: _builtins.int
+    DAMAGED_FIELD_NUMBER: _builtins.int
     whole: _builtins.bool
     epoch: _builtins.int
     """As sealed. Newer than those that were sent: the sender is fenced, and nothing else is said."""
@@ -282,6 +287,8 @@ class SealEpochResponse(_message.Message):
     """Short of space: writes should not be sent."""
     complete: _builtins.bool
     """All content up to `end` is here, also where the replica fills because it may have acked more."""
+    damaged: _builtins.bool
+    """As in ReplicateResponse."""
     @_builtins.property
     def end(self) -> Global___Position:
         """The end of the log, all of it durable."""
@@ -312,10 +319,11 @@ class SealEpochResponse(_message.Message):
         full: _builtins.bool = ...,
         known: _abc.Iterable[Global___Acked] | None = ...,
         complete: _builtins.bool = ...,
+        damaged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "commit", b"commit", "end", b"end", "floor", b"floor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "commit", b"commit", "complete", b"complete", "configuration", b"configuration", "end", b"end", "epoch", b"epoch", "floor", b"floor", "full", b"full", "generation", b"generation", "known", b"known", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "commit", b"commit", "complete", b"complete", "configuration", b"configuration", "damaged", b"damaged", "end", b"end", "epoch", b"epoch", "floor", b"floor", "full", b"full", "generation", b"generation", "known", b"known", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -334,8 +342,14 @@ class ReplicateRequest(_message.Message):
     CATCH_UP_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
     ACKED_FIELD_NUMBER: _builtins.int
+    FILL_ANEW_FIELD_NUMBER: _builtins.int
     request: _builtins.int
     """Echoed by the answer; grows with each message of a stream."""
+    fill_anew: _builtins.int
+    """To a replica that says that it is damaged: a quorum without it is sound and has everything, so it gives its word
+    up and has all copied. None does so by itself: two of them at once might give up the last good copy. The number
+    of the newest seal, for it counts behind that one only; 0 for no such word.
+    """
     @_builtins.property
     def target(self) -> Global___Target: ...
     @_builtins.property
@@ -366,10 +380,11 @@ class ReplicateRequest(_message.Message):
         catch_up: Global___CatchUp | None = ...,
         end: Global___Position | None = ...,
         acked: _abc.Iterable[Global___Acked] | None = ...,
+        fill_anew: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up", "commit", b"commit", "end", b"end", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "catch_up", b"catch_up", "commit", b"commit", "end", b"end", "records", b"records", "request", b"request", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "catch_up", b"catch_up", "commit", b"commit", "end", b"end", "fill_anew", b"fill_anew", "records", b"records", "request", b"request", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -426,6 +441,7 @@ class ReplicateResponse(_message.Message):
     FENCED_BY_CONFIGURATION_FIELD_NUMBER: _builtins.int
     EXTENTS_DONE_FIELD_NUMBER: _builtins.int
     EXTENTS_TOTAL_FIELD_NUMBER: _builtins.int
+    DAMAGED_FIELD_NUMBER: _builtins.int
     request: _builtins.int
     """The request that this answers; it and all before it were seen."""
     whole: _builtins.bool
@@ -438,6 +454,8 @@ class ReplicateResponse(_message.Message):
     extents_done: _builtins.int
     """The share of a delta that was copied, for status: extents done and in all."""
     extents_total: _builtins.int
+    damaged: _builtins.bool
+    """The tables have lost what nobody can name. It serves what passes its checks, until it is told to fill anew."""
     @_builtins.property
     def matched(self) -> Global___Position:
         """Everything up to here is durable and matches the leader's log."""
@@ -460,10 +478,11 @@ class ReplicateResponse(_message.Message):
         fenced_by_configuration: _builtins.int = ...,
         extents_done: _builtins.int = ...,
         extents_total: _builtins.int = ...,
+        damaged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "end", b"end", "matched", b"matched"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "commit", b"commit", "end", b"end", "extents_done", b"extents_done", "extents_total", b"extents_total", "fenced_by", b"fenced_by", "fenced_by_configuration", b"fenced_by_configuration", "full", b"full", "matched", b"matched", "request", b"request", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "commit", b"commit", "damaged", b"damaged", "end", b"end", "extents_done", b"extents_done", "extents_total", b"extents_total", "fenced_by", b"fenced_by", "fenced_by_configuration", b"fenced_by_configuration", "full", b"full", "matched", b"matched", "request", b"request", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,7 +6,8 @@
     DATA/journal/               one for all replicas
     DATA/replicas/REPLICA/      tables.mdb, `address`, `source` where it was made with one, and `suspect` after
                                 a failure that the process died of; `opening` while the tables are opened, and
-                                tables.mdb.damaged where they could not be
+                                tables.mdb.damaged where they could not be; `damage` says what is wrong with
+                                tables that have lost something, until they are filled anew
 
 A replica appears and vanishes by the rename of a whole directory: a crash leaves it there or not, and
 what is left half made or half removed has a name of its own and goes at the next start. Tables that are
@@ -35,6 +36,7 @@ _SUSPECT: Final = "suspect"
 _ADDRESS: Final = "address"
 _SOURCE: Final = "source"
 _OPENING: Final = "opening"
+_DAMAGE: Final = "damage"
 _SET_ASIDE: Final = FILE_NAME + ".damaged"
 
 
@@ -156,6 +158,7 @@ class NodeStore:
             staged, address, LogImage(), mark=mark, source=_read_source(directory), make_room=make_room
         ).close()
         self.mark_suspect(replica)
+        self.forget_damage(replica)
         (staged / FILE_NAME).rename(directory / FILE_NAME)
         sync_path(directory)
         shutil.rmtree(staged)
@@ -187,6 +190,27 @@ class NodeStore:
         """Only once it is durable elsewhere that the replica fills."""
         directory = self._existing(replica)
         (directory / _SUSPECT).unlink(missing_ok=True)
+        sync_path(directory)
+
+    # ---- damage
+
+    def note_damage(self, replica: ReplicaId, what: str) -> None:
+        """Its tables have lost something: also after a restart nobody may count on them. Durable on return."""
+        directory = self._existing(replica)
+        path = directory / _DAMAGE
+        path.write_text(what)
+        sync_path(path)
+        sync_path(directory)
+
+    def damage_of(self, replica: ReplicaId) -> str:
+        """What was noted; empty where nothing was."""
+        path = self._existing(replica) / _DAMAGE
+        return (path.read_text(errors="replace") or "its tables are damaged") if path.exists() else ""
+
+    def forget_damage(self, replica: ReplicaId) -> None:
+        """Only once it is durable that the replica is filled anew."""
+        directory = self._existing(replica)
+        (directory / _DAMAGE).unlink(missing_ok=True)
         sync_path(directory)
 
     def close(self) -> None:

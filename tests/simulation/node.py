@@ -194,12 +194,10 @@ class Node(Process):
         return stated
 
     def content_lost(self) -> None:
-        """What its shell does about lost entries: it asks the others first."""
-        nodes = self.world.nodes
-        whole = [other for other in nodes if other is not self and other.alive and other.follower.whole]
-        if self.follower.whole and 2 * len(whole) > len(nodes):
+        """What its shell does about lost entries: it says so, and the leader tells it when to fill anew."""
+        if not self.follower.copies_all and not self.follower.damaged:
             self.world.seen["content_lost"] += 1
-            self.carry_out(self.follower.content_lost())
+            self.follower.damaged = True
 
     def carry_out(self, effects: Iterable[FollowerEffect]) -> None:
         for effect in effects:
