@@ -255,6 +255,8 @@ class MemoryFrontEnd(Beating, MemorySeals, control_pb2_grpc.FrontEndServicer):
         self.volumes: dict[str, Opened] = {}
         self.newest: dict[str, int] = {}
         self.outcome: CairnError | None = None
+        self.members: dict[str, dict[str, bool]] = {}
+        """By replica: what it says of it in place of "connected and whole"."""
         self.says: dict[str, control_pb2.VolumeReport] = {}
         self.fenced = False
         self.current: dict[str, control_pb2.CurrentAttachment] = {}
@@ -341,7 +343,9 @@ class MemoryFrontEnd(Beating, MemorySeals, control_pb2_grpc.FrontEndServicer):
             newcomer = [configuration.replacement.newcomer] if configuration.HasField("replacement") else []
             everyone = (*configuration.members, *configuration.old_members, *newcomer)
             for replica in dict.fromkeys(member.replica for member in everyone):
-                serving.members.add(replica=replica, connected=True, whole=True)
+                serving.members.add(
+                    replica=replica, **{"connected": True, "whole": True, **self.members.get(replica, {})}
+                )
         if opened.ticket.HasField("source"):
             layers = self.layers[name]
             told = self.current.get(name)

@@ -34,10 +34,15 @@ def volume(number: int, *nodes: str, size: int = GIB) -> Volume:
     return Volume(VolumeId(f"vol-{number}"), "", size, VolumeState.AVAILABLE, 0, (segment,), epoch=Epoch(7))
 
 
-def cluster(*views: NodeView, lacking: tuple[str, ...] = (), emptied: dict[ReplicaId, float] | None = None) -> Cluster:
+def cluster(
+    *views: NodeView,
+    lacking: tuple[str, ...] = (),
+    emptied: dict[ReplicaId, float] | None = None,
+    unfit: dict[ReplicaId, str] | None = None,
+) -> Cluster:
     """All are whole, save the replicas on the nodes `lacking`, and on those that are away."""
     down = {each.id for each in views if each.away_s} | set(lacking)
-    return Cluster(views, lambda _, member: member.node not in down, emptied or {})
+    return Cluster(views, lambda _, member: member.node not in down, emptied or {}, unfit or {})
 
 
 def moves(volumes: list[Volume], seen: Cluster, limits: Limits = LIMITS) -> list[tuple[str, str, str]]:

@@ -18,6 +18,7 @@ _COLORS = {
     "available": "green", "in-use": "green", "up": "green", "serving": "green", "healthy": "green",
     "completed": "green", "pending": "yellow", "active": "green",
     "creating": "yellow", "deleting": "yellow", "catching-up": "yellow", "filling": "yellow", "opening": "yellow",
+    "damaged": "yellow",
     "warning": "yellow", "degraded": "yellow", "unknown": "yellow", "full": "red",
     "error": "red", "down": "red", "unavailable": "red", "failed": "red", "fenced": "red",
 }  # fmt: skip

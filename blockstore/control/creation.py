@@ -65,9 +65,7 @@ class Creation:
             segment_size_bytes = request.segment_size_bytes or self._segment_size_bytes
             sizes = cut(size_bytes, segment_size_bytes)
             placed = await self._placing.place(sizes)
-            volume = _new_volume(
-                request, new_segments(placed.nodes, sizes), placed.warnings, source, segment_size_bytes
-            )
+            volume = _new_volume(request, new_segments(placed.nodes, sizes), source, segment_size_bytes)
             if await self._catalog.add_volume(volume, placed.on, unchanged):
                 nodes = [each.record.id for each in placed.on]
                 _log.info("volume is to be created", volume=volume.id, nodes=nodes, source=volume.origin)
@@ -127,7 +125,6 @@ def _checked_earlier(earlier: Volume, request: control_pb2.CreateVolumeRequest) 
 def _new_volume(
     request: control_pb2.CreateVolumeRequest,
     segments: tuple[Segment, ...],
-    warnings: tuple[str, ...],
     source: Source | None,
     segment_size_bytes: int,
 ) -> Volume:
@@ -139,7 +136,6 @@ def _new_volume(
         created_at_ms=now_ms(),
         segments=segments,
         tags=dict(request.tags),
-        warnings=warnings,
         client_token=request.client_token,
         source=source,
         origin=source.snapshot if source else "",

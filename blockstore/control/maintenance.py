@@ -1,4 +1,4 @@
-"""Opening volumes that nobody has attached, for control's own work: a seal, an unpin, a change of members, hydration.
+"""Opening volumes that nobody has attached, for control's own work: a seal, an unpin, repair, hydration.
 
 A front-end gets the volume with an epoch of its own and does not export it; the volume stays
 `available`. It ends when no work is left, or when its front-end is down; whatever a user asks for ends
@@ -8,7 +8,7 @@ depends on its end being said: a front-end that was not told hears it with its n
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Final
 
@@ -27,13 +27,17 @@ from blockstore.control.snapshot_records import Snapshot
 from blockstore.control.snapshot_transitions import Phase as SnapshotPhase
 from blockstore.control.snapshot_transitions import phase_of as snapshot_phase_of
 from blockstore.control.transitions import Phase, phase_of
-from blockstore.domain import FrontEndId, VolumeId
+from blockstore.control.unfit import needs_front_end
+from blockstore.domain import FrontEndId, ReplicaId, VolumeId
 from blockstore.errors import CairnError, Corrupt, NotFound, QuorumUnavailable
+from blockstore.rpc.replica_pb2 import ReplicaStatus
 
 _log = structlog.get_logger(__name__)
 
 #: Detached volumes that one front-end hydrates at once: each takes object store and nodes from the guests.
 MAX_HYDRATING: Final = 2
+#: Those that one front-end opens because a replica fills: as many as new replicas are filled at once by default.
+MAX_MENDING: Final = 4
 #: Before a volume that could not be opened is tried again: each attempt is an epoch, and seals at its nodes.
 RETRY_S: Final = 1.0
 
@@ -46,6 +50,14 @@ class Purpose(Enum):
     UNPIN = "a generation to be given up"
     HYDRATE = "hydration"
     MEMBERS = "a change of members"
+    MEND = "a replica that is not whole, or damaged"
+
+
+#: How many volumes a front-end has open for what takes object store and nodes from the guests.
+_MOST: Final = {Purpose.HYDRATE: MAX_HYDRATING, Purpose.MEND: MAX_MENDING}
+
+Copying = Counter[tuple[FrontEndId, Purpose]]
+"""Detached volumes that are open, by front-end and purpose."""
 
 
 class Upkeep:
@@ -89,15 +101,15 @@ class Upkeep:
             else:
                 await self._end(volume, held)
         front_ends = [each for each in registered if self._presence.is_up(each.id)]
-        loads, hydrating = _loads(volumes)
+        loads, copying = _loads(volumes, wanted)
         for volume in volumes:
             purpose = wanted.get(volume.id)
             if purpose is None or volume.maintenance or not self._may_try(volume.id):
                 continue
-            if front_end := _choose(front_ends, purpose, loads, hydrating):
+            if front_end := _choose(front_ends, purpose, loads, copying):
                 await self._begin(volume, front_end, purpose)
                 loads[front_end.id] += 1
-                hydrating[front_end.id] += purpose is Purpose.HYDRATE
+                copying[front_end.id, purpose] += 1
             else:
                 self._hydrations.waits(volume.id, "" if front_ends else "no front-end is up")
 
@@ -123,8 +135,19 @@ class Upkeep:
                 found[volume.id] = Purpose.UNPIN
             elif any(map(is_changing, volume.segments)):
                 found[volume.id] = Purpose.MEMBERS
+            elif needs_front_end(volume, self._statuses(volume)):
+                found[volume.id] = Purpose.MEND
             elif volume.source and not volume.source.paused and served:
                 found[volume.id] = Purpose.HYDRATE
+        return found
+
+    def _statuses(self, volume: Volume) -> dict[ReplicaId, ReplicaStatus]:
+        """What nodes that are up say of its replicas."""
+        found = {}
+        for each in tombstones_of(volume):
+            word = self._presence.node(each.node)
+            if word and word.replicas and each.replica in word.replicas and self._presence.is_up(each.node):
+                found[each.replica] = word.replicas[each.replica]
         return found
 
     def _is_readable(self, volume: Volume, snapshot: Snapshot) -> bool:
@@ -215,21 +238,26 @@ def subject_of(volume: VolumeId) -> str:
     return f"maintenance of {volume}"
 
 
-def _loads(volumes: Iterable[Volume]) -> tuple["Counter[FrontEndId]", "Counter[FrontEndId]"]:
-    """How many volumes each front-end has, and how many detached ones it hydrates."""
+def _loads(volumes: Iterable[Volume], wanted: Mapping[VolumeId, Purpose]) -> tuple["Counter[FrontEndId]", Copying]:
+    """How many volumes each front-end has, and how many detached ones it has open for what."""
     loads: Counter[FrontEndId] = Counter()
-    hydrating: Counter[FrontEndId] = Counter()
+    copying: Copying = Counter()
     for volume in volumes:
         if held := volume.attachment or volume.maintenance:
             loads[held.front_end] += 1
-        if volume.maintenance and volume.source and not volume.source.paused:
-            hydrating[volume.maintenance.front_end] += 1
-    return loads, hydrating
+        if not volume.maintenance:
+            continue
+        if volume.source and not volume.source.paused:  # whatever it was opened for
+            copying[volume.maintenance.front_end, Purpose.HYDRATE] += 1
+        if wanted.get(volume.id) is Purpose.MEND:
+            copying[volume.maintenance.front_end, Purpose.MEND] += 1
+    return loads, copying
 
 
 def _choose(
-    front_ends: Iterable[FrontEnd], purpose: Purpose, loads: "Counter[FrontEndId]", hydrating: "Counter[FrontEndId]"
+    front_ends: Iterable[FrontEnd], purpose: Purpose, loads: "Counter[FrontEndId]", copying: Copying
 ) -> FrontEnd | None:
-    """The one with the fewest volumes; for hydration only one that has room for it."""
-    free = [each for each in front_ends if purpose is not Purpose.HYDRATE or hydrating[each.id] < MAX_HYDRATING]
+    """The one with the fewest volumes; for what copies much only one that has room for it."""
+    most = _MOST.get(purpose)
+    free = [each for each in front_ends if most is None or copying[each.id, purpose] < most]
     return min(free, key=lambda each: (loads[each.id], each.id), default=None)

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from blockstore.control.floors import Floors
 from blockstore.control.hydration import HydrationView
+from blockstore.control.placement import warning
 from blockstore.control.presence import Presence
 from blockstore.control.records import AttachmentState, FrontEnd, MaintenanceState, Node, Volume
 from blockstore.control.transitions import place_epoch
@@ -60,12 +61,20 @@ class Messages:
             epoch=volume.epoch,
             segments=self.segments(volume),
             attachment=self._attachment(volume),
-            warnings=volume.warnings,
+            warnings=self._warnings(volume),
             source=self._hydrations.source(volume),
             hydration=self._hydrations.hydration(volume),
             segment_size_bytes=volume.segment_size_bytes,
             growing_to_bytes=volume.growing.size_bytes if volume.growing else 0,
         )
+
+    def _warnings(self, volume: Volume) -> list[str]:
+        """What is not as it should be about where its replicas are now."""
+        found = []
+        for segment in volume.segments:
+            nodes = [self._nodes.get(member.node) for member in segment.configuration.members]
+            found.append(warning([node.zone for node in nodes if node]))
+        return [text for text in dict.fromkeys(found) if text]
 
     def ticket(self, volume: Volume) -> control_pb2.OpenTicket:
         """What it takes to open a volume in the epoch of its attachment, or else of its maintenance."""

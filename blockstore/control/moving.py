@@ -1,9 +1,10 @@
 """Which replicas should be elsewhere, and where. Pure: what is known of nodes and volumes in, moves out.
 
-A replica moves because its node is away for longer than is waited for, because somebody drains the node, or to
-make zones and load even. Invariants: at most one change in a volume at a time; none begins unless a quorum of the
-others is whole, so that the change never waits for, or rests on, the replica that it takes away; a node gets no
-second replica of a segment, and none while it drains, is full or is away.
+A replica moves because its node is away for longer than is waited for, because nothing else makes it good again
+(blockstore/control/unfit.py), because somebody drains the node, or to make zones and load even. Invariants: at most
+one change in a volume at a time; none begins unless a quorum of the others is whole, so that the change never waits
+for, or rests on, the replica that it takes away; a node gets no second replica of a segment (but in the place of its
+own), and none while it drains, is full or is away.
 """
 
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Final
 
 from blockstore.control.membership import is_changing
 from blockstore.control.records import PlannedMove, Segment, Volume
+from blockstore.control.unfit import DAMAGED, LEFT_OUT
 from blockstore.domain import Member, NodeId, ReplicaId
 
 #: A load that differs by less than this share of a node's capacity is even: moving more only wears disks.
@@ -21,6 +23,8 @@ _EVEN: Final = 0.05
 AWAY: Final = "away"
 DRAIN: Final = "drain"
 REBALANCE: Final = "rebalance"
+#: What begins by itself, in this order; all else was asked for.
+BY_ITSELF: Final = (AWAY, LEFT_OUT, DAMAGED, DRAIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,8 @@ class Cluster:
     """Nodes, who is whole, and what holds no replica any more though its node is up.
 
     whole: whether a member has everything, by the last word of its front-end or node. emptied: seconds for
-    which a node that is up has said that it does not have them.
+    which a node that is up has said that it does not have them. unfit: members that only another replica makes good,
+    and why.
     """
 
     def __init__(
@@ -73,15 +78,17 @@ class Cluster:
         nodes: Iterable[NodeView],
         whole: Callable[[Volume, Member], bool],
         emptied: Mapping[ReplicaId, float],
+        unfit: Mapping[ReplicaId, str],
     ) -> None:
         self.nodes = {node.id: node for node in nodes}
         self._is_whole = whole
         self._emptied = emptied
+        self._unfit = unfit
 
     def all_well(self, replace_after_s: float) -> bool:
         """No member can be due: looking at each of them would be for nothing."""
         gone = any(node.draining or 0 < replace_after_s < node.away_s for node in self.nodes.values())
-        return not gone and not self._emptied
+        return not gone and not self._emptied and not self._unfit
 
     def due(self, member: Member, replace_after_s: float) -> str:
         """Why this member should be replaced; empty where it should not."""
@@ -91,7 +98,7 @@ class Cluster:
         if node.draining:
             return DRAIN
         away_s = node.away_s or self._emptied.get(member.replica, 0.0)
-        return AWAY if replace_after_s and away_s > replace_after_s else ""
+        return AWAY if replace_after_s and away_s > replace_after_s else self._unfit.get(member.replica, "")
 
     def others_are_whole(self, volume: Volume, segment: Segment, replica: ReplicaId) -> bool:
         """Whether a quorum is whole without that one."""
@@ -174,7 +181,7 @@ def _due(volumes: Iterable[Volume], cluster: Cluster, limits: Limits) -> list[Pl
         for member in segment.configuration.members
         if (why := cluster.due(member, limits.replace_after_s))
     ]
-    return sorted(found, key=lambda move: move.why != AWAY)
+    return sorted(found, key=lambda move: BY_ITSELF.index(move.why))
 
 
 def _segment(volume: Volume | None, move: PlannedMove) -> Segment | None:

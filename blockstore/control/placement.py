@@ -6,6 +6,7 @@ there, over the capacity. Two replicas never share a node: one disk would then t
 """
 
 from collections import Counter
+from collections.abc import Collection
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Final
@@ -60,19 +61,25 @@ def place(candidates: Seq[Candidate], policy: Placement) -> Placed:
             f"{len(candidates)} are full: add nodes or delete volumes"
         )
     chosen = _spread(free)
-    zones = sorted({candidate.zone for candidate in chosen})
-    if len(zones) == REPLICAS:
-        return Placed(tuple(candidate.id for candidate in chosen))
-    finding = f"{REPLICAS} replicas in {len(zones)} zone{'s' if len(zones) > 1 else ''} ({', '.join(zones)})"
-    if policy is Placement.STRICT:
+    zones = [candidate.zone for candidate in chosen]
+    finding = warning(zones)
+    if finding and policy is Placement.STRICT:
         raise Conflict(
-            f"only {finding} are possible: give the nodes {REPLICAS} zones (`cairn node run --zone`), "
+            f"only {_spread_of(zones)} are possible: give the nodes {REPLICAS} zones (`cairn node run --zone`), "
             "or run control with --placement warn"
         )
-    return Placed(
-        tuple(candidate.id for candidate in chosen),
-        (f"{finding}: losing one zone can stop the volume, or lose it",),
-    )
+    return Placed(tuple(candidate.id for candidate in chosen), (finding,) if finding else ())
+
+
+def warning(zones: Collection[str]) -> str:
+    """What is not as it should be about a segment's replicas that are in these zones; empty where nothing is."""
+    shared = len(set(zones)) < len(zones)
+    return f"{_spread_of(zones)}: losing one zone can stop the volume, or lose it" if shared else ""
+
+
+def _spread_of(zones: Collection[str]) -> str:
+    found = sorted(set(zones))
+    return f"{len(zones)} replicas in {len(found)} zone{'s' if len(found) > 1 else ''} ({', '.join(found)})"
 
 
 def _spread(candidates: Seq[Candidate]) -> list[Candidate]:

@@ -18,7 +18,7 @@ from blockstore.config import ControlSettings
 from blockstore.control import membership
 from blockstore.control.catalog import Catalog
 from blockstore.control.membership import is_changing, is_movable
-from blockstore.control.moving import AWAY, DRAIN, REBALANCE, Cluster, Limits, NodeView, is_void, next_moves
+from blockstore.control.moving import AWAY, BY_ITSELF, DRAIN, REBALANCE, Cluster, Limits, NodeView, is_void, next_moves
 from blockstore.control.peers import Peers
 from blockstore.control.placing import promised_bytes, random_id
 from blockstore.control.presence import Presence
@@ -28,6 +28,7 @@ from blockstore.control.record_store import MAX_TRIES, Stored
 from blockstore.control.records import MovePlan, Node, PlannedMove, Segment, Tombstone, Volume, source_of
 from blockstore.control.steps import newcomer_key
 from blockstore.control.transitions import Phase, phase_of, place_of
+from blockstore.control.unfit import to_be_replaced
 from blockstore.domain import Member, NodeId, Replacement, ReplicaId, SegmentNumber, VolumeId
 from blockstore.errors import Conflict, NotFound
 from blockstore.rpc import control_pb2
@@ -82,7 +83,7 @@ class Replacing:
             self._view(each.record, each.record.id in draining, promised[each.record.id])
             for each in await self._catalog.nodes()
         ]
-        return Cluster(views, self._is_whole, self._emptied(volumes))
+        return Cluster(views, self._is_whole, self._emptied(volumes), self._unfit(volumes))
 
     def _view(self, node: Node, draining: bool, promised: int) -> NodeView:
         word, up = self._presence.node(node.id), self._presence.is_up(node.id)
@@ -104,6 +105,13 @@ class Replacing:
         word = self._presence.node(member.node)
         status = word.replicas.get(member.replica) if word and word.replicas else None
         return bool(status and status.whole and self._presence.is_up(member.node))
+
+    def _unfit(self, volumes: tuple[Volume, ...]) -> dict[ReplicaId, str]:
+        found: dict[ReplicaId, str] = {}
+        for volume in volumes:
+            if report := self.report(volume):
+                found |= to_be_replaced(volume, report.members)
+        return found
 
     def _emptied(self, volumes: tuple[Volume, ...]) -> dict[ReplicaId, float]:
         """Members whose nodes are up and do not have them: how long that is so. Looked for now and then."""
@@ -285,7 +293,7 @@ class Replacing:
         try:
             stored: Stored[Volume] = await self._catalog.stored_volume(move.volume)
             node = await self._catalog.node(move.to_node)
-            reason = move.why if move.why in (AWAY, DRAIN) else REBALANCE
+            reason = move.why if move.why in BY_ITSELF else REBALANCE
             changed = membership.enlist(stored.record, move.segment, newcomer, move.replica, reason)
         except (NotFound, Conflict) as error:
             _log.info("a replica is not moved now", volume=move.volume, replica=move.replica, why=str(error))

@@ -23,6 +23,7 @@ from blockstore.rpc.replica_pb2 import ReplicaStatus
 
 UP: Final = "up"
 CATCHING_UP: Final = "catching-up"
+DAMAGED: Final = "damaged"
 FILLING: Final = "filling"
 DOWN: Final = "down"
 UNKNOWN: Final = "unknown"
@@ -185,7 +186,7 @@ class Observer:
     # ---- problems
 
     def _of(self, volume: Volume, health: VolumeHealth) -> Iterator[Problem]:
-        for warning in volume.warnings:
+        for warning in health.volume.warnings:
             yield Problem(severity=WARNING, subject=volume.id, message=warning)
         if volume.state is VolumeState.ERROR:
             yield Problem(severity=UNAVAILABLE, subject=volume.id, message=f"in error: {volume.reason}")
@@ -263,6 +264,9 @@ def _condition(said: control_pb2.MemberReport | None, own: ReplicaStatus | None,
         return DOWN, said.degraded_why or "the front-end cannot reach it"
     if not (said.whole if said else own is None or own.whole):
         return FILLING, (said.degraded_why if said else "") or "it is being copied to, and counts for nothing yet"
+    if (said and said.damaged) or (own and own.damage):
+        what = own.damage if own and own.damage else "it has lost content"
+        return DAMAGED, f"{what}; it is filled anew once a quorum of the others is whole and sound"
     if said and said.degraded_why:
         return CATCHING_UP, said.degraded_why
     if lag and not said:
@@ -273,7 +277,7 @@ def _condition(said: control_pb2.MemberReport | None, own: ReplicaStatus | None,
 def _replica_problems(volume: Volume, replicas: Iterable[ReplicaHealth]) -> Iterator[Problem]:
     seen = [each for each in replicas if not each.replaces]  # a newcomer is no trouble, and counts for nothing
     for segment in volume.segments:
-        whole_here = [each.state in (UP, CATCHING_UP) for each in seen if each.segment == segment.number]
+        whole_here = [each.state in (UP, CATCHING_UP, DAMAGED) for each in seen if each.segment == segment.number]
         quorum, whole = len(whole_here) // 2 + 1, sum(whole_here)
         if whole < quorum:
             which = f" segment {segment.number}" if len(volume.segments) > 1 else " it"
@@ -294,7 +298,7 @@ def _held_problems(
             message = f"{bad} bad blocks of replica {replica} have no good copy to be repaired from"
             yield Problem(severity=DEGRADED, subject=node, message=message)
         if status.damage:
-            message = f"replica {replica} has damaged tables, and too few whole members beside it: {status.damage}"
+            message = f"replica {replica} has damaged tables: {status.damage}"
             yield Problem(severity=DEGRADED, subject=node, message=message)
         yield from scrub_problems(node, status, DEGRADED)
         if replica not in expected:

@@ -79,9 +79,7 @@ class Repairer:
         if not hosted.follower.damaged:
             hosted.follower.damaged = True
             self._note(hosted, what)
-            _log.error(
-                "the tables are damaged: the replica waits to be filled anew", replica=hosted.replica, error=what
-            )
+            _log.error("damaged tables: the replica waits to be filled anew", replica=hosted.replica, error=what)
 
     def _start(self, hosted: HostedReplica, work: Coroutine[Any, Any, None]) -> None:
         """In the background, unless something runs for this replica: then what is found again starts it."""

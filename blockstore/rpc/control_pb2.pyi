@@ -1244,7 +1244,7 @@ class ReplicaHealth(_message.Message):
     node: _builtins.str
     zone: _builtins.str
     state: _builtins.str
-    """up, catching-up, filling, down, unknown"""
+    """up, catching-up, damaged, filling, down, unknown"""
     lag_records: _builtins.int
     """Records that the others have committed or hold and it lacks."""
     extents_done: _builtins.int
@@ -1814,6 +1814,8 @@ class MemberReport(_message.Message):
     EXTENTS_DONE_FIELD_NUMBER: _builtins.int
     EXTENTS_TOTAL_FIELD_NUMBER: _builtins.int
     DEGRADED_WHY_FIELD_NUMBER: _builtins.int
+    DAMAGED_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
     replica: _builtins.str
     connected: _builtins.bool
     whole: _builtins.bool
@@ -1824,6 +1826,10 @@ class MemberReport(_message.Message):
     extents_total: _builtins.int
     degraded_why: _builtins.str
     """Empty where all is well."""
+    damaged: _builtins.bool
+    """It has lost content, and is filled anew once a quorum of the others is sound."""
+    left_out: _builtins.bool
+    """It has committed what was given up with accept_loss, and takes no part any more: only another replica helps."""
     @_builtins.property
     def matched(self) -> _replica_pb2.Position:
         """Acked by it."""
@@ -1840,10 +1846,12 @@ class MemberReport(_message.Message):
         extents_done: _builtins.int = ...,
         extents_total: _builtins.int = ...,
         degraded_why: _builtins.str = ...,
+        damaged: _builtins.bool = ...,
+        left_out: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["matched", b"matched"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "degraded_why", b"degraded_why", "extents_done", b"extents_done", "extents_total", b"extents_total", "full", b"full", "lag_records", b"lag_records", "matched", b"matched", "replica", b"replica", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "damaged", b"damaged", "degraded_why", b"degraded_why", "extents_done", b"extents_done", "extents_total", b"extents_total", "full", b"full", "lag_records", b"lag_records", "left_out", b"left_out", "matched", b"matched", "replica", b"replica", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -106,6 +106,8 @@ def member_reports(volume: OpenVolume) -> list[pb.MemberReport]:
             extents_done=member.extents_done,
             extents_total=member.extents_total,
             degraded_why=volume.link_trouble(member.replica) or degraded_why(member),
+            damaged=member.damaged,
+            left_out=member.foreign,
         )
         for member in volume.status().members
     ]
@@ -117,6 +119,8 @@ def degraded_why(member: MemberStatus) -> str:
         return member.left_out
     if not member.whole:
         return "it is being filled from its peers"
+    if member.damaged:
+        return "it has lost content, and is filled anew once a quorum of the others is whole and sound"
     if member.full:
         return "its disk is full"
     return "it is catching up" if member.lag_records > _LAGGING_RECORDS else ""

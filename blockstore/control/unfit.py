@@ -1,0 +1,58 @@
+"""Which members need more than their node can do: a front-end that brings them to be whole, or another replica. Pure.
+
+    filling, or damaged          the front-end that serves the volume mends it; a detached volume is opened for that
+    left out, two are damaged    nothing that is done to the member itself helps: another replica takes its place
+
+A member is left out once it has committed what was given up with --accept-loss. Of two that are damaged neither is
+emptied (docs/replication.md, rule 6), so one of them is replaced, by a replica that is filled beside it.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from blockstore.control.records import Segment, Volume
+from blockstore.domain import Member, ReplicaId
+from blockstore.rpc.control_pb2 import MemberReport
+from blockstore.rpc.replica_pb2 import ReplicaStatus
+
+LEFT_OUT: Final = "left out"
+DAMAGED: Final = "damaged"
+
+
+def to_be_replaced(volume: Volume, reports: Iterable[MemberReport]) -> dict[ReplicaId, str]:
+    """The members that nothing else helps, and why; by the word of the front-end that serves the volume."""
+    said = {ReplicaId(each.replica): each for each in reports}
+    found = {replica: LEFT_OUT for replica, each in said.items() if each.left_out}
+    for segment in volume.segments:
+        found |= dict.fromkeys(_blocked(segment, said), DAMAGED)
+    members = {each.replica for segment in volume.segments for each in segment.configuration.members}
+    return {replica: why for replica, why in found.items() if replica in members}
+
+
+def _blocked(segment: Segment, said: Mapping[ReplicaId, MemberReport]) -> Iterator[ReplicaId]:
+    """Damaged members of which none can be emptied while the others are; where there is one to fill a newcomer from."""
+    members = [each.replica for each in segment.configuration.members]
+    reports = [said[replica] for replica in members if replica in said]
+    damaged = [ReplicaId(each.replica) for each in reports if each.damaged]
+    sound = any(each.connected and each.whole and not each.damaged for each in reports)
+    if sound and damaged and 2 * (len(members) - len(damaged)) <= len(members):
+        yield from damaged
+
+
+def needs_front_end(volume: Volume, statuses: Mapping[ReplicaId, ReplicaStatus]) -> bool:
+    """Whether a front-end would bring a member of a detached volume to be whole.
+
+    statuses: what the nodes that are up say of their replicas.
+    """
+    return any(_can_be_mended(segment.configuration.members, statuses) for segment in volume.segments)
+
+
+def _can_be_mended(members: Iterable[Member], statuses: Mapping[ReplicaId, ReplicaStatus]) -> bool:
+    """Whether one here is filling or damaged, and the others that are whole are a quorum.
+
+    With fewer, whoever opens it may find that acknowledged writes are missing: that is for a person to begin.
+    """
+    everyone = list(members)
+    here = [statuses[each.replica] for each in everyone if each.replica in statuses]
+    whole = sum(each.whole for each in here)
+    return any((not each.whole or each.damage) and 2 * (whole - each.whole) > len(everyone) for each in here)
