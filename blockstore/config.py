@@ -21,6 +21,9 @@ from blockstore.units import GIB, MIB
 #: The exit code after which nothing restarts a daemon by itself: it could not record that its data is suspect.
 EXIT_DO_NOT_RESTART: Final = 70
 
+#: The most that a snapshot of several volumes or segments may hold back writes: a guest's kernel gives a disk up after
+#: 30 s, and the seals' answers have a way to go as well.
+MAX_HOLD_S: Final = 20.0
 DEFAULT_CONTROL_PORT: Final = 7300
 DEFAULT_NBD_PORT: Final = 10809
 """Registered for NBD at IANA."""
@@ -160,9 +163,13 @@ class ControlSettings(_Checked):
     open_timeout_s: float = setting(30.0, "Deadline of opening a volume at a front-end.", minimum=0.1)
     # Later it would show another instant than the one that was asked for.
     seal_limit_s: float = setting(30.0, "Seconds after which a snapshot that could not be sealed fails.", minimum=0.1)
-    # Sealing takes milliseconds; this is for a front-end that hears nothing more of the barrier.
+    # Sealing takes milliseconds; on machines that are busy some tenths of a second. A guest's databases complain of a
+    # write that takes some seconds, its kernel gives a disk up after 30.
     hold_limit_s: float = setting(
-        4.0, "Most seconds that a snapshot of several volumes holds back guests' writes.", minimum=0.1
+        4.0,
+        "Most seconds that a snapshot of several volumes or segments holds back guests' writes, each time it is tried.",
+        minimum=0.1,
+        maximum=MAX_HOLD_S,
     )
     # A machine that restarts is back by then, and lacks little; copying a disk would have been for nothing.
     replace_after_s: float = setting(

@@ -15,10 +15,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from blockstore.config import MAX_HOLD_S
 from blockstore.errors import Conflict, InvalidRequest
 
-#: A guest's kernel gives a disk up after 30 s.
-MAX_LIMIT_S: Final = 20.0
 #: Barriers whose end is remembered, for a caller that lost the answer and asks again.
 _REMEMBERED: Final = 64
 
@@ -65,8 +64,8 @@ class Barriers:
 
         Raises Conflict where another barrier holds, or this one has ended; InvalidRequest.
         """
-        if not barrier or not 0 < limit_s <= MAX_LIMIT_S:
-            raise InvalidRequest(f"barrier {barrier!r} for {limit_s} s: it needs a name and at most {MAX_LIMIT_S} s")
+        if not barrier or not 0 < limit_s <= MAX_HOLD_S:
+            raise InvalidRequest(f"barrier {barrier!r} for {limit_s} s: it needs a name and at most {MAX_HOLD_S} s")
         if barrier in self._ended:
             raise Conflict(f"barrier {barrier} has ended here: begin another one")
         now = self._answers.hold

@@ -7,10 +7,12 @@ import pytest
 
 from blockstore.errors import CairnError, Conflict, NotFound, QuorumUnavailable
 from blockstore.rpc import control_pb2, snapshot_pb2
-from tests.control_cluster import Cluster, Control, cluster_at, until
+from tests.control_cluster import Cluster, Control, MemoryFrontEnd, cluster_at, until
 from tests.control_scenario import run
 
 PENDING = snapshot_pb2.SNAPSHOT_STATE_PENDING
+#: Of a try; before the last one control waits for as long.
+HOLD_S = 0.2
 ERROR = snapshot_pb2.SNAPSHOT_STATE_ERROR
 
 
@@ -39,6 +41,16 @@ async def without_pins(cluster: Cluster) -> None:
         return not any(layers.pins for layers in cluster.layers.values())
 
     await until(is_so, f"no pin is left: {dict(cluster.layers)}")
+
+
+async def only_pins(cluster: Cluster, generations: dict[str, int]) -> None:
+    """One in each volume, of that generation."""
+
+    async def is_so() -> bool:
+        found = {volume: [number for number, _ in layers.pins] for volume, layers in cluster.layers.items()}
+        return found == {volume: [number] for volume, number in generations.items()}
+
+    await until(is_so, f"only {generations} are pinned: {dict(cluster.layers)}")
 
 
 def test_all_are_sealed_at_one_instant_and_go_on(tmp_path: Path) -> None:
@@ -112,16 +124,18 @@ def test_when_any_call_fails_none_is_made_all_go_on_and_no_pin_stays(
         getattr(cluster.front_ends[1], where)[call] = error
         made = await control.snapshot("a", "b")
         assert [each.state for each in made] == [ERROR] * 2
-        assert all(str(error) in each.reason and "create it again" in each.reason for each in made)
-        assert all_calls(cluster, "ReleaseWrites") == 2
-        assert all_calls(cluster, "HoldWrites") == 2
+        assert all("tried 3 times: create it again" in each.reason for each in made)
+        if call != "ReleaseWrites":  # else the first barrier still holds when the next one comes
+            assert all(str(error) in each.reason for each in made)
+        assert all("writes are held for at most" in each.reason and " took " in each.reason for each in made)
+        assert all_calls(cluster, "ReleaseWrites") == all_calls(cluster, "HoldWrites") == 3 * 2
         getattr(cluster.front_ends[1], where).clear()
         assert cluster.front_ends[0].held == {}
         await without_pins(cluster)
         cluster.front_ends[1].held.clear()  # What a front-end does by itself when the limit has passed.
         assert [each.state for each in await control.snapshot("a", "b")] == [PENDING] * 2
 
-    run(tmp_path, scenario, front_ends=2)
+    run(tmp_path, scenario, front_ends=2, hold_limit_s=HOLD_S)
 
 
 def test_a_volume_that_was_released_too_early_spoils_it(tmp_path: Path) -> None:
@@ -132,10 +146,10 @@ def test_a_volume_that_was_released_too_early_spoils_it(tmp_path: Path) -> None:
         made = await control.snapshot("a", "b")
         assert [each.state for each in made] == [ERROR] * 2
         assert all(other in each.reason for each in made)
-        assert len(cluster.layers[one].sealed) == len(cluster.layers[other].sealed) == 1
+        assert len(cluster.layers[one].sealed) == len(cluster.layers[other].sealed) == 3
         await without_pins(cluster)
 
-    run(tmp_path, scenario, front_ends=2)
+    run(tmp_path, scenario, front_ends=2, hold_limit_s=HOLD_S)
 
 
 def test_a_volume_that_is_taken_over_in_the_middle_spoils_it(tmp_path: Path) -> None:
@@ -147,6 +161,41 @@ def test_a_volume_that_is_taken_over_in_the_middle_spoils_it(tmp_path: Path) -> 
         made = await control.snapshot("a", "b")
         assert [each.state for each in made] == [ERROR] * 2
         assert "epoch" in made[0].reason
+
+    run(tmp_path, scenario, front_ends=2, hold_limit_s=HOLD_S)
+
+
+@pytest.mark.parametrize("call", ["HoldWrites", "SealVolume", "ReleaseWrites"])
+@pytest.mark.parametrize("where", ["fails", "then_fails"])
+def test_the_second_try_is_another_barrier_with_other_seals(tmp_path: Path, call: str, where: str) -> None:
+    """What is sealed is of the second instant in both, guests went on in between, and nothing of the first stays."""
+
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        ids = await attached(cluster, control, "a", "b")
+        failing = cluster.front_ends[1]
+        getattr(failing, where)[call] = QuorumUnavailable("too slow")
+
+        def begin(front_end: MemoryFrontEnd) -> None:
+            """Of the second try, at this one: guests went on since, also where the limit had to end the first one."""
+            if sum(name == "HoldWrites" for name, _ in front_end.calls) == 2:
+                front_end.held.clear()
+                assert all(front_end.write(volume) for volume in front_end.volumes)
+                getattr(front_end, where).clear()
+
+        for front_end in cluster.front_ends:
+            front_end.hooks["HoldWrites"] = lambda request, front_end=front_end: begin(front_end)
+        made = await control.snapshot("a", "b")
+        assert [each.state for each in made] == [PENDING] * 2
+        written = {volume: cluster.layers[volume].writes for volume in ids}
+        assert set(written.values()) == {1}
+        for each in made:
+            generation, writes = list(cluster.layers[each.volume].sealed.values())[-1]
+            assert (each.generation, writes) == (generation, written[each.volume])
+        assert cluster.front_ends[0].held == cluster.front_ends[1].held == {}
+        await only_pins(cluster, {each.volume: each.generation for each in made})
+        for each in made:
+            await control.delete_snapshot(each.id)
+        await without_pins(cluster)
 
     run(tmp_path, scenario, front_ends=2)
 
@@ -163,7 +212,7 @@ def test_barriers_that_share_volumes_do_not_break_each_other(tmp_path: Path) -> 
     run(tmp_path, scenario, front_ends=2)
 
 
-def test_one_that_control_was_killed_in_is_in_error_released_and_leaves_no_pin(tmp_path: Path) -> None:
+def test_one_that_control_was_killed_in_is_released_and_made_anew_at_another_instant(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with cluster_at(tmp_path, 3, 2) as cluster:
             stuck = asyncio.Event()
@@ -188,9 +237,9 @@ def test_one_that_control_was_killed_in_is_in_error_released_and_leaves_no_pin(t
                 assert front_end.held
             async with cluster.control() as control:
                 made = await control.snapshot("a", "b", client_token="t")
-                assert [each.state for each in made] == [ERROR] * 2
-                assert all("control was restarted" in each.reason for each in made)
+                assert [each.state for each in made] == [PENDING] * 2
+                assert [each.generation for each in made] == [2, 2]
                 assert [front_end.held for front_end in cluster.front_ends] == [{}, {}]
-                await without_pins(cluster)
+                await only_pins(cluster, {each.volume: 2 for each in made})
 
     asyncio.run(scenario())

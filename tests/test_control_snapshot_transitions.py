@@ -35,6 +35,7 @@ EXAMPLES: dict[Phase, Snapshot] = {
 }
 WAYS: dict[Move, Callable[[Snapshot], Snapshot]] = {
     Move.SEAL: lambda now: moves.sealed(now, generation=4, position=ORIGIN, size_bytes=1, pause_us=2, now_ms=3),
+    Move.TRY_AGAIN: lambda now: moves.tried(now, SnapshotId("snap-1")),
     Move.GIVE_UP: lambda now: moves.given_up(now, "late"),
     Move.START: lambda now: moves.started(now, "snap-0", 2),
     Move.COMPLETE: lambda now: moves.completed(now, ROOT, Statistics(), 3, retries=0),

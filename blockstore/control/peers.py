@@ -27,6 +27,8 @@ class Peers:
     def __init__(self, settings: ControlSettings) -> None:
         self._call_timeout_s = settings.call_timeout_s
         self._open_timeout_s = settings.open_timeout_s
+        # While writes are held for a seal, its answer counts until they are released.
+        self._seal_timeout_s = max(settings.call_timeout_s, settings.hold_limit_s)
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def create(
@@ -107,7 +109,7 @@ class Peers:
             front_end=front_end.id, volume=volume, epoch=epoch, snapshot=snapshot, again=again, given_up=given_up
         )
         with _call(_name(front_end)):
-            return await self._front_end(front_end).SealVolume(request, timeout=self._call_timeout_s)
+            return await self._front_end(front_end).SealVolume(request, timeout=self._seal_timeout_s)
 
     async def unpin_generations(
         self,

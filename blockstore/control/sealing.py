@@ -6,29 +6,31 @@
 Several are snapshots of several volumes, or one of a volume of several segments: no one record fixes those.
 
 A single seal is tried again until it is known to be done, always as one that may have been done
-before: a control process that was killed in the middle finds the first one's generation. A barrier is
-tried once, because its instant is over when anything failed; one that control was killed in is in
-error. Invariants: releases are sent whatever failed, and a front-end releases by itself in time; an
-error leaves a pin to be taken away wherever a seal may have been made (design, section 3, rule 8).
+before: a control process that was killed in the middle finds the first one's generation. The instant of
+a barrier is over when anything failed in it, or control was killed in it; it is tried again as another one, with seals
+of its own name, a few times. Invariants: no seal of one try is ever taken for one of another; between two tries guests
+go on; each try that failed leaves a pin to be taken away wherever a seal of it may have been made (design,
+section 3, rule 8).
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import structlog
 
 from blockstore.control import snapshot_transitions, transitions
+from blockstore.control.barrier import Barrier, Part
 from blockstore.control.catalog import Catalog
 from blockstore.control.clock import now_ms
 from blockstore.control.maintenance import subject_of
 from blockstore.control.messages import to_position
 from blockstore.control.peers import Peers
+from blockstore.control.placing import random_id
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import MOVED_ON, Reconciler
-from blockstore.control.records import FrontEnd, Volume
+from blockstore.control.records import Volume
 from blockstore.control.snapshot_catalog import SnapshotCatalog
 from blockstore.control.snapshot_records import Pin, Seal, Snapshot
 from blockstore.control.snapshot_transitions import Phase, phase_of
@@ -36,24 +38,16 @@ from blockstore.control.transitions import place_of
 from blockstore.domain import SnapshotId, VolumeId
 from blockstore.errors import CairnError, Conflict, Fenced, NotFound, QuorumUnavailable
 from blockstore.rpc import control_pb2
-from blockstore.units import Epoch
 
 _log = structlog.get_logger(__name__)
 
 #: What a front-end answers where the volume has moved or its members are away: another try may succeed.
 _MAY_PASS: Final = (QuorumUnavailable, NotFound, Fenced)
+#: And of a barrier: an earlier one may hold a volume still, or this one's hold was over when the seal came.
+_MAY_PASS_HELD: Final = (*_MAY_PASS, Conflict)
 
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """One snapshot of a barrier, and where its volume is served."""
-
-    snapshot: Snapshot
-    front_end: FrontEnd
-    volume: VolumeId
-    epoch: Epoch
+#: Of a barrier: with the default limits they all fit into the time that a snapshot may take to be sealed.
+_TRIES: Final = 3
 
 
 class Sealing:
@@ -78,23 +72,25 @@ class Sealing:
         self._seal_limit_s = seal_limit_s
         self._hold_limit_s = hold_limit_s
         self._untried: set[SnapshotId] = set()
-        """Entered by this process, and no seal was sent yet."""
+        """Names of seals that this process chose, and has not sent yet."""
         self._barriers: set[str] = set()
         """Begun by this process."""
         self._since: dict[str, float] = {}
+        self._not_before: dict[str, float] = {}
+        """When the next try of a barrier may begin."""
         self._turn = asyncio.Lock()
         """Barriers one after the other: two that share volumes would break each other."""
 
     def expect(self, snapshots: Iterable[Snapshot]) -> None:
         """These are about to be entered in the catalog."""
         for each in snapshots:
-            self._untried.add(each.id)
+            self._untried.add(each.seal_name)
             self._barriers.add(each.barrier)
 
     def forget(self, snapshots: Iterable[Snapshot]) -> None:
         """They were not entered, or are sealed or in error."""
         for each in snapshots:
-            self._untried.discard(each.id)
+            self._untried.discard(each.seal_name)
             self._barriers.discard(each.barrier)
 
     async def wait(self, snapshots: Sequence[SnapshotId]) -> tuple[Snapshot, ...]:
@@ -122,11 +118,14 @@ class Sealing:
     async def _look_at(self, name: str, group: list[Snapshot], volumes: Mapping[VolumeId, Volume]) -> None:
         start = self._reconciler.steps.start
         if group[0].barrier and group[0].barrier not in self._barriers:
-            start(("seal", name), name, lambda: self._give_up_interrupted(group))
+            start(("seal", name), name, lambda: self._end_interrupted(group))
         elif reason := self._hopeless(name, group, volumes):
             await self._fail(group, reason)
-        elif all(place_of(volumes[each.volume]) for each in group):
+        elif all(place_of(volumes[each.volume]) for each in group) and self._may_begin(name):
             start(("seal", name), name, lambda: self._barrier(group) if group[0].barrier else self._seal_one(group[0]))
+
+    def _may_begin(self, name: str) -> bool:
+        return asyncio.get_running_loop().time() >= self._not_before.get(name, 0.0)
 
     def _hopeless(self, name: str, group: list[Snapshot], volumes: Mapping[VolumeId, Volume]) -> str:
         """Why it will not be sealed; empty while it may."""
@@ -149,6 +148,7 @@ class Sealing:
     def _forget_others(self, groups: Mapping[str, list[Snapshot]]) -> None:
         for name in self._since.keys() - groups.keys():
             del self._since[name]
+            self._not_before.pop(name, None)
             self._reconciler.steps.forget(name)
 
     # ---- one volume
@@ -168,46 +168,55 @@ class Sealing:
 
     # ---- several at one instant
 
-    async def _barrier(self, group: list[Snapshot]) -> None:
+    async def _barrier(self, listed: list[Snapshot]) -> None:
         async with self._turn:
+            group = await self._now(listed)
             if not await self._is_sealing(group):
                 return
-            parts = await self._parts(group)
-            began = asyncio.get_running_loop().time()
-            answers: list[control_pb2.SealVolumeResponse] = []
-            _, error = await _all(self._hold(part) for part in parts)
-            if error is None:
-                answers, error = await _all(self._seal(part) for part in parts)
-            held, not_released = await _all(self._release(part) for part in parts)
-            pause_us = int((asyncio.get_running_loop().time() - began) * 1e6)
-        if failure := error or not_released:
-            await self._fail(group, f"the volumes could not be sealed at one instant: {failure}; create it again")
-        elif not all(held):
-            loose = next(part.volume for part, kept in zip(parts, held, strict=True) if not kept)
-            await self._fail(group, f"writes of volume {loose} went on before all volumes were sealed; create it again")
-        else:
-            await self._sealed(group, answers, [pause_us] * len(group))
+            barrier = Barrier(self._peers, await self._parts(group), _name_of(group), self._hold_limit_s)
+            outcome = await barrier.attempt(self._seal)
+        if outcome.error is None:
+            await self._sealed(group, outcome.answers, [outcome.pause_us] * len(group))
+            return
+        reason = f"the volumes could not be sealed at one instant: {outcome.error}"
+        await self._end_try(group, reason, last=not isinstance(outcome.error, _MAY_PASS_HELD))
 
-    async def _hold(self, part: _Part) -> None:
-        limit_s = self._hold_limit_s
-        await self._peers.hold_writes(part.front_end, part.volume, part.epoch, part.snapshot.barrier, limit_s)
-
-    async def _release(self, part: _Part) -> bool:
-        return await self._peers.release_writes(part.front_end, part.volume, part.epoch, part.snapshot.barrier)
-
-    async def _give_up_interrupted(self, group: list[Snapshot]) -> None:
+    async def _end_interrupted(self, listed: list[Snapshot]) -> None:
         """Control was killed between the first hold and the last release. The instant is over."""
+        group = await self._now(listed)
         if not await self._is_sealing(group):
             return
         served = [each for each in group if place_of(await self._catalog.volume(each.volume))]
-        _, error = await _all(self._release(part) for part in await self._parts(served))
-        if error:
+        barrier = Barrier(self._peers, await self._parts(served), _name_of(group), self._hold_limit_s)
+        if error := await barrier.release():
             _log.info("a front-end releases writes by itself", barrier=group[0].barrier, error=str(error))
-        await self._fail(group, "control was restarted before all volumes were sealed; create it again")
+        await self._end_try(group, "control was restarted before all volumes were sealed")
+
+    async def _end_try(self, group: Sequence[Snapshot], reason: str, *, last: bool = False) -> None:
+        """Begin another one with the next pass, unless it was the last."""
+        tries = group[0].tries + 1
+        if last or tries >= _TRIES:
+            await self._fail(group, f"{reason}; it was tried {tries} times: create it again")
+            return
+        names = {each.id: SnapshotId(random_id("snap")) for each in group}
+        await self._snapshots.change(
+            [each.id for each in group],
+            lambda now: snapshot_transitions.tried(now, names[now.id]),
+            pins=self._pins_of(group),
+        )
+        self.forget(group)
+        self._untried.update(names.values())
+        self._barriers.add(group[0].barrier)
+        if tries > 1:  # it was no chance: a hold of somebody else ends meanwhile, and guests catch up
+            self._not_before[group[0].barrier] = asyncio.get_running_loop().time() + self._hold_limit_s
+        raise QuorumUnavailable(f"{reason}; it is tried once more")
 
     # ---- what both rest on
 
-    async def _parts(self, group: Sequence[Snapshot]) -> list[_Part]:
+    async def _now(self, group: Sequence[Snapshot]) -> list[Snapshot]:
+        return [await self._snapshots.snapshot(each.id) for each in group]
+
+    async def _parts(self, group: Sequence[Snapshot]) -> list[Part]:
         """Raises QuorumUnavailable where a volume is not served now."""
         parts = []
         for snapshot in group:
@@ -218,17 +227,18 @@ class Sealing:
             front_end = await self._catalog.front_end(place.front_end)
             if not await self._presence.hears(front_end.id):
                 raise QuorumUnavailable(f"front-end {front_end.id} is down, which has volume {volume.id}")
-            parts.append(_Part(snapshot, front_end, volume.id, place.epoch))
+            parts.append(Part(snapshot, front_end, volume.id, place.epoch))
         return parts
 
     async def _is_sealing(self, group: Sequence[Snapshot]) -> bool:
         """Whether that is so still: the list that named them may have been read before another step ended."""
         return all([phase_of(await self._snapshots.snapshot(each.id)) is Phase.SEALING for each in group])
 
-    async def _seal(self, part: _Part) -> control_pb2.SealVolumeResponse:
-        again = part.snapshot.id not in self._untried
-        self._untried.discard(part.snapshot.id)
-        return await self._peers.seal_volume(part.front_end, part.volume, part.epoch, part.snapshot.id, again=again)
+    async def _seal(self, part: Part) -> control_pb2.SealVolumeResponse:
+        name = part.snapshot.seal_name
+        again = name not in self._untried
+        self._untried.discard(name)
+        return await self._peers.seal_volume(part.front_end, part.volume, part.epoch, name, again=again)
 
     async def _sealed(
         self, group: Sequence[Snapshot], answers: Sequence[control_pb2.SealVolumeResponse], pauses_us: Sequence[int]
@@ -259,8 +269,7 @@ class Sealing:
         _log.info("snapshots are sealed", snapshots=[each.id for each in group], pause_us=max(pauses_us))
 
     async def _fail(self, group: Sequence[Snapshot], reason: str) -> None:
-        tried = [each for each in group if each.id not in self._untried]
-        pins = [Pin(each.volume, each.id, 0) for each in tried]
+        pins = self._pins_of(group)
         with suppress(*MOVED_ON):
             await self._snapshots.change(
                 [each.id for each in group], lambda now: snapshot_transitions.given_up(now, reason), pins=pins
@@ -268,17 +277,17 @@ class Sealing:
             self.forget(group)
             _log.warning("snapshots could not be sealed", snapshots=[each.id for each in group], reason=reason)
 
+    def _pins_of(self, group: Sequence[Snapshot]) -> list[Pin]:
+        """To be taken away where this try may have made a seal."""
+        tried = [each for each in group if each.seal_name not in self._untried]
+        return [Pin(each.volume, each.seal_name, 0) for each in tried]
+
+
+def _name_of(group: Sequence[Snapshot]) -> str:
+    """Of the present try of its barrier."""
+    return f"{group[0].barrier}-{group[0].tries}" if group[0].tries else group[0].barrier
+
 
 def sealed_size(volume: Volume, answer: control_pb2.SealVolumeResponse) -> int:
     """Of the segments that were sealed: one that the volume got since is not in the snapshot."""
     return sum(each.size_bytes for each in volume.segments[: len(answer.segments) or 1])
-
-
-async def _all(calls: Iterable[Awaitable[Result]]) -> tuple[list[Result], CairnError | None]:
-    """All results, or the first error once every call has ended. What is no CairnError is raised."""
-    outcomes: list[Any] = await asyncio.gather(*calls, return_exceptions=True)
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException) and not isinstance(outcome, CairnError):
-            raise outcome
-    first = next((outcome for outcome in outcomes if isinstance(outcome, CairnError)), None)
-    return ([] if first else outcomes), first

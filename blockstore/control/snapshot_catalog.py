@@ -1,6 +1,6 @@
 """The catalog of snapshots, in the metastore of the volumes.
 
-    snapshots/ID   snapshots.store   snapshot-tokens/TOKEN -> ids   daemons/ID   pins/VOLUME/SNAPSHOT
+    snapshots/ID   snapshots.store   snapshot-tokens/TOKEN -> ids   daemons/ID   pins/VOLUME/SEAL
 
 Invariants: a snapshot whose `pinned` goes from true to false leaves a pin to be taken away, in the
 same transaction; one completes, or is added, only in a transaction that sees the prune number that
@@ -263,7 +263,7 @@ def key_of_volume(volume: VolumeId) -> str:
 
 def _dropped(before: Iterable[Stored[Snapshot]], after: Iterable[Snapshot]) -> list[Pin]:
     return [
-        Pin(new.volume, new.id, new.generation, new.generations[1:])
+        Pin(new.volume, new.seal_name, new.generation, new.generations[1:])
         for old, new in zip(before, after, strict=True)
         if old.record.pinned and not new.pinned
     ]

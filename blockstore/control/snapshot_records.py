@@ -65,7 +65,8 @@ class Snapshot:
     is to be shipped all the same, which names the present try. started: of that try;
     `parent` and `base_generation` are then what it ships the changes since; further_bases: those of the other
     segments. barrier: one text for all snapshots of one instant, also for one of a volume of several segments.
-    root: of its root object, once completed.
+    tries: of the barrier that have failed; sealed_as: the name of the seals of the present one, where that is not its
+    id. root: of its root object, once completed.
     """
 
     id: SnapshotId
@@ -95,6 +96,13 @@ class Snapshot:
     statistics: Statistics = Statistics()
     further_seals: tuple[Seal, ...] = ()
     further_bases: tuple[int, ...] = ()
+    tries: int = 0
+    sealed_as: str = ""
+
+    @property
+    def seal_name(self) -> SnapshotId:
+        """What replicas know its seals, and its pin, by."""
+        return SnapshotId(self.sealed_as) if self.sealed_as else self.id
 
     @property
     def seals(self) -> tuple[Seal, ...]:
@@ -142,7 +150,8 @@ class Store:
 class Pin:
     """A pin that the volume's replicas are to drop. generation: 0 where it is not known which was sealed, if any.
 
-    generation: of the first segment; further_generations: of the others, in their order.
+    snapshot: the name of its seals (Snapshot.seal_name). generation: of the first segment; further_generations: of the
+    others, in their order.
     """
 
     volume: VolumeId

@@ -11,7 +11,7 @@ from enum import Enum, auto
 from typing import Any, Final
 
 from blockstore.control.snapshot_records import MAX_REASON, Seal, Snapshot, SnapshotState, Statistics
-from blockstore.domain import Position
+from blockstore.domain import Position, SnapshotId
 from blockstore.errors import AlreadyExists, Conflict, Fenced
 
 
@@ -29,6 +29,7 @@ class Move(Enum):
     """What may happen to a snapshot."""
 
     SEAL = auto()
+    TRY_AGAIN = auto()
     GIVE_UP = auto()
     START = auto()
     COMPLETE = auto()
@@ -41,6 +42,7 @@ class Move(Enum):
 #: The machine: move, phase before, phase after. What is not here is refused.
 MOVES: Final[dict[tuple[Move, Phase], Phase]] = {
     (Move.SEAL, Phase.SEALING): Phase.SHIPPING,
+    (Move.TRY_AGAIN, Phase.SEALING): Phase.SEALING,
     (Move.GIVE_UP, Phase.SEALING): Phase.ERROR,
     (Move.START, Phase.SHIPPING): Phase.SHIPPING,
     (Move.COMPLETE, Phase.SHIPPING): Phase.COMPLETED,
@@ -109,6 +111,11 @@ def sealed(
         sealed_at_ms=now_ms,
         pinned=True,
     )
+
+
+def tried(snapshot: Snapshot, sealed_as: SnapshotId) -> Snapshot:
+    """A try of its barrier has failed; the seals of the next one have that name. Conflict where it was sealed."""
+    return _move(snapshot, Move.TRY_AGAIN, tries=snapshot.tries + 1, sealed_as=sealed_as)
 
 
 def given_up(snapshot: Snapshot, reason: str) -> Snapshot:
