@@ -225,6 +225,12 @@ class Observer:
                 subject=volume.id,
                 message=f"front-end {front_end} does not serve it ({doing}){why}",
             )
+        elif report.lacks_room:
+            message = (
+                f"too few of its nodes have room, so writes to it wait or fail with ENOSPC ({report.lacks_room}): "
+                "free space on the full ones, or bring back those that are away"
+            )
+            yield Problem(severity=UNAVAILABLE, subject=volume.id, message=message)
 
     def _node_problems(
         self, volumes: tuple[Volume, ...], tombstones: Iterable[Tombstone], replicas: Mapping[NodeId, int]
@@ -240,9 +246,8 @@ class Observer:
                 continue
             word = self._presence.node(node.id)
             if word and word.full:
-                yield Problem(
-                    severity=DEGRADED, subject=node.id, message="full: it takes no writes until there is room"
-                )
+                message = f"full: free space on its disk, or move its replicas away (cairn node drain {node.id})"
+                yield Problem(severity=DEGRADED, subject=node.id, message=message)
             if word and word.replicas:
                 yield from _held_problems(node.id, word.replicas, expected)
 

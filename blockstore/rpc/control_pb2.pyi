@@ -1892,6 +1892,7 @@ class VolumeReport(_message.Message):
     HYDRATION_FIELD_NUMBER: _builtins.int
     HYDRATED_FIELD_NUMBER: _builtins.int
     SETTLED_FIELD_NUMBER: _builtins.int
+    LACKS_ROOM_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     epoch: _builtins.int
     state: Global___ServingState.ValueType
@@ -1900,6 +1901,8 @@ class VolumeReport(_message.Message):
     clients: _builtins.int
     hydrated: _builtins.bool
     """A committed record says that the source is needed no more; or there was none."""
+    lacks_room: _builtins.str
+    """Who is full and who is away, where writes wait or are refused for that; else empty."""
     @_builtins.property
     def commit(self) -> _replica_pb2.Position: ...
     @_builtins.property
@@ -1926,10 +1929,11 @@ class VolumeReport(_message.Message):
         hydration: Global___Hydration | None = ...,
         hydrated: _builtins.bool = ...,
         settled: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
+        lacks_room: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "hydration", b"hydration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "commit", b"commit", "epoch", b"epoch", "hydrated", b"hydrated", "hydration", b"hydration", "members", b"members", "settled", b"settled", "size_bytes", b"size_bytes", "state", b"state", "volume", b"volume", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "commit", b"commit", "epoch", b"epoch", "hydrated", b"hydrated", "hydration", b"hydration", "lacks_room", b"lacks_room", "members", b"members", "settled", b"settled", "size_bytes", b"size_bytes", "state", b"state", "volume", b"volume", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
