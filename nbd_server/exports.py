@@ -4,12 +4,15 @@ Names come and go while the server runs. An export that is taken out is not foun
 the connections that have it is the server's part.
 """
 
-from collections.abc import Awaitable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from blockstore.errors import AlreadyExists, InvalidRequest, NotFound
 from nbd_server.device import Device
 from nbd_server.wire import MAX_STRING_BYTES
+
+SnapshotNames = Callable[[], Awaitable[Mapping[str, str]]]
+"""Asks for the ids of a volume's snapshots, by their names."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,6 +29,10 @@ class Export:
     read_only: bool = False
     client: str = ""
     aliases: tuple[str, ...] = ()
+    names: "SnapshotNames | None" = None
+    """Who knows the names of its snapshots; None: they go by their ids."""
+    snapshots: dict[str, str] = field(default_factory=dict)
+    """Their ids, by id and by name, as they were looked up last."""
 
     def __post_init__(self) -> None:
         for text in (self.name, self.description):
@@ -36,6 +43,15 @@ class Export:
     def size_bytes(self) -> int:
         """As of now; it may grow."""
         return self.device.size_bytes
+
+    async def look_up_snapshots(self) -> None:
+        """Have `snapshots` say which there are. Raises what asking for them does."""
+        kept = await self.device.snapshots()
+        found = {snapshot: snapshot for snapshot in kept}
+        if self.names is not None:
+            found = {name: each for name, each in (await self.names()).items() if each in found} | found
+        self.snapshots.clear()
+        self.snapshots.update(found)
 
 
 class Exports:
@@ -64,9 +80,10 @@ class Exports:
             return next(iter(self))
         return export
 
-    def look_up(self, name: str) -> Awaitable[None] | None:
-        """What to wait for before `find` is asked for that name; None: nothing."""
-        return None
+    def look_up(self, name: str, *, snapshots: bool = False) -> Awaitable[None] | None:
+        """What to wait for before `find` is asked for that name, or for its snapshots; None: nothing."""
+        export = self.find(name)
+        return export.look_up_snapshots() if export is not None and snapshots else None
 
     def __iter__(self) -> Iterator[Export]:
         return iter(list(self._by_name.values()))
