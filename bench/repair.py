@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from bench.fio import Measurement, run_once, run_timed
+from bench.fio import Disk, Measurement, run_once, run_timed
 from bench.workloads import FILL, Workload
 from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings
 from blockstore.rpc import control_pb2
@@ -57,8 +57,8 @@ class Repairs:
         self._directory = directory
         self._said = said
         self._volume = cluster.create(plan.size)
-        self._uri = cluster.attach(self._volume)
-        run_once(FILL, self._uri, plan.size, directory)
+        self._disk = Disk.nbd(cluster.attach(self._volume))
+        run_once(FILL, self._disk, plan.size, directory)
 
     def rebuild(self) -> tuple[float, float, float]:
         """p99 in ms without and with a rebuild, and its rate in MiB/s, from the drain to the end of the change."""
@@ -100,7 +100,7 @@ class Repairs:
     # ---- inside
 
     def _load(self) -> Measurement:
-        return run_timed(LOAD, self._uri, self._plan.size, _SLICE_S, self._directory)
+        return run_timed(LOAD, self._disk, self._plan.size, _SLICE_S, self._directory)
 
     @contextmanager
     def _loading(self) -> Iterator[list[tuple[float, Measurement]]]:
