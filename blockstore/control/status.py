@@ -137,6 +137,7 @@ class Observer:
             seconds_left=rebuild.seconds_left,
             rate_bytes=rebuild.rate_bytes,
             segment=segment.number,
+            waits=self._waits.get(member.replica, ""),
         )
 
     def _state(
@@ -198,11 +199,12 @@ class Observer:
         if volume.attachment:
             yield from self._serving_problems(volume, volume.attachment.front_end)
 
-    def _waiting(self, volume: Volume, replicas: Iterable[ReplicaHealth]) -> Iterator[Problem]:
+    @staticmethod
+    def _waiting(volume: Volume, replicas: Iterable[ReplicaHealth]) -> Iterator[Problem]:
         """Replicas that should be elsewhere, and what stands in the way."""
         for each in replicas:
-            if why := self._waits.get(ReplicaId(each.replica)):
-                message = f"replica {each.replica} on {each.node} cannot be moved to another node: {why}"
+            if each.waits:
+                message = f"replica {each.replica} on {each.node} cannot be moved to another node: {each.waits}"
                 yield Problem(severity=WARNING, subject=volume.id, message=message)
 
     def _serving_problems(self, volume: Volume, front_end: FrontEndId) -> Iterator[Problem]:
