@@ -257,6 +257,16 @@ class FrontEndSettings(_Checked):
     retry_limit_s: float = setting(
         25.0, "Seconds that a request waits for a quorum before the guest gets EIO.", minimum=0
     )
+    # Each takes up to 12 MiB: 8 of windows, 4 of maps.
+    open_snapshots: int = setting(
+        32, "Snapshots that NBD clients may read here at once, by the name snap-...; 0 shows none.", minimum=0
+    )
+    clone_space_bytes: int = setting(
+        10 * GIB,
+        "Most that clients' writes to clones of snapshots (snap-...+rw) may take of the state directory's disk.",
+        size=True,
+        minimum=0,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ async def run(settings: FrontEndSettings) -> int:
         ended = await asyncio.gather(control, return_exceptions=True)
         await front_end.close()
         await server.close()
+        await front_end.end()
         await endpoint.stop(_GRACE_S)
     if not stopped.done() and isinstance(ended[0], Exception):
         raise ended[0]

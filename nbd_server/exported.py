@@ -4,7 +4,7 @@ Everything that is said here is so: a flag stands for what the server does with 
 "Transmission flags").
 """
 
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Awaitable, Iterator
 from typing import Final, Protocol, TypeVar
 
 from blockstore.units import BLOCK_SIZE, MIB
@@ -47,8 +47,8 @@ class Exported(Protocol):
         """Other names of what it exports: rules on access may mean any of them."""
 
     @property
-    def snapshots(self) -> Mapping[str, str]:
-        """The ids of the snapshots that changes can be told since, by id and by name, as they were looked up last."""
+    def shared(self) -> bool:
+        """Whether all connections to it see one content, and a flush on any of them covers all."""
 
 
 E = TypeVar("E", bound=Exported)
@@ -61,10 +61,13 @@ class Catalogue(Protocol[E_co]):
     def find(self, name: str) -> E_co | None:
         """The export of that name; "" asks for the default one."""
 
-    def look_up(self, name: str, *, snapshots: bool = False) -> Awaitable[None] | None:
+    def why_not(self, name: str) -> str:
+        """Why `find` knows no such export, for people."""
+
+    def look_up(self, name: str) -> Awaitable[None] | None:
         """None where `find` knows all there is to know of that name; else what to wait for before it is asked.
 
-        snapshots: its snapshots are asked for as well. Cancelled where the client goes away.
+        Cancelled where the client goes away.
         """
 
     def __iter__(self) -> Iterator[E_co]:
@@ -74,14 +77,17 @@ class Catalogue(Protocol[E_co]):
 def transmission_flags(export: Exported, terms: Terms, *, read_only: bool = False) -> int:
     """What the export can do on these terms (NBD, "Transmission flags"). read_only: to this client.
 
-    CAN_MULTI_CONN is true: a write is acknowledged only when a quorum of replicas has it on disk, and
+    CAN_MULTI_CONN is true of volumes: a write is acknowledged only when a quorum of replicas has it on disk, and
     one front-end orders the requests of all connections. So a flush, or FUA, on any connection covers
-    what was acknowledged on every other, and each connection reads what another was told is written.
+    what was acknowledged on every other, and each connection reads what another was told is written. Of a
+    clone that each connection has for itself it is not.
     SEND_CACHE: blocks of a snapshot that have not come yet are fetched. SEND_FAST_ZERO: zeroes of whole blocks take
     a record without a payload; where a request would take more than that, it is refused with ENOTSUP.
     """
     flags = TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_FLUSH | TransmissionFlag.SEND_FUA
-    flags |= TransmissionFlag.CAN_MULTI_CONN | TransmissionFlag.SEND_CACHE
+    flags |= TransmissionFlag.SEND_CACHE
+    if export.shared:
+        flags |= TransmissionFlag.CAN_MULTI_CONN
     if terms.style >= Style.STRUCTURED:
         flags |= TransmissionFlag.SEND_DF
     if terms.style is Style.EXTENDED and terms.contexts:

@@ -2,17 +2,21 @@
 
 Names come and go while the server runs. An export that is taken out is not found any more; ending
 the connections that have it is the server's part.
+
+Other exports are there only while a client has them: `OnDemand` opens one when its name is asked for, for that
+client. They are in no list, as there may be very many.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Iterator
+from dataclasses import dataclass
+from typing import Final, Protocol
 
-from blockstore.errors import AlreadyExists, InvalidRequest, NotFound
+from blockstore.errors import AlreadyExists, CairnError, InvalidRequest, NotFound
 from nbd_server.device import Device
 from nbd_server.wire import MAX_STRING_BYTES
 
-SnapshotNames = Callable[[], Awaitable[Mapping[str, str]]]
-"""Asks for the ids of a volume's snapshots, by their names."""
+#: Characters; a reply's text has 4,096 bytes at most.
+_MAX_WHY: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,7 +24,8 @@ class Export:
     """A device under a name. description: for people, may be empty. Raises InvalidRequest.
 
     aliases: other names of the same volume, by which rules on access may mean it.
-    client: the only one whose links may use it (nbd_server/links.py); empty: anyone.
+    client: the only one whose links may use it (nbd_server/links.py); empty: anyone. shared: its connections are one
+    to each other, so that a flush on any of them covers what all were told is written.
     """
 
     name: str
@@ -29,10 +34,7 @@ class Export:
     read_only: bool = False
     client: str = ""
     aliases: tuple[str, ...] = ()
-    names: "SnapshotNames | None" = None
-    """Who knows the names of its snapshots; None: they go by their ids."""
-    snapshots: dict[str, str] = field(default_factory=dict)
-    """Their ids, by id and by name, as they were looked up last."""
+    shared: bool = True
 
     def __post_init__(self) -> None:
         for text in (self.name, self.description):
@@ -44,20 +46,25 @@ class Export:
         """As of now; it may grow."""
         return self.device.size_bytes
 
-    async def look_up_snapshots(self) -> None:
-        """Have `snapshots` say which there are. Raises what asking for them does."""
-        kept = await self.device.snapshots()
-        found = {snapshot: snapshot for snapshot in kept}
-        if self.names is not None:
-            found = {name: each for name, each in (await self.names()).items() if each in found} | found
-        self.snapshots.clear()
-        self.snapshots.update(found)
+
+class OnDemand(Protocol):
+    """Exports that are opened when a client asks for them."""
+
+    def knows(self, name: str) -> bool:
+        """Whether it is a name of that kind; what it stands for may not exist."""
+
+    async def open(self, name: str) -> Export:
+        """For one client. Raises CairnError."""
+
+    def close(self, export: Export) -> None:
+        """That client is gone, and nothing of it is in flight."""
 
 
 class Exports:
-    """Exports by name, in the order in which they were added."""
+    """Exports by name, in the order in which they were added. on_demand: what else there is; None: nothing."""
 
     def __init__(self) -> None:
+        self.on_demand: OnDemand | None = None
         self._by_name: dict[str, Export] = {}
 
     def add(self, export: Export) -> None:
@@ -80,13 +87,53 @@ class Exports:
             return next(iter(self))
         return export
 
-    def look_up(self, name: str, *, snapshots: bool = False) -> Awaitable[None] | None:
-        """What to wait for before `find` is asked for that name, or for its snapshots; None: nothing."""
-        export = self.find(name)
-        return export.look_up_snapshots() if export is not None and snapshots else None
-
     def __iter__(self) -> Iterator[Export]:
         return iter(list(self._by_name.values()))
 
     def __len__(self) -> int:
         return len(self._by_name)
+
+
+class ClientExports:
+    """The exports as one client finds them: the server's, and the last one that was opened for it."""
+
+    def __init__(self, exports: Exports) -> None:
+        self._exports = exports
+        self._opened: Export | None = None
+        self._why: tuple[str, str] = "", ""
+        """The name that could not be opened, and the reason."""
+
+    def find(self, name: str) -> Export | None:
+        """As Exports.find."""
+        if self._opened is not None and self._opened.name == name:
+            return self._opened
+        return self._exports.find(name)
+
+    def look_up(self, name: str) -> Awaitable[None] | None:
+        """What to wait for before `find` is asked for that name; None: nothing."""
+        on_demand = self._exports.on_demand
+        if on_demand is None or self.find(name) is not None or not on_demand.knows(name):
+            return None
+        return self._open(on_demand, name)
+
+    def why_not(self, name: str) -> str:
+        """Why that name is not found, for people."""
+        return self._why[1][:_MAX_WHY] if self._why[0] == name else f"no export {name[:256]!r} here"
+
+    def close(self) -> None:
+        """The client is gone, and nothing of it is in flight. The same again does nothing."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            assert self._exports.on_demand is not None
+            self._exports.on_demand.close(opened)
+
+    def __iter__(self) -> Iterator[Export]:
+        return iter(self._exports)
+
+    async def _open(self, on_demand: OnDemand, name: str) -> None:
+        self.close()
+        self._why = name, f"{name} was not opened in time"
+        try:
+            self._opened = await on_demand.open(name)
+        except CairnError as error:
+            self._why = name, str(error)

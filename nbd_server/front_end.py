@@ -13,7 +13,7 @@ import grpc
 import structlog
 
 from blockstore.config import FrontEndSettings
-from blockstore.domain import FrontEndId, VolumeId, check_id, make_id
+from blockstore.domain import FrontEndId, SnapshotId, VolumeId, check_id, make_id
 from blockstore.durable_files import make_directory, write_durably
 from blockstore.errors import CairnError, Conflict, Corrupt, Fenced, NotFound
 from blockstore.grpc_endpoint import open_control_channel
@@ -21,12 +21,15 @@ from blockstore.grpc_errors import cairn_errors
 from blockstore.heartbeat import beat
 from blockstore.replication.leader import LeaderSettings
 from blockstore.rpc import control_pb2 as pb
-from blockstore.rpc import control_pb2_grpc
+from blockstore.rpc import control_pb2_grpc, snapshot_pb2, snapshot_pb2_grpc
 from blockstore.units import Generation
 from nbd_server.attachments import Attachments
 from nbd_server.attempt import Attempt
+from nbd_server.clone_overlay import CloneSpace
+from nbd_server.exports import Exports
 from nbd_server.sealing import sealed_message
 from nbd_server.server import NbdServer
+from nbd_server.snapshot_exports import SnapshotExports
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -34,10 +37,7 @@ else:
     Context = grpc.aio.ServicerContext
 
 _log = structlog.get_logger(__name__)
-#: Between two attempts to open a volume. Each takes an epoch, and what keeps one away is often over at once: a
-#: control that has just been started, an election in etcd.
-_FIRST_PAUSE_S: Final = 0.05
-_LONGEST_PAUSE_S: Final = 1.0
+_PAUSE_S: Final = 1.0
 
 
 def front_end_id(state: Path) -> FrontEndId:
@@ -70,6 +70,8 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
             settings.call_timeout_s,
             self._get_attachment,
         )
+        self._snapshot_catalog = snapshot_pb2_grpc.SnapshotsStub(self._channel)
+        self._snapshots = self._show_snapshots(server.exports)
         self._opening: dict[VolumeId, asyncio.Task[None]] = {}
         self._growing: set[asyncio.Task[None]] = set()
 
@@ -146,6 +148,11 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
         for task in (*self._opening.values(), *self._growing):
             task.cancel()
         await self._attachments.close_all()
+
+    async def end(self) -> None:
+        """All clients are gone."""
+        if self._snapshots is not None:
+            await self._snapshots.end()
         await self._channel.close(None)
 
     async def _register(self) -> None:
@@ -168,6 +175,8 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
             address=self.address,
             uris=self.uris,
             volumes=[attempt.report() for attempt in self._attachments],
+            reading=self._snapshots.reading if self._snapshots is not None else (),
+            shows_snapshots=self._snapshots is not None,
         )
         with self._calling_control():
             response: pb.FrontEndHeartbeatResponse = await self._control.FrontEndHeartbeat(
@@ -219,7 +228,6 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
             del self._opening[volume]
 
     async def _open_until_served(self, volume: VolumeId) -> None:
-        pause_s = _FIRST_PAUSE_S
         while True:
             try:
                 await self._attachments.open(await self._renew(volume))
@@ -229,14 +237,37 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
                 return
             except CairnError as error:
                 _log.warning("volume cannot be opened yet", volume=volume, error=str(error))
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            await asyncio.sleep(_PAUSE_S)
 
     async def _renew(self, volume: VolumeId) -> pb.OpenTicket:
         request = pb.RenewAttachmentRequest(volume=volume, front_end=self.id, instance=self.instance)
         with self._calling_control():
             ticket: pb.OpenTicket = await self._control.RenewAttachment(request, timeout=self._settings.call_timeout_s)
         return ticket
+
+    def _show_snapshots(self, exports: Exports) -> SnapshotExports | None:
+        """From now on clients may ask for snapshots, unless that is switched off."""
+        if not self._settings.open_snapshots:
+            return None
+        exports.on_demand = snapshots = SnapshotExports(
+            self._open_snapshot,
+            limit=self._settings.open_snapshots,
+            patience_s=self._settings.retry_limit_s,
+            call_timeout_s=self._settings.call_timeout_s,
+            directory=self._settings.state,
+            space=CloneSpace(self._settings.clone_space_bytes),
+        )
+        return snapshots
+
+    async def _open_snapshot(self, snapshot: SnapshotId, again: bool) -> snapshot_pb2.OpenSnapshotResponse:
+        request = snapshot_pb2.OpenSnapshotRequest(
+            snapshot=snapshot, front_end=self.id, instance=self.instance, again=again
+        )
+        with self._calling_control():
+            found: snapshot_pb2.OpenSnapshotResponse = await self._snapshot_catalog.OpenSnapshot(
+                request, timeout=self._settings.call_timeout_s
+            )
+        return found
 
     async def _get_attachment(self, volume: VolumeId, epoch: int) -> pb.OpenTicket:
         request = pb.GetAttachmentRequest(volume=volume, front_end=self.id, epoch=epoch)

@@ -24,8 +24,9 @@ import structlog
 from blockstore.errors import AlreadyExists, CairnError, Corrupt, Fenced, NoSpace, NotFound, QuorumUnavailable
 from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import BLOCK_SIZE, FILL_GENERATION
+from blockstore.volume.changes import Changes, Run, batches
+from blockstore.volume.sealed_segment import NodeChannels, SealedSegment
 from snapshotd.ahead import ahead
-from snapshotd.changes import Changes, Run, batches
 from snapshotd.control_client import ControlClient
 from snapshotd.inherited import check_inherited
 from snapshotd.inventory import load_quarantines
@@ -33,7 +34,6 @@ from snapshotd.pack_store import PackStore
 from snapshotd.progress import Progress
 from snapshotd.prune_plan import Marks, merge_marks
 from snapshotd.reader import SnapshotReader
-from snapshotd.replicas import NodeChannels, SealedSegment
 from snapshotd.root import Root
 from snapshotd.writer import SnapshotWriter
 

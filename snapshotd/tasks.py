@@ -15,10 +15,10 @@ from blockstore.config import SnapshotdSettings
 from blockstore.errors import CairnError, Fenced
 from blockstore.heartbeat import beat
 from blockstore.rpc import snapshot_pb2 as pb
+from blockstore.volume.sealed_segment import NodeChannels
 from snapshotd.control_client import ControlClient
 from snapshotd.pack_store import PackStore
 from snapshotd.reader import SnapshotReader
-from snapshotd.replicas import NodeChannels
 from snapshotd.root_objects import roots_of
 from snapshotd.ship import Ship, ShipParts
 

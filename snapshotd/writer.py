@@ -20,8 +20,8 @@ from typing import Final
 
 from blockstore.errors import Corrupt, InvalidRequest, OutOfRange, QuorumUnavailable
 from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, MIB
+from blockstore.volume.changes import Run
 from snapshotd import bitmap
-from snapshotd.changes import Run
 from snapshotd.crypto import SALT_SIZE, DomainKeys
 from snapshotd.dedupe import Dedupe
 from snapshotd.layout import root_key

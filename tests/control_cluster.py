@@ -250,6 +250,8 @@ class MemoryFrontEnd(Beating, MemorySeals, control_pb2_grpc.FrontEndServicer):
         MemorySeals.__init__(self)
         self.layers = Volumes() if layers is None else layers
         self.hydrates = False
+        self.reading: set[str] = set()
+        self.shows_snapshots = True
         self.id = f"fe-{number:017x}"
         self.instance = f"instance-{instance}"
         self.volumes: dict[str, Opened] = {}
@@ -317,6 +319,8 @@ class MemoryFrontEnd(Beating, MemorySeals, control_pb2_grpc.FrontEndServicer):
             address=self.endpoint.address,
             uris=["nbd://127.0.0.1:10809"],
             volumes=[self._report(name, opened) for name, opened in self.volumes.items()],
+            reading=self.reading,
+            shows_snapshots=self.shows_snapshots,
         )
         try:
             with cairn_errors("control"):

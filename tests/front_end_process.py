@@ -86,5 +86,6 @@ async def serving_front_end(
     finally:
         await channel.close(None)
         await asyncio.wait_for(front_end.close(), LIMIT_S)
+        await front_end.end()
         await server.close()
         await endpoint.stop(0)

@@ -10,9 +10,9 @@ from typing import Any, cast
 from blockstore.errors import AlreadyExists, CairnError, Fenced
 from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import BLOCK_SIZE, MIB, BlockNumber
+from blockstore.volume.sealed_segment import NodeChannels
 from snapshotd.control_client import ControlClient
 from snapshotd.memory_store import MemoryStore
-from snapshotd.replicas import NodeChannels
 from snapshotd.root import Statistics
 from snapshotd.ship import Ship, ShipParts
 from tests.snapshot_parts import CLUSTER, CountingStore, Parts, opened, snapshot_id

@@ -8,7 +8,7 @@ from blockstore.domain import ORIGIN, Position
 from blockstore.node.guest_traffic import GuestTraffic
 from blockstore.record import Operation, OperationKind, Record, encode_record
 from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, BlockNumber, Epoch, Generation, Sequence
-from snapshotd.guest_pace import GuestPace
+from blockstore.volume.guest_pace import GuestPace
 from tests.virtual_time import in_virtual_time
 
 READ_S = 0.01

@@ -26,7 +26,6 @@ _GRPC = (
     "blockstore.grpc_endpoint",
     "blockstore.grpc_parts",
     "blockstore.grpc_payload",
-    "blockstore.grpc_reflection_later",
 )
 _SHELL = (
     *_GRPC,
@@ -49,7 +48,6 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "blockstore.grpc_endpoint": _GRPC,
     "blockstore.grpc_parts": _GRPC,
     "blockstore.grpc_payload": NOUNS,
-    "blockstore.grpc_reflection_later": (),
     "blockstore.replication": NOUNS,
     **dict.fromkeys(_SYSTEM, ()),
     "blockstore.storage": (*NOUNS, "blockstore.durable_files"),
@@ -83,7 +81,6 @@ PURE = (
     "nbd_server.transmission",
     "nbd_server.terms",
     "nbd_server.holes",
-    "nbd_server.metadata",
     "nbd_server.request_parser",
     *(f"snapshotd.{name}" for name in _FORMAT),
 )

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from blockstore.errors import InvalidRequest
 from blockstore.units import EXTENT_BLOCKS
-from snapshotd.changes import Changes, Run
+from blockstore.volume.changes import Changes, Run
 
 BLOCKS = 3 * EXTENT_BLOCKS + 100
 

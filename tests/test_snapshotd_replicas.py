@@ -8,9 +8,9 @@ import pytest
 from blockstore.errors import NotFound, QuorumUnavailable
 from blockstore.rpc import control_pb2
 from blockstore.units import BLOCK_SIZE, MIB, BlockNumber
+from blockstore.volume.changes import Run
 from blockstore.volume.open_volume import OpenVolume
-from snapshotd.changes import Run
-from snapshotd.replicas import NodeChannels, SealedSegment
+from blockstore.volume.sealed_segment import NodeChannels, SealedSegment
 from tests.snapshot_parts import snapshot_id
 from tests.stack import LIMIT_S, VOLUME, Stack, in_loop, running_stack, until
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from blockstore.errors import Corrupt, InvalidRequest, OutOfRange, QuorumUnavailable
 from blockstore.units import BLOCK_SIZE, GIB, MIB, TIB
-from snapshotd.changes import Run
+from blockstore.volume.changes import Run
 from snapshotd.layout import shard_key
 from snapshotd.manifest import MAX_DEPTH, SHARD_BLOCKS
 from snapshotd.memory_store import MemoryStore

@@ -41,6 +41,7 @@ from blockstore.control.segment_plan import check_segment_size
 from blockstore.control.service import Controls, ControlService
 from blockstore.control.shipping import Shipping
 from blockstore.control.snapshot_catalog import SnapshotCatalog
+from blockstore.control.snapshot_reading import SnapshotReading
 from blockstore.control.snapshot_service import SnapshotService
 from blockstore.control.store_warden import StoreWarden
 from blockstore.control.succession import Succession
@@ -162,7 +163,7 @@ async def assemble(
     limits = {"seal_limit_s": settings.seal_limit_s, "hold_limit_s": settings.hold_limit_s}
     sealing = Sealing(catalog, snapshots, presence, peers, reconciler, **limits)
     shipping = Shipping(catalog, snapshots, presence)
-    unpinning = Unpinning(catalog, snapshots, peers, reconciler)
+    unpinning = Unpinning(catalog, snapshots, presence, peers, reconciler)
     upkeep = Upkeep(catalog, snapshots, presence, peers, reconciler, hydrations=hydrations)
     replacing = Replacing(catalog, presence, peers, reconciler, settings)
     for work in (sealing, shipping, unpinning, replacing, upkeep):
@@ -197,7 +198,8 @@ async def assemble(
         replacing=replacing,
         controls=controls,
     )
+    reading = SnapshotReading(catalog, snapshots, presence, reconciler, registrar)
     snapshot = SnapshotService(
-        catalog, snapshots, presence, reconciler, sealing=sealing, shipping=shipping, warden=warden
+        catalog, snapshots, presence, reconciler, sealing=sealing, shipping=shipping, warden=warden, reading=reading
     )
     return (control, snapshot), reconciler, floors

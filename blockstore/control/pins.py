@@ -2,7 +2,8 @@
 
 The newest completed snapshot of a volume stays pinned: it is the base of the next list of changes.
 What is older, deleted or was never finished leaves a pin to be taken away in the catalog (in the
-transaction that made it so), until a front-end has done it. Source: design, section 4.
+transaction that made it so), until a front-end has done it, and stays while a client reads it. Source: design,
+section 4.
 """
 
 from contextlib import suppress
@@ -12,9 +13,11 @@ import structlog
 from blockstore.control import snapshot_transitions
 from blockstore.control.catalog import Catalog
 from blockstore.control.peers import Peers
+from blockstore.control.presence import Presence
 from blockstore.control.reconcile import MOVED_ON, Reconciler
 from blockstore.control.records import Volume
 from blockstore.control.snapshot_catalog import SnapshotCatalog
+from blockstore.control.snapshot_reading import readers_are_known
 from blockstore.control.snapshot_records import Pin, Snapshot, SnapshotState
 from blockstore.control.transitions import place_of
 from blockstore.domain import VolumeId
@@ -25,9 +28,17 @@ _log = structlog.get_logger(__name__)
 class Unpinning:
     """The pins to be taken away."""
 
-    def __init__(self, catalog: Catalog, snapshots: SnapshotCatalog, peers: Peers, reconciler: Reconciler) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        snapshots: SnapshotCatalog,
+        presence: Presence,
+        peers: Peers,
+        reconciler: Reconciler,
+    ) -> None:
         self._catalog = catalog
         self._snapshots = snapshots
+        self._presence = presence
         self._peers = peers
         self._reconciler = reconciler
         self._done: tuple[Snapshot, ...] = ()
@@ -40,9 +51,11 @@ class Unpinning:
                 await self._give_up(snapshot)
             self._done = snapshots
         served = {volume.id for volume in volumes if place_of(volume)}
+        known = await readers_are_known(self._catalog, self._presence)
         for pin in await self._snapshots.pins():
             if pin.volume in served:
-                self._start(pin)
+                if known and pin.snapshot not in self._presence.read_now():
+                    self._start(pin)
             elif not await self._catalog.has_volume(pin.volume):
                 await self._snapshots.remove_pin(pin)
 

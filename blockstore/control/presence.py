@@ -6,7 +6,7 @@ new replicas, tells whom to call, and makes the status.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -37,6 +37,7 @@ class FrontEndWord:
 
     at_ms: int
     volumes: Mapping[VolumeId, VolumeReport] = field(default_factory=dict)
+    shows_snapshots: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,8 @@ class Presence:
         self._daemons: dict[DaemonId, DaemonWord] = {}
         self._starting: dict[DaemonId, Starting] = {}
         self._created: dict[ReplicaId, float] = {}
+        self._read: dict[SnapshotId, float] = {}
+        """When a front-end last said that a client of its reads the snapshot."""
         self._beat = asyncio.Event()
         self.started_at: Final = clock()
 
@@ -122,10 +125,26 @@ class Presence:
         self._front_ends[front_end] = FrontEndWord(self._wall_ms())
         self._hear(front_end)
 
-    def front_end_reported(self, front_end: FrontEndId, volumes: Mapping[VolumeId, VolumeReport]) -> None:
+    def front_end_reported(
+        self, front_end: FrontEndId, volumes: Mapping[VolumeId, VolumeReport], *, shows_snapshots: bool = False
+    ) -> None:
         """A heartbeat with all that it has open or opens."""
-        self._front_ends[front_end] = FrontEndWord(self._wall_ms(), volumes)
+        self._front_ends[front_end] = FrontEndWord(self._wall_ms(), volumes, shows_snapshots)
         self._hear(front_end)
+
+    def snapshots_read(self, snapshots: Iterable[SnapshotId]) -> None:
+        """A front-end has clients that read these, or is about to."""
+        now = self._clock()
+        self._read.update(dict.fromkeys(snapshots, now))
+
+    def read_now(self) -> frozenset[SnapshotId]:
+        """The snapshots that front-ends named within a lease: what these need is kept.
+
+        Right after a start of control not all have been heard (`settling_s`).
+        """
+        oldest = self._clock() - self._lease_s
+        self._read = {snapshot: at for snapshot, at in self._read.items() if at >= oldest}
+        return frozenset(self._read)
 
     def daemon_starting(self, daemon: DaemonId, why: str) -> None:
         """It asks for the cluster's name, and cannot register yet. Its lease does not hold for that."""

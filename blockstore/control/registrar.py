@@ -34,7 +34,7 @@ from blockstore.control.records import (
 )
 from blockstore.control.replacing import Replacing
 from blockstore.control.scrubbing import Scrubbing
-from blockstore.domain import FrontEndId, NodeId, Position, ReplicaId, VolumeId, check_id
+from blockstore.domain import FrontEndId, NodeId, Position, ReplicaId, SnapshotId, VolumeId, check_id
 from blockstore.errors import Fenced, NotFound
 from blockstore.rpc import control_pb2, replica_pb2
 from blockstore.units import Epoch
@@ -156,12 +156,17 @@ class Registrar:
         self, request: control_pb2.FrontEndHeartbeatRequest
     ) -> control_pb2.FrontEndHeartbeatResponse:
         """Raises NotFound where it has to register, Fenced where another instance has."""
-        front_end = await self._instance(request.front_end, request.instance)
+        front_end = await self.instance(request.front_end, request.instance)
         now = replace(front_end, address=checked_address(request.address), uris=tuple(request.uris))
         if now != front_end:
             check_front_end(now.instance, now.uris)
             await self._catalog.put_front_end(now)
-        self._presence.front_end_reported(front_end.id, {VolumeId(each.volume): each for each in request.volumes})
+        self._presence.front_end_reported(
+            front_end.id,
+            {VolumeId(each.volume): each for each in request.volumes},
+            shows_snapshots=request.shows_snapshots,
+        )
+        self._presence.snapshots_read(SnapshotId(check_id("snap", each)) for each in request.reading)
         await self._take_in(request.volumes)
         volumes, messages = await self._catalog.volumes(), await self._reconciler.messages()
         held = (*attached_to(volumes, front_end.id), *maintained_by(volumes, front_end.id))
@@ -172,7 +177,7 @@ class Registrar:
 
     async def renew_attachment(self, request: control_pb2.RenewAttachmentRequest) -> control_pb2.OpenTicket:
         """Raises Fenced where the volume is not attached there, or the instance is an older one."""
-        front_end = await self._instance(request.front_end, request.instance)
+        front_end = await self.instance(request.front_end, request.instance)
         try:
             volume = await self._catalog.change_volume(
                 VolumeId(request.volume), lambda now: transitions.renew(now, front_end)
@@ -190,7 +195,8 @@ class Registrar:
                 return (await self._reconciler.messages()).ticket(volume)
         raise Fenced(f"volume {request.volume} is not attached to {request.front_end} in epoch {request.epoch}")
 
-    async def _instance(self, front_end: str, instance: str) -> FrontEnd:
+    async def instance(self, front_end: str, instance: str) -> FrontEnd:
+        """That front-end. Raises NotFound where it has to register, Fenced where another instance has."""
         registered = await self._catalog.front_end(front_end)
         if registered.instance != instance:
             raise Fenced(f"another process has registered as front-end {front_end}: this one must stop")

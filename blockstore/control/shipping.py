@@ -4,7 +4,7 @@ One snapshot of a volume at a time, the oldest content first, so that each can b
 before it. What a snapshot is shipped as a change of is kept with it before a daemon hears of it, and
 does not change until it is retried. Invariants: a base is completed (or is the source of a volume that
 is not hydrated), and stays in the object store while something is shipped as a change of it; a root
-is dropped only when no volume and no ship under way needs it, and no daemon ships that snapshot.
+is dropped only when no volume, no ship under way and no reader needs it, and no daemon ships that snapshot.
 Who ships what is in memory only: after a restart of control the daemons say it.
 """
 
@@ -24,6 +24,7 @@ from blockstore.control.reconcile import MOVED_ON
 from blockstore.control.records import Volume
 from blockstore.control.snapshot_catalog import SnapshotCatalog, key_of, key_of_volume
 from blockstore.control.snapshot_messages import bare_message
+from blockstore.control.snapshot_reading import readers_are_known
 from blockstore.control.snapshot_records import Snapshot, SnapshotState
 from blockstore.control.snapshot_transitions import Phase, phase_of
 from blockstore.domain import DaemonId, SnapshotId, VolumeId
@@ -73,7 +74,12 @@ class Shipping:
         return tasks
 
     async def drops(self) -> list[SnapshotId]:
-        """The deleted snapshots whose roots may leave the object store now."""
+        """The deleted snapshots whose roots may leave the object store now.
+
+        None while it is not known who reads which.
+        """
+        if not await readers_are_known(self._catalog, self._presence):
+            return []
         deleting = [each.id for each in await self._snapshots.unfinished() if phase_of(each) is Phase.DELETING]
         needed = await self._needed() if deleting else frozenset()
         return [each for each in deleting if each not in needed][:MAX_DROPS]
@@ -179,11 +185,13 @@ class Shipping:
         return "", (), {}
 
     async def _needed(self) -> frozenset[str]:
-        """The snapshots whose roots must stay, deleted or not: volumes come from them, or ships under way need them."""
+        """The snapshots whose roots must stay, deleted or not: for volumes that come from them, ships, and readers."""
         shipping = [each for each in await self._snapshots.unfinished() if phase_of(each) is Phase.SHIPPING]
         bases = (each.parent for each in shipping if each.started)
         shipped = (snapshot for said in self._presence.shipped_now() for snapshot in said)
-        return frozenset((*bases, *shipped, *users_by_source(await self._catalog.volumes())))
+        users = users_by_source(await self._catalog.volumes())
+        # Last: whoever opens one is in this list before he looks whether it is being deleted.
+        return frozenset((*bases, *shipped, *users, *self._presence.read_now()))
 
 
 def users_by_source(volumes: Iterable[Volume]) -> Mapping[SnapshotId, list[VolumeId]]:

@@ -25,6 +25,7 @@ from blockstore.control.sealing import Sealing
 from blockstore.control.shipping import Shipping, next_of_each_volume, users_by_source
 from blockstore.control.snapshot_catalog import SnapshotCatalog
 from blockstore.control.snapshot_messages import daemon_message, full_message
+from blockstore.control.snapshot_reading import SnapshotReading
 from blockstore.control.snapshot_records import MAX_VOLUMES, Snapshot, SnapshotState, check_description
 from blockstore.control.snapshot_transitions import Phase, phase_of
 from blockstore.control.store_warden import StoreWarden
@@ -54,6 +55,7 @@ class SnapshotService(snapshot_pb2_grpc.SnapshotsServicer):
         sealing: Sealing,
         shipping: Shipping,
         warden: StoreWarden,
+        reading: SnapshotReading,
     ) -> None:
         self._catalog = catalog
         self._snapshots = snapshots
@@ -62,6 +64,7 @@ class SnapshotService(snapshot_pb2_grpc.SnapshotsServicer):
         self._sealing = sealing
         self._shipping = shipping
         self._warden = warden
+        self._reading = reading
 
     # ---- from users
 
@@ -141,6 +144,11 @@ class SnapshotService(snapshot_pb2_grpc.SnapshotsServicer):
 
         volume = await self._catalog.change_volume(found.id, change)
         return (await self._reconciler.messages()).volume(volume)
+
+    async def OpenSnapshot(
+        self, request: snapshot_pb2.OpenSnapshotRequest, context: _Context
+    ) -> snapshot_pb2.OpenSnapshotResponse:
+        return await self._reading.open(request)
 
     async def GetStore(
         self, request: snapshot_pb2.GetStoreRequest, context: _Context
@@ -265,6 +273,7 @@ class SnapshotService(snapshot_pb2_grpc.SnapshotsServicer):
 
     async def _message(self, snapshot: Snapshot) -> snapshot_pb2.Snapshot:
         (message,) = await self._messages([snapshot])
+        message.uris.extend(await self._reading.uris(snapshot))
         return message
 
     async def _messages(self, snapshots: Iterable[Snapshot]) -> Iterator[snapshot_pb2.Snapshot]:

@@ -129,6 +129,16 @@ def check_completed(snapshot: Snapshot) -> None:
         raise _refused(snapshot)
 
 
+def is_readable(snapshot: Snapshot, *, again: bool = False) -> bool:
+    """Whether its content is somewhere: in the object store, or in a generation that is pinned.
+
+    again: for one who reads it already, and keeps a deleted one's content there by that.
+    """
+    if phase_of(snapshot) is Phase.DELETING:
+        return again and bool(snapshot.root or snapshot.sealed_at_ms)
+    return bool(snapshot.root) or snapshot.pinned
+
+
 def started(snapshot: Snapshot, parent: str, *base_generations: int) -> Snapshot:
     """A daemon is to ship it as a change of `parent`, or whole where that is empty. Once for each try.
 

@@ -164,6 +164,7 @@ class Snapshot(_message.Message):
     ROOT_FIELD_NUMBER: _builtins.int
     PAUSE_US_FIELD_NUMBER: _builtins.int
     USED_BY_FIELD_NUMBER: _builtins.int
+    URIS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     volume: _builtins.str
     """The volume that it is of; it may be gone by now. Empty for an imported one."""
@@ -200,6 +201,12 @@ class Snapshot(_message.Message):
     def used_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Volumes that are not hydrated and come from it."""
 
+    @_builtins.property
+    def uris(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """NBD URIs at which front-ends that are up show it, read-only; with +rw behind its id it is a clone of the
+        connection's own that can be written to. Empty for one that cannot be read, and in lists.
+        """
+
     def __init__(
         self,
         *,
@@ -222,10 +229,11 @@ class Snapshot(_message.Message):
         root: _builtins.bytes = ...,
         pause_us: _builtins.int = ...,
         used_by: _abc.Iterable[_builtins.str] | None = ...,
+        uris: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "statistics", b"statistics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["barrier", b"barrier", "completed_at_ms", b"completed_at_ms", "created_at_ms", b"created_at_ms", "description", b"description", "generation", b"generation", "id", b"id", "parent", b"parent", "pause_us", b"pause_us", "progress", b"progress", "reason", b"reason", "root", b"root", "sealed_at_ms", b"sealed_at_ms", "size_bytes", b"size_bytes", "state", b"state", "statistics", b"statistics", "tags", b"tags", "used_by", b"used_by", "volume", b"volume", "volume_name", b"volume_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["barrier", b"barrier", "completed_at_ms", b"completed_at_ms", "created_at_ms", b"created_at_ms", "description", b"description", "generation", b"generation", "id", b"id", "parent", b"parent", "pause_us", b"pause_us", "progress", b"progress", "reason", b"reason", "root", b"root", "sealed_at_ms", b"sealed_at_ms", "size_bytes", b"size_bytes", "state", b"state", "statistics", b"statistics", "tags", b"tags", "uris", b"uris", "used_by", b"used_by", "volume", b"volume", "volume_name", b"volume_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -324,6 +332,77 @@ class GetSnapshotRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetSnapshotRequest: _TypeAlias = GetSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class OpenSnapshotRequest(_message.Message):
+    """A front-end is about to read a snapshot: it is kept for a lease, and for another one with each heartbeat that names
+    it (FrontEndHeartbeatRequest.reading). NOT_FOUND, FAILED_PRECONDITION: it cannot be read.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    FRONT_END_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    AGAIN_FIELD_NUMBER: _builtins.int
+    snapshot: _builtins.str
+    front_end: _builtins.str
+    instance: _builtins.str
+    again: _builtins.bool
+    """It is open there already, and may have been deleted since."""
+    def __init__(
+        self,
+        *,
+        snapshot: _builtins.str = ...,
+        front_end: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        again: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["again", b"again", "front_end", b"front_end", "instance", b"instance", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenSnapshotRequest: _TypeAlias = OpenSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class OpenSnapshotResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    GENERATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def snapshot(self) -> Global___Snapshot: ...
+    @_builtins.property
+    def source(self) -> _control_pb2.Source:
+        """Of a completed one: itself. Of one that is only on the nodes: what its volume's absent blocks come from, if it
+        has a source still.
+        """
+
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[_control_pb2.Segment]:
+        """Of one that is only on the nodes: its volume's segments, and the generations of the first of them, which it is."""
+
+    @_builtins.property
+    def generations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        snapshot: Global___Snapshot | None = ...,
+        source: _control_pb2.Source | None = ...,
+        segments: _abc.Iterable[_control_pb2.Segment] | None = ...,
+        generations: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot", "source", b"source"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generations", b"generations", "segments", b"segments", "snapshot", b"snapshot", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenSnapshotResponse: _TypeAlias = OpenSnapshotResponse  # noqa: Y015
 
 @_typing.final
 class ListSnapshotsRequest(_message.Message):

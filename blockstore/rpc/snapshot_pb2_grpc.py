@@ -71,6 +71,11 @@ class SnapshotsStub:
                 request_serializer=blockstore_dot_rpc_dot_snapshot__pb2.SetHydrationRequest.SerializeToString,
                 response_deserializer=blockstore_dot_rpc_dot_control__pb2.Volume.FromString,
                 _registered_method=True)
+        self.OpenSnapshot = channel.unary_unary(
+                '/cairn.v1.Snapshots/OpenSnapshot',
+                request_serializer=blockstore_dot_rpc_dot_snapshot__pb2.OpenSnapshotRequest.SerializeToString,
+                response_deserializer=blockstore_dot_rpc_dot_snapshot__pb2.OpenSnapshotResponse.FromString,
+                _registered_method=True)
         self.GetStore = channel.unary_stream(
                 '/cairn.v1.Snapshots/GetStore',
                 request_serializer=blockstore_dot_rpc_dot_snapshot__pb2.GetStoreRequest.SerializeToString,
@@ -173,6 +178,13 @@ class SnapshotsServicer:
 
     def SetHydration(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OpenSnapshot(self, request, context):
+        """From front-ends.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -281,6 +293,11 @@ def add_SnapshotsServicer_to_server(servicer, server):
                     servicer.SetHydration,
                     request_deserializer=blockstore_dot_rpc_dot_snapshot__pb2.SetHydrationRequest.FromString,
                     response_serializer=blockstore_dot_rpc_dot_control__pb2.Volume.SerializeToString,
+            ),
+            'OpenSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenSnapshot,
+                    request_deserializer=blockstore_dot_rpc_dot_snapshot__pb2.OpenSnapshotRequest.FromString,
+                    response_serializer=blockstore_dot_rpc_dot_snapshot__pb2.OpenSnapshotResponse.SerializeToString,
             ),
             'GetStore': grpc.unary_stream_rpc_method_handler(
                     servicer.GetStore,
@@ -528,6 +545,33 @@ class Snapshots:
             '/cairn.v1.Snapshots/SetHydration',
             blockstore_dot_rpc_dot_snapshot__pb2.SetHydrationRequest.SerializeToString,
             blockstore_dot_rpc_dot_control__pb2.Volume.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Snapshots/OpenSnapshot',
+            blockstore_dot_rpc_dot_snapshot__pb2.OpenSnapshotRequest.SerializeToString,
+            blockstore_dot_rpc_dot_snapshot__pb2.OpenSnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,

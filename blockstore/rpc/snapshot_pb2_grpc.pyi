@@ -49,6 +49,8 @@ class SnapshotsStub:
     RetrySnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.RetrySnapshotRequest, _snapshot_pb2.Snapshot]
     """One in error that was sealed is shipped again."""
     SetHydration: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.SetHydrationRequest, _control_pb2.Volume]
+    OpenSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.OpenSnapshotRequest, _snapshot_pb2.OpenSnapshotResponse]
+    """From front-ends."""
     GetStore: _grpc.UnaryStreamMultiCallable[_snapshot_pb2.GetStoreRequest, _snapshot_pb2.GetStoreResponse]
     ForgetDaemon: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.ForgetDaemonRequest, _snapshot_pb2.ForgetDaemonResponse]
     """Only a snapshotd that is down; one that comes back registers again."""
@@ -77,6 +79,8 @@ class SnapshotsAsyncStub(SnapshotsStub):
     RetrySnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.RetrySnapshotRequest, _snapshot_pb2.Snapshot]  # type: ignore[assignment]
     """One in error that was sealed is shipped again."""
     SetHydration: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.SetHydrationRequest, _control_pb2.Volume]  # type: ignore[assignment]
+    OpenSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.OpenSnapshotRequest, _snapshot_pb2.OpenSnapshotResponse]  # type: ignore[assignment]
+    """From front-ends."""
     GetStore: _aio.UnaryStreamMultiCallable[_snapshot_pb2.GetStoreRequest, _snapshot_pb2.GetStoreResponse]  # type: ignore[assignment]
     ForgetDaemon: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.ForgetDaemonRequest, _snapshot_pb2.ForgetDaemonResponse]  # type: ignore[assignment]
     """Only a snapshotd that is down; one that comes back registers again."""
@@ -144,6 +148,14 @@ class SnapshotsServicer(metaclass=_abc_1.ABCMeta):
         request: _snapshot_pb2.SetHydrationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.Volume, _abc.Awaitable[_control_pb2.Volume]]: ...
+
+    @_abc_1.abstractmethod
+    def OpenSnapshot(
+        self,
+        request: _snapshot_pb2.OpenSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_snapshot_pb2.OpenSnapshotResponse, _abc.Awaitable[_snapshot_pb2.OpenSnapshotResponse]]:
+        """From front-ends."""
 
     @_abc_1.abstractmethod
     def GetStore(

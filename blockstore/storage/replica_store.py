@@ -33,7 +33,6 @@ from blockstore.storage.meta import Meta
 from blockstore.storage.reads import ZERO_BLOCK, BlockVersion, CorruptBlocks, TableReader
 from blockstore.storage.repair import mend
 from blockstore.storage.scrub import ScrubReader
-from blockstore.storage.status import StatusReader
 from blockstore.storage.tables import MakeRoom, Reading, Tables, Writing, closed_on_error
 from blockstore.units import (
     BLOCK_SIZE,
@@ -75,8 +74,7 @@ class ReplicaStore:
         self._repaired: set[int] = set()
         self._copies = 0
         self._closing = False
-        self.short = False
-        """The last change of the tables found no room, and nothing was changed since."""
+        self._short = False
         self.damage = ""
         """What is wrong with the tables that no other block in its place mends; empty once they were made anew."""
         self._active = Memtable()
@@ -91,7 +89,6 @@ class ReplicaStore:
             self._source = meta.source
         #: Whether absent blocks are the source's, as of all that is committed.
         self.has_source = bool(self._source)
-        self.status = StatusReader(tables, self._memory, lambda: ((self._frozen, self._active), self.has_source))
 
     @classmethod
     def create(
@@ -281,12 +278,12 @@ class ReplicaStore:
         try:
             source = self._tables.change(apply)
         except BaseException as error:
-            self.short = isinstance(error, NoSpace)
+            self._short = isinstance(error, NoSpace)
             if isinstance(error, Corrupt):
                 self.note_damage(error)
             self._thaw()
             raise
-        self.short = False
+        self._short = False
         if self.image.filling is not None and image.filling is None:
             self.damage = ""  # everything was copied over it
         self.image, self.mark = image, mark
@@ -480,7 +477,7 @@ class ReplicaStore:
         They must take twice what is unapplied, because an overwritten page is free only after the next
         checkpoint but one, and reserve_bytes beside. Not after a checkpoint that found no room.
         """
-        return not self.short and self._tables.free_page_bytes() >= 2 * self.unapplied_bytes + reserve_bytes
+        return not self._short and self._tables.free_page_bytes() >= 2 * self.unapplied_bytes + reserve_bytes
 
     def usage(self) -> Usage:
         """What is in use of it."""

@@ -1,17 +1,17 @@
 """A source's blocks for guests who wait: fetched in aligned windows, each once however many ask.
 
 A window is what one frame of the snapshot usually holds, so a call costs the store one read. Windows that
-were fetched are kept for a while: until their fill is committed, reads find their blocks absent still.
-What is fetched ahead (`expect`) is nobody's wait, and dropped where it fails.
+were fetched are kept for a while: until their fill is committed, reads find their blocks absent still; and who
+reads part of one usually reads the rest. What is fetched ahead (`expect`) is nobody's wait, and dropped where it fails.
 """
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
 
 from blockstore.volume.single_flight import SingleFlight
-from blockstore.volume.source_client import Fetched, SourceClient
+from blockstore.volume.source_client import Fetched
 
 WINDOW_BLOCKS: Final = 64
 #: 8 MiB for each volume that hydrates.
@@ -20,10 +20,24 @@ _KEPT_WINDOWS: Final = 32
 _CALLS: Final = 8
 
 
+class WindowSource(Protocol):
+    """Whom windows are fetched from: SourceClient, or whatever else has blocks that do not change."""
+
+    @property
+    def block_count(self) -> int:
+        """Blocks that it has."""
+
+    async def fetch(self, start: int, count: int, *, background: bool) -> Fetched:
+        """Blocks [start, start + count)."""
+
+    async def patiently(self, attempt: Callable[[], Awaitable[Fetched]], deadline: float) -> Fetched:
+        """`attempt`, again and again until the loop's time `deadline`."""
+
+
 class SourceWindows:
     """By number: a window's first block / WINDOW_BLOCKS. fetched: told of each that arrives, once."""
 
-    def __init__(self, client: SourceClient, fetched: Callable[[Fetched], None]) -> None:
+    def __init__(self, client: WindowSource, fetched: Callable[[Fetched], None]) -> None:
         self._client = client
         self._fetched = fetched
         self._kept: OrderedDict[int, Fetched] = OrderedDict()

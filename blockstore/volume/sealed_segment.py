@@ -18,8 +18,8 @@ from blockstore.replica_codec import decode_generation
 from blockstore.rpc import control_pb2, replica_pb2_grpc
 from blockstore.rpc import replica_pb2 as pb
 from blockstore.units import BLOCK_SIZE, FILL_GENERATION
-from snapshotd.changes import Changes, Run
-from snapshotd.guest_pace import GuestPace
+from blockstore.volume.changes import Changes, Run
+from blockstore.volume.guest_pace import GuestPace
 
 #: Of the whole list of changes; a segment of 1 TiB has a million extents, listed in seconds.
 _LIST_TIMEOUT_S: Final = 600.0
@@ -108,7 +108,7 @@ class SealedSegment:
     async def read(self, generation: int, runs: Sequence[Run]) -> memoryview:
         """The content of `runs`, at most 1 MiB in all, as of `generation`; zeroes for what has no entry.
 
-        It takes its time where guests use the nodes (snapshotd.guest_pace).
+        It takes its time where guests use the nodes (blockstore.volume.guest_pace).
 
         Raises as list_changes does, and Corrupt where every replica's copy is damaged.
         """

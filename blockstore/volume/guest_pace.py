@@ -1,6 +1,6 @@
 """How fast replicas are read while guests use the same nodes: one call at a time, and then a pause.
 
-What is read is hashed, compressed and encrypted here, which takes the processor as long as the reading took and more.
+What is shipped is hashed, compressed and encrypted, which takes the processor as long as the reading took and more.
 On a machine that has guests' processes, too, they would wait behind all of it. So each call is small there, and
 followed by a pause that is some times as long as the call. A node's answer says whether guests want something of it;
 where none do, nothing waits.
@@ -11,12 +11,11 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from blockstore.units import EXTENT_BLOCKS
-from snapshotd.frame import FRAME_BLOCKS
 
 #: The pause behind a call, in times of the call.
 _PAUSES: Final = 8.0
 #: In one call beside guests: its hashes and its one frame keep a processor for some 2 ms, of 256 blocks for 8.
-_BUSY_BLOCKS: Final = FRAME_BLOCKS
+_BUSY_BLOCKS: Final = 64
 #: A call that waited for a slow disk says little of the processor.
 _LONGEST_PAUSE_S: Final = 0.1
 
@@ -24,7 +23,7 @@ Result = TypeVar("Result")
 
 
 class GuestPace:
-    """Of all ships of a daemon: what they take adds up."""
+    """Of all that a process reads: what it takes adds up."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -5,12 +5,13 @@ takes 40 MB for a TiB that changed everywhere. What is listed may be more than w
 """
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from blockstore.errors import InvalidRequest
 from blockstore.units import EXTENT_BLOCKS
-from snapshotd import bitmap
+from blockstore.volume.block_bits import mask, runs_of
 
 _BITMAP_BYTES: Final = EXTENT_BLOCKS // 8
 _ALL: Final = (1 << EXTENT_BLOCKS) - 1
@@ -49,9 +50,23 @@ class Changes:
     def runs(self) -> Iterator[Run]:
         """In order; none reaches over the end of an extent."""
         for index, extent in enumerate(self._extents):
-            at = index * _BITMAP_BYTES
-            for start, length in bitmap.runs(bytes(self._bitmaps[at : at + _BITMAP_BYTES])):
+            for start, length in runs_of(self._bits(index)):
                 yield Run(extent * EXTENT_BLOCKS + start, length)
+
+    def bits(self, start: int, count: int) -> int:
+        """Bit i: block start + i is listed."""
+        found = 0
+        first = start // EXTENT_BLOCKS
+        index = bisect_left(self._extents, first)
+        while index < len(self._extents) and (at := self._extents[index] * EXTENT_BLOCKS) < start + count:
+            bits = self._bits(index)
+            found |= bits >> start - at if at < start else bits << at - start
+            index += 1
+        return found & mask(count)
+
+    def _bits(self, index: int) -> int:
+        at = index * _BITMAP_BYTES
+        return int.from_bytes(self._bitmaps[at : at + _BITMAP_BYTES], "little")
 
     def batches(self, limit: Callable[[], int]) -> Iterator[list[Run]]:
         """The runs in order, in batches of at most `limit()` blocks; a run is cut where a batch is full."""
