@@ -144,14 +144,26 @@ class MemberLink:
     async def _reach(self, channel: grpc.aio.Channel, address: str) -> None:
         try:
             async with asyncio.timeout(min(self._call_timeout_s, _REACH_S)):
-                await channel.channel_ready()
+                reached = await _until_decided(channel)
         except TimeoutError:
-            raise QuorumUnavailable(f"node at {address} cannot be reached") from None
+            reached = False
+        if not reached:
+            raise QuorumUnavailable(f"node at {address} cannot be reached")
 
     def _note(self, why: str) -> None:
         if why != self.why:
             _log.warning("member is away", replica=self.replica, why=why)
         self.why = why
+
+
+async def _until_decided(channel: grpc.aio.Channel) -> bool:
+    """Whether it is connected. False at the first refusal: gRPC would try again after longer and longer pauses."""
+    refused = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN)
+    while (state := channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
+        if state in refused:
+            return False
+        await channel.wait_for_state_change(state)
+    return True
 
 
 class _Session:
