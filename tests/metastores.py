@@ -1,9 +1,12 @@
 """Each implementation of the metastore, opened for a test: the embedded one, and a real etcd."""
 
 import hashlib
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
+
+import grpc
 
 from blockstore.control.metastore.embedded import open_embedded
 from blockstore.control.metastore.etcd import EtcdMetastore, open_etcd
@@ -11,6 +14,7 @@ from blockstore.control.metastore.etcd_address import EtcdAddress
 from blockstore.control.metastore.etcd_client import EtcdClient
 from blockstore.control.metastore.etcd_writer import Fence
 from blockstore.control.metastore.interface import Metastore
+from tests.cluster_simulation.etcd import EtcdMember, EtcdStore
 from tests.etcd_server import EtcdServer, running_etcd
 
 Opener = Callable[[Path], AbstractAsyncContextManager[Metastore]]
@@ -18,6 +22,8 @@ Opener = Callable[[Path], AbstractAsyncContextManager[Metastore]]
 
 #: The etcd of this process, while a test needs it.
 _running: list[EtcdServer] = []
+#: By path: what a restart finds again.
+_simulated: dict[Path, EtcdStore] = {}
 
 
 @asynccontextmanager
@@ -52,7 +58,22 @@ def etcd(directory: Path) -> AbstractAsyncContextManager[Metastore]:
     return opened(EtcdClient(EtcdAddress(tuple(_running[0].clients), prefix_for(str(directory)))))
 
 
-IMPLEMENTATIONS: dict[str, Opener] = {"embedded": embedded, "etcd": etcd}
+@asynccontextmanager
+async def simulated_etcd(directory: Path) -> AsyncIterator[Metastore]:
+    """The one of the cluster's simulation, over real gRPC."""
+    store = _simulated.setdefault(directory, EtcdStore(time.monotonic))
+    server = grpc.aio.server()
+    EtcdMember(store).add_to(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with opened(EtcdClient(EtcdAddress((f"127.0.0.1:{port}",), "/simulated"))) as metastore:
+            yield metastore
+    finally:
+        await server.stop(None)
+
+
+IMPLEMENTATIONS: dict[str, Opener] = {"embedded": embedded, "etcd": etcd, "simulated etcd": simulated_etcd}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""python -m tests.cluster_simulation: simulate many seeds; a failure says how to replay it."""
+"""Simulate many seeds, or break a rule and see it found; a failure says how to replay it."""
 
 import argparse
 import os
@@ -6,39 +6,77 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Sequence
 
-from tests.cluster_simulation.run import log_of, simulate
+from tests.cluster_simulation.faults import KINDS
+from tests.cluster_simulation.mutations import MUTATIONS, find
+from tests.cluster_simulation.run import Report, log_of, simulate
+
+_PROGRAM = "python -m tests.cluster_simulation"
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 1 where a simulation failed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.cluster_simulation", description=__doc__)
-    parser.add_argument("--seeds", default="0-9", help="FIRST-LAST, or one (0-9)")
-    parser.add_argument("--lasts", type=float, default=40.0, metavar="S", help="virtual seconds under faults (40)")
+    """The exit code: 1 where a simulation failed, or a broken rule was not found."""
+    parser = argparse.ArgumentParser(prog=_PROGRAM, description=__doc__)
+    parser.add_argument("--seeds", default="0-9", help="FIRST-LAST, or one (0-9); odd ones have three controls on etcd")
+    parser.add_argument("--lasts", type=float, default=15.0, metavar="S", help="virtual seconds under faults (15)")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of faults (all)")
+    parser.add_argument(
+        "--mutations", nargs="*", choices=MUTATIONS, metavar="NAME",
+        help=f"break these rules instead, each by itself, and see that it is found (all): {', '.join(MUTATIONS)}",
+    )  # fmt: skip
     chosen = parser.parse_args(arguments)
+    if chosen.mutations is not None:
+        return _mutate(chosen.mutations or list(MUTATIONS))
     first, _, last = chosen.seeds.partition("-")
-    faults: Counter[str] = Counter()
-    operations, failed = 0, 0
-    for seed in range(int(first), int(last or first) + 1):
+    return _simulate(range(int(first), int(last or first) + 1), chosen.lasts, chosen.kinds)
+
+
+def _simulate(seeds: Sequence[int], lasts_s: float, kinds: Sequence[str]) -> int:
+    faults, done = Counter[str](), Counter[str]()
+    operations, lost_writes, failed = 0, 0, list[int]()
+    for seed in seeds:
         began = time.perf_counter()
         try:
-            report = simulate(seed, chosen.lasts)
+            report = simulate(seed, lasts_s, {kind: KINDS[kind] for kind in kinds})
         except Exception:
-            failed += 1
+            failed.append(seed)
             traceback.print_exc()
-            replay = f"python -m tests.cluster_simulation --seeds {seed} --lasts {chosen.lasts:g}"
+            chosen = "" if len(kinds) == len(KINDS) else f" --kinds {' '.join(kinds)}"
+            replay = f"{_PROGRAM} --seeds {seed} --lasts {lasts_s:g}{chosen}"
             print(f"FAILED; again: {replay}; what the daemons said: {log_of(seed)}", flush=True)
             continue
         faults.update(report.faults)
+        done.update(report.done)
         operations += report.operations
-        print(
-            f"seed {seed}: {report.operations} operations in {report.virtual_s:.0f} virtual s "
-            f"({time.perf_counter() - began:.1f} s), {report.snapshots} snapshots restored, "
-            f"longest {report.longest_s:.1f} s, faults {sum(report.faults.values())}",
-            flush=True,
-        )
-    print(f"{operations} operations checked, faults survived: {dict(faults)}, failed seeds: {failed}")
+        lost_writes += report.lost_writes
+        print(_line(report, time.perf_counter() - began), flush=True)
+    print(f"{len(seeds)} seeds, {operations} operations checked, {lost_writes} writes lost by power cuts")
+    print(f"faults: {dict(faults)}")
+    print(f"done meanwhile: {dict(done)}")
+    print(f"failed seeds: {failed or 'none'}")
     return 1 if failed else 0
+
+
+def _line(report: Report, took_s: float) -> str:
+    return (
+        f"seed {report.seed}: {report.operations} operations in {report.virtual_s:.0f} virtual s ({took_s:.1f} s), "
+        f"{report.snapshots} snapshots restored, longest {report.longest_s:.1f} s, faults {sum(report.faults.values())}"
+    )
+
+
+def _mutate(names: Sequence[str]) -> int:
+    missed = []
+    for name in names:
+        began = time.perf_counter()
+        found = find(MUTATIONS[name])
+        took = f"{time.perf_counter() - began:.0f} s"
+        if found is None:
+            missed.append(name)
+            print(f"{name}: NOT FOUND by {MUTATIONS[name].seeds} seeds ({took})", flush=True)
+        else:
+            print(f"{name}: found by seed {found[0]} ({took}): {str(found[1])[:150]}", flush=True)
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

@@ -1,33 +1,54 @@
-"""What goes wrong: one fault after the other, each mended after a while, never more than the cluster must stand.
+"""What goes wrong in a simulated cluster, all at the same time: each fault begins, lasts, and is mended.
 
-A fault may take one process, or all nodes at once; a link may be cut in one direction or in both, or one process be cut
-off from all others. Before the next fault everything is mended, and who is down is started.
+Two kinds of them, by what the cluster promises:
+
+- What passes leaves all that was synced on the disks: processes are killed, machines lose their power, links are cut,
+  processes, disks and links are slow, disks are full, clocks jump. Any number of these may overlap, of any majority:
+  nothing acknowledged is lost, and once they are over the cluster mends itself.
+- What takes data that was synced, of one node: an old copy is put back, bits flip, an empty disk replaces its own.
+  That is no more than a minority of any segment where all others are whole: so before it everything rests until the
+  cluster is whole, which is a check by itself, and it stays the only one until the cluster is whole again. The node is
+  away for some seconds first, so that the others know what it has acked (design, rule 10).
 """
 
 import asyncio
+import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from random import Random
 from typing import Final
 
 from tests.cluster_simulation.cluster import SimulatedCluster
+from tests.cluster_simulation.disk import rot
 from tests.cluster_simulation.journal import SimulatedJournalWriter
 
-_REST_S: Final = 0.0, 2.0
+_REST_S: Final = 0.0, 4.0
 #: Mostly shorter than a lease or a keepalive, at times longer than a request may wait.
 _LASTS_S: Final = (0.0, 0.5), (0.5, 5.0), (5.0, 20.0)
-
+#: How many faults that pass may overlap.
+_AT_ONCE: Final = 3
+#: Between two that take data; how long a node is away before; within which the cluster is whole again after all faults.
+_BETWEEN_S: Final = 5.0, 15.0
+_AWAY_S: Final = 4.0, 12.0
+WHOLE_S: Final = 240.0
 
 #: Each with its weight in the choice of the next one.
-KINDS: Final = {
+PASSING: Final = {
     "kill_one": 2,
-    "kill_all_nodes": 1,
-    "cut_link": 1,
-    "isolate": 1,
-    "slow": 1,
+    "kill_several": 1,
+    "power_cut": 2,
+    "cut_link": 2,
+    "isolate": 2,
+    "slow_network": 1,
+    "slow_process": 1,
     "slow_disk": 1,
+    "full_disk": 1,
     "clock": 1,
 }
+TAKING: Final = {"old_copy": 1, "rot": 1, "lost_disk": 1}
+KINDS: Final = PASSING | TAKING
+
+Mend = Callable[[], None]
 
 
 class Faults:
@@ -36,82 +57,175 @@ class Faults:
     def __init__(self, cluster: SimulatedCluster, kinds: Mapping[str, int] = KINDS) -> None:
         self._cluster = cluster
         self._random = Random(cluster.loop.random.getrandbits(64))
-        self._kinds = kinds
+        self._passing = {kind: weight for kind, weight in kinds.items() if kind in PASSING}
+        self._taking = {kind: weight for kind, weight in kinds.items() if kind in TAKING}
+        self._going_on = 0
+        self._may_begin = asyncio.Event()
+        self._may_begin.set()
+        self._to_mend: dict[Mend, None] = {}
+        self._copy = ""
+        """The node of which there is an old copy."""
+        self.lost_writes = 0
         self.count: Counter[str] = Counter()
 
     async def run(self) -> None:
+        """Until cancelled. Raises AssertionError where the cluster does not become whole in between."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(_AT_ONCE if self._passing else 0):
+                group.create_task(self._pass())
+            if self._taking:
+                group.create_task(self._take())
+
+    def heal(self) -> None:
+        """The last ones are over, too."""
+        for mend in self._to_mend:
+            mend()
+        self._cluster.start_all()
+
+    # ---- what passes
+
+    async def _pass(self) -> None:
         while True:
             await asyncio.sleep(self._random.uniform(*_REST_S))
-            (kind,) = self._random.choices(list(self._kinds), weights=list(self._kinds.values()))
-            mend = getattr(self, f"_{kind}")()
+            await self._may_begin.wait()
+            (kind,) = self._random.choices(list(self._passing), weights=list(self._passing.values()))
+            self._going_on += 1
+            mend: Mend = getattr(self, f"_{kind}")()
+            self._to_mend[mend] = None
             self.count[kind] += 1
             await asyncio.sleep(self._random.uniform(*self._random.choice(_LASTS_S)))
+            del self._to_mend[mend]
             mend()
-            for name in self._cluster.names:
-                if not self._cluster.is_up(name):
-                    self._cluster.start(name)
+            self._going_on -= 1
 
-    def _kill_one(self) -> Callable[[], None]:
-        name = self._random.choice(self._cluster.names)
-        self._kill(name)
-        return _nothing
+    def _any(self, kind: str = "") -> str:
+        return self._random.choice(self._cluster.of_kind(kind))
 
-    def _kill_all_nodes(self) -> Callable[[], None]:
-        for name in self._cluster.names:
-            if name.startswith("node"):
-                self._kill(name)
-        return _nothing
+    def _kill_one(self) -> Mend:
+        return self._killed([self._any()])
 
-    def _kill(self, name: str) -> None:
-        if self._cluster.is_up(name):
+    def _kill_several(self) -> Mend:
+        """All of one kind, or as many as it happens to be."""
+        kind = self._random.choice(("node", "node", "front-end", "control", "etcd"))
+        names = self._cluster.of_kind(kind)
+        return self._killed(self._random.sample(names, self._random.randint(min(2, len(names)), len(names))))
+
+    def _killed(self, names: Iterable[str]) -> Mend:
+        victims = [name for name in names if self._cluster.is_up(name)]
+        for name in victims:
             self._cluster.kill(name)
+        return lambda: self._start(victims)
 
-    def _cut_link(self) -> Callable[[], None]:
+    def _power_cut(self) -> Mend:
+        """Of one machine, of all nodes, or of everything."""
+        names = self._random.choice(([self._any("node")], self._cluster.of_kind("node"), self._cluster.names))
+        victims = [name for name in names if self._cluster.is_up(name)]
+        for name in victims:
+            self.lost_writes += self._cluster.cut_power(name, self._random)
+        return lambda: self._start(victims)
+
+    def _start(self, names: Iterable[str]) -> None:
+        for name in names:
+            if not self._cluster.is_up(name):
+                self._cluster.start(name)
+
+    def _cut_link(self) -> Mend:
         source, target = self._random.sample(self._cluster.names, 2)
-        self._cluster.network.cut(source, target)
-        if self._random.random() < 0.5:
-            self._cluster.network.cut(target, source)
-        return self._cluster.network.mend
+        both = self._random.random() < 0.5
+        return self._cluster.network.cut([(source, target), (target, source)] if both else [(source, target)])
 
-    def _isolate(self) -> Callable[[], None]:
+    def _isolate(self) -> Mend:
         """One of them from all others, or so that it only hears or only speaks."""
-        alone, ways = self._random.choice(self._cluster.names), self._random.choice(("both", "hears", "speaks"))
-        for other in (*self._cluster.names, "test"):
-            if other != alone:
-                if ways != "hears":
-                    self._cluster.network.cut(other, alone)
-                if ways != "speaks":
-                    self._cluster.network.cut(alone, other)
-        return self._cluster.network.mend
+        alone, ways = self._any(), self._random.choice(("both", "hears", "speaks"))
+        others = [name for name in (*self._cluster.names, "test") if name != alone]
+        links = [(other, alone) for other in others if ways != "hears"]
+        return self._cluster.network.cut(links + [(alone, other) for other in others if ways != "speaks"])
 
-    def _slow(self) -> Callable[[], None]:
-        """Every message takes up to half a second."""
-        network = self._cluster.network
-        usual, network.latency_s = network.latency_s, (0.0, self._random.choice((0.02, 0.5)))
+    def _slow_network(self) -> Mend:
+        """Every message to and from one of them takes up to half a second."""
+        return _set_for_now(self._cluster.network.latency_of, self._any(), (0.0, self._random.choice((0.02, 0.5))))
 
-        def mend() -> None:
-            network.latency_s = usual
+    def _slow_process(self) -> Mend:
+        """What it does in threads takes long: LMDB's commits, reads, hashing."""
+        return _set_for_now(self._cluster.loop.thread_s_of, self._any(), (0.0, self._random.choice((0.1, 1.0))))
 
-        return mend
-
-    def _slow_disk(self) -> Callable[[], None]:
+    def _slow_disk(self) -> Mend:
         """One node's journal takes long for each group; others answer for it meanwhile."""
-        name = self._random.choice([name for name in self._cluster.names if name.startswith("node")])
-        SimulatedJournalWriter.sync_s[name] = (0.0, self._random.choice((0.1, 3.0)))
+        slow = 0.0, self._random.choice((0.1, 3.0))
+        return _set_for_now(SimulatedJournalWriter.sync_s, self._any("node"), slow)
 
-        def mend() -> None:
-            SimulatedJournalWriter.sync_s.clear()
+    def _full_disk(self) -> Mend:
+        """Of one node, or of all."""
+        nodes = self._cluster.of_kind("node")
+        full = nodes if self._random.random() < 0.2 else [self._random.choice(nodes)]
+        self._cluster.machines.full.update(full)
+        return lambda: self._cluster.machines.full.difference_update(full)
 
-        return mend
-
-    def _clock(self) -> Callable[[], None]:
+    def _clock(self) -> Mend:
         """One machine's time of day jumps, for good."""
-        name = self._random.choice(self._cluster.names)
-        self._cluster.clocks.skew_s[name] = self._random.choice(
-            (-86_400.0 * 365, -3600.0, -5.0, 5.0, 3600.0, 86_400.0 * 365)
-        )
-        return _nothing
+        jump_s = self._random.choice((-86_400.0 * 365, -3600.0, -5.0, 5.0, 3600.0, 86_400.0 * 365))
+        self._cluster.machines.skew_s[self._any()] = jump_s
+        return lambda: None
+
+    # ---- what takes data
+
+    async def _take(self) -> None:
+        while True:
+            await asyncio.sleep(self._random.uniform(*_BETWEEN_S))
+            self._may_begin.clear()
+            await self._until_whole()
+            (kind,) = self._random.choices(list(self._taking), weights=list(self._taking.values()))
+            name = self._any("node")
+            if kind == "old_copy" and not self._copy:
+                await self._remember(name)
+            else:
+                await self._hit(self._copy if kind == "old_copy" else name, getattr(self, f"_{kind}"))
+                self.count[kind] += 1
+            self._may_begin.set()
+
+    async def _until_whole(self) -> None:
+        async def whole() -> bool:
+            return not self._going_on and await self._cluster.whole()
+
+        try:
+            await self._cluster.until("the cluster is whole between faults", whole, WHOLE_S)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {(await self._cluster.status()).problems}") from error
+
+    async def _remember(self, name: str) -> None:
+        """It is restarted, and what it had on its disk is kept."""
+        self._cluster.kill(name)
+        shutil.rmtree(self._cluster.scratch("old"), ignore_errors=True)
+        shutil.copytree(self._cluster.place(name), self._cluster.scratch("old"))
+        self._copy = name
+        self._cluster.start(name)
+
+    async def _hit(self, name: str, damage: Callable[[str], Awaitable[None]]) -> None:
+        self._cluster.kill(name)
+        await asyncio.sleep(self._random.uniform(*_AWAY_S))
+        await damage(name)
+        self._cluster.start(name)
+
+    async def _old_copy(self, name: str) -> None:
+        place = self._cluster.place(name)
+        shutil.rmtree(place)
+        shutil.copytree(self._cluster.scratch("old"), place)
+        self._copy = ""
+
+    async def _rot(self, name: str) -> None:
+        rot(self._cluster.place(name), self._random)
+
+    async def _lost_disk(self, name: str) -> None:
+        """It comes back as another node, with an empty disk."""
+        shutil.rmtree(self._cluster.place(name))
+        if self._copy == name:
+            self._copy = ""
 
 
-def _nothing() -> None:
-    """There is nothing to mend: who was killed is started again in any case."""
+def _set_for_now(table: dict[str, tuple[float, float]], name: str, value: tuple[float, float]) -> Mend:
+    table[name] = value
+    return lambda: _forget(table, name)
+
+
+def _forget(table: dict[str, tuple[float, float]], name: str) -> None:
+    table.pop(name, None)

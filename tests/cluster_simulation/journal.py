@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from typing import ClassVar, Final
 
 from blockstore.node.journal_writer import AppendsGroups, Durable
-from blockstore.storage.journal import JournalEntry, JournalFull
+from blockstore.storage.journal import JournalEntry, JournalFailed, JournalFull
 from tests.cluster_simulation.processes import CURRENT
 
 _USUAL_S: Final = (0.0002, 0.003)
@@ -32,6 +33,8 @@ class SimulatedJournalWriter:
         self._waiting: list[tuple[list[JournalEntry], Durable]] = []
         self._process = CURRENT.get()
         self._busy = self._failed = False
+        if self._process is not None:
+            self._process.on_power_loss.append(self._lose_power)
 
     def start(self) -> None:
         """There is nothing to start."""
@@ -53,6 +56,14 @@ class SimulatedJournalWriter:
 
     def _takes_s(self) -> tuple[float, float]:
         return self.sync_s.get(self._process.name if self._process is not None else "", _USUAL_S)
+
+    def _lose_power(self) -> None:
+        """The group that is on its way is written and not synced, or was not begun."""
+        if self._busy and self._waiting and not self._failed and self._process and self.random.random() < 0.7:
+            for disk in self._process.disks:
+                disk.powered = False
+            with suppress(JournalFailed, JournalFull):
+                self._journal.append([entry for entries, _ in self._waiting for entry in entries])
 
     def _begin(self) -> None:
         if not self._busy and self._waiting and not self._failed:

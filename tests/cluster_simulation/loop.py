@@ -1,25 +1,34 @@
 """The event loop of the simulation: virtual time, no threads, and sockets that are pairs of buffers.
 
-Work for a thread is done at once, and its result comes after a time that is drawn. A server's socket is known by its
+Work for a thread takes a time that is drawn, and is done in one moment, at its beginning or at its end.
+A server's socket is known by its
 address; who connects to it gets a pair of transports, whose bytes take the network's time.
 """
 
 import asyncio
+import functools
+from collections import Counter
 from collections.abc import Callable
 from random import Random
-from typing import Any
+from typing import Any, Final
 
 from tests.cluster_simulation.processes import CURRENT, Process, in_process, make_task
 from tests.virtual_time import VirtualTimeLoop
 
+_THREAD_S: Final = 0.0001, 0.003
+Outcome = tuple[Any, BaseException | None]
+
 
 class SimulationLoop(VirtualTimeLoop):
-    """random: decides how long everything takes. thread_s: of work in a thread, between these."""
+    """random: decides how long everything takes. thread_s_of: work in a thread of that process, between these."""
 
     def __init__(self, random: Random) -> None:
         super().__init__()
         self.random = random
-        self.thread_s = 0.0001, 0.003
+        self.thread_s_of: dict[str, tuple[float, float]] = {}
+        self._busy: Counter[Any] = Counter()
+        """What each executor has to do."""
+        self._free_at: dict[Any, float] = {}
         self.listening: dict[int, tuple[Process | None, Callable[[], Any]]] = {}
         self._ports = 20_000
         self._timers = 0
@@ -41,25 +50,25 @@ class SimulationLoop(VirtualTimeLoop):
     def run_in_executor(  # type: ignore[override]
         self, executor: Any, function: Callable[..., Any], *arguments: Any
     ) -> "asyncio.Future[Any]":
+        """It happens in one moment, now or when it ends: a process that is killed meanwhile did it, or did not."""
         process = CURRENT.get()
         future: asyncio.Future[Any] = self.create_future()
         if process is not None and not process.alive:
             future.set_exception(asyncio.CancelledError())
             return future
-        try:
-            result, error = function(*arguments), None
-        except BaseException as raised:
-            result, error = None, raised
+        work = functools.partial(_outcome, process, function, *arguments)
+        made = work() if self.random.random() < 0.5 and not self._busy.get(executor) else None
 
         def done() -> None:
-            if future.cancelled() or (process is not None and not process.alive):
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(result)
+            self._busy[executor] -= 1
+            if process is None or process.alive:
+                _tell(future, made or work())
 
-        self.call_later(self.random.uniform(*self.thread_s), done)
+        ends_at = self.time() + self.random.uniform(*self.thread_s_of.get(process.name if process else "", _THREAD_S))
+        if getattr(executor, "_max_workers", 0) == 1:  # one thread: one after the other
+            ends_at = self._free_at[executor] = max(ends_at, self._free_at.get(executor, 0.0))
+        self._busy[executor] += 1
+        self.call_at(ends_at, done)
         return future
 
     def add_signal_handler(self, sig: int, callback: Any, *arguments: Any) -> None:  # type: ignore[override]
@@ -92,6 +101,23 @@ class SimulationLoop(VirtualTimeLoop):
         in_process(process, server.connection_made, far)
         client.connection_made(near)
         return near, client
+
+
+def _outcome(process: Process | None, function: Callable[..., Any], *arguments: Any) -> Outcome:
+    try:
+        return in_process(process, function, *arguments), None
+    except BaseException as error:
+        return None, error
+
+
+def _tell(future: "asyncio.Future[Any]", outcome: Outcome) -> None:
+    result, error = outcome
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 class _Server:

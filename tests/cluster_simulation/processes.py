@@ -20,9 +20,14 @@ class Process:
         self.name = name
         self.directory = directory
         self.alive = True
+        self.stopping = False
         self.tasks: dict[asyncio.Task[Any], None] = {}
         """Not done yet, in the order of their making: the order of a set would be chance."""
         self.on_death: list[Callable[[], None]] = []
+        self.on_power_loss: list[Callable[[], None]] = []
+        """What gets as far as the disk in that moment, and is not synced."""
+        self.disks: list[Any] = []
+        """Those of its journals (disk.py)."""
         self.signals: dict[int, Callable[[], None]] = {}
         self.main: asyncio.Task[Any] | None = None
 
@@ -33,23 +38,29 @@ class Process:
         loop = asyncio.get_running_loop()
         self.main = context.run(loop.create_task, work())
 
-    def kill(self, copy_to: Path) -> None:
-        """At once: what it had on its disk is in `copy_to`."""
-        self.alive = False
+    def kill(self, copy_to: Path, *, power: bool = False) -> None:
+        """At once: what it had on its disk is in `copy_to`. power: that goes as well, and what is under way with it."""
+        if power:
+            for callback in self.on_power_loss:
+                callback()
+        self.end()
         shutil.copytree(self.directory, copy_to)
+
+    async def stop(self) -> Any:
+        """As by SIGTERM; what its `run` returned."""
+        self.stopping = True
+        for signal in list(self.signals.values())[:1]:
+            signal()
+        assert self.main is not None
+        return await self.main
+
+    def end(self) -> None:
+        """Nothing that it does from now on reaches anybody."""
+        self.alive = False
         for callback in self.on_death:
             callback()
         for task in list(self.tasks):
             task.cancel()
-
-    async def stop(self) -> Any:
-        """As by SIGTERM; what its `run` returned."""
-        for signal in list(self.signals.values())[:1]:
-            signal()
-        assert self.main is not None
-        result = await self.main
-        self.alive = False
-        return result
 
 
 CURRENT: ContextVar[Process | None] = ContextVar("process", default=None)

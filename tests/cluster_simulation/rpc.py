@@ -1,188 +1,24 @@
-"""gRPC without its transport: channels and servers as grpc.aio has them, over the simulated network.
+"""Channels and calls as grpc.aio has them, over the simulated network.
 
-Requests and answers cross as bytes, by the serializers of the stubs and handlers. A connection keeps its order in each
-direction. What is said over a link that is cut is held back, as TCP does, and the connection ends where that lasts
-longer than keepalive allows; its calls then end with UNAVAILABLE, and the handlers on the other side are cancelled.
+Requests and answers cross as bytes, by the serializers of the stubs and handlers, in their order. A connection that
+ends, ends its calls with UNAVAILABLE, and the handlers on the other side are cancelled.
 """
 
 import asyncio
-import inspect
-from collections.abc import Callable
 from typing import Any, Final
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from blockstore.grpc_endpoint import CONTROL_SERVICE
 from tests.cluster_simulation.loop import SimulationLoop
-from tests.cluster_simulation.processes import CURRENT, Process, in_process
+from tests.cluster_simulation.network import Connection, Network, name_of
+from tests.cluster_simulation.processes import CURRENT
+from tests.cluster_simulation.server import ServerSide
 
-#: Of grpc_endpoint's options: a ping each 2 s, which is answered within 2 s.
-KEEPALIVE_S: Final = 4.0
-#: How long an attempt to connect may take.
+#: How long an attempt to connect may take; and until the next one.
 _CONNECT_S: Final = 2.0
-
-
-class Network:
-    """Who listens where, and which links are cut. Links are (from, to), by names of processes."""
-
-    def __init__(self, loop: SimulationLoop) -> None:
-        self.loop = loop
-        self.servers: dict[str, Server] = {}
-        self.latency_s = 0.0002, 0.002
-        self._cut: dict[tuple[str, str], float] = {}
-        self._connections: list[Connection] = []
-
-    def server(self, **options: Any) -> "Server":
-        return Server(self, options.get("interceptors", ()))
-
-    def channel(self, address: str, options: Any = ()) -> "Channel":
-        return Channel(self, address)
-
-    def cut(self, source: str, target: str) -> None:
-        """Nothing gets from one to the other."""
-        self._cut.setdefault((source, target), self.loop.time())
-        self.loop.call_later(KEEPALIVE_S, self._break_silent)
-
-    def mend(self) -> None:
-        """Everything gets through again."""
-        self._cut.clear()
-        for connection in self._connections:
-            connection.flush()
-
-    def is_cut(self, source: str, target: str) -> bool:
-        return (source, target) in self._cut
-
-    def delay_s(self) -> float:
-        low, high = self.latency_s
-        return self.loop.random.uniform(low, high)
-
-    def add(self, connection: "Connection") -> None:
-        self._connections.append(connection)
-
-    def forget(self, connection: "Connection") -> None:
-        if connection in self._connections:
-            self._connections.remove(connection)
-
-    def died(self, process: Process) -> None:
-        """Its connections are reset."""
-        for address in [address for address, server in self.servers.items() if server.process is process]:
-            del self.servers[address]
-        for connection in list(self._connections):
-            if process in (connection.client, connection.served):
-                connection.end("connection reset by peer")
-
-    def _break_silent(self) -> None:
-        silent = self.loop.time() - KEEPALIVE_S + 1e-6
-        for connection in list(self._connections):
-            ends = _name(connection.client), _name(connection.served)
-            since = [self._cut[link] for link in (ends, ends[::-1]) if link in self._cut]
-            if since and min(since) <= silent:
-                connection.end("keepalive watchdog timeout")
-
-
-def _name(process: Process | None) -> str:
-    return process.name if process is not None else "test"
-
-
-class Server:
-    """As grpc.aio.server gives it."""
-
-    def __init__(self, network: Network, interceptors: Any) -> None:
-        self.process = CURRENT.get()
-        self._network = network
-        self._interceptors = list(interceptors)
-        self._generic: list[Any] = []
-        self._address = ""
-
-    def add_generic_rpc_handlers(self, handlers: Any) -> None:
-        self._generic += handlers
-
-    def add_registered_method_handlers(self, name: str, handlers: Any) -> None:
-        """The same ones again."""
-
-    def add_insecure_port(self, address: str) -> int:
-        host, _, text = address.rpartition(":")
-        port = int(text) or self._network.loop.new_port()
-        self._address = f"{host}:{port}"
-        if self._address in self._network.servers:
-            raise RuntimeError("the address is in use")
-        return port
-
-    async def start(self) -> None:
-        self._network.servers[self._address] = self
-
-    async def stop(self, grace: float | None) -> None:
-        self._network.servers.pop(self._address, None)
-        if self.process is not None:
-            self._network.died(self.process)
-
-    async def handler(self, method: str) -> Any:
-        """As the interceptors have it; None where there is none."""
-        details = _Details(method)
-
-        async def find(details: Any) -> Any:
-            for generic in self._generic:
-                if (handler := generic.service(details)) is not None:
-                    return handler
-            return None
-
-        if not self._interceptors:
-            return await find(details)
-        return await self._interceptors[0].intercept_service(find, details)
-
-
-class _Details:
-    invocation_metadata = ()
-
-    def __init__(self, method: str) -> None:
-        self.method = method
-
-
-class Connection:
-    """Between a channel's process and a server's."""
-
-    def __init__(self, network: Network, server: Server) -> None:
-        self.client, self.served, self.server = CURRENT.get(), server.process, server
-        self.open = True
-        self.calls: dict[_Call, None] = {}
-        self._network = network
-        self._next = [0.0, 0.0]
-        self._held: list[list[Callable[[], None]]] = [[], []]
-        network.add(self)
-
-    def to_server(self, arrive: Callable[[], None]) -> None:
-        self._send(0, self.client, self.served, arrive)
-
-    def to_client(self, arrive: Callable[[], None]) -> None:
-        self._send(1, self.served, self.client, arrive)
-
-    def _send(self, way: int, source: Process | None, target: Process | None, arrive: Callable[[], None]) -> None:
-        if not self.open or (source is not None and not source.alive):
-            return
-        if self._held[way] or self._network.is_cut(_name(source), _name(target)):
-            self._held[way].append(arrive)
-            return
-        loop = self._network.loop
-        self._next[way] = max(self._next[way] + 1e-7, loop.time() + self._network.delay_s())
-        loop.call_at(self._next[way], self._arrive, target, arrive)
-
-    def _arrive(self, target: Process | None, arrive: Callable[[], None]) -> None:
-        if self.open and (target is None or target.alive):
-            in_process(target, arrive)
-
-    def flush(self) -> None:
-        """What was held back, now that the link is whole."""
-        for way, ends in enumerate(((self.client, self.served), (self.served, self.client))):
-            held, self._held[way] = self._held[way], []
-            for arrive in held:
-                self._send(way, *ends, arrive)
-
-    def end(self, why: str) -> None:
-        """Both sides hear of it, as far as they live."""
-        if self.open:
-            self.open = False
-            self._network.forget(self)
-            for call in list(self.calls):
-                call.cut_off(why)
+_RECONNECT_S: Final = 0.3
 
 
 class Channel:
@@ -192,7 +28,6 @@ class Channel:
         self._network, self._address = network, address
         self._connection: Connection | None = None
         self._calls: dict[_Call, None] = {}
-        self._closed = False
 
     async def channel_ready(self) -> None:
         while True:
@@ -206,11 +41,11 @@ class Channel:
         """Raises ConnectionError where nobody listens, or nothing gets through."""
         if self._connection is not None and self._connection.open:
             return self._connection
-        server, me = self._network.servers.get(self._address), _name(CURRENT.get())
-        await asyncio.sleep(self._network.delay_s())
+        server, me = self._network.servers.get(self._address), name_of(CURRENT.get())
+        await asyncio.sleep(self._network.delay_s(me))
         if server is None:
             raise ConnectionRefusedError("connection refused")
-        there = _name(server.process)
+        there = name_of(server.process)
         if self._network.is_cut(me, there) or self._network.is_cut(there, me):
             await asyncio.sleep(_CONNECT_S)
             raise ConnectionError("connection timed out")
@@ -221,7 +56,6 @@ class Channel:
         return self._connection
 
     async def close(self, grace: float | None = None) -> None:
-        self._closed = True
         for call in list(self._calls):
             call.cancel()
         if self._connection is not None:
@@ -237,15 +71,9 @@ class Channel:
     ) -> Any:
         return self._multi(method, request_serializer, response_deserializer, _StreamCall)
 
-    def stream_unary(
-        self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any
-    ) -> Any:
-        return self._multi(method, request_serializer, response_deserializer, _UnaryCall)
-
-    def stream_stream(
-        self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any
-    ) -> Any:
-        return self._multi(method, request_serializer, response_deserializer, _StreamCall)
+    # A call takes one request or a stream of them all the same.
+    stream_unary = unary_unary
+    stream_stream = unary_stream
 
     def _multi(self, method: str, serialize: Any, deserialize: Any, kind: "type[_Call]") -> Any:
         def call(request: Any = None, timeout: float | None = None, **_: Any) -> _Call:
@@ -258,6 +86,59 @@ class Channel:
         return call
 
 
+class ActiveChannel(Channel):
+    """To several controls, as gRPC's round robin with health checks: a call goes to one that says it is serving."""
+
+    def __init__(self, network: Network, addresses: list[str]) -> None:
+        super().__init__(network, addresses[0])
+        self._each = [Channel(network, address) for address in addresses]
+        self._serving: dict[Channel, None] = {}
+        self._heard: dict[Channel, None] = {}
+        self._changed = asyncio.Event()
+        self._watching = [network.loop.create_task(self._watch(each)) for each in self._each]
+
+    async def connect(self) -> Connection:
+        while not self._serving and len(self._heard) < len(self._each):
+            await self._changed.wait()
+        if not self._serving:
+            raise ConnectionError("no address is serving")
+        return await next(iter(self._serving)).connect()
+
+    async def close(self, grace: float | None = None) -> None:
+        for task in self._watching:
+            task.cancel()
+        await super().close(grace)
+        for each in self._each:
+            await each.close(grace)
+
+    async def _watch(self, channel: Channel) -> None:
+        request = health_pb2.HealthCheckRequest(service=CONTROL_SERVICE)
+        while True:
+            try:
+                async for answer in health_pb2_grpc.HealthStub(channel).Watch(request):
+                    self._hear(channel, answer.status == health_pb2.HealthCheckResponse.SERVING)
+            except grpc.aio.AioRpcError:
+                pass  # it is away: as one that does not serve
+            self._hear(channel, False)
+            await asyncio.sleep(_RECONNECT_S)
+
+    def _hear(self, channel: Channel, serving: bool) -> None:
+        self._heard[channel] = None
+        if serving:
+            self._serving[channel] = None
+        else:
+            self._serving.pop(channel, None)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def channel_to(network: Network, target: str, options: Any = ()) -> Channel:
+    """As grpc.aio.insecure_channel."""
+    if target.startswith("ipv4:"):
+        return ActiveChannel(network, target.removeprefix("ipv4:").split(","))
+    return Channel(network, target)
+
+
 class _Call:
     """The client's side of a call."""
 
@@ -267,7 +148,7 @@ class _Call:
         self.ended: asyncio.Future[grpc.aio.AioRpcError | None] = loop.create_future()
         """None, or what it ended with."""
         self._answers: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._side: _ServerSide | None = None
+        self._side: ServerSide | None = None
         self._connection: Connection | None = None
         self._sending: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -288,12 +169,16 @@ class _Call:
             return
         connection.calls[self] = None
         self.ended.add_done_callback(lambda _: connection.calls.pop(self, None))
-        side = self._side = _ServerSide(self, connection, self._method)
+        side = self._side = ServerSide(self, connection, self._method)
         connection.to_server(side.begin)
         if not self._connected.done():
             self._connected.set_result(None)
-        if inspect.isasyncgen(request) or hasattr(request, "__aiter__"):
+        if hasattr(request, "__aiter__"):
             async for each in request:
+                await self.write(each)
+            await self.done_writing()
+        elif hasattr(request, "__next__"):
+            for each in request:
                 await self.write(each)
             await self.done_writing()
         elif request is not None:
@@ -301,11 +186,14 @@ class _Call:
             await self.done_writing()
 
     async def write(self, request: Any) -> None:
+        if self.ended.done():
+            raise asyncio.InvalidStateError("RPC already finished.")
         if not self._connected.done():
             waited: set[asyncio.Future[Any]] = {self._connected, self.ended}
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-        if self.ended.done():
-            raise asyncio.InvalidStateError("RPC already finished.")
+            if self.ended.done():
+                await self._next()  # raises what it ended with
+                raise asyncio.InvalidStateError("RPC already finished.")
         assert self._connection is not None
         side = self._side
         assert side is not None
@@ -400,85 +288,3 @@ class _StreamCall(_Call):
         if data is None:
             raise StopAsyncIteration
         return self._deserialize(data)
-
-
-class _Requests:
-    """What a handler reads."""
-
-    def __init__(self, queue: "asyncio.Queue[bytes | None]", deserialize: Callable[[bytes], Any]) -> None:
-        self._queue, self._deserialize = queue, deserialize
-
-    def __aiter__(self) -> "_Requests":
-        return self
-
-    async def __anext__(self) -> Any:
-        data = await self._queue.get()
-        if data is None:
-            self._queue.put_nowait(None)
-            raise StopAsyncIteration
-        return self._deserialize(data)
-
-
-class _ServerSide:
-    """The handler's side of a call, in its process."""
-
-    def __init__(self, call: _Call, connection: Connection, method: str) -> None:
-        self.requests: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._call, self._connection, self._method = call, connection, method
-        self._task: asyncio.Task[None] | None = None
-
-    def begin(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    def cancel(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-
-    async def _run(self) -> None:
-        try:
-            handler = await self._connection.server.handler(self._method)
-            if handler is None:
-                self._end(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
-                return
-            await self._serve(handler)
-            self._end(grpc.StatusCode.OK, "")
-        except _Aborted as aborted:
-            self._end(aborted.code, aborted.details)
-        except asyncio.CancelledError:
-            self._end(grpc.StatusCode.CANCELLED, "the handler was cancelled")
-            raise
-        except Exception as error:
-            self._end(grpc.StatusCode.UNKNOWN, f"Unexpected {type(error)}: {error}")
-
-    async def _serve(self, handler: Any) -> None:
-        serialize, deserialize = handler.response_serializer or bytes, handler.request_deserializer or bytes
-        request: Any = _Requests(self.requests, deserialize)
-        if not handler.request_streaming:
-            request = await request.__anext__()
-        sides = handler.request_streaming, handler.response_streaming
-        kind = "_".join("stream" if streams else "unary" for streams in sides)
-        answer = getattr(handler, kind)(request, _Context())
-        if not handler.response_streaming:
-            self._tell(serialize(await answer))
-            return
-        async for each in answer:
-            self._tell(serialize(each))
-
-    def _tell(self, data: bytes) -> None:
-        self._connection.to_client(lambda: self._call.answer(data))
-
-    def _end(self, code: grpc.StatusCode, details: str) -> None:
-        self._connection.to_client(lambda: self._call.finish(code, details))
-
-
-class _Aborted(grpc.aio.AbortError):
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
-        super().__init__(details)
-        self.code, self.details = code, details
-
-
-class _Context:
-    """What handlers get."""
-
-    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> None:
-        raise _Aborted(code, details)
