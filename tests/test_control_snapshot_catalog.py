@@ -1,9 +1,17 @@
 """Snapshots that control knows of: what prune must keep, what is found and listed, and how one is deleted."""
 
+import asyncio
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
+from blockstore.control.metastore.embedded import EmbeddedMetastore, open_embedded
+from blockstore.control.metastore.interface import Revision
+from blockstore.control.snapshot_catalog import SnapshotCatalog
+from blockstore.control.snapshot_records import Snapshot, SnapshotState
+from blockstore.domain import SnapshotId, VolumeId
 from blockstore.errors import AlreadyExists, Conflict, Fenced, InvalidRequest, NotFound
 from blockstore.grpc_errors import cairn_errors
 from blockstore.rpc import snapshot_pb2
@@ -116,6 +124,39 @@ def test_deleting_gives_the_pin_up_drops_the_root_and_leaves_nothing(tmp_path: P
         await control.call("DropSnapshot", drop)  # Said twice.
 
     run(tmp_path, scenario)
+
+
+def test_two_of_one_token_that_go_at_once_leave_nothing(tmp_path: Path) -> None:
+    class Together(EmbeddedMetastore):
+        """Both have looked before either changes anything."""
+
+        looked = 0
+        both = asyncio.Event()
+
+        async def transact(self, conditions: Any, puts: Any = None, deletes: Any = ()) -> Revision | None:
+            if deletes:
+                self.looked += 1
+                if self.looked == 2:
+                    self.both.set()
+                await self.both.wait()
+            return await super().transact(conditions, puts, deletes)
+
+    async def scenario() -> None:
+        with patch("blockstore.control.metastore.embedded.EmbeddedMetastore", Together):
+            store = open_embedded(tmp_path)
+        catalog = SnapshotCatalog(store)
+        entered = [
+            Snapshot(SnapshotId(f"snap-{name}"), VolumeId("vol-a"), "", 0, SnapshotState.DELETING, 0, client_token="t")
+            for name in ("a", "b")
+        ]
+        try:
+            assert await catalog.enter(entered, ())
+            await asyncio.gather(*(catalog.remove(each.id) for each in entered))
+            assert not (await store.list("snapshot")).items
+        finally:
+            await store.close()
+
+    asyncio.run(scenario())
 
 
 def test_one_that_no_daemon_ever_had_goes_without_one(tmp_path: Path) -> None:

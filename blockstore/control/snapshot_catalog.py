@@ -133,16 +133,32 @@ class SnapshotCatalog(RecordStore):
         raise Conflict("the catalog is changed by too many at once: try again")
 
     async def remove(self, snapshot: SnapshotId) -> None:
-        """Forget one that nothing needs any more, and its token with the last that has it. It may be gone already."""
-        stored = await self._get(Snapshot, SNAPSHOTS + snapshot)
-        if stored is None:
-            return
-        token = stored.record.client_token
-        left = [each for each in await self.of_token(token) if each.id != snapshot]
-        gone = [SNAPSHOTS + snapshot, *([_TOKENS + token] if token and not left else [])]
-        if not await self._transact({SNAPSHOTS + snapshot: stored.revision}, {}, gone):
-            raise Conflict(f"snapshot {snapshot} has changed meanwhile: look again")
-        self._decoded.pop(SNAPSHOTS + snapshot, None)
+        """Forget one that nothing needs any more, and its token with the last that has it. It may be gone already.
+
+        Raises Conflict where it has changed meanwhile.
+        """
+        key, before = SNAPSHOTS + snapshot, await self._get(Snapshot, SNAPSHOTS + snapshot)
+        while before is not None:
+            if await self._remove(before):
+                self._decoded.pop(key, None)
+                return
+            now = await self._get(Snapshot, key)
+            if now and now.revision != before.revision:
+                raise Conflict(f"snapshot {snapshot} has changed meanwhile: look again")
+            before = now  # another one of its token has gone
+
+    async def _remove(self, stored: Stored[Snapshot]) -> bool:
+        """False where it, or its token, has changed."""
+        key, token_key = SNAPSHOTS + stored.record.id, _TOKENS + stored.record.client_token
+        conditions, puts, gone = {key: stored.revision}, dict[str, bytes](), [key]
+        if stored.record.client_token and (token := await self._store.get(token_key)):
+            conditions[token_key] = token.revision  # each of two that go at once would leave it to the other one
+            left = [each.id for each in await self.of_token(stored.record.client_token) if each.id != stored.record.id]
+            if left:
+                puts[token_key] = ",".join(left).encode()
+            else:
+                gone.append(token_key)
+        return await self._transact(conditions, puts, gone)
 
     async def _read(self) -> "tuple[tuple[Snapshot, ...], tuple[Snapshot, ...]]":
         """All of them, and those that are not completed; both by age."""
