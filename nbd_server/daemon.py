@@ -3,7 +3,6 @@
 import asyncio
 import signal
 from typing import Any, Final
-from urllib.parse import quote
 
 import structlog
 
@@ -16,6 +15,7 @@ from nbd_server.exports import Exports
 from nbd_server.front_end import FrontEnd
 from nbd_server.security import Security
 from nbd_server.server import NbdServer
+from nbd_server.uri import NbdTarget, make_uri
 
 _log = structlog.get_logger(__name__)
 _GRACE_S: Final = 1.0
@@ -80,4 +80,4 @@ async def _listen(server: NbdServer, settings: FrontEndSettings, front_end: Fron
     where = _advertised(settings.nbd_advertise, port) or address
     front_end.uris = [f"{scheme}://{where}" for scheme in _SCHEMES[settings.tls]]
     if settings.nbd_socket is not None:
-        front_end.uris.append(f"nbd+unix://?socket={quote(str(settings.nbd_socket.absolute()))}")
+        front_end.uris.append(make_uri(NbdTarget("", socket_path=str(settings.nbd_socket.absolute()))))

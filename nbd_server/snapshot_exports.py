@@ -32,10 +32,10 @@ from nbd_server.clone_overlay import CloneOverlay, CloneSpace
 from nbd_server.clone_volume import CloneVolume
 from nbd_server.device import Device
 from nbd_server.exports import Export
+from nbd_server.uri import CLONE
 
 _log = structlog.get_logger(__name__)
 
-CLONE: Final = "+rw"
 _NAME: Final = re.compile(r"(snap-[0-9a-f]{17})(\+rw)?")
 
 AskControl = Callable[[SnapshotId, bool], Awaitable[pb.OpenSnapshotResponse]]

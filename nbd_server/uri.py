@@ -4,13 +4,17 @@ Source: the NBD project's doc/uri.md: nbd://HOST[:PORT]/EXPORT and nbd+unix:///E
 """
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from blockstore.config import DEFAULT_NBD_PORT
+from blockstore.config import DEFAULT_NBD_PORT, join_address
 from blockstore.errors import InvalidRequest
 
+#: Behind a snapshot's id: a clone of the connection's own that can be written to.
+CLONE: Final = "+rw"
+#: In a path as it is; everything else of a name or a socket's path is escaped.
+_AS_IT_IS: Final = "/+"
 #: Of a client, in the names that libnbd and qemu expect.
 _CREDENTIALS: Final = ("ca-cert", "client-cert", "client-key")
 
@@ -41,16 +45,39 @@ def parse_uri(uri: str) -> NbdTarget:
     )
 
 
+def make_uri(target: NbdTarget) -> str:
+    """The reverse of parse_uri."""
+    scheme, export = "nbds" if target.tls else "nbd", quote(target.export, _AS_IT_IS)
+    if target.socket_path:
+        return f"{scheme}+unix:///{export}?socket={quote(target.socket_path)}"
+    return f"{scheme}://{join_address(target.host, target.port)}/{export}"
+
+
 def commands(uris: list[str]) -> list[str]:
     """What to type to use the first of `uris`: a block device by the kernel, a look, copies in and out."""
+    return _commands(parse_uri(uris[0])) if uris else []
+
+
+def snapshot_commands(uris: list[str]) -> list[str]:
+    """What to type to look into the snapshot that is at the first of `uris`: mount it, look, copy it out.
+
+    A file system that was in use wants to write its journal back when it is mounted: into a clone.
+    """
     if not uris:
         return []
-    target, uri = parse_uri(uris[0]), shlex.quote(uris[0])
+    target = parse_uri(uris[0])
+    device = _commands(replace(target, export=target.export + CLONE))[0]
+    _, look, _, copy = _commands(target)
+    return [f"{device} && sudo mount /dev/nbd0 /mnt", look, copy]
+
+
+def _commands(target: NbdTarget) -> list[str]:
     if target.tls:
         return tls_commands(target)
+    uri = shlex.quote(make_uri(target))
     where = f"-unix {shlex.quote(target.socket_path)}" if target.socket_path else f"{target.host} {target.port}"
     return [
-        f"sudo nbd-client -N {shlex.quote(target.export)} {where} /dev/nbd0",
+        f"sudo nbd-client -b 4096 -N {shlex.quote(target.export)} {where} /dev/nbd0",
         f"qemu-img info {uri}",
         f"nbdcopy disk.img {uri}",
         f"nbdcopy {uri} disk.img",
@@ -60,8 +87,7 @@ def commands(uris: list[str]) -> list[str]:
 def tls_commands(target: NbdTarget, certificates: str = "DIR") -> list[str]:
     """The same, at a port with TLS. certificates: a client's directory, as `cairn pki issue` makes it."""
     authority, certificate, key = (shlex.quote(f"{certificates}/{name}.pem") for name in _CREDENTIALS)
-    host = f"[{target.host}]" if ":" in target.host else target.host
-    uri = shlex.quote(f"nbds://{host}:{target.port}/{quote(target.export)}?tls-certificates={quote(certificates)}")
+    uri = shlex.quote(f"{make_uri(target)}?tls-certificates={quote(certificates)}")
     credentials = shlex.quote(f"tls-creds-x509,id=tls0,endpoint=client,dir={certificates}")
     image = f"driver=nbd,server.type=inet,server.host={target.host},server.port={target.port},export={target.export}"
     options = f"-A {authority} -F {certificate} -K {key} -H {target.host} -b 4096"

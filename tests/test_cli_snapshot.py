@@ -123,6 +123,19 @@ def test_show(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) -> N
         assert text in out
 
 
+def test_show_says_how_to_look_into_it(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) -> None:
+    uri = f"nbd://127.0.0.1:10809/{TWO}"
+    cluster.snapshots[TWO] = make_snapshot(2, uris=[uri])
+    assert run(["snapshot", "show", TWO]) == 0
+    out = capsys.readouterr().out
+    assert f"-N {TWO}+rw 127.0.0.1 10809 /dev/nbd0 && sudo mount /dev/nbd0 /mnt" in out
+    assert f"  nbdcopy {uri} disk.img" in out.splitlines()
+    assert run(["snapshot", "show", TWO, "-o", "json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["uris"] == [uri]
+    assert len(document["commands"]) == 3
+
+
 def test_show_one_that_is_not_there(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["snapshot", "show", "snap-x"]) == 4
     assert capsys.readouterr().err == "cairn: no snapshot 'snap-x': `cairn snapshot list` shows all\n"

@@ -129,7 +129,8 @@ def test_attach_waits_until_it_is_served(control: CannedControl, capsys: pytest.
     assert (request.read_only, request.force, request.accept_loss) == (True, False, False)
     captured = capsys.readouterr()
     assert URI in captured.out.splitlines()
-    for command in (f"nbd-client -N {VOLUME} 127.0.0.1 10809 /dev/nbd0", f"qemu-img info {URI}", f"nbdcopy {URI}"):
+    device = f"nbd-client -b 4096 -N {VOLUME} 127.0.0.1 10809 /dev/nbd0"
+    for command in (device, f"qemu-img info {URI}", f"nbdcopy {URI}"):
         assert command in captured.out
     assert "is opening" in captured.err
     assert "filling" in captured.err

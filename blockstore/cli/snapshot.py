@@ -24,6 +24,7 @@ from blockstore.cli.snapshot_options import DescriptionOption, SnapshotArgument,
 from blockstore.cli.store_client import store_connected
 from blockstore.errors import CairnError, InvalidRequest, QuorumUnavailable
 from blockstore.rpc import snapshot_pb2 as pb
+from nbd_server import uri as nbd_uri
 
 app = typer.Typer(help="Snapshots: the content of volumes at one instant, in object storage.", no_args_is_help=True)
 app.add_typer(snapshot_content.app)
@@ -130,9 +131,15 @@ def list_snapshots(
 def show_snapshot(
     snapshot: SnapshotArgument, state: StateOption, control: ControlOption = None, output: OutputOption = Output.TABLE
 ) -> None:
-    """Show one snapshot: state and progress, sizes, and what needs it."""
+    """Show one snapshot: state and progress, sizes, what needs it, and how to look into it without a restore.
+
+    A front-end shows any snapshot to NBD clients that ask for its id: read-only, or, with +rw behind the id, as a
+    clone of the connection's own, whose changes are gone when it ends.
+    """
     found = run_with_control(find_control(control, state), lambda client: client.snapshot(snapshot))
-    show(output, snapshot_documents.snapshot(found), lambda: snapshot_tables.snapshot(found))
+    commands = nbd_uri.snapshot_commands(list(found.uris))
+    document = {**snapshot_documents.snapshot(found), "commands": commands}
+    show(output, document, lambda: snapshot_tables.snapshot(found, commands))
 
 
 @app.command("tree")

@@ -32,6 +32,7 @@ def snapshot(value: pb.Snapshot) -> Document:
         "statistics": statistics(value.statistics) if value.HasField("statistics") else None,
         "root": value.root.hex() or None,
         "used_by": list(value.used_by),
+        "uris": list(value.uris),
     }
 
 

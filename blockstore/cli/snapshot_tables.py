@@ -49,8 +49,8 @@ def state_with_share(value: pb.Snapshot) -> Text:
     return text
 
 
-def snapshot(value: pb.Snapshot) -> RenderableType:
-    """All of one snapshot."""
+def snapshot(value: pb.Snapshot, commands: Sequence[str] = ()) -> RenderableType:
+    """All of one snapshot. commands: to look into it."""
     rows: _Pairs = [
         ("id", value.id),
         ("volume", f"{value.volume_name} ({value.volume})" if value.volume_name else volume_of(value)),
@@ -73,7 +73,11 @@ def snapshot(value: pb.Snapshot) -> RenderableType:
         rows += _statistics(value.statistics)
     rows += [("needed by", each) for each in value.used_by]
     rows += _given(("root", value.root.hex()))
-    return pairs(rows)
+    rows += [("uri", each) for each in value.uris]
+    if not commands:
+        return pairs(rows)
+    tried = "\n".join(["", "Look into it:", *(f"  {command}" for command in commands)])
+    return Group(pairs(rows), Text(tried, no_wrap=True, overflow="ignore"))
 
 
 def _given(*rows: tuple[str, str]) -> _Pairs:

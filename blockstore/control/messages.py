@@ -5,7 +5,7 @@ One direction only: requests are checked where they arrive.
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit
 
 from blockstore.control.floors import Floors
 from blockstore.control.hydration import HydrationView
@@ -219,5 +219,5 @@ def to_position(message: replica_pb2.Position) -> Position:
 def export_uri(uri: str, export: str) -> str:
     """The NBD URI of one export of the server at `uri`: nbd://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=PATH."""
     parts = urlsplit(uri)
-    made = urlunsplit((parts.scheme, parts.netloc, "/" + export, parts.query, ""))
-    return made if parts.netloc else made.replace(":/" + export, ":///" + export, 1)
+    query = f"?{parts.query}" if parts.query else ""
+    return f"{parts.scheme}://{parts.netloc}/{quote(export)}{query}"

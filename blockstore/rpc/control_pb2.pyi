@@ -542,7 +542,7 @@ class FrontEndInfo(_message.Message):
     @_builtins.property
     def uris(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Where NBD clients connect, without an export's name: nbd://127.0.0.1:10809 or
-        nbd+unix://?socket=/run/cairn/nbd.sock
+        nbd+unix:///?socket=/run/cairn/nbd.sock
         """
 
     def __init__(
