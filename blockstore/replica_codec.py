@@ -24,7 +24,7 @@ from blockstore.replication.messages import (
     SealEpoch,
 )
 from blockstore.rpc import replica_pb2 as pb
-from blockstore.units import BLOCK_SIZE, MAX_BLOCKS, MAX_RECORD_PAYLOAD, Epoch, Generation, Sequence
+from blockstore.units import BLOCK_SIZE, MAX_RECORD_PAYLOAD, Epoch, Generation, Sequence
 
 #: Of one message: a full record, or many small ones.
 MAX_BATCH_BYTES: Final = MAX_RECORD_SIZE
@@ -336,10 +336,10 @@ def decode_read_request(message: bytes) -> pb.ReadRequest:
     return parse(pb.ReadRequest, message)
 
 
-def check_range(start: int, count: int) -> None:
-    """A read's blocks, bounded before they are believed. Raises InvalidRequest."""
-    if count < 1 or count > MAX_RECORD_PAYLOAD // BLOCK_SIZE or start + count > MAX_BLOCKS:
-        raise InvalidRequest(f"a read of {count} blocks from {start} is outside what one read may name")
+def check_size(count: int) -> None:
+    """A read's blocks, bounded before they are believed; where they are is for the store. Raises InvalidRequest."""
+    if not 1 <= count <= MAX_RECORD_PAYLOAD // BLOCK_SIZE:
+        raise InvalidRequest(f"a read of {count} blocks, 1 to {MAX_RECORD_PAYLOAD // BLOCK_SIZE} are allowed")
 
 
 def peer_of(member: Member, address: str) -> pb.Peer:

@@ -30,8 +30,6 @@ from blockstore.volume.open_volume import OpenVolume, SealedAt
 
 #: Of this attachment: an older one is found at the replicas.
 _REMEMBERED: Final = 1024
-#: How long members may take to hear that a SEAL is committed, before that is left to the next heartbeat.
-_KNOWN_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +77,9 @@ class Sealing:
             raise NotFound(f"the attachment ended while {snapshot} was sealed: ask the next one") from None
 
     async def until_known(self) -> None:
-        """Until members know that all that was sealed here is committed, or for _KNOWN_S."""
+        """Until members know that all that was sealed here is committed, or not much longer."""
         newest = self._newest.items()
-        await asyncio.gather(*(segment.wait_until_known(position, _KNOWN_S) for segment, position in newest))
+        await asyncio.gather(*(segment.wait_until_known(position) for segment, position in newest))
 
     async def close(self) -> None:
         tasks = list(self._sealing.values())

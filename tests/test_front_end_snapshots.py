@@ -146,7 +146,7 @@ def test_a_member_that_is_slow_to_hear_of_a_seal_keeps_no_guest_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of its answers none arrives until the guest has its own; still the barrier's end waits for them."""
-    monkeypatch.setattr("nbd_server.sealing._KNOWN_S", 2 * LIMIT_S)
+    monkeypatch.setattr("blockstore.volume.open_volume._KNOWN_S", 2 * LIMIT_S)
 
     async def test() -> None:
         async with attached(tmp_path) as (_, served):

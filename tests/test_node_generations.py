@@ -19,6 +19,7 @@ from blockstore.errors import (
     Corrupt,
     InvalidRequest,
     NotFound,
+    OutOfRange,
     QuorumUnavailable,
 )
 from blockstore.grpc_endpoint import open_channel
@@ -170,9 +171,9 @@ def test_what_makes_no_sense_is_refused_and_said(tmp_path: Path) -> None:
 
             await refused(InvalidRequest, node.read(0, (0, 1)), "generation 0")
             await refused(InvalidRequest, node.read(1), "0 blocks")
-            await refused(InvalidRequest, node.read(1, (0, 0), (1, 1)), "0 blocks")
+            await refused(OutOfRange, node.read(1, (0, 0), (1, 1)), "0 blocks from 0")
             await refused(InvalidRequest, node.read(1, (0, 200), (300, 57)), "257 blocks")
-            await refused(InvalidRequest, node.read(1, (MAX_BLOCKS - 1, 2)), "outside")
+            await refused(OutOfRange, node.read(1, (MAX_BLOCKS - 1, 2)), "2 blocks from")
             await refused(NotFound, node.read(2, (0, 1)), "generation 2 is not sealed")
             await refused(NotFound, node.changes(1, 2), "generation 2 is not sealed")
             await refused(InvalidRequest, node.changes(2, 1), "2 to 1")

@@ -5,7 +5,7 @@ answers, and every answer is one or a few short transactions, each of which chec
 threads of their own: what lies on disk only must not hold up a guest's I/O, nor take a checkpoint's thread.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Final
 
 from blockstore.domain import Position
@@ -18,7 +18,7 @@ from blockstore.storage.changes import ChangedExtent
 from blockstore.storage.copies import MetaCopy
 from blockstore.storage.keys import BITMAP_SIZE
 from blockstore.storage.meta import Pin
-from blockstore.units import BLOCK_SIZE, FILL_GENERATION, MAX_BLOCKS, MAX_GENERATION, MIB, Generation
+from blockstore.units import BLOCK_SIZE, FILL_GENERATION, MAX_GENERATION, MIB, Generation
 
 #: Of one transaction and one message: 4,096 rows of 40 bytes.
 PAGE_EXTENTS: Final = 4096
@@ -74,26 +74,18 @@ async def list_changes(hosted: HostedReplica, request: pb.ListChangesRequest) ->
 async def read_generation(hosted: HostedReplica, request: pb.ReadGenerationRequest, traffic: GuestTraffic) -> bytes:
     """Blocks as a sealed generation shows them: a serialized ReadGenerationResponse. traffic: the node's.
 
-    Raises InvalidRequest, NotFound, QuorumUnavailable, Corrupt.
+    Raises InvalidRequest, OutOfRange, NotFound, QuorumUnavailable, Corrupt.
     """
     ranges = [(each.start, each.count) for each in request.ranges]
-    _check_ranges(ranges)
+    total = sum(count for _, count in ranges)
+    if not 0 < total <= MAX_READ_BLOCKS:  # bounded before it is believed
+        raise InvalidRequest(f"a read of {total} blocks of a generation, 1 to {MAX_READ_BLOCKS} are allowed")
     if request.generation in (FILL_GENERATION, MAX_GENERATION):
         raise InvalidRequest(f"generation {request.generation} is none that a guest's write belongs to")
     generation = Generation(request.generation)
     await _bring_to_seal(hosted, generation)
     payload: bytes = await hosted.in_reader(hosted.store.read_ranges, generation, ranges)
     return encode_generation(payload, guests=traffic.busy)
-
-
-def _check_ranges(ranges: Sequence[tuple[int, int]]) -> None:
-    """Bounded before they are believed. Raises InvalidRequest."""
-    total = sum(count for _, count in ranges)
-    if not 0 < total <= MAX_READ_BLOCKS:
-        raise InvalidRequest(f"a read of {total} blocks of a generation, 1 to {MAX_READ_BLOCKS} are allowed")
-    for start, count in ranges:
-        if count < 1 or start + count > MAX_BLOCKS:
-            raise InvalidRequest(f"a read of {count} blocks from {start} is outside what one read may name")
 
 
 def _is_held(pin: Pin) -> bool:

@@ -24,7 +24,7 @@ from blockstore.node.node import Node
 from blockstore.node.scrub_server import digest, show_extent
 from blockstore.replica_codec import (
     absent_entry,
-    check_range,
+    check_size,
     decode_read_request,
     decode_replicate,
     decode_seal,
@@ -207,7 +207,7 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
         try:
             if refusal is not None:
                 raise refusal
-            check_range(asked.start, asked.count)
+            check_size(asked.count)
             if hosted.store.has_source:
                 results.add(asked.request, *hosted.store.read_with_absent(asked.start, asked.count), asked.start)
             else:

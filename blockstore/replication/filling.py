@@ -86,13 +86,9 @@ class FillingReplica(ReplicaLog):
             ),
         )
 
-    def _go_on(self) -> list[FollowerEffect]:
-        """What has become possible: to commit, to copy, to become whole."""
-        effects: list[FollowerEffect] = self._advance_commit()
-        if self.filling is not None:
-            effects += self._copy_if_due()
-            effects += self._finish_filling()
-        return effects
+    def _go_on_filling(self) -> list[FollowerEffect]:
+        """What has become possible: to copy, to become whole."""
+        return [*self._copy_if_due(), *self._finish_filling()] if self.filling is not None else []
 
     # ---- from a peer's log
 
@@ -103,10 +99,11 @@ class FillingReplica(ReplicaLog):
         if self._fetch is not None or catch_up.target.sequence <= self._run.start.sequence:
             return []
         self._match_below(catch_up.target)
+        effects = self._advance_commit()
         if self._run.holds(catch_up.target):
-            return []
+            return effects
         self._fetch = LogFetch(catch_up, list(peers))
-        return self._ask_next_peer()
+        return effects + self._ask_next_peer()
 
     def _ask_next_peer(self) -> list[FollowerEffect]:
         fetch = self._fetch
@@ -129,7 +126,7 @@ class FillingReplica(ReplicaLog):
         if records and self._run.holds(records[-1].position):
             self._match(records[-1].position)
         effects: list[FollowerEffect] = [self._persist(*entries, acks=self.epoch)] if entries else []
-        return effects + self._go_on()
+        return effects + self._advance_commit() + self._go_on_filling()
 
     def log_ended(self, attempt: int) -> list[FollowerEffect]:
         """The peer has sent all up to the target."""
@@ -142,8 +139,10 @@ class FillingReplica(ReplicaLog):
         self._fetch = None
         if self._run.holds(target):
             self._match(target)
-        effects: list[FollowerEffect] = [self._ack()] if self._stream is not None else []
-        return effects + self._go_on()
+        effects = self._advance_commit()
+        if self._stream is not None:
+            effects.append(self._ack())
+        return effects + self._go_on_filling()
 
     def log_not_held(self, attempt: int) -> list[FollowerEffect]:
         """The peer no longer holds the gap. When none does, the tables are copied."""
@@ -319,14 +318,14 @@ class FillingReplica(ReplicaLog):
         if not self._delta_is(attempt):
             return []
         self._delta.running, self._delta.complete = False, True
-        return self._go_on()
+        return self._go_on_filling()
 
     def delta_failed(self, attempt: int) -> list[FollowerEffect]:
         """The peer did not bring it to its end: the next one begins from scratch."""
         if not self._delta_is(attempt):
             return []
         self._delta.running = False
-        return self._go_on()
+        return self._go_on_filling()
 
     # ---- to be whole again
 
@@ -368,4 +367,4 @@ class FillingReplica(ReplicaLog):
         self._run.forget(image.applied)
         self._applied, self._applied_generation = image.applied, image.generation
         self._checkpoint_asked = False
-        return self._go_on()
+        return self._go_on_filling()

@@ -88,7 +88,8 @@ class Follower(FillingReplica):
             effects.append(self._seal_answer(origin, message))
         return effects
 
-    def _enter(self, message: SealEpoch) -> Persist:
+    def _enter(self, message: SealEpoch | Append) -> Persist:
+        """Its epoch and configuration are accepted: nothing older is from here on."""
         if message.epoch != self.epoch:
             self._connection = 0
         self._promise(message.epoch, message.configuration)
@@ -134,8 +135,7 @@ class Follower(FillingReplica):
         effects: list[FollowerEffect] = []
         if message.configuration != self.configuration:
             # Rule 7: the leader of this epoch goes on under a newer one.
-            self._promise(message.epoch, message.configuration)
-            effects.append(self._persist(SealEntry(message.epoch, message.configuration)))
+            effects.append(self._enter(message))
         self._stream = (origin, message.request)
         entries, follows = self._take(message.records)
         if message.records:
@@ -146,16 +146,13 @@ class Follower(FillingReplica):
         self._note_known(message.acked)
         if self.damaged and 0 < message.fill_anew == self._connection:
             effects += self.content_lost()
-        if entries:
-            effects.append(self._persist(*entries, acks=self.epoch))
-        else:
-            effects += [*self._advance_commit(), self._ack()]
+        effects += self._advance_commit()
+        effects.append(self._persist(*entries, acks=self.epoch) if entries else self._ack())
         if self.filling and self.filling.floor == UNKNOWN_FLOOR and message.end.epoch == self.epoch:
             effects.append(self._persist(*self._fill_above(message.end), acks=self.epoch))
         if message.catch_up is not None:
             effects += self._catch_up_by(message.catch_up)
-        effects += self._go_on()
-        return effects
+        return effects + self._go_on_filling()
 
     def _learn(self, message: Append) -> None:
         """Where the leader's log ends and what it has committed; both may show that this log matches."""
@@ -175,10 +172,10 @@ class Follower(FillingReplica):
             if pending.seal is not None:
                 effects.append(self._seal_answer(pending.origin, pending.seal))
             ack = ack or pending.acks == self.epoch
+        effects += self._advance_commit()
         if ack and self._stream is not None:
-            effects += [*self._advance_commit(), self._ack()]
-        effects += self._go_on()
-        return effects
+            effects.append(self._ack())
+        return effects + self._go_on_filling()
 
     # ---- rule 4: reads
 

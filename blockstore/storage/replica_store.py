@@ -495,4 +495,6 @@ class ReplicaStore:
 def check_range(start: int, count: int) -> None:
     """Raises OutOfRange unless [start, start + count) are blocks that a segment can have."""
     if start < 0 or count < 1 or start + count > MAX_BLOCKS:
-        raise OutOfRange(f"blocks {start} to {start + count} are outside 0 to {MAX_BLOCKS}")
+        raise OutOfRange(
+            f"{count} blocks from {start}: a segment has the blocks 0 to {MAX_BLOCKS - 1}, and one is read at least"
+        )

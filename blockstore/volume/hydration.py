@@ -34,8 +34,6 @@ _PATIENCE_S: Final = 3600.0
 _PAUSE_S: Final = 1.0
 #: A quarter of what the log retains for a member that is behind: guests' writes come on top.
 _LAG_BYTES: Final = 16 * MIB
-#: How long members may take to hear that the record which ends the source is committed.
-_KNOWN_S: Final = 1.0
 
 
 class Hydration:
@@ -118,7 +116,7 @@ class Hydration:
         if not self._missing.shards:
             await self._hydrating.finish()
             # Else nobody would know before the next attachment, where this one ends now.
-            await self._volume.wait_until_known(self._volume.status().commit, _KNOWN_S)
+            await self._volume.wait_until_known(self._volume.status().commit)
             _log.info("volume is hydrated", volume=self._volume.volume)
             self.hydrated.set_result(None)
             return

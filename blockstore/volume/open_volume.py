@@ -44,6 +44,8 @@ from blockstore.volume.member_queries import MemberQueries
 from blockstore.volume.ticket import Ticket
 
 _log = structlog.get_logger(__name__)
+#: How long members may take to hear that a record is committed, before that is left to the next heartbeat.
+_KNOWN_S: Final = 1.0
 _MAX_BLOCKS: Final = MAX_RECORD_PAYLOAD // BLOCK_SIZE
 
 
@@ -268,13 +270,13 @@ class OpenVolume:
         """Close the current generation, and pin it. argument: the snapshot's id."""
         return self._control(Operation(OperationKind.SEAL, argument=argument))
 
-    async def wait_until_known(self, position: Position, limit_s: float) -> None:
-        """Until every whole member that is here knows that `position` is committed, or for `limit_s`.
+    async def wait_until_known(self, position: Position) -> None:
+        """Until every whole member that is here knows that `position` is committed, or for _KNOWN_S.
 
         A record that nobody but this front-end knows to be committed takes no effect before the next attachment.
         """
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(_KNOWN_S):
                 await self._until(lambda: self._is_known(position))
         except TimeoutError:
             _log.warning("members have not heard of a commit", volume=self.volume, position=tuple(position))
