@@ -117,10 +117,10 @@ class Sealing:
 
     async def _look_at(self, name: str, group: list[Snapshot], volumes: Mapping[VolumeId, Volume]) -> None:
         start = self._reconciler.steps.start
-        if group[0].barrier and group[0].barrier not in self._barriers:
-            start(("seal", name), name, lambda: self._end_interrupted(group))
-        elif reason := self._hopeless(name, group, volumes):
+        if reason := self._hopeless(name, group, volumes):
             await self._fail(group, reason)
+        elif group[0].barrier and group[0].barrier not in self._barriers:
+            start(("seal", name), name, lambda: self._end_interrupted(group))
         elif all(place_of(volumes[each.volume]) for each in group) and self._may_begin(name):
             start(("seal", name), name, lambda: self._barrier(group) if group[0].barrier else self._seal_one(group[0]))
 

@@ -26,7 +26,8 @@ _CLIENT_PORT, _PEER_PORT = 2379, 2380
 
 
 class FaultCluster(Cluster):
-    """network: who reaches whom. disk: of the node SMALL. steering: by a daemon's name, its clock and its syncs.
+    """network: who reaches whom. disk: of the node SMALL. steering: by a process's name, its clock and its
+    syncs; of etcd's members only the clock.
 
     controls: with more than one, the catalog is in an etcd of ETCD_MEMBERS, each on a machine of its own as well.
     """
@@ -41,7 +42,7 @@ class FaultCluster(Cluster):
         stores = [f"etcd-m{index}" for index in range(ETCD_MEMBERS if controls > 1 else 0)]
         self.network = Network([*names, *stores])
         self.disk = SmallDisk(directory, _DISK_BYTES, 0)
-        self.steering = {name: Steering(directory / f"steering-{name}") for name in names}
+        self.steering = {name: Steering(directory / f"steering-{name}") for name in [*names, *stores]}
         self.etcd = self._etcd(directory, stores) if stores else None
         self.witnessed = self.spare = ""
         """What witnesses write to, and another one, which faults attach and detach."""
@@ -118,7 +119,8 @@ class FaultCluster(Cluster):
     def _etcd(self, directory: Path, machines: list[str]) -> EtcdServer:
         def site(machine: str) -> Site:
             address = self.network.address(machine)
-            return Site(f"{address}:{_CLIENT_PORT}", f"{address}:{_PEER_PORT}", self.network.prefix(machine))
+            prefix = [*self.network.prefix(machine), *self.steering[machine].clock()]
+            return Site(f"{address}:{_CLIENT_PORT}", f"{address}:{_PEER_PORT}", prefix)
 
         return EtcdServer(directory, sites=[site(each) for each in machines])
 

@@ -3,6 +3,9 @@
 steering = Steering(directory)
 daemon.environment |= steering.environment
 steering.set(sync_least_us=200_000, sync_most_us=200_000)     # its disk is slow from here on
+
+A program that goes past the C library, as those in Go do, has only its wall clock moved, by clock.c: its command then
+begins with `steering.clock()`.
 """
 
 import functools
@@ -16,18 +19,18 @@ from typing import Final
 
 from tests.programs import require_programs
 
-_SOURCE: Final = Path(__file__).with_name("shim.c")
-_FLAGS: Final = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
+_HERE: Final = Path(__file__).parent
+_FLAGS: Final = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
 
 
 @functools.cache
-def built() -> Path:
-    """The shared object, made by gcc once in this process."""
+def _built(source: str, *options: str) -> Path:
+    """What gcc makes of it, once in this process."""
     require_programs("gcc")
     directory = tempfile.TemporaryDirectory(prefix="cairn-shim-")
     _kept.append(directory)
-    target = Path(directory.name) / "shim.so"
-    subprocess.run(["gcc", *_FLAGS, "-o", target, _SOURCE, "-ldl", "-lpthread"], check=True, timeout=60)
+    target = Path(directory.name) / source.removesuffix(".c")
+    subprocess.run(["gcc", *_FLAGS, "-o", target, _HERE / source, *options], check=True, timeout=60)
     return target
 
 
@@ -55,7 +58,12 @@ class Steering:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"LD_PRELOAD": str(built()), "CAIRN_SHIM_CONTROL": str(self._path)}
+        shim = _built("shim.c", "-shared", "-fPIC", "-ldl", "-lpthread")
+        return {"LD_PRELOAD": str(shim), "CAIRN_SHIM_CONTROL": str(self._path)}
+
+    def clock(self) -> list[str]:
+        """What to put before the command of a program in Go, so that its wall clock can be moved."""
+        return ["env", f"CAIRN_SHIM_CONTROL={self._path}", str(_built("clock.c"))]
 
     def set(self, **changes: int) -> None:
         """Change fields of Conditions; the others stay."""

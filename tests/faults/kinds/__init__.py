@@ -19,6 +19,7 @@ KINDS: Final[dict[str, Fault]] = {
         network.cut_from_control, network.nodes_cut_from_each_other, network.packets_lost, network.taken_away,
         network.cut_off_and_replaced,
         disks_and_clocks.disk_full, disks_and_clocks.disk_slow, disks_and_clocks.clock_jumps,
+        disks_and_clocks.clocks_of_control_jump,
         control.control_killed, control.all_controls_killed, control.control_stopped, control.killed_attaching,
         control.killed_snapshotting, control.killed_draining, *OF_ETCD,
         replicas.node_drained, replicas.node_replaced, replicas.old_copy_put_back, replicas.addresses_swapped,

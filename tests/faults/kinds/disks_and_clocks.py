@@ -1,7 +1,7 @@
 """Disks that are full or slow, and clocks that jump."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -9,6 +9,7 @@ from tests.daemons import wait_for
 from tests.faults.fault_cluster import FaultCluster
 
 _HOUR_NS: Final = 3_600_000_000_000
+_HOURS: Final = (-30, -1, 1, 30)
 
 
 @contextmanager
@@ -34,11 +35,26 @@ def disk_slow(cluster: FaultCluster, chance: random.Random) -> Iterator[str]:
 
 @contextmanager
 def clock_jumps(cluster: FaultCluster, chance: random.Random) -> Iterator[str]:
-    """By hours, there and back."""
-    name = chance.choice(sorted(cluster.steering))
-    hours = chance.choice([-30, -1, 1, 30])
-    cluster.steering[name].set(clock_offset_ns=hours * _HOUR_NS)
+    """Of any process, by hours, there and back."""
+    with _clocks_moved(cluster, [chance.choice(sorted(cluster.steering))], chance) as who:
+        yield who
+
+
+@contextmanager
+def clocks_of_control_jump(cluster: FaultCluster, chance: random.Random) -> Iterator[str]:
+    """Of all controls and all members of etcd, each by hours of its own."""
+    names = [each.name for each in (*cluster.controls, *cluster.stores)]
+    with _clocks_moved(cluster, names, chance) as who:
+        yield who
+
+
+@contextmanager
+def _clocks_moved(cluster: FaultCluster, names: Sequence[str], chance: random.Random) -> Iterator[str]:
+    hours = {name: chance.choice(_HOURS) for name in names}
+    for name in names:
+        cluster.steering[name].set(clock_offset_ns=hours[name] * _HOUR_NS)
     try:
-        yield f"{name} by {hours} h"
+        yield ", ".join(f"{name} by {hours[name]} h" for name in names)
     finally:
-        cluster.steering[name].set(clock_offset_ns=0)
+        for name in names:
+            cluster.steering[name].set(clock_offset_ns=0)
