@@ -22,6 +22,8 @@ from tests.daemons import Daemon, listens, wait_for
 from tests.programs import require_programs
 from tests.proxy import free_address
 
+#: Cairn's daemons see to that by themselves.
+_ENDS_WITH_ITS_PARENT: Final = ("setpriv", "--pdeathsig", "KILL")
 #: A member elects, or notices that its leader is gone, within a second.
 _TIMES: Final = ("--heartbeat-interval", "50", "--election-timeout", "500")
 
@@ -82,7 +84,7 @@ class EtcdServer:
         tls: bool = False,
         sites: Sequence[Site] | None = None,
     ) -> None:
-        require_programs("etcd", "etcdctl")
+        require_programs("etcd", "etcdctl", "setpriv")
         self.tls: Certificate | None = None
         sites = sites or [Site(free_address(), free_address()) for _ in range(members)]
         self.clients = [each.client for each in sites]
@@ -101,6 +103,7 @@ class EtcdServer:
         scheme = "https" if "--client-cert-auth" in more else "http"
         home.mkdir(parents=True, exist_ok=True)
         command = [
+            *_ENDS_WITH_ITS_PARENT,
             *site.prefix,
             *("etcd", "--name", name, "--data-dir", str(home / "data"), *_TIMES),
             *("--listen-client-urls", f"{scheme}://{client}", "--advertise-client-urls", f"{scheme}://{client}"),

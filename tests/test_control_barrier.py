@@ -7,7 +7,7 @@ import pytest
 
 from blockstore.errors import CairnError, Conflict, NotFound, QuorumUnavailable
 from blockstore.rpc import control_pb2, snapshot_pb2
-from tests.control_cluster import Cluster, Control, MemoryFrontEnd, cluster_at, until
+from tests.control_cluster import Cluster, Control, MemoryFrontEnd, cluster_at, control_at, until
 from tests.control_scenario import run
 
 PENDING = snapshot_pb2.SNAPSHOT_STATE_PENDING
@@ -212,34 +212,53 @@ def test_barriers_that_share_volumes_do_not_break_each_other(tmp_path: Path) -> 
     run(tmp_path, scenario, front_ends=2)
 
 
+async def kill_in_the_middle(cluster: Cluster) -> None:
+    """A control that has begun a barrier over volumes a and b, of both front-ends, ends before it has ended that."""
+    stuck = asyncio.Event()
+    cluster.front_ends[1].hooks["SealVolume"] = lambda request: stuck.set()
+    cluster.front_ends[1].then_fails["SealVolume"] = QuorumUnavailable("never heard")
+    for front_end in cluster.front_ends:
+        front_end.fails["ReleaseWrites"] = QuorumUnavailable("never heard")
+    async with cluster.control() as control:
+        await attached(cluster, control, "a", "b")
+        creating = asyncio.ensure_future(control.snapshot("a", "b", client_token="t"))
+        await stuck.wait()
+        # As if killed before the end was kept: the records say no more than that it was begun.
+        begun = {each.key: each.value for each in (await control.store.list("snapshots/")).items}
+        await asyncio.gather(creating, return_exceptions=True)
+        current = {each.key: each for each in (await control.store.list("snapshots/")).items}
+        pins = [each.key for each in (await control.store.list("pins/")).items]
+        assert len(begun) == 2
+        await control.store.transact({each: current[each].revision for each in begun}, begun, pins)
+    for front_end in cluster.front_ends:
+        front_end.fails.clear()
+        front_end.then_fails.clear()
+        assert front_end.held
+
+
 def test_one_that_control_was_killed_in_is_released_and_made_anew_at_another_instant(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with cluster_at(tmp_path, 3, 2) as cluster:
-            stuck = asyncio.Event()
-            cluster.front_ends[1].hooks["SealVolume"] = lambda request: stuck.set()
-            cluster.front_ends[1].then_fails["SealVolume"] = QuorumUnavailable("never heard")
-            for front_end in cluster.front_ends:
-                front_end.fails["ReleaseWrites"] = QuorumUnavailable("never heard")
-            async with cluster.control() as control:
-                await attached(cluster, control, "a", "b")
-                creating = asyncio.ensure_future(control.snapshot("a", "b", client_token="t"))
-                await stuck.wait()
-                # As if killed before the end was kept: the records say no more than that it was begun.
-                begun = {each.key: each.value for each in (await control.store.list("snapshots/")).items}
-                await asyncio.gather(creating, return_exceptions=True)
-                current = {each.key: each for each in (await control.store.list("snapshots/")).items}
-                pins = [each.key for each in (await control.store.list("pins/")).items]
-                assert len(begun) == 2
-                await control.store.transact({each: current[each].revision for each in begun}, begun, pins)
-            for front_end in cluster.front_ends:
-                front_end.fails.clear()
-                front_end.then_fails.clear()
-                assert front_end.held
+            await kill_in_the_middle(cluster)
             async with cluster.control() as control:
                 made = await control.snapshot("a", "b", client_token="t")
                 assert [each.state for each in made] == [PENDING] * 2
                 assert [each.generation for each in made] == [2, 2]
                 assert [front_end.held for front_end in cluster.front_ends] == [{}, {}]
                 await only_pins(cluster, {each.volume: 2 for each in made})
+
+    asyncio.run(scenario())
+
+
+def test_one_that_control_was_killed_in_is_given_up_in_time_where_front_ends_do_not_come_back(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        async with cluster_at(tmp_path, 3, 2) as cluster:
+            await kill_in_the_middle(cluster)
+            async with control_at(cluster.directory, seal_limit_s=1.0) as control:  # nobody says a word to it
+                made = await control.snapshot("a", "b", client_token="t")
+                assert [each.state for each in made] == [ERROR] * 2
+                assert all("within 1 s" in each.reason for each in made)
 
     asyncio.run(scenario())

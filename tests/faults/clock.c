@@ -3,9 +3,9 @@
  *     clock COMMAND...     CAIRN_SHIM_CONTROL names a file that begins with the offset in ns (int64), as for shim.c
  *
  * The command takes this process's place, so it has its pid and gets its signals; a child of it is its tracer, with
- * which it ends. Two things make every look at the wall clock stop at the tracer: the kernel's own code for it, the vDSO,
- * is hidden from the program where it looks for it at its start, so it makes system calls, and a filter reports those
- * that ask clock_gettime for CLOCK_REALTIME, which is how Go asks. The tracer answers them in the kernel's place.
+ * which it ends. Two things make every look at the wall clock stop at the tracer. The kernel's own code for it, the
+ * vDSO, is hidden from the program where it looks for it at its start, so it makes system calls; and a filter reports
+ * those that ask clock_gettime for CLOCK_REALTIME, which is how Go asks. The tracer answers them in the kernel's place.
  * Monotonic clocks, which timers and leases go by, are as they were. For x86-64.
  */
 #define _GNU_SOURCE
