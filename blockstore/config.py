@@ -275,6 +275,10 @@ class AttachSettings(_Checked):
 
     control: str = setting(DEFAULT_CONTROL, _CONTROL)
     client: str = setting("", "This host's name for control, which no other host has; else made of /etc/machine-id.")
+    tls_certificates: Path | None = setting(
+        None,
+        "Directory with ca-cert.pem, client-cert.pem and client-key.pem, as `cairn pki issue` makes it: TLS it is.",
+    )
     # An operator who is called at night has time to start a front-end; after it the file system gets errors.
     dead_timeout_s: int = setting(
         1800, "Seconds that I/O waits for a front-end before it fails for good.", minimum=1, maximum=7 * 86_400

@@ -58,6 +58,17 @@ def attach(
         typer.Option("--dead-timeout", metavar="SECONDS", help="How long I/O waits for a front-end before it fails."),
     ] = AttachSettings().dead_timeout_s,
     client: ClientOption = "",
+    tls_certificates: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-certificates",
+            metavar="DIR",
+            envvar="CAIRN_TLS_CERTIFICATES",
+            help="Use TLS, with ca-cert.pem, client-cert.pem and client-key.pem of this directory.",
+            file_okay=False,
+            exists=True,
+        ),
+    ] = None,
     list_devices: Annotated[bool, typer.Option("--list", help="Show what is attached on this host, and end.")] = False,
     unit: Annotated[bool, typer.Option("--unit", help="Print cairn-attach@.service for systemd, and end.")] = False,
     control: ControlOption = None,
@@ -81,7 +92,12 @@ def attach(
 
     wanted = Wanted(volume, device, read_only, force)
     check_wanted(wanted)
-    settings = AttachSettings(control=find_control(control, state), client=client, dead_timeout_s=dead_timeout)
+    settings = AttachSettings(
+        control=find_control(control, state),
+        client=client,
+        dead_timeout_s=dead_timeout,
+        tls_certificates=tls_certificates.absolute() if tls_certificates else None,
+    )
     set_up_logging()
     asyncio.run(_attach(settings, wanted, output))
 

@@ -1,14 +1,18 @@
 """Links to a front-end, made in user space: connected, agreed upon, and ready to be handed to the kernel."""
 
 import asyncio
+import os
 import select
 import socket
+import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-from blockstore.errors import Conflict, NotFound, QuorumUnavailable
+from blockstore.errors import Conflict, InvalidRequest, NotFound, QuorumUnavailable
+from nbd_server.kernel import kernel_tls
 from nbd_server.kernel.negotiation import Agreed, Negotiation, Refused
 from nbd_server.links import link_name
 from nbd_server.uri import NbdTarget
@@ -45,35 +49,46 @@ class Link:
         return bool(poll.poll(0))
 
 
-async def open_link(target: NbdTarget, client: str, timeout_s: float) -> Link:
+async def open_link(target: NbdTarget, client: str, timeout_s: float, certificates: Path | None = None) -> Link:
     """A link of `client` to the export; from here on its older links to it are over.
 
-    Raises NotFound where the front-end does not serve the export (yet, or any more), Conflict where it serves it to
-    somebody else, and QuorumUnavailable where nothing answers in time.
+    certificates: a client's directory, for a target with TLS. Raises NotFound where the front-end does not serve the
+    export (yet, or any more), Conflict where it serves it to somebody else or the kernel cannot take it,
+    QuorumUnavailable where nothing answers in time or one does not trust the other, and InvalidRequest for certificates
+    that cannot be used.
     """
-    async with _negotiated(target, client, Option.GO, timeout_s) as (connection, agreed):
-        kept = connection.dup()
+    async with _negotiated(target, client, Option.GO, timeout_s, certificates) as (connection, agreed):
+        if isinstance(connection, ssl.SSLSocket):
+            kernel_tls.check_offloaded(connection)
+        kept = socket.socket(fileno=os.dup(connection.fileno()))
     kept.setblocking(True)
     return Link(kept, agreed)
 
 
-async def probe(target: NbdTarget, client: str, timeout_s: float) -> Agreed:
+async def probe(target: NbdTarget, client: str, timeout_s: float, certificates: Path | None = None) -> Agreed:
     """What the front-end says of the export now. Raises what open_link does; ends no link."""
-    async with _negotiated(target, client, Option.INFO, timeout_s) as (_, agreed):
+    async with _negotiated(target, client, Option.INFO, timeout_s, certificates) as (_, agreed):
         return agreed
 
 
 @asynccontextmanager
 async def _negotiated(
-    target: NbdTarget, client: str, option: Option, timeout_s: float
+    target: NbdTarget, client: str, option: Option, timeout_s: float, certificates: Path | None
 ) -> AsyncIterator[tuple[socket.socket, Agreed]]:
     """The connection is closed behind it; whoever keeps it has to dup() it."""
     name = target.socket_path or f"{target.host}:{target.port}"
     try:
         async with asyncio.timeout(timeout_s):
-            with await _connect(target) as connection:
-                agreed = await _negotiate(connection, Negotiation(link_name(target.export, client), option))
-                yield connection, agreed
+            with ExitStack() as stack:
+                connection = stack.enter_context(await _connect(target))
+                negotiation = Negotiation(link_name(target.export, client), option, tls=target.tls)
+                await _negotiate(connection, negotiation)
+                if negotiation.must_start_tls:
+                    connection = stack.enter_context(await _start_tls(connection, target, certificates))
+                    negotiation.tls_started()
+                    await _negotiate(connection, negotiation)
+                assert negotiation.agreed is not None
+                yield connection, negotiation.agreed
     except Refused as error:
         kind = Conflict if error.reply == OptionReply.ERR_POLICY else NotFound
         raise kind(f"the front-end at {name} does not serve {target.export} to {client}: {error}") from error
@@ -102,13 +117,33 @@ async def _connect(target: NbdTarget) -> socket.socket:
     return connection
 
 
-async def _negotiate(connection: socket.socket, negotiation: Negotiation) -> Agreed:
-    loop = asyncio.get_running_loop()
-    while negotiation.agreed is None:
-        data = await loop.sock_recv(connection, _CHUNK)
+async def _start_tls(connection: socket.socket, target: NbdTarget, certificates: Path | None) -> ssl.SSLSocket:
+    if certificates is None:
+        raise InvalidRequest(f"the front-end at {target.host}:{target.port} has TLS: give --tls-certificates DIR")
+    return await kernel_tls.start_tls(connection, certificates, target.host)
+
+
+async def _negotiate(connection: socket.socket, negotiation: Negotiation) -> None:
+    """Until it is agreed, or TLS is to be started."""
+    while True:
+        if answer := negotiation.data_to_send():
+            await _send(connection, answer)
+        if negotiation.agreed is not None or negotiation.must_start_tls:
+            return
+        data = await _receive(connection)
         if not data:
             raise EOFError("the connection ended in the handshake")
         negotiation.receive_data(data)
-        if answer := negotiation.data_to_send():
-            await loop.sock_sendall(connection, answer)
-    return negotiation.agreed
+
+
+async def _receive(connection: socket.socket) -> bytes:
+    if isinstance(connection, ssl.SSLSocket):
+        return await kernel_tls.receive(connection, _CHUNK)
+    return await asyncio.get_running_loop().sock_recv(connection, _CHUNK)
+
+
+async def _send(connection: socket.socket, data: bytes) -> None:
+    if isinstance(connection, ssl.SSLSocket):
+        await kernel_tls.send(connection, data)
+    else:
+        await asyncio.get_running_loop().sock_sendall(connection, data)

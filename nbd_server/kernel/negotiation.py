@@ -1,7 +1,9 @@
 """A client's side of the handshake: fixed newstyle with GO. Pure: bytes in, bytes out.
 
-Feed it with `receive_data`, send what `data_to_send` returns, until `agreed` is there. What the server says is believed
-only as far as it fits: a reply is bounded before it is waited for. Source: the NBD text, "Newstyle negotiation".
+Feed it with `receive_data`, send what `data_to_send` returns, until `agreed` is there. With TLS `must_start_tls` comes
+first: then TLS is established, and `tls_started` called. What the server says is believed only as far as it fits: a
+reply is bounded before it is waited for, and nothing that came in plain counts under TLS.
+Source: the NBD text, "Newstyle negotiation" and "TLS support".
 """
 
 from dataclasses import dataclass
@@ -42,9 +44,12 @@ class Agreed:
 class Negotiation:
     """One handshake for the export `name`. option: GO, or INFO, after which the connection is of no more use."""
 
-    def __init__(self, name: str, option: Option = Option.GO) -> None:
+    def __init__(self, name: str, option: Option = Option.GO, *, tls: bool = False) -> None:
         self.agreed: Agreed | None = None
-        self._option = option
+        self.must_start_tls = False
+        self._wanted = option
+        self._asked = Option.STARTTLS if tls else option
+        """What is waited for."""
         self._query = wire.serialize_info_query(InfoQuery(name, (Info.BLOCK_SIZE,)))
         self._received = bytearray()
         self._to_send = bytearray()
@@ -57,9 +62,9 @@ class Negotiation:
         self._received += data
         if not self._greeted:
             self._greet()
-        while self._greeted and self.agreed is None and self._take_reply():
+        while self._greeted and not self._is_done and self._take_reply():
             pass
-        if self.agreed is not None and self._received:
+        if self._is_done and self._received:
             raise ProtocolError(f"{len(self._received)} bytes after the handshake's end")
 
     def data_to_send(self) -> bytes:
@@ -67,6 +72,21 @@ class Negotiation:
         data = bytes(self._to_send)
         self._to_send.clear()
         return data
+
+    def tls_started(self) -> None:
+        """What is said from here on is under TLS."""
+        assert self.must_start_tls
+        self.must_start_tls, self._asked = False, self._wanted
+        self._ask()
+
+    @property
+    def _is_done(self) -> bool:
+        """There is nothing more to hear: at all, or in plain."""
+        return self.agreed is not None or self.must_start_tls
+
+    def _ask(self) -> None:
+        data = b"" if self._asked == Option.STARTTLS else self._query
+        self._to_send += wire.serialize_option(self._asked, data)
 
     def _greet(self) -> None:
         if len(self._received) < _GREETING.size:
@@ -78,15 +98,15 @@ class Negotiation:
         if not flags & wire.FIXED_NEWSTYLE:
             raise ProtocolError("the NBD server does not know fixed newstyle")
         self._to_send += _CLIENT_FLAGS.pack(flags & wire.HANDSHAKE_FLAGS)
-        self._to_send += wire.serialize_option(self._option, self._query)
+        self._ask()
         self._greeted = True
 
     def _take_reply(self) -> bool:
         if len(self._received) < _REPLY.size:
             return False
         magic, option, reply, length = _REPLY.unpack_from(self._received)
-        if magic != wire.OPTION_REPLY_MAGIC or option != self._option or length > _MAX_REPLY_BYTES:
-            raise ProtocolError(f"no reply to option {self._option}: {magic:#x}, option {option}, {length} bytes")
+        if magic != wire.OPTION_REPLY_MAGIC or option != self._asked or length > _MAX_REPLY_BYTES:
+            raise ProtocolError(f"no reply to option {self._asked}: {magic:#x}, option {option}, {length} bytes")
         if len(self._received) < _REPLY.size + length:
             return False
         data = bytes(self._received[_REPLY.size : _REPLY.size + length])
@@ -97,14 +117,16 @@ class Negotiation:
     def _heed(self, reply: int, data: bytes) -> None:
         if reply & _ERROR:
             raise Refused(reply, data.decode(errors="replace") or f"error {reply:#x}")
-        if reply == OptionReply.INFO:
+        if self._asked == Option.STARTTLS and reply == OptionReply.ACK:
+            self.must_start_tls = True
+        elif self._asked != Option.STARTTLS and reply == OptionReply.INFO:
             self._learn(data)
-        elif reply == OptionReply.ACK:
+        elif self._asked != Option.STARTTLS and reply == OptionReply.ACK:
             if self._export is None:
                 raise ProtocolError("the server agrees without telling the export's size")
             self.agreed = Agreed(*self._export, *self._blocks)
         else:
-            raise ProtocolError(f"reply {reply} to option {self._option}")
+            raise ProtocolError(f"reply {reply} to option {self._asked}")
 
     def _learn(self, data: bytes) -> None:
         kind = int.from_bytes(data[:2], "big")

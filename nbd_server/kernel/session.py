@@ -10,6 +10,7 @@ import asyncio
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -69,7 +70,8 @@ async def attach(
     """
     host = host or Host()
     client = settings.client or host.client()
-    async with control_at(settings.control, client, _FIRST_CALL_S) as control, kernel_nbd() as nbd:
+    tls = settings.tls_certificates is not None
+    async with control_at(settings.control, client, _FIRST_CALL_S, tls=tls) as control, kernel_nbd() as nbd:
         volume = await control.volume(wanted.volume)
         with host.watching(volume.id):
             parts = _Parts(settings, wanted, host, nbd, control, Owner(volume.id, client))
@@ -137,7 +139,7 @@ def _connected_here(parts: _Parts) -> LocalDevice | None:
 
 
 async def _connect(parts: _Parts, place: Place) -> tuple[Link, int]:
-    link = await _first_link(place, parts.owner.client)
+    link = await _first_link(place, parts.owner.client, parts.settings.tls_certificates)
     wanted = parts.wanted.device
     try:
         index = await handover.connect(
@@ -154,12 +156,13 @@ async def _connect(parts: _Parts, place: Place) -> tuple[Link, int]:
     return link, index
 
 
-async def _first_link(place: Place, client: str) -> Link:
+async def _first_link(place: Place, client: str, certificates: Path | None) -> Link:
     """Over the first way that works. Raises what the last one did."""
-    error: CairnError = QuorumUnavailable(f"{place.front_end} says nowhere how NBD clients reach it")
+    how = "offers no TLS: leave --tls-certificates out" if certificates else "may need TLS: give --tls-certificates DIR"
+    error: CairnError = QuorumUnavailable(f"{place.front_end} has no port that this host can use: it {how}")
     for target in place.targets:
         try:
-            return await open_link(target, client, _FIRST_LINK_S)
+            return await open_link(target, client, _FIRST_LINK_S, certificates)
         except CairnError as failed:
             error = failed
     raise error

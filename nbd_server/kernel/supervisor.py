@@ -150,7 +150,7 @@ class Supervisor:
     async def _probe(self) -> Event:
         for target in self._place.targets:
             try:
-                await probe(target, self._owner.client, self._settings.probe_s)
+                await probe(target, self._owner.client, self._settings.probe_s, self._settings.tls_certificates)
                 return Event.PROBE_PASSED
             except CairnError as error:
                 self._say("the front-end does not answer", error)
@@ -196,7 +196,7 @@ class Supervisor:
         return Event.NOT_OPENED
 
     async def _open_at(self, target: NbdTarget) -> bool:
-        link = await open_link(target, self._owner.client, _LINK_S)
+        link = await open_link(target, self._owner.client, _LINK_S, self._settings.tls_certificates)
         taken = False
         try:
             taken = await handover.replace(self._nbd, self._host, link, self._owner, self.index)
@@ -251,7 +251,9 @@ class Supervisor:
             self._events.put_nowait(Event.MOVED)
         elif (device := self._host.find(self.index)) and volume.size_bytes > device.size_bytes:
             # The front-end may hear of it later than control; what it does not know yet it would refuse.
-            agreed = await probe(self._place.targets[0], self._owner.client, self._settings.probe_s)
+            agreed = await probe(
+                self._place.targets[0], self._owner.client, self._settings.probe_s, self._settings.tls_certificates
+            )
             if await handover.resize(self._nbd, self._host, self._owner, self.index, agreed.size_bytes):
                 _log.info("the device has grown", device=f"nbd{self.index}", size_bytes=agreed.size_bytes)
 

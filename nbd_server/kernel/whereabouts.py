@@ -37,14 +37,16 @@ class Place:
 class Whereabouts:
     """Control's word on one volume.
 
-    client: this host. Each call has a deadline of `timeout_s`, and raises what control answers.
+    client: this host. tls: it uses no network but by TLS. Each call has a deadline of `timeout_s`, and raises what
+    control answers.
     """
 
-    def __init__(self, stub: "ControlAsyncStub", address: str, client: str, timeout_s: float) -> None:
+    def __init__(self, stub: "ControlAsyncStub", address: str, client: str, timeout_s: float, *, tls: bool) -> None:
         self._stub = stub
         self._address = address
         self._client = client
         self._timeout_s = timeout_s
+        self._tls = tls
 
     def set_timeout(self, timeout_s: float) -> None:
         """Of the calls from now on."""
@@ -64,7 +66,7 @@ class Whereabouts:
             volume=volume, client=self._client, read_only=read_only, force=force, avoid=avoid
         )
         try:
-            return place_of(await self._call(self._stub.AttachVolume, request))
+            return place_of(await self._call(self._stub.AttachVolume, request), tls=self._tls)
         except Conflict:
             await self._check_ours(volume)
             raise
@@ -91,14 +93,16 @@ class Whereabouts:
 
 
 @asynccontextmanager
-async def control_at(address: str, client: str, timeout_s: float) -> AsyncIterator[Whereabouts]:
-    """Control at HOST:PORT; whether it answers shows with the first call."""
+async def control_at(address: str, client: str, timeout_s: float, *, tls: bool = False) -> AsyncIterator[Whereabouts]:
+    """Control at HOST:PORT; whether it answers shows with the first call. For the rest, see Whereabouts."""
     async with open_control_channel(address) as channel:
-        yield Whereabouts(ControlStub(channel), address, client, timeout_s)
+        yield Whereabouts(ControlStub(channel), address, client, timeout_s, tls=tls)
 
 
-def place_of(volume: pb.Volume) -> Place:
-    """Where an attached volume is served."""
+def place_of(volume: pb.Volume, *, tls: bool = False) -> Place:
+    """Where an attached volume is served: at ports with TLS, or at those without; unix sockets need none."""
     attachment = volume.attachment
-    targets = sorted((parse_uri(uri) for uri in attachment.uris), key=lambda each: not each.socket_path)
+    known = (parse_uri(uri) for uri in attachment.uris)
+    usable = (each for each in known if each.tls == tls or (each.socket_path and not each.tls))
+    targets = sorted(usable, key=lambda each: not each.socket_path)
     return Place(attachment.front_end, attachment.epoch, volume.size_bytes, tuple(targets))

@@ -17,7 +17,10 @@ from tests.linux_host.initramfs import Initramfs
 from tests.linux_host.kernel import Kernel
 
 PROGRAMS: Final = ("bash", "nbd-client", "mke2fs", "e2fsck", "mkfs.xfs", "xfs_repair", "busybox")
-MODULES: Final = ("virtio_pci", "virtio_net", "virtio_blk", "nbd", "crc32c_generic", "crc32c_intel", "ext4", "xfs")
+MODULES: Final = (
+    *("virtio_pci", "virtio_net", "virtio_blk", "nbd", "crc32c_generic", "crc32c_intel", "ext4", "xfs"),
+    *("tls", "aes_generic", "gcm", "ctr", "ghash_generic", "seqiv"),  # what TLS in the kernel looks for
+)
 #: What the guest needs of this machine, besides what fetches the kernel.
 NEEDED: Final = ("qemu-system-x86_64", "ldd", *PROGRAMS)
 #: This machine's 127.0.0.1, in QEMU's user network.

@@ -1,0 +1,38 @@
+# `cairn attach` and nbd-client over TLS; the certificates lie in /tmp/pki. It is told (file descriptor 3): "again": the
+# front-end was started anew; "grown": the volume was resized; "lost": no rule lets this host in any more.
+set -eu -o pipefail
+export CAIRN_CONTROL="$NBD_HOST:$NBD_PORT" CAIRN_CLIENT=guest-1
+word() {
+  read -r -u 3 heard
+  [ "$heard" = "$1" ]
+}
+if cairn attach "$NBD_EXPORT" 2>/tmp/refused; then echo "attached without certificates"; exit 1; fi
+grep -q -- --tls-certificates /tmp/refused
+(cairn_exec attach "$NBD_EXPORT" /dev/nbd0 --tls-certificates /tmp/pki >/tmp/attached 2>/dev/ttyS0) &
+watching=$!
+until [ -s /tmp/attached ]; do
+  kill -0 "$watching"
+  sleep 0.2
+done
+mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0 /dev/nbd0
+mount /dev/nbd0 /mnt
+dd if=/dev/urandom of=/mnt/one bs=1M count=16 conv=fsync 2>/dev/null
+sha256sum /mnt/one >/tmp/sums
+echo WRITTEN
+word again
+dd if=/dev/urandom of=/mnt/two bs=1M count=16 conv=fsync 2>/dev/null
+sha256sum /mnt/two >>/tmp/sums
+echo AGAIN
+word grown
+until [ "$(cat /sys/block/nbd0/size)" -gt $((SIZE / 512)) ]; do sleep 0.05; done
+echo GROWN
+umount /mnt
+echo 3 >/proc/sys/vm/drop_caches
+e2fsck -f -n /dev/nbd0
+mount -o ro /dev/nbd0 /mnt
+sha256sum -c /tmp/sums
+umount /mnt
+cairn detach /dev/nbd0
+wait "$watching"
+if dmesg | grep -E 'I/O error|EXT4-fs .*error'; then exit 1; fi
+echo CLEAN
