@@ -291,7 +291,8 @@ class AttachSettings(_Checked):
     probe_s: float = setting(2.0, "Seconds that a front-end has to answer before it is given up.", minimum=0.1)
     # Control moves a volume off a front-end that is down; this is for one that only this host cannot reach.
     avoid_s: float = setting(10.0, "Seconds after which another front-end is asked for, although that one is up.")
-    watch_s: float = setting(5.0, "Seconds between looks at control: has the volume moved, has it grown?", minimum=0.1)
+    # As often as nodes and front-ends beat: control reads one record for it.
+    watch_s: float = setting(1.0, "Seconds between looks at control: has the volume moved, has it grown?", minimum=0.1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""`cairn attach` on a real Linux kernel: a file system under load goes on while front-ends end, hang and restart."""
+"""`cairn attach` on a real Linux kernel: a file system goes on while front-ends end, hang and restart; and TLS."""
 
 import dataclasses
 from itertools import pairwise
@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from blockstore.config import Tls, split_address
+from blockstore.pki.uses import Use
+from blockstore.rpc import control_pb2
 from blockstore.units import MIB
 from tests.cluster import CONTROL, FRONT_END, Cluster
 from tests.daemons import wait_for
@@ -14,11 +17,15 @@ from tests.linux_host.beside import Guest, running, script
 from tests.linux_host.kernel import Kernel, fetch_kernel, missing_programs
 from tests.linux_host.python_disk import SHELL, make_python_disk
 from tests.programs import require_found, require_programs
+from tests.tls_serving import Authority
 
 # The first test also fetches the kernel's package.
 pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(480)]
 
 SIZE = 256 * MIB
+TLS_SIZE = 96 * MIB
+#: This machine, as the guest reaches it.
+HOST_ADDRESS = "10.0.2.2"
 #: A quiet machine takes a fifth of it.
 LIMIT_S = 300
 
@@ -97,5 +104,46 @@ def test_a_file_system_outlives_front_ends(kernel: Kernel, disk: Path, tmp_path:
             attached.tell("end")
         result = attached.end()
         print(result, pauses)
+        assert result.status == 0, str(result)
+        assert "CLEAN" in result.output
+
+
+def files_of(place: Path) -> str:
+    """Lines of a script that make a client's directory in the guest."""
+    texts = "".join(f"cat >/tmp/pki/{each.name} <<'PEM'\n{each.read_text()}PEM\n" for each in place.iterdir())
+    return f"mkdir /tmp/pki\n{texts}"
+
+
+def test_a_device_by_kernel_tls(kernel: Kernel, disk: Path, tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "pki")
+    server = authority.issue(Use.SERVER, "fe", (HOST_ADDRESS,))
+    settings = dataclasses.replace(
+        FRONT_END,
+        nbd_advertise=f"{HOST_ADDRESS}:0",
+        tls=Tls.REQUIRE,
+        tls_cert=server.certificate,
+        tls_key=server.key,
+        tls_ca=server.directory / "ca-cert.pem",
+    )
+    (tmp_path / "cluster").mkdir()
+    with Cluster(tmp_path / "cluster", front_end_settings=settings, control_settings=CONTROL) as cluster:
+        volume = cluster.create(TLS_SIZE)
+        (front_end,) = cluster.front_ends
+        cluster.attach(cluster.create(16 * MIB, name="other"))
+        port = split_address(front_end.read_address("nbd_address"))[1]
+        where = f"nbd://{cluster.control_address}/{volume}"
+        text = (
+            SHELL + files_of(authority.client("guest-1")) + script("attached_tls", SIZE=TLS_SIZE, NBD_CLIENT_PORT=port)
+        )
+        with running(kernel, text, tmp_path / "guest", where, LIMIT_S, disk=disk) as attached:
+            attached.wait_for("WRITTEN")
+            front_end.kill()
+            cluster.start(front_end)
+            attached.tell("again")
+            attached.wait_for("AGAIN")
+            cluster.call("ResizeVolume", control_pb2.ResizeVolumeRequest(volume=volume, size_bytes=2 * TLS_SIZE))
+            attached.tell("grown")
+        result = attached.end()
+        print(result)
         assert result.status == 0, str(result)
         assert "CLEAN" in result.output

@@ -3,13 +3,15 @@
 Design. User space does the handshake (`negotiation`, `link`) and hands the socket to the kernel over generic netlink
 (`messages`, `netlink`); from then on guests' I/O passes the kernel and the front-end alone. A process beside it watches
 (`supervision` is its states, `supervisor` its loop): where the link breaks, the front-end hangs or the volume moves, it
-asks control where the volume is now (`whereabouts`) and gives the kernel another socket. `devices` reads what sysfs
-and mountinfo say; the kernel keeps whose device it is, so nothing is kept in files and a supervisor may be killed.
+asks control where the volume is now (`whereabouts`) and gives the kernel another socket. `kernel_tls` is TLS for such
+sockets. `devices` reads what sysfs and mountinfo say; the kernel keeps whose device it is, so nothing is kept in files
+and a supervisor may be killed.
 
 Why there is one connection. With several, the kernel itself sends a request again over another one when one is slow
 or breaks, and nobody can keep what lies unread in the first from taking effect later, after a newer write. With one,
 it can only send again over a socket that it was given here, and a front-end that hands one out has ended the older
-ones before (nbd_server/links.py). One connection carries over 100,000 IOPS.
+ones before (nbd_server/links.py). (Several links cannot be made safe so: the kernel takes one that was open before, and
+nothing tells the front-end that another is over.) One connection carries over 100,000 IOPS.
 
 Why no request has a timeout in the kernel. With NBD_ATTR_TIMEOUT a slow request would end the connection for all
 others. With 0 the kernel never gives a socket up by itself; at each expiry of a request's timer (set in sysfs,

@@ -1,5 +1,5 @@
 # `cairn attach` and nbd-client over TLS; the certificates lie in /tmp/pki. It is told (file descriptor 3): "again": the
-# front-end was started anew; "grown": the volume was resized; "lost": no rule lets this host in any more.
+# front-end was started anew; "grown": the volume was resized. The front-end listens at NBD_CLIENT_PORT, too.
 set -eu -o pipefail
 export CAIRN_CONTROL="$NBD_HOST:$NBD_PORT" CAIRN_CLIENT=guest-1
 word() {
@@ -8,6 +8,13 @@ word() {
 }
 if cairn attach "$NBD_EXPORT" 2>/tmp/refused; then echo "attached without certificates"; exit 1; fi
 grep -q -- --tls-certificates /tmp/refused
+nbd-client -A /tmp/pki/ca-cert.pem -F /tmp/pki/client-cert.pem -K /tmp/pki/client-key.pem -H "$NBD_HOST" -b 4096 \
+  -N other "$NBD_HOST" "$NBD_CLIENT_PORT" /dev/nbd1
+dd if=/dev/urandom of=/tmp/random bs=1M count=4 2>/dev/null
+dd if=/tmp/random of=/dev/nbd1 bs=64k oflag=direct 2>/dev/null
+dd if=/dev/nbd1 bs=64k count=64 iflag=direct 2>/dev/null | cmp - /tmp/random
+nbd-client -d /dev/nbd1
+echo NBD-CLIENT
 (cairn_exec attach "$NBD_EXPORT" /dev/nbd0 --tls-certificates /tmp/pki >/tmp/attached 2>/dev/ttyS0) &
 watching=$!
 until [ -s /tmp/attached ]; do
