@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Final
 
 import structlog
-from cryptography import x509
-from cryptography.x509.oid import NameOID
 
 from blockstore.errors import InvalidRequest
 from nbd_server.access import Peer
@@ -74,6 +72,10 @@ def peer_of(certificate: bytes | None) -> Peer:
     """Whom a certificate (DER) that was verified means; nobody in particular where there is none."""
     if not certificate:
         return Peer()
+    # Most front-ends have no TLS, and each starts faster without it.
+    from cryptography import x509  # noqa: PLC0415
+    from cryptography.x509.oid import NameOID  # noqa: PLC0415
+
     subject = x509.load_der_x509_certificate(certificate).subject
     names = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     # One with several common names could be read in several ways.
