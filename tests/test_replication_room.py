@@ -140,6 +140,17 @@ def test_a_member_that_fills_is_no_room() -> None:
     assert records_sent(group, A) == [2]
 
 
+def test_a_member_that_is_told_to_fill_anew_is_no_room_from_that_word_on() -> None:
+    group = Group().serve()
+    group.ack(A, damaged=True)
+    group.ack(B, full=True)
+    assert group.leader.status().lacks_room == ""
+    group.pass_time(SETTINGS.heartbeat_s)
+    assert any(message.fill_anew for message in group.sent[A])
+    submit(group, "held", write(1))
+    assert group.leader.status().held == 1
+
+
 # ---- what passes, and what does not
 
 

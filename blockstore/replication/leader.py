@@ -353,13 +353,13 @@ class Leader:
             member.fall_back()
         if member.catching_up:
             effects += log.go_on_with(member, now, moved=moved or lost_track)
+        if effects or (member.whole, member.full) != (was_whole, was_full):
+            effects += self._look_for_room(now)
         if moved or member.whole != was_whole:
             effects += self._advance(now)
         effects += log.stream(member, now)
         if self._lease.held(now):
             effects += self._reads.lease_held()
-        if (member.whole, member.full) != (was_whole, was_full):
-            effects += self._look_for_room(now)
         return effects
 
     # ---- rule 3: commit
@@ -468,12 +468,12 @@ class Leader:
         if self._over is not None:
             return []
         effects: list[LeaderEffect] = [*self._log.heartbeats(now)]
-        effects += self._look_for_room(now)
         effects += self._expire(now - self.settings.retry_limit_s, now)
         effects += self._serve_if_due(now)
         if self._serving:
             effects += self._reads.retry(self._log.commit, now)
         effects += self._have_filled_anew(now)
+        effects += self._look_for_room(now)
         if self._log.chosen is None and self._attaching.accept_loss:
             effects += self._choose(now)
         return effects + self._give_up_attach(now)
