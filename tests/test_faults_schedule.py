@@ -21,7 +21,7 @@ LASTING_S = (0.3, 1.2)
 @pytest.mark.timeout(600)
 def test_every_kind_of_fault_is_survived(tmp_path: Path) -> None:
     require_programs("fio", "gcc", "etcd", "etcdctl")
-    print(f"again with: python -m tests.faults --minutes 0.1 --lasting 0.3 1.2 --seed {SEED}")
+    print(f"again with: python -m tests.faults --rounds 1 --lasting 0.3 1.2 --seed {SEED}")
     report = run_schedule(tmp_path, SEED, 0.0, print, lasting_s=LASTING_S)
     print("\n".join(report.lines()))
     assert set(report.kinds) == set(KINDS)

@@ -25,7 +25,14 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--hours", type=float, default=0.0, help="how long the schedule of faults goes on")
     parser.add_argument("--minutes", type=float, default=0.0, help="and minutes")
-    parser.add_argument("--kind", action="append", choices=KINDS, help="only this kind of fault; may be repeated")
+    parser.add_argument("--rounds", type=int, metavar="N", help="at least so many of each kind of fault")
+    parser.add_argument(
+        "--kind",
+        action="append",
+        choices=KINDS,
+        metavar="KIND",
+        help="only this kind of fault, as docs/reliability.md names it; may be repeated",
+    )
     parser.add_argument(
         "--lasting", type=float, nargs=2, default=LASTING_S, metavar=("LEAST", "MOST"), help="seconds of each fault"
     )
@@ -34,8 +41,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="what happens, and to whom; the same for the same seed")
     parser.add_argument("--directory", type=Path, help="where to work instead of a temporary directory; it is kept")
     given = parser.parse_args()
-    if not (given.hours or given.minutes or given.power_cuts):
-        parser.error("say for how long (--hours, --minutes) or how often (--power-cuts)")
+    if not (given.hours or given.minutes or given.rounds or given.power_cuts):
+        parser.error("say for how long (--hours, --minutes) or how often (--rounds, --power-cuts)")
+    if not 0 <= given.lasting[0] <= given.lasting[1]:
+        parser.error(f"--lasting {given.lasting[0]:g} {given.lasting[1]:g}: the least first, and none below 0")
     return given
 
 
@@ -56,6 +65,7 @@ def main() -> int:
             duration_s,
             say,
             given.kind,
+            rounds=given.rounds or 1,
             lasting_s=tuple(given.lasting),
             embedded=given.embedded,
         )

@@ -54,22 +54,26 @@ def run_schedule(
     said: Callable[[str], None],
     kinds: list[str] | None = None,
     *,
+    rounds: int = 1,
     lasting_s: tuple[float, float] = LASTING_S,
     embedded: bool = False,
 ) -> Report:
-    """Faults until the time is over, and each kind at least once. Raises what a witness found, and TimeoutError.
+    """Faults until the time is over, and each kind at least `rounds` times.
 
-    embedded: one control with the embedded metastore, instead of several on etcd.
+    embedded: one control with the embedded metastore, instead of several on etcd; kinds that need these are left out.
+    Raises what a witness found, TimeoutError, and ValueError where no kind is left.
     """
     chance = random.Random(seed)
     report = Report()
     end = time.monotonic() + duration_s
     chosen = [each for each in kinds or KINDS if not (embedded and KINDS[each] in OF_ETCD)]
+    if not chosen:
+        raise ValueError(f"none of {', '.join(kinds or ())} happens to one control with the embedded metastore")
     with FaultCluster(directory, nodes=_NODES, controls=1 if embedded else _CONTROLS) as cluster:
         schedule = Schedule(cluster, chance, report, said, lasting_s)
         with schedule:
-            for kind in _in_turn(chosen, chance):
-                if time.monotonic() > end and len(report.kinds) == len(chosen):
+            for number, kind in enumerate(_in_turn(chosen, chance)):
+                if time.monotonic() > end and number >= rounds * len(chosen):
                     break
                 schedule.run(kind)
         schedule.end()
