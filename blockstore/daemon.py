@@ -1,4 +1,4 @@
-"""What every daemon does the same way: end on a signal, say where it listens, reuse its memory."""
+"""What every daemon does the same way: end on a signal, say that it serves and where, reuse its memory."""
 
 import asyncio
 import ctypes
@@ -6,6 +6,8 @@ import os
 import signal
 from pathlib import Path
 from typing import Final
+
+from blockstore.systemd import notify
 
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
@@ -22,11 +24,17 @@ def stop_signals() -> "asyncio.Future[int]":
     def stop(number: int) -> None:
         if stopped.done():
             os._exit(128 + number)
+        notify("STOPPING=1")
         stopped.set_result(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
     return stopped
+
+
+def tell_ready(status: str) -> None:
+    """Whoever waits for the daemon to serve may go on: systemd, where that started it. status: for people."""
+    notify(f"READY=1\nSTATUS={status}")
 
 
 def write_address(path: Path, address: str) -> None:

@@ -2,19 +2,21 @@
 
 import asyncio
 import signal
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
 from blockstore.config import FrontEndSettings, Tls, join_address, split_address
-from blockstore.daemon import stop_signals, write_address
+from blockstore.daemon import stop_signals, tell_ready, write_address
 from blockstore.errors import Conflict
 from blockstore.grpc_endpoint import Endpoint
 from blockstore.rpc import control_pb2, control_pb2_grpc
+from blockstore.systemd import listening_sockets
 from nbd_server.exports import Exports
 from nbd_server.front_end import FrontEnd
 from nbd_server.security import Security
-from nbd_server.server import NbdServer
+from nbd_server.server import Listening, NbdServer
 from nbd_server.uri import NbdTarget, make_uri
 
 _log = structlog.get_logger(__name__)
@@ -40,6 +42,7 @@ async def run(settings: FrontEndSettings) -> int:
     await endpoint.start()
     front_end.address = endpoint.address
     write_address(settings.state / "address", endpoint.address)
+    tell_ready(f"{front_end.id} serves at {' '.join(front_end.uris)}")
     _log.info("front-end serves", front_end=front_end.id, address=endpoint.address, uris=front_end.uris)
     control = asyncio.create_task(front_end.run())
     ends: list[asyncio.Future[Any]] = [stopped, control]
@@ -66,18 +69,30 @@ def _advertised(address: str, port: int) -> str:
 
 
 async def _listen(server: NbdServer, settings: FrontEndSettings, front_end: FrontEnd) -> None:
+    """At the sockets that systemd passed; at those of the settings where it passed none."""
+    passed = listening_sockets()
     try:
-        host, port = await server.listen_tcp(*split_address(settings.nbd_listen))
-        if settings.nbd_socket is not None:
-            settings.nbd_socket.parent.mkdir(parents=True, exist_ok=True)
-            await server.listen_unix(settings.nbd_socket)
+        if passed:
+            sockets = [await server.listen_on(each) for each in passed]
+        else:
+            sockets = await _listen_as_set(server, settings)
     except OSError as error:
         raise Conflict(
             f"cannot listen for NBD clients: {error}; choose another --nbd-listen or --nbd-socket"
         ) from error
-    address = join_address(host, port)
-    write_address(settings.state / "nbd_address", address)
-    where = _advertised(settings.nbd_advertise, port) or address
-    front_end.uris = [f"{scheme}://{where}" for scheme in _SCHEMES[settings.tls]]
+    addresses = [each for each in sockets if isinstance(each, tuple)]
+    for host, port in addresses[:1]:
+        write_address(settings.state / "nbd_address", join_address(host, port))
+    where = [_advertised(settings.nbd_advertise, port) or join_address(host, port) for host, port in addresses]
+    front_end.uris = [f"{scheme}://{each}" for each in where for scheme in _SCHEMES[settings.tls]]
+    paths = [str(each.absolute()) for each in sockets if isinstance(each, Path)]
+    front_end.uris += [make_uri(NbdTarget("", socket_path=path)) for path in paths]
+
+
+async def _listen_as_set(server: NbdServer, settings: FrontEndSettings) -> list[Listening]:
+    sockets: list[Listening] = [await server.listen_tcp(*split_address(settings.nbd_listen))]
     if settings.nbd_socket is not None:
-        front_end.uris.append(make_uri(NbdTarget("", socket_path=str(settings.nbd_socket.absolute()))))
+        settings.nbd_socket.parent.mkdir(parents=True, exist_ok=True)
+        await server.listen_unix(settings.nbd_socket)
+        sockets.append(settings.nbd_socket)
+    return sockets

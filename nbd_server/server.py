@@ -30,6 +30,10 @@ _BEFORE_AN_EXPORT: Final = (Phase.HANDSHAKE, Phase.STARTING_TLS)
 _KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 6))
 
 
+Listening = tuple[str, int] | Path
+"""Where clients connect: host and port, or a unix socket."""
+
+
 class NbdServer:
     """Serves `exports` to any number of clients. Use it inside the event loop that runs the devices."""
 
@@ -51,8 +55,21 @@ class NbdServer:
         loop = asyncio.get_running_loop()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         address = (await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM))[0][4]
-        listening = _bound_socket(family, address)
+        return await self._listen_tcp_on(_bound_socket(family, address))
+
+    async def listen_on(self, listening: socket.socket) -> "Listening":
+        """Listen at a socket that was made by somebody else, whose path stays; returns where. Raises OSError."""
+        if listening.family != socket.AF_UNIX:
+            _set_tcp_options(listening)
+            return await self._listen_tcp_on(listening)
+        accept = partial(self._accept, self._security.unix if self._security else Port())
+        loop = asyncio.get_running_loop()
+        self._listeners.append(await loop.create_unix_server(accept, sock=listening, backlog=_BACKLOG))
+        return Path(listening.getsockname())
+
+    async def _listen_tcp_on(self, listening: socket.socket) -> tuple[str, int]:
         accept = partial(self._accept, self._security.tcp if self._security else Port())
+        loop = asyncio.get_running_loop()
         self._listeners.append(await loop.create_server(accept, sock=listening, backlog=_BACKLOG))
         bound = listening.getsockname()
         return str(bound[0]), int(bound[1])
@@ -164,15 +181,19 @@ def _bound_socket(family: socket.AddressFamily, address: Any) -> socket.socket:
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for option, value in _KEEPALIVE:
-            listening.setsockopt(socket.IPPROTO_TCP, option, value)
+        _set_tcp_options(listening)
         listening.bind(address)
     except OSError:
         listening.close()
         raise
     return listening
+
+
+def _set_tcp_options(listening: socket.socket) -> None:
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for option, value in _KEEPALIVE:
+        listening.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 async def _somebody_listens(path: Path) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, Final
 import structlog
 
 from blockstore.config import Addressing, SnapshotdSettings
-from blockstore.daemon import stop_signals, write_address
+from blockstore.daemon import stop_signals, tell_ready, write_address
 from blockstore.domain import check_id, make_id
 from blockstore.durable_files import make_directory, write_durably
 from blockstore.errors import CairnError, Conflict, NotFound, QuorumUnavailable
@@ -95,6 +95,7 @@ async def _serve(settings: SnapshotdSettings, stack: AsyncExitStack) -> None:
     stack.push_async_callback(endpoint.stop, _GRACE_S)
     tasks.address = endpoint.address
     write_address(settings.state / "address", endpoint.address)
+    tell_ready(f"{daemon} serves {store.url}")
     _log.info("snapshotd serves", daemon=daemon, address=endpoint.address, store=store.url, repository=repository.id)
     await tasks.run()
 

@@ -19,6 +19,7 @@ PACKAGES = ("blockstore", "nbd_server", "snapshotd")
 NOUNS = tuple(f"blockstore.{name}" for name in ("units", "domain", "errors", "config", "record", "log"))
 #: The system's files, clock and tasks; they know nothing of Cairn.
 _SYSTEM = ("blockstore.durable_files", "blockstore.boot_clock", "blockstore.rate_limit", "blockstore.waiting")
+_SYSTEMD = ("blockstore.systemd",)
 _GRPC = (
     *NOUNS,
     "blockstore.rpc",
@@ -30,6 +31,7 @@ _GRPC = (
 _SHELL = (
     *_GRPC,
     *_SYSTEM,
+    *_SYSTEMD,
     "blockstore.daemon",
     "blockstore.heartbeat",
     "blockstore.replica_codec",
@@ -53,7 +55,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "blockstore.storage": (*NOUNS, "blockstore.durable_files"),
     "blockstore.replica_codec": (*_GRPC, "blockstore.replication"),
     "blockstore.heartbeat": _GRPC,
-    "blockstore.daemon": (),
+    "blockstore.systemd": NOUNS,
+    "blockstore.daemon": _SYSTEMD,
     "blockstore.pki": ("blockstore.errors", "blockstore.durable_files"),
     "blockstore.node": _SHELL,
     "blockstore.volume": _SHELL,

@@ -24,6 +24,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "status": ("status", "status"),
     "attach": ("host", "attach"),
     "detach": ("host", "detach"),
+    "units": ("units", "units"),
     **{
         noun: (noun, "app")
         for noun in ("volume", "snapshot", "store", "key", "node", "pki", "control", "nbd", "snapshotd")

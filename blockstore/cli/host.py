@@ -4,13 +4,7 @@ The code behind them (nbd_server.kernel) is imported when they run: other comman
 """
 
 import asyncio
-import os
-import shlex
-import socket
-import sys
 from contextlib import suppress
-from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,9 +15,11 @@ from blockstore.cli.control_address import find_control
 from blockstore.cli.logs import set_up_logging
 from blockstore.cli.options import ControlOption, Output, OutputOption, StateOption
 from blockstore.cli.screen import say, show
+from blockstore.cli.units import read_unit
 from blockstore.config import AttachSettings
-from blockstore.daemon import stop_signals
+from blockstore.daemon import stop_signals, tell_ready
 from blockstore.errors import InvalidRequest
+from blockstore.systemd import notify
 from blockstore.units import format_size
 
 if TYPE_CHECKING:
@@ -84,7 +80,7 @@ def attach(
         _list(output)
         return
     if unit:
-        print(_unit(), end="")
+        print(read_unit("cairn-attach@.service"), end="")
         return
     if not volume:
         raise InvalidRequest("Missing argument 'VOLUME': what to attach; or --list, to see what is")
@@ -119,12 +115,6 @@ def detach(
     show(output, documents.volume(found), lambda: tables.volume(found))
 
 
-def _unit() -> str:
-    """The systemd unit, with this installation's command."""
-    template = files("nbd_server.kernel").joinpath("cairn-attach@.service").read_text()
-    return template.replace("@CAIRN@", shlex.join([str(Path(sys.executable).parent / "cairn")]))
-
-
 async def _attach(settings: AttachSettings, wanted: "Wanted", output: Output) -> None:
     from nbd_server.kernel import session  # noqa: PLC0415 - see above
 
@@ -133,10 +123,10 @@ async def _attach(settings: AttachSettings, wanted: "Wanted", output: Output) ->
     def ready(attached: "Attached") -> None:
         document = _document(attached.device) | {"front_end": attached.front_end}
         show(output, document, lambda: attached.device.path)
-        _tell_systemd(f"READY=1\nSTATUS={wanted.volume} is {attached.device.path}")
+        tell_ready(f"{wanted.volume} is {attached.device.path}")
 
     def tell(state: "State") -> None:
-        _tell_systemd(f"STATUS={wanted.volume}: {state.value}")
+        notify(f"STATUS={wanted.volume}: {state.value}")
 
     watching = asyncio.create_task(session.attach(settings, wanted, ready, tell))
     ends: list[asyncio.Future[Any]] = [watching, stopped]
@@ -148,14 +138,6 @@ async def _attach(settings: AttachSettings, wanted: "Wanted", output: Output) ->
     with suppress(asyncio.CancelledError):
         await watching
     say(f"{wanted.volume} is watched no more; `cairn attach` goes on with it, `cairn detach` ends it")
-
-
-def _tell_systemd(message: str) -> None:
-    """sd_notify(3); nothing where systemd did not start this."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-            notify.sendto(message.encode(), "\0" + address[1:] if address.startswith("@") else address)
 
 
 def _list(output: Output) -> None:

@@ -45,7 +45,7 @@ from blockstore.control.snapshot_reading import SnapshotReading
 from blockstore.control.snapshot_service import SnapshotService
 from blockstore.control.store_warden import StoreWarden
 from blockstore.control.succession import Succession
-from blockstore.daemon import stop_signals, write_address
+from blockstore.daemon import stop_signals, tell_ready, write_address
 from blockstore.errors import QuorumUnavailable
 from blockstore.grpc_endpoint import Endpoint
 from blockstore.waiting import while_running
@@ -64,6 +64,7 @@ async def run(settings: ControlSettings) -> None:
     async with serving(settings) as (address, working):
         metastore = settings.metastore or str(settings.state)
         _log.info("control listens", address=address, metastore=metastore)
+        tell_ready(f"listens at {address}")
         ends: list[asyncio.Future[Any]] = [stopped, working]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         _log.info("control stops", address=address)

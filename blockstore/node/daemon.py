@@ -7,7 +7,7 @@ from typing import Any
 import structlog
 
 from blockstore.config import EXIT_DO_NOT_RESTART, NodeSettings
-from blockstore.daemon import stop_signals, write_address
+from blockstore.daemon import stop_signals, tell_ready, write_address
 from blockstore.errors import Fenced
 from blockstore.grpc_endpoint import Endpoint
 from blockstore.node.node import Node
@@ -36,6 +36,7 @@ async def run(settings: NodeSettings) -> int:
         await endpoint.start()
         write_address(settings.data / "address", endpoint.address)
         _log.info("node serves", node=node.node, zone=settings.zone, address=endpoint.address)
+        tell_ready(f"{node.node} serves at {endpoint.address}")
         registration = asyncio.create_task(Registration(node, settings, endpoint.address).run())
         ends: list[asyncio.Future[Any]] = [stopped, node.failed, registration]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

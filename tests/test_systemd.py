@@ -1,0 +1,138 @@
+"""What systemd passes and is told: sockets, readiness, unit files; by its own programs where they are installed."""
+
+import asyncio
+import configparser
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from blockstore.cli.main import run
+from blockstore.cli.units import unit_names
+from blockstore.systemd import notify
+from tests.cluster import CAIRN
+from tests.daemons import Daemon, wait_for
+from tests.nbd_client import NbdClient, NbdError
+from tests.programs import require_programs
+
+#: Prints what it was passed, or why it refuses that.
+_PASSED = """
+import sys
+from blockstore.errors import CairnError
+from blockstore.systemd import listening_sockets
+try:
+    found = listening_sockets()
+    print([each.getsockname()[1] for each in found], [each.get_inheritable() for each in found], listening_sockets())
+except CairnError as error:
+    print(error)
+"""
+
+
+def start_with(descriptors: list[int], count: str | None = None, pid: str = "$$") -> str:
+    """Run _PASSED as systemd would: the sockets are 3 and what follows."""
+    number = len(descriptors) if count is None else count
+    script = f'LISTEN_PID={pid} LISTEN_FDS={number} exec "$0" -c "$1"'
+    redirections = " ".join(f"{3 + index}<&{each}" for index, each in enumerate(descriptors))
+    done = subprocess.run(
+        ["bash", "-c", f"{script} {redirections}", sys.executable, _PASSED],
+        pass_fds=descriptors, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    return done.stdout
+
+
+def test_passed_sockets_are_taken_once_and_by_whom_they_are_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        os.dup2(one.fileno(), 40)
+        os.dup2(other.fileno(), 41)
+        try:
+            ports = [each.getsockname()[1] for each in (one, other)]
+            assert start_with([40, 41]) == f"{ports} [False, False] []\n"
+            assert start_with([40], pid="1") == "[] [] []\n"
+            assert "no number" in start_with([40], count="'-1'")
+            assert "no socket" in start_with([40], count="2")
+        finally:
+            os.close(40)
+            os.close(41)
+
+
+def test_what_does_not_listen_is_refused() -> None:
+    with socket.socket() as idle, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+        for each in (idle, datagrams):
+            os.dup2(each.fileno(), 40)
+            try:
+                assert "ListenStream=" in start_with([40])
+            finally:
+                os.close(40)
+
+
+def test_a_manager_that_is_gone_is_no_reason_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
+    notify("READY=1")
+
+
+def test_the_front_end_serves_at_sockets_of_systemd_and_says_so(tmp_path: Path) -> None:
+    require_programs("systemd-socket-activate")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    path = tmp_path / "nbd.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(tmp_path / "notify"))
+        told.settimeout(60)
+        state = tmp_path / "nbd"
+        activate = ["systemd-socket-activate", "-l", f"127.0.0.1:{port}", "-l", str(path), "-E", "NOTIFY_SOCKET"]
+        command = [*activate, "-E", "CAIRN_PARENT", "-E", "PYTHONPATH", str(CAIRN), "nbd", "run", "--state", str(state)]
+        daemon = Daemon("nbd", [*command, "--control", "127.0.0.1:1"], state, tmp_path / "log")
+        daemon.environment = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        daemon.start()
+        try:
+            wait_for("both sockets to be there", path.exists)
+            asyncio.run(refuses(port))  # the first client starts it
+            ready = told.recv(4096).decode()
+            assert ready.startswith("READY=1\n")
+            assert f"nbd://127.0.0.1:{port} nbd+unix:///?socket={path}" in ready
+            daemon.stop()
+            assert told.recv(4096) == b"STOPPING=1"
+            assert path.exists()  # it is systemd's
+        finally:
+            daemon.kill()
+
+
+async def refuses(port: int) -> None:
+    with pytest.raises(NbdError):
+        await NbdClient.connect(f"nbd://127.0.0.1:{port}/nobody")
+
+
+def test_unit_files_run_this_installation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = tmp_path / "system"
+    assert run(["units", "--directory", str(directory), "-o", "json"]) == 0
+    written = [Path(each) for each in json.loads(capsys.readouterr().out)["files"]]
+    assert {each.name for each in written} == set(unit_names())
+    assert {"cairn-control.service", "cairn-node@.service", "cairn-nbd.socket"} <= set(unit_names())
+    for each in written:
+        unit = configparser.RawConfigParser(strict=False, interpolation=None)
+        unit.read_string(each.read_text())
+        assert "@CAIRN@" not in each.read_text()
+        assert each.suffix == ".socket" or unit["Service"]["ExecStart"].startswith("/")
+    assert run(["units", "--directory", str(directory)]) == 0  # the same again
+    (directory / "cairn-nbd.service").write_text("mine")
+    assert run(["units", "--directory", str(directory)]) == 5
+    assert (directory / "cairn-nbd.service").read_text() == "mine"
+    assert run(["units", "--directory", str(directory), "--force"]) == 0
+    assert (directory / "cairn-nbd.service").read_text() != "mine"
+
+
+def test_systemd_finds_nothing_wrong_with_them(tmp_path: Path) -> None:
+    require_programs("systemd-analyze")
+    assert run(["units", "--directory", str(tmp_path)]) == 0
+    names = [name.replace("@", "@x") for name in unit_names()]
+    environment = os.environ | {"SYSTEMD_UNIT_PATH": f"{tmp_path}:", "SYSTEMD_LOG_LEVEL": "warning"}
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *(str(tmp_path / name) for name in names)],
+        capture_output=True, text=True, timeout=60, env=environment, check=False,
+    )  # fmt: skip
+    ours = [line for line in done.stderr.splitlines() if str(tmp_path) in line or "cairn" in line]
+    assert (ours, done.returncode) == ([], 0), done.stderr
