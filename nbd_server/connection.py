@@ -269,7 +269,9 @@ class Connection(asyncio.BufferedProtocol):
     async def _upgrade(self) -> None:
         context = self._port.context
         assert context is not None, "a session that may start TLS has a context"
-        established = await start_tls(self._transport, self, context, self._limits)
+        established = None
+        if not self._transport.is_closing():
+            established = await start_tls(self._transport, self, context, self._limits)
         if established is None or self.phase is not Phase.STARTING_TLS:
             self._transport.abort()
             self.connection_lost(None)  # the event loop says so only where TLS was established

@@ -88,12 +88,14 @@ class Options(Generic[E]):
         return self._answer_unknown(b"")
 
     def _look_up(self, option: int, data: bytes) -> Awaitable[None] | None:
-        """What to wait for before the export can be found that an option names, if it names one."""
+        """What to wait for before the export can be found that an option names, if it names one that may be used."""
         parse_name = _NAMES.get(option)
         if parse_name is None:
             return None
         try:
-            return self._exports.look_up(parse_asked(parse_name(data)).export)
+            name = parse_asked(parse_name(data)).export
+            allowed = self._access(self._exports.find(name), name) is not Access.NONE
+            return self._exports.look_up(name) if allowed else None
         except Malformed:
             return None  # it is answered as such
 

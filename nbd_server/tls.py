@@ -60,12 +60,15 @@ async def start_tls(
             ssl_handshake_timeout=limits.handshake_s,
             ssl_shutdown_timeout=limits.tls_end_s,
         )
-    except OSError as error:  # also OpenSSL's
+        # Where the connection ends meanwhile, it returns all the same, with a transport that has no TLS or with none.
+        tls = upgraded.get_extra_info("ssl_object") if upgraded else None
+        return None if upgraded is None or tls is None else (upgraded, peer_of(tls.getpeercert(binary_form=True)))
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # OpenSSL's are of the first kind, a subject that cannot be read of the second
         _log.info("TLS was not established", error=str(error) or type(error).__name__)
         return None
-    # Where the connection ends meanwhile, it returns all the same, with a transport that has no TLS or with none.
-    tls = upgraded.get_extra_info("ssl_object") if upgraded else None
-    return None if upgraded is None or tls is None else (upgraded, peer_of(tls.getpeercert(binary_form=True)))
 
 
 def peer_of(certificate: bytes | None) -> Peer:

@@ -11,11 +11,14 @@ from blockstore.config import Tls
 from blockstore.errors import InvalidRequest
 from blockstore.pki.uses import Use
 from nbd_server import wire
-from nbd_server.access import Access, Peer, parse_rules
+from nbd_server.access import Access, Peer, Session, parse_rules
 from nbd_server.exports import Export
+from nbd_server.handshake import Handshake
+from nbd_server.handshake_states import State
 from nbd_server.security import Security
 from nbd_server.wire import Command, Option, OptionReply, TransmissionFlag, WireError
 from tests.nbd_client import NbdError
+from tests.test_nbd_handshake import Elsewhere
 from tests.tls_serving import Authority, client_context, go, listed, serving_tls, under_tls
 
 RULES = """
@@ -95,6 +98,16 @@ def test_without_a_rule_nobody_is_let_in() -> None:
 def test_files_that_are_wrong(text: str, why: str) -> None:
     with pytest.raises(InvalidRequest, match=why):
         parse_rules(text)
+
+
+def test_nothing_is_looked_up_for_who_may_not_have_it() -> None:
+    """It costs others something."""
+    names = Elsewhere()
+    session = Session(Tls.OFFER, Peer("host-1", "CN=host-1"), parse_rules(RULES).judge)
+    shaken = Handshake(names, session)
+    shaken.receive_data(wire.HANDSHAKE_FLAGS.to_bytes(4, "big") + wire.serialize_option(Option.GO, b"\0\0\0\3far\0\0"))
+    assert shaken.state is State.OPTION_HEADER
+    assert names.asked == []
 
 
 def context_of(authority: Authority, name: str) -> ssl.SSLContext:
