@@ -5,6 +5,7 @@ The code behind them (nbd_server.kernel) is imported when they run: other comman
 
 import asyncio
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
