@@ -90,7 +90,12 @@ class OpenVolume:
         self._naming_absent: set[asyncio.Future[Any]] = set()
         """Reads whose caller is told what is absent. By read: one may end after the source is needed no more."""
         self._leader = Leader(
-            ticket.epoch, ticket.configuration, settings, boot_time_s(), accept_loss=ticket.accept_loss
+            ticket.epoch,
+            ticket.configuration,
+            settings,
+            boot_time_s(),
+            accept_loss=ticket.accept_loss,
+            loss_epoch=ticket.loss_epoch,
         )
         self._directory = MemberDirectory(ticket, refresh)
         self.members = MemberQueries(self._whole_members, ticket.epoch, ticket.configuration.number, call_timeout_s)
