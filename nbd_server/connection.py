@@ -19,14 +19,14 @@ import structlog
 
 from blockstore.errors import CairnError, Fenced
 from blockstore.units import KIB
-from nbd_server import handshake_states, transmission
+from nbd_server import block_status, handshake_states, transmission
 from nbd_server.budget import Budget, Share
 from nbd_server.exports import ClientExports, Export, Exports
 from nbd_server.handshake import Handshake
 from nbd_server.replies import Parts, Replies, replies_of
 from nbd_server.request_parser import RequestParser
 from nbd_server.security import Port
-from nbd_server.terms import Terms
+from nbd_server.terms import Style, Terms
 from nbd_server.tls import start_tls
 from nbd_server.transmission import Refusal, Request
 from nbd_server.volume import Buffer
@@ -348,6 +348,9 @@ class Connection(asyncio.BufferedProtocol):
         if request.command == Command.DISC:
             self.drain()
             return
+        if request.command == Command.BLOCK_STATUS:
+            self._begin_status(request)
+            return
         if request.flags & CommandFlag.FAST_ZERO and (refused := self._refuse_slow_zero(request)) is not None:
             self._reply(self._answers.failed(request, refused))
             return
@@ -358,6 +361,17 @@ class Connection(asyncio.BufferedProtocol):
             self._finish(request, error)
         else:
             future.add_done_callback(partial(self._ended, request))
+
+    def _begin_status(self, request: Request) -> None:
+        assert self.export is not None
+        found = block_status.asked(request, self._terms, self.export.size_bytes)
+        if isinstance(found, Refusal):
+            self._reply(self._answers.failed(request, found))
+            return
+        compact = self._terms.style is not Style.EXTENDED
+        work = block_status.answer(*found, self.export.device, compact=compact)
+        self.in_flight_requests += 1
+        self._loop.create_task(work).add_done_callback(partial(self._ended, found[0]))
 
     def _start(self, request: Request) -> asyncio.Future[Any]:
         assert self.export is not None
@@ -391,7 +405,7 @@ class Connection(asyncio.BufferedProtocol):
         error = asyncio.CancelledError() if future.cancelled() else future.exception()
         self._finish(request, error, future.result() if error is None else None)
 
-    def _finish(self, request: Request, error: BaseException | None, data: Buffer | None = None) -> None:
+    def _finish(self, request: Request, error: BaseException | None, result: Any = None) -> None:
         """Reply, if there is still a client."""
         self.in_flight_requests -= 1
         held_bytes = request.length if request.command <= _WRITE else 0
@@ -406,9 +420,11 @@ class Connection(asyncio.BufferedProtocol):
             self.abort()
         elif error is not None:
             self._reply(self._answers.failed(request, transmission.failure(request.command, error)))
-        elif request.command == _READ and data is not None:
-            assert len(data) == request.length
-            self._reply(self._answers.data(request, data))
+        elif request.command == _READ:
+            assert len(result) == request.length
+            self._reply(self._answers.data(request, result))
+        elif request.command == Command.BLOCK_STATUS:
+            self._reply(self._answers.status(request, result))
         else:
             self._reply(self._answers.done(request))
 
