@@ -140,7 +140,7 @@ class ClientExports:
 
     def why_not(self, name: str) -> str:
         """Why that name is not found, for people."""
-        return self._why[1][:_MAX_WHY] if self._why[0] == name else f"no export {name[:256]!r} here"
+        return self._why[1][:_MAX_WHY] if name and self._why[0] == name else f"no export {name[:256]!r} here"
 
     def close(self) -> None:
         """The client is gone, and nothing of it is in flight. The same again does nothing."""

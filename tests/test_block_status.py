@@ -1,6 +1,7 @@
 """What an attached volume tells of its blocks, over real nodes: all that was acknowledged, and fast where sparse."""
 
 import asyncio
+import itertools
 import random
 import time
 from pathlib import Path
@@ -131,6 +132,17 @@ def test_a_sparse_tebibyte_takes_less_time_than_its_reads_would(tmp_path: Path) 
     in_loop(test)
 
 
+def depths_of_data(runs: list[Shown]) -> dict[int, int]:
+    """By block. That of zeroes may change: what covered the source goes when that is needed no more."""
+    ends = list(itertools.accumulate(run.length for run in runs))
+    return {
+        number: run.depth
+        for run, end in zip(runs, ends, strict=True)
+        if run.data
+        for number in range(end - run.length, end)
+    }
+
+
 def test_a_restored_volume_tells_the_snapshots_blocks_until_and_after_they_have_come(tmp_path: Path) -> None:
     """Depths stay as they are when blocks come; only what is still to be fetched is not here."""
 
@@ -162,7 +174,7 @@ def test_a_restored_volume_tells_the_snapshots_blocks_until_and_after_they_have_
             go_on(attempt)
             await until_hydrated(attempt)
             after = await device.shown(0, 4 * MIB)
-            assert [run[:3] for run in after] == [run[:3] for run in before]
+            assert depths_of_data(after) == depths_of_data(before)
             assert all(run.here for run in after)
 
     in_loop(test)
