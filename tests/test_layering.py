@@ -84,7 +84,6 @@ PURE = (
     "nbd_server.transmission",
     "nbd_server.terms",
     "nbd_server.holes",
-    "nbd_server.metadata",
     "nbd_server.request_parser",
     *(f"snapshotd.{name}" for name in _FORMAT),
 )

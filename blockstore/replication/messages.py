@@ -254,14 +254,13 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class ReadFrom:
-    """Read from this member; afterwards read_arrived or read_failed with the attempt. ticket: whose read it is."""
+    """Read from this member; afterwards read_arrived or read_failed with the attempt."""
 
     attempt: int
     replica: ReplicaId
     start: BlockNumber
     count: int
     commit: Position
-    ticket: Hashable
 
 
 @dataclass(frozen=True, slots=True)
