@@ -7,7 +7,7 @@ has: each of their requests fails with ESHUTDOWN, so that they hear of it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 import structlog
 
@@ -41,6 +41,8 @@ class Attachments:
         self._closed: dict[VolumeId, int] = {}
         """The highest epoch that was closed here."""
         self._turn: dict[VolumeId, asyncio.Lock] = {}
+        self.snapshot_names: Callable[[VolumeId], Awaitable[Mapping[str, int]]] | None = None
+        """Asks control what a volume's snapshots are called; see SnapshotNames of nbd_server/exports.py."""
 
     def __iter__(self) -> Iterator[Attempt]:
         return iter(list(self._attempts.values()))
@@ -137,7 +139,7 @@ class Attachments:
 
     async def _serve(self, attempt: Attempt) -> None:
         await attempt.open()
-        for export in attempt.make_exports():
+        for export in attempt.make_exports(self.snapshot_names):
             self._server.exports.add(export)
             attempt.exports.append(export)
 

@@ -5,8 +5,10 @@ asks is decided anew whenever a segment is hydrated, or the volume got further s
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 
+from blockstore.domain import VolumeId
 from blockstore.errors import CairnError, Corrupt, Fenced
 from blockstore.replica_codec import from_position
 from blockstore.rpc import control_pb2 as pb
@@ -89,7 +91,7 @@ class Attempt:
         self.segments += [self._attached(each, None) for each in further]
         self.device.replace_volume(self._blocks())
 
-    def make_exports(self) -> list[Export]:
+    def make_exports(self, snapshot_names: Callable[[VolumeId], Awaitable[Mapping[str, int]]] | None) -> list[Export]:
         """Under its id, and its name if it has one: one device, so that both see one order of changes.
 
         None for maintenance: control's own work is no guest.
@@ -101,7 +103,11 @@ class Attempt:
         )
         names = tuple(dict.fromkeys(filter(None, (self._message.volume, self._message.name))))
         read_only, client = self._message.read_only, self._message.client
-        return [Export(name, self.device, description, read_only, client, aliases=names) for name in names]
+        ask = partial(snapshot_names, self.volume.volume) if snapshot_names is not None else None
+        return [
+            Export(name, self.device, description, read_only, client, aliases=names, snapshot_names=ask)
+            for name in names
+        ]
 
     async def close(self) -> None:
         """Let go of the volume; its clients are gone."""

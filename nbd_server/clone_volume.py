@@ -9,8 +9,11 @@ import asyncio
 from collections.abc import Awaitable, Coroutine
 from typing import Any, Protocol
 
-from blockstore.units import BLOCK_SIZE
+from blockstore.errors import NotFound
+from blockstore.units import BLOCK_SIZE, Generation
 from blockstore.volume.block_bits import mask, runs_of
+from blockstore.volume.block_status import Changed, Shown, merged
+from blockstore.volume.source_client import SHARD_BLOCKS
 from nbd_server.clone_overlay import CloneOverlay
 from nbd_server.volume import Buffer
 
@@ -27,6 +30,9 @@ class Base(Protocol):
 
     def cache(self, start: int, count: int) -> "asyncio.Future[None]":
         """They will be read soon."""
+
+    def shown(self, start: int, count: int) -> Awaitable[list[Shown]]:
+        """What they are, as runs that may end early."""
 
 
 class CloneVolume:
@@ -67,6 +73,17 @@ class CloneVolume:
         """What was written here is here."""
         return self._base.cache(start, count)
 
+    def shown(self, start: int, count: int) -> "asyncio.Future[list[Shown]]":
+        """The clone's own blocks are the first layer, those of the snapshot lie below; of one shard at most."""
+        return self._loop.create_task(self._shown(start, min(count, SHARD_BLOCKS)))
+
+    def changed(self, start: int, count: int, snapshot: str) -> "asyncio.Future[list[Changed]]":
+        raise NotFound(f"a clone does not tell what changed since {snapshot}: the volume does")
+
+    async def snapshots(self) -> dict[str, Generation]:
+        """None that changes are told since."""
+        return {}
+
     def flush(self) -> "asyncio.Future[None]":
         """What was answered can be read."""
         done: asyncio.Future[None] = self._loop.create_future()
@@ -90,6 +107,24 @@ class CloneVolume:
             parts.append(copy(at, length, asyncio.to_thread(self._overlay.read, start + at, length)))
         await asyncio.gather(*parts)
         return result
+
+    async def _shown(self, start: int, count: int) -> list[Shown]:
+        runs: list[Shown] = []
+        at = start
+        for below in await self._base.shown(start, count):
+            held, zero = self._overlay.held.bits(at, below.length), self._overlay.zero.bits(at, below.length)
+            own = sorted([(*run, True) for run in runs_of(held)] + [(*run, False) for run in runs_of(zero)])
+            lower = below._replace(depth=below.depth + 1) if below.depth else below
+            told = 0
+            for first, length, data in own:
+                if told < first:
+                    runs.append(lower._replace(length=first - told))
+                runs.append(Shown(length, data, depth=1, here=True))
+                told = first + length
+            if told < below.length:
+                runs.append(lower._replace(length=below.length - told))
+            at += below.length
+        return merged(runs)
 
     async def _write(self, start: int, data: Buffer) -> None:
         count = len(data) // BLOCK_SIZE

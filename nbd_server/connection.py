@@ -19,14 +19,14 @@ import structlog
 
 from blockstore.errors import CairnError, Fenced
 from blockstore.units import KIB
-from nbd_server import handshake_states, transmission
+from nbd_server import block_status, handshake_states, transmission
 from nbd_server.budget import Budget, Share
 from nbd_server.exports import ClientExports, Export, Exports
 from nbd_server.handshake import Handshake
 from nbd_server.replies import Parts, Replies, replies_of
 from nbd_server.request_parser import RequestParser
 from nbd_server.security import Port
-from nbd_server.terms import Terms
+from nbd_server.terms import Style, Terms
 from nbd_server.tls import start_tls
 from nbd_server.transmission import Refusal, Request
 from nbd_server.volume import Buffer
@@ -46,8 +46,6 @@ class Phase(Enum):
     STARTING_TLS = auto()
     """The transport is being replaced; what comes is kept for the handshake, which goes on under TLS."""
     TRANSMISSION = auto()
-    REFUSING = auto()
-    """The server ends: new requests are answered with ESHUTDOWN, for a moment after those in flight are answered."""
     DRAINING = auto()
     """Takes no more requests; ends when those in flight are answered."""
     CLOSED = auto()
@@ -56,15 +54,10 @@ class Phase(Enum):
 PHASES: Final[Mapping[Phase, frozenset[Phase]]] = {
     Phase.HANDSHAKE: frozenset({Phase.STARTING_TLS, Phase.TRANSMISSION, Phase.DRAINING, Phase.CLOSED}),
     Phase.STARTING_TLS: frozenset({Phase.HANDSHAKE, Phase.CLOSED}),
-    Phase.TRANSMISSION: frozenset({Phase.REFUSING, Phase.DRAINING, Phase.CLOSED}),
-    Phase.REFUSING: frozenset({Phase.DRAINING, Phase.CLOSED}),
+    Phase.TRANSMISSION: frozenset({Phase.DRAINING, Phase.CLOSED}),
     Phase.DRAINING: frozenset({Phase.CLOSED}),
     Phase.CLOSED: frozenset(),
 }
-
-
-_RECEIVING: Final = frozenset({Phase.TRANSMISSION, Phase.REFUSING})
-_SHUTTING_DOWN: Final = Refusal(WireError.ESHUTDOWN, "the server ends: connect again, perhaps to another one")
 
 
 class Owner(Protocol):
@@ -88,13 +81,12 @@ class Connection(asyncio.BufferedProtocol):
         self.export: Export | None = None
         self.client = ""
         """Whose link it is (nbd_server/links.py); empty for a plain connection."""
-        self.address = ""
-        """Where the client is; empty for one that came by a unix socket."""
         self.in_flight_requests = 0
         self._owner = owner
+        self._budget = budget
         self._limits = budget.limits
         self._loop = asyncio.get_running_loop()
-        self.share = Share(budget, lambda: self._loop.call_soon(self._serve))
+        self._share = Share(budget, lambda: self._loop.call_soon(self._serve))
         self.ended: asyncio.Future[None] = self._loop.create_future()
         """Done when the client is gone and nothing of it is in flight."""
         self._transport: asyncio.Transport
@@ -111,7 +103,6 @@ class Connection(asyncio.BufferedProtocol):
         self._terms: Terms
         self._answers: Replies
         self._deadline: asyncio.TimerHandle | None = None
-        self._farewell: asyncio.TimerHandle | None = None
         self._looking_up: asyncio.Future[None] | None = None
         self._reading = True
         self._client_reads = True
@@ -134,15 +125,13 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.set_write_buffer_limits(high=self._limits.unsent_bytes)
         self._set_deadline(self._limits.handshake_s)
         self._transport.write(self._handshake.data_to_send())
-        peer = transport.get_extra_info("peername")
-        self.address = str(peer[0]) if isinstance(peer, tuple) else ""
         self._owner.opened(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._parser.buffer() if self.phase in _RECEIVING else self._buffer
+        return self._parser.buffer() if self.phase is Phase.TRANSMISSION else self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self.phase in _RECEIVING:
+        if self.phase is Phase.TRANSMISSION:
             self._parser.received(nbytes)
             self._serve()
         elif self.phase is Phase.HANDSHAKE:
@@ -163,23 +152,21 @@ class Connection(asyncio.BufferedProtocol):
         if self._looking_up is not None:
             self._looking_up.cancel()
         self._replies.clear()
-        self.share.give_back(self._ended_bytes + self._unread_bytes)
+        self._share.give_back(self._ended_bytes + self._unread_bytes)
         self._ended_bytes = self._unread_bytes = 0
-        self.share.leave_line()
+        self._share.leave_line()
         self._set_deadline(None)
-        if self._farewell is not None:
-            self._farewell.cancel()
         self._end_if_idle()
 
     def pause_writing(self) -> None:
         self._client_reads = False
         self._pause = object()
-        self.share.leave_line()
+        self._share.leave_line()
         self._pause_reading()
 
     def resume_writing(self) -> None:
         self._client_reads = True
-        self.share.give_back(self._unread_bytes)
+        self._share.give_back(self._unread_bytes)
         self._unread_bytes = 0
         self._loop.call_soon(self._go_on)  # asyncio's transport does not expect to be closed from in here
 
@@ -198,30 +185,11 @@ class Connection(asyncio.BufferedProtocol):
         if self.phase is Phase.STARTING_TLS:
             self.abort()
             return
-        if self.phase is not Phase.REFUSING:  # whose deadline goes on
-            self._set_deadline(self._limits.drain_s)
         self._move(Phase.DRAINING)
-        self.share.leave_line()
+        self._share.leave_line()
         self._pause_reading()
-        self._end_if_drained()
-
-    def shut_down(self) -> None:
-        """The server ends: as `drain`, but new requests are answered, with ESHUTDOWN (NBD, "Error values").
-
-        A link's client is told by the end alone: to a file system an error is a broken disk (nbd_server/links.py).
-        """
-        if self.phase is not Phase.TRANSMISSION or self.client:
-            self.drain()
-            return
-        self._move(Phase.REFUSING)
         self._set_deadline(self._limits.drain_s)
-        self._end_if_refused()
-        self._serve()
-
-    def _end_if_refused(self) -> None:
-        """A moment after all that was in flight is answered."""
-        if self.phase is Phase.REFUSING and not self.in_flight_requests and self._farewell is None:
-            self._farewell = self._loop.call_later(self._limits.farewell_s, self.drain)
+        self._end_if_drained()
 
     def replaces(self, other: "Connection") -> bool:
         """Whether both are links of one client to one device, under whichever name."""
@@ -242,7 +210,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def drop_if_stalled(self) -> None:
         """Drop a client that holds memory and has done nothing about it since this was called last."""
-        stall = self._what_stalls() if self.phase in _RECEIVING else None
+        stall = self._what_stalls() if self.phase is Phase.TRANSMISSION else None
         if stall is not None and stall is self._stall:
             _log.info("client stalled", export=self._name, held_bytes=self.in_flight_bytes)
             self.abort()
@@ -251,7 +219,7 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def in_flight_bytes(self) -> int:
         """What it holds: payloads of writes, from their first byte on, and results of reads until they are fetched."""
-        return self.share.held_bytes
+        return self._share.held_bytes
 
     # Handshake.
 
@@ -356,23 +324,21 @@ class Connection(asyncio.BufferedProtocol):
     def _has_room(self) -> bool:
         """Whether the next request may be begun, or its payload received."""
         if (
-            self.phase not in _RECEIVING
+            self.phase is not Phase.TRANSMISSION
             or not self._client_reads
             or self.in_flight_requests >= self._limits.in_flight_requests
         ):
             return False
-        if self.share.is_ample():
+        if self._share.held_bytes < self._limits.in_flight_bytes and self._budget.is_ample():
             return True
-        return self.share.may_take(self._parser.next_bytes())
+        return self._share.may_take(self._parser.next_bytes())
 
     def _admit(self, request: Request) -> Refusal | None:
         """What the parser asks of each request: why it is refused, or None, and then its memory is counted."""
         assert self.export is not None
-        if self.phase is Phase.REFUSING and request.command != Command.DISC:
-            return _SHUTTING_DOWN
         refused = transmission.refusal(request, self.export.size_bytes, self._read_only, self._terms)
         if refused is None and request.command <= _WRITE:
-            self.share.take(request.length)
+            self._share.take(request.length)
         return refused
 
     def _begin(self, request: Request) -> None:
@@ -381,6 +347,9 @@ class Connection(asyncio.BufferedProtocol):
             return
         if request.command == Command.DISC:
             self.drain()
+            return
+        if request.command == Command.BLOCK_STATUS:
+            self._begin_status(request)
             return
         if request.flags & CommandFlag.FAST_ZERO and (refused := self._refuse_slow_zero(request)) is not None:
             self._reply(self._answers.failed(request, refused))
@@ -392,6 +361,17 @@ class Connection(asyncio.BufferedProtocol):
             self._finish(request, error)
         else:
             future.add_done_callback(partial(self._ended, request))
+
+    def _begin_status(self, request: Request) -> None:
+        assert self.export is not None
+        found = block_status.asked(request, self._terms, self.export.size_bytes)
+        if isinstance(found, Refusal):
+            self._reply(self._answers.failed(request, found))
+            return
+        compact = self._terms.style is not Style.EXTENDED
+        work = block_status.answer(*found, self.export.device, compact=compact)
+        self.in_flight_requests += 1
+        self._loop.create_task(work).add_done_callback(partial(self._ended, found[0]))
 
     def _start(self, request: Request) -> asyncio.Future[Any]:
         assert self.export is not None
@@ -425,14 +405,14 @@ class Connection(asyncio.BufferedProtocol):
         error = asyncio.CancelledError() if future.cancelled() else future.exception()
         self._finish(request, error, future.result() if error is None else None)
 
-    def _finish(self, request: Request, error: BaseException | None, data: Buffer | None = None) -> None:
+    def _finish(self, request: Request, error: BaseException | None, result: Any = None) -> None:
         """Reply, if there is still a client."""
         self.in_flight_requests -= 1
         held_bytes = request.length if request.command <= _WRITE else 0
         if error is not None and not isinstance(error, CairnError):
             _log.error("request failed unexpectedly", export=self._name, request=_describe(request), exc_info=error)
         if self._lost:
-            self.share.give_back(held_bytes)
+            self._share.give_back(held_bytes)
             self._end_if_idle()
             return
         self._ended_bytes += held_bytes
@@ -440,9 +420,11 @@ class Connection(asyncio.BufferedProtocol):
             self.abort()
         elif error is not None:
             self._reply(self._answers.failed(request, transmission.failure(request.command, error)))
-        elif request.command == _READ and data is not None:
-            assert len(data) == request.length
-            self._reply(self._answers.data(request, data))
+        elif request.command == _READ:
+            assert len(result) == request.length
+            self._reply(self._answers.data(request, result))
+        elif request.command == Command.BLOCK_STATUS:
+            self._reply(self._answers.status(request, result))
         else:
             self._reply(self._answers.done(request))
 
@@ -458,10 +440,9 @@ class Connection(asyncio.BufferedProtocol):
         if self.phase is not Phase.CLOSED:
             self._transport.writelines(replies)
         if self._client_reads:
-            self.share.give_back(ended_bytes)
+            self._share.give_back(ended_bytes)
         else:
             self._unread_bytes += ended_bytes
-        self._end_if_refused()
         if self.phase is Phase.DRAINING:
             self._end_if_drained()
         elif not self._reading:
@@ -476,7 +457,7 @@ class Connection(asyncio.BufferedProtocol):
     def _end_if_idle(self) -> None:
         """The client is gone: what it holds is let go of with its last request."""
         if not self.in_flight_requests:
-            self.share.give_back(self.share.held_bytes)
+            self._share.give_back(self._share.held_bytes)
             self._exports.close()
             self._owner.closed(self)
 

@@ -18,7 +18,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from blockstore.errors import CairnError
-from blockstore.units import BLOCK_SIZE
+from blockstore.units import BLOCK_SIZE, Generation
+from blockstore.volume.block_status import Changed, Shown
 from nbd_server.hold import Hold
 from nbd_server.volume import Buffer, Volume
 
@@ -103,9 +104,19 @@ class Device:
 
     def cache(self, offset: int, length: int) -> asyncio.Future[None]:
         """Bring the bytes to where reads of them are fast; nothing else changes."""
-        start = offset >> _BLOCK_SHIFT
-        end = (offset + length + _OFFSET_MASK) >> _BLOCK_SHIFT
-        return self._volume.cache(start, end - start) if length else _done(None)
+        return self._volume.cache(*_outer_blocks(offset, length)) if length else _done(None)
+
+    async def shown(self, offset: int, length: int) -> list[Shown]:
+        """What the blocks are that the bytes lie in, as runs; they may end early."""
+        return await self._volume.shown(*_outer_blocks(offset, length))
+
+    async def changed(self, offset: int, length: int, snapshot: str) -> list[Changed]:
+        """Which of these blocks changed since a snapshot, given by its id."""
+        return await self._volume.changed(*_outer_blocks(offset, length), snapshot)
+
+    async def snapshots(self) -> dict[str, Generation]:
+        """Those that `changed` knows, with the generation that each is in the first segment."""
+        return await self._volume.snapshots()
 
     def flush(self) -> asyncio.Future[None]:
         """Done once all that was answered before is durable."""
@@ -180,6 +191,12 @@ class Device:
 def _inner_blocks(offset: int, length: int) -> tuple[int, int]:
     """The first of the blocks wholly inside the range, and the one after the last; none where not first < last."""
     return (offset + _OFFSET_MASK) >> _BLOCK_SHIFT, (offset + length) >> _BLOCK_SHIFT
+
+
+def _outer_blocks(offset: int, length: int) -> tuple[int, int]:
+    """The first of the blocks that the range touches, and their number."""
+    start = offset >> _BLOCK_SHIFT
+    return start, ((offset + length + _OFFSET_MASK) >> _BLOCK_SHIFT) - start
 
 
 def _edges(offset: int, length: int, data: memoryview | None) -> list[tuple[int, int, Buffer]]:

@@ -4,7 +4,7 @@ Everything that is said here is so: a flag stands for what the server does with 
 "Transmission flags").
 """
 
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterator, Mapping
 from typing import Final, Protocol, TypeVar
 
 from blockstore.units import BLOCK_SIZE, MIB
@@ -50,6 +50,10 @@ class Exported(Protocol):
     def shared(self) -> bool:
         """Whether all connections to it see one content, and a flush on any of them covers all."""
 
+    @property
+    def snapshots(self) -> Mapping[str, str]:
+        """The snapshots that changes can be told since, by id and by name, as they were looked up last."""
+
 
 E = TypeVar("E", bound=Exported)
 E_co = TypeVar("E_co", bound=Exported, covariant=True)
@@ -64,10 +68,10 @@ class Catalogue(Protocol[E_co]):
     def why_not(self, name: str) -> str:
         """Why `find` knows no such export, for people."""
 
-    def look_up(self, name: str) -> Awaitable[None] | None:
+    def look_up(self, name: str, *, snapshots: bool = False) -> Awaitable[None] | None:
         """None where `find` knows all there is to know of that name; else what to wait for before it is asked.
 
-        Cancelled where the client goes away.
+        snapshots: its snapshots are asked for as well. Cancelled where the client goes away.
         """
 
     def __iter__(self) -> Iterator[E_co]:

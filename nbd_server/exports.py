@@ -7,16 +7,20 @@ Other exports are there only while a client has them: `OnDemand` opens one when 
 client. They are in no list, as there may be very many.
 """
 
-from collections.abc import Awaitable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from blockstore.errors import AlreadyExists, CairnError, InvalidRequest, NotFound
+from blockstore.units import Generation
 from nbd_server.device import Device
 from nbd_server.wire import MAX_STRING_BYTES
 
 #: Characters; a reply's text has 4,096 bytes at most.
 _MAX_WHY: Final = 1000
+
+SnapshotNames = Callable[[], Awaitable[Mapping[str, int]]]
+"""Asks what a volume's snapshots are called: names and ids, with the generation that each is in the first segment."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +39,10 @@ class Export:
     client: str = ""
     aliases: tuple[str, ...] = ()
     shared: bool = True
+    snapshot_names: SnapshotNames | None = None
+    """Who knows the names of its snapshots; None: they go by their ids."""
+    snapshots: dict[str, str] = field(default_factory=dict)
+    """What was sealed for each, by its id and by its name, as they were looked up last."""
 
     def __post_init__(self) -> None:
         for text in (self.name, self.description):
@@ -45,6 +53,18 @@ class Export:
     def size_bytes(self) -> int:
         """As of now; it may grow."""
         return self.device.size_bytes
+
+    async def look_up_snapshots(self) -> None:
+        """Have `snapshots` say which there are. Raises what asking the volume does; control may be away."""
+        kept = await self.device.snapshots()
+        found = {sealed: sealed for sealed in kept}
+        if self.snapshot_names is not None:
+            by_generation = {generation: sealed for sealed, generation in kept.items()}
+            for name, generation in (await self.snapshot_names()).items():
+                if generation in by_generation:
+                    found.setdefault(name, by_generation[Generation(generation)])
+        self.snapshots.clear()
+        self.snapshots.update(found)
 
 
 class OnDemand(Protocol):
@@ -109,16 +129,18 @@ class ClientExports:
             return self._opened
         return self._exports.find(name)
 
-    def look_up(self, name: str) -> Awaitable[None] | None:
-        """What to wait for before `find` is asked for that name; None: nothing."""
-        on_demand = self._exports.on_demand
-        if on_demand is None or self.find(name) is not None or not on_demand.knows(name):
+    def look_up(self, name: str, *, snapshots: bool = False) -> Awaitable[None] | None:
+        """What to wait for before `find` is asked for that name, or for its snapshots; None: nothing."""
+        on_demand, found = self._exports.on_demand, self.find(name)
+        if found is not None:
+            return found.look_up_snapshots() if snapshots else None
+        if on_demand is None or not on_demand.knows(name):
             return None
         return self._open(on_demand, name)
 
     def why_not(self, name: str) -> str:
         """Why that name is not found, for people."""
-        return self._why[1][:_MAX_WHY] if self._why[0] == name else f"no export {name[:256]!r} here"
+        return self._why[1][:_MAX_WHY] if name and self._why[0] == name else f"no export {name[:256]!r} here"
 
     def close(self) -> None:
         """The client is gone, and nothing of it is in flight. The same again does nothing."""

@@ -72,6 +72,7 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
         )
         self._snapshot_catalog = snapshot_pb2_grpc.SnapshotsStub(self._channel)
         self._snapshots = self._show_snapshots(server.exports)
+        self._attachments.snapshot_names = self._get_snapshot_names
         self._opening: dict[VolumeId, asyncio.Task[None]] = {}
         self._growing: set[asyncio.Task[None]] = set()
 
@@ -142,11 +143,6 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
     async def run(self) -> None:
         """Keep control informed, until cancelled. Raises Fenced where another process has this front-end's id."""
         await beat(self._settings.heartbeat_s, self._register, self._report)
-
-    def end_holds(self) -> None:
-        """Answers that are kept for a snapshot's barrier are given, and the barrier fails: the process ends."""
-        for attempt in self._attachments:
-            attempt.barriers.close()
 
     async def close(self) -> None:
         """Answer what is in flight, then let go of every volume; each stays attached to this front-end."""
@@ -279,6 +275,26 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
         with self._calling_control():
             ticket: pb.OpenTicket = await self._control.GetAttachment(request, timeout=self._settings.call_timeout_s)
         return ticket
+
+    async def _get_snapshot_names(self, volume: VolumeId) -> dict[str, int]:
+        """What clients may call the volume's snapshots, and their generations: ids, and tags `Name` where one has it.
+
+        Empty while control is away: they go by what was sealed for them then, which is the id but for a few.
+        """
+        names: dict[str, int] = {}
+        request = snapshot_pb2.ListSnapshotsRequest(volume=volume)
+        try:
+            with self._calling_control():
+                async for response in self._snapshot_catalog.ListSnapshots(
+                    request, timeout=self._settings.call_timeout_s
+                ):
+                    for each in response.snapshots:
+                        names[each.id] = each.generation
+                        if each.tags.get("Name"):
+                            names.setdefault(each.tags["Name"], each.generation)
+        except CairnError as error:
+            _log.warning("control does not tell what snapshots are called", volume=volume, error=str(error))
+        return names
 
     def _calling_control(self) -> Any:
         return cairn_errors(f"control at {self._settings.control}")

@@ -7,21 +7,25 @@ is LOOK_UP_BEGUN, and the same option is answered anew when what it waits for is
 `Options` is all that a client has negotiated: who starts anew, as after STARTTLS, makes another one.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, Generic
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, Generic, TypeVar
 
-from nbd_server import wire
+from nbd_server import metadata, wire
 from nbd_server.access import Access, Session
 from nbd_server.exported import Catalogue, E, information, transmission_flags
 from nbd_server.handshake_states import Step
 from nbd_server.links import parse_asked
-from nbd_server.terms import Style, Terms
+from nbd_server.terms import Context, Style, Terms
 from nbd_server.wire import Malformed, Option, OptionReply, ProtocolError
+
+Found = TypeVar("Found")
 
 _NAMES: Final[Mapping[int, Callable[[bytes], str]]] = {
     Option.EXPORT_NAME: wire.parse_name,
     Option.INFO: lambda data: wire.parse_info_query(data).name,
     Option.GO: lambda data: wire.parse_info_query(data).name,
+    Option.LIST_META_CONTEXT: lambda data: wire.parse_context_query(data).name,
+    Option.SET_META_CONTEXT: lambda data: wire.parse_context_query(data).name,
 }
 """The name of an export in an option's data; raises Malformed."""
 _BEFORE_TLS: Final = frozenset({Option.STARTTLS, Option.ABORT})
@@ -46,6 +50,10 @@ class Options(Generic[E]):
         self._session = session
         self.looking_up: Awaitable[None] | None = None
         self._style = Style.SIMPLE
+        self._contexts: tuple[Context, ...] = ()
+        self._contexts_of = ""
+        """The name of the export that these were selected for, as the client said it."""
+        self._chosen_name = ""
         self._exports = exports
         self._to_send = to_send
         self._option = 0
@@ -58,12 +66,15 @@ class Options(Generic[E]):
             Option.GO: self._answer_go,
             Option.STRUCTURED_REPLY: self._answer_structured_reply,
             Option.EXTENDED_HEADERS: self._answer_extended_headers,
+            Option.LIST_META_CONTEXT: self._answer_list_meta_context,
+            Option.SET_META_CONTEXT: self._answer_set_meta_context,
         }
 
     @property
     def terms(self) -> Terms:
-        """What holds for requests."""
-        return Terms(self._style)
+        """What holds for requests of the export that was named last."""
+        contexts = self._contexts if self._chosen_name == self._contexts_of else ()
+        return Terms(self._style, contexts)
 
     def answer(self, option: int, data: bytes, *, looked_up: bool = False) -> Step:
         """Answer an option. Raises ProtocolError where the connection is to be dropped without a word.
@@ -94,8 +105,11 @@ class Options(Generic[E]):
             return None
         try:
             name = parse_asked(parse_name(data)).export
-            allowed = self._access(self._exports.find(name), name) is not Access.NONE
-            return self._exports.look_up(name) if allowed else None
+            if self._access(self._exports.find(name), name) is Access.NONE:
+                return None
+            contexts = option in (Option.LIST_META_CONTEXT, Option.SET_META_CONTEXT)
+            snapshots = contexts and metadata.wants_snapshots(wire.parse_context_query(data).queries)
+            return self._exports.look_up(name, snapshots=snapshots)
         except Malformed:
             return None  # it is answered as such
 
@@ -127,7 +141,8 @@ class Options(Generic[E]):
         if self._style is Style.EXTENDED:
             raise ProtocolError("EXPORT_NAME after EXTENDED_HEADERS")
         try:
-            asked = parse_asked(wire.parse_name(data))
+            self._chosen_name = wire.parse_name(data)
+            asked = parse_asked(self._chosen_name)
         except Malformed as error:
             raise ProtocolError(str(error)) from error
         export = self._exports.find(asked.export)
@@ -175,6 +190,43 @@ class Options(Generic[E]):
             return self._refuse(OptionReply.ERR_INVALID, "EXTENDED_HEADERS takes no data")
         return self._agree(Style.EXTENDED)
 
+    def _answer_list_meta_context(self, data: bytes) -> Step:
+        found = self._find_contexts(data, metadata.listed)
+        for name in found or ():
+            self._reply(OptionReply.META_CONTEXT, wire.serialize_meta_context(0, name))
+        if found is not None:
+            self._reply(OptionReply.ACK)
+        return Step.OPTION_ANSWERED
+
+    def _answer_set_meta_context(self, data: bytes) -> Step:
+        """Whatever was selected before is not any more, also where this fails."""
+        self._contexts = ()
+        found = self._find_contexts(data, metadata.selected)
+        if found is None:
+            return Step.OPTION_ANSWERED
+        if len(found) > metadata.MAX_CONTEXTS:
+            return self._refuse(OptionReply.ERR_TOO_BIG, f"at most {metadata.MAX_CONTEXTS} contexts may be selected")
+        self._contexts = tuple(found)
+        self._contexts_of = wire.parse_context_query(data).name
+        for context in self._contexts:
+            self._reply(OptionReply.META_CONTEXT, wire.serialize_meta_context(context.number, context.name))
+        self._reply(OptionReply.ACK)
+        return Step.OPTION_ANSWERED
+
+    def _find_contexts(
+        self, data: bytes, find: Callable[[Sequence[str], Mapping[str, str]], list[Found]]
+    ) -> list[Found] | None:
+        """What the queries find; None where an error was the answer."""
+        try:
+            query = wire.parse_context_query(data)
+            if self._style is Style.SIMPLE:
+                raise Malformed("metadata contexts need structured replies, or extended headers, first")
+            export = self._find(query.name)
+            return None if export is None else find(query.queries, export.snapshots)
+        except Malformed as error:
+            self._refuse(OptionReply.ERR_INVALID, str(error))
+            return None
+
     def _agree(self, style: Style) -> Step:
         self._style = style
         self._reply(OptionReply.ACK)
@@ -198,6 +250,7 @@ class Options(Generic[E]):
         export = self._find(query.name)
         if export is None:
             return None
+        self._chosen_name = query.name
         self._reply(OptionReply.INFO, wire.serialize_info_export(export.size_bytes, self._flags(export)))
         for item in dict.fromkeys(query.items):
             if (told := information(export, item)) is not None:

@@ -9,12 +9,14 @@ chunks is (NBD, "Extended reply chunk message").
 Invariant: a reply is made when all that it says is known, so that its last chunk may be DONE whatever it is.
 """
 
-from struct import Struct
+from struct import Struct, pack
 from typing import Final, Protocol
 
+from blockstore.units import BLOCK_SIZE
 from nbd_server import wire
 from nbd_server.holes import pieces
-from nbd_server.terms import Style
+from nbd_server.metadata import Extent
+from nbd_server.terms import Context, Style
 from nbd_server.transmission import Refusal, Request
 from nbd_server.volume import Buffer
 from nbd_server.wire import CommandFlag, ReplyFlag, ReplyType
@@ -31,6 +33,8 @@ _DONE: Final = int(ReplyFlag.DONE)
 _DF: Final = int(CommandFlag.DF)
 
 Parts = list[Buffer]
+Answer = list[tuple[Context, list[Extent]]]
+"""Of a BLOCK_STATUS: the descriptors of each context."""
 
 
 class Replies(Protocol):
@@ -41,6 +45,9 @@ class Replies(Protocol):
 
     def data(self, request: Request, data: Buffer) -> Parts:
         """A read found this, all that was asked for."""
+
+    def status(self, request: Request, answer: Answer) -> Parts:
+        """A BLOCK_STATUS found this, in each of the contexts that were asked for; there is one at least."""
 
     def failed(self, request: Request, refusal: Refusal) -> Parts:
         """It was refused, or failed."""
@@ -55,6 +62,9 @@ class SimpleReplies:
     def data(self, request: Request, data: Buffer) -> Parts:
         return [wire.serialize_simple_reply(request.cookie), data]
 
+    def status(self, request: Request, answer: Answer) -> Parts:
+        raise AssertionError("no context can be selected without structured replies")
+
     def failed(self, request: Request, refusal: Refusal) -> Parts:
         return [wire.serialize_simple_reply(request.cookie, refusal.error)]
 
@@ -62,10 +72,14 @@ class SimpleReplies:
 class StructuredReplies:
     """Chunks with compact headers."""
 
+    _status_type = ReplyType.BLOCK_STATUS
+
     def done(self, request: Request) -> Parts:
         return [wire.serialize_simple_reply(request.cookie)]
 
     def data(self, request: Request, data: Buffer) -> Parts:
+        if 0 < len(data) <= BLOCK_SIZE and data[0]:  # most reads, and no block of zeroes
+            return [self._data_header(request, request.offset, len(data), _DONE), data]
         found = pieces(data, request.offset)
         if not found:
             return [self._chunk(request, ReplyType.NONE, b"", 0, _DONE)]
@@ -84,12 +98,23 @@ class StructuredReplies:
                 parts += (self._data_header(request, request.offset + start, end - start, flags), view[start:end])
         return parts
 
+    def status(self, request: Request, answer: Answer) -> Parts:
+        last = len(answer) - 1
+        return [
+            self._chunk(request, self._status_type, self._descriptors(context, extents), 0, _DONE if i == last else 0)
+            for i, (context, extents) in enumerate(answer)
+        ]
+
     def failed(self, request: Request, refusal: Refusal) -> Parts:
         text = _as_string(refusal.why)
         payload = _ERROR.pack(refusal.error, len(text)) + text
         if refusal.offset is None:
             return [self._chunk(request, ReplyType.ERROR, payload, 0, _DONE)]
         return [self._chunk(request, ReplyType.ERROR_OFFSET, payload + _OFFSET.pack(refusal.offset), 0, _DONE)]
+
+    def _descriptors(self, context: Context, extents: list[Extent]) -> bytes:
+        numbers = [number for extent in extents for number in extent]
+        return pack(f">I{len(numbers)}I", context.number, *numbers)
 
     def _data_header(self, request: Request, offset: int, length: int, flags: int) -> bytes:
         return self._chunk(request, ReplyType.OFFSET_DATA, _OFFSET.pack(offset), length, flags)
@@ -102,6 +127,12 @@ class StructuredReplies:
 
 class ExtendedReplies(StructuredReplies):
     """Chunks with extended headers, and nothing else."""
+
+    _status_type = ReplyType.BLOCK_STATUS_EXT
+
+    def _descriptors(self, context: Context, extents: list[Extent]) -> bytes:
+        numbers = [number for extent in extents for number in extent]
+        return pack(f">II{len(numbers)}Q", context.number, len(extents), *numbers)
 
     def done(self, request: Request) -> Parts:
         return [self._chunk(request, ReplyType.NONE, b"", 0, _DONE)]

@@ -17,10 +17,14 @@ class Style(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A metadata context that was selected (NBD, "Metadata querying"). number: its ID on the wire."""
+    """A metadata context that was selected (NBD, "Metadata querying").
+
+    number: its ID on the wire. snapshot: the id of the one whose changes it tells; empty where it tells none.
+    """
 
     number: int
     name: str
+    snapshot: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,9 +88,11 @@ def tls_commands(target: NbdTarget, certificates: str = "DIR") -> list[str]:
     """The same, at a port with TLS. certificates: a client's directory, as `cairn pki issue` makes it."""
     authority, certificate, key = (shlex.quote(f"{certificates}/{name}.pem") for name in _CREDENTIALS)
     uri = shlex.quote(f"{make_uri(target)}?tls-certificates={quote(certificates)}")
-    credentials = shlex.quote(f"tls-creds-x509,id=tls0,endpoint=client,dir={certificates}")
-    image = f"driver=nbd,server.type=inet,server.host={target.host},server.port={target.port},export={target.export}"
-    options = f"-A {authority} -F {certificate} -K {key} -H {target.host} -b 4096"
+    directory, export = (text.replace(",", ",,") for text in (certificates, target.export))  # as qemu-options has it
+    credentials = shlex.quote(f"tls-creds-x509,id=tls0,endpoint=client,dir={directory}")
+    image = f"driver=nbd,server.type=inet,server.host={target.host},server.port={target.port},export={export}"
+    # Of its short options for these, nbd-client 3.24 knows only some.
+    options = f"-cacertfile {authority} -certfile {certificate} -keyfile {key} -tlshostname {target.host} -b 4096"
     return [
         f"sudo nbd-client {options} -N {shlex.quote(target.export)} {target.host} {target.port} /dev/nbd0",
         f"qemu-img info --object {credentials} --image-opts {shlex.quote(f'{image},tls-creds=tls0')}",

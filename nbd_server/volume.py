@@ -6,6 +6,9 @@ The front-end's volume and the RAM volume of the tests both are one; nothing her
 import asyncio
 from typing import Protocol
 
+from blockstore.units import Generation
+from blockstore.volume.block_status import Changed, Shown
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -43,6 +46,18 @@ class Volume(Protocol):
 
     def cache(self, start: int, count: int) -> "asyncio.Future[None]":
         """Have blocks that are elsewhere brought here; done when they are, or at once where there is nothing to do."""
+
+    def shown(self, start: int, count: int) -> "asyncio.Future[list[Shown]]":
+        """What the blocks are, as runs from `start` on; they may end early. A block that is told to read as zeroes did
+        so at some moment since the call.
+        """
+
+    def changed(self, start: int, count: int, snapshot: str) -> "asyncio.Future[list[Changed]]":
+        """Which of them changed since a snapshot of this volume, given by its id; NotFound where it is not kept."""
+
+    async def snapshots(self) -> dict[str, Generation]:
+        """The snapshots that `changed` knows, oldest first, each with its generation in the first segment."""
+        ...
 
     def flush(self) -> "asyncio.Future[None]":
         """Done once all that was complete when it was called is durable."""

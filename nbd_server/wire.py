@@ -7,7 +7,7 @@ by a length that a client claims: the lengths are checked by those who call.
 
 import errno
 from enum import IntEnum
-from struct import Struct
+from struct import Struct, unpack
 from typing import Final, NamedTuple
 
 # NBD, "Newstyle negotiation" and "Fixed newstyle negotiation".
@@ -281,6 +281,62 @@ def parse_info_query(data: bytes) -> InfoQuery:
     if items_at + 2 * count != len(data):
         raise Malformed(f"{count} information requests do not fill {len(data)} bytes")
     return InfoQuery(name, tuple(_COUNT.unpack_from(data, items_at + 2 * i)[0] for i in range(count)))
+
+
+class ContextQuery(NamedTuple):
+    """The data of LIST_META_CONTEXT and SET_META_CONTEXT."""
+
+    name: str
+    queries: tuple[str, ...]
+
+
+def serialize_context_query(query: ContextQuery) -> bytes:
+    """As a client sends it."""
+    strings = [text.encode() for text in (query.name, *query.queries)]
+    name, *queries = [_LENGTH.pack(len(text)) + text for text in strings]
+    return name + _LENGTH.pack(len(queries)) + b"".join(queries)
+
+
+def parse_context_query(data: bytes) -> ContextQuery:
+    """Raises Malformed where the lengths in it do not add up, or a string is none."""
+    name, at = _parse_string(data, 0)
+    count, at = _parse_length(data, at)
+    queries = []
+    for _ in range(min(count, len(data))):
+        query, at = _parse_string(data, at)
+        queries.append(query)
+    if len(queries) != count or at != len(data):
+        raise Malformed(f"{count} queries do not fill {len(data)} bytes")
+    return ContextQuery(name, tuple(queries))
+
+
+def _parse_string(data: bytes, at: int) -> tuple[str, int]:
+    """A string behind its length, and where it ends."""
+    length, at = _parse_length(data, at)
+    if at + length > len(data):
+        raise Malformed(f"a string of {length} bytes does not fit into {len(data)}")
+    return parse_name(data[at : at + length]), at + length
+
+
+def _parse_length(data: bytes, at: int) -> tuple[int, int]:
+    if at + _LENGTH.size > len(data):
+        raise Malformed(f"{len(data)} bytes are too few for a length")
+    return int(_LENGTH.unpack_from(data, at)[0]), at + _LENGTH.size
+
+
+def serialize_meta_context(number: int, name: str) -> bytes:
+    """The data of a reply META_CONTEXT."""
+    return _LENGTH.pack(number) + name.encode()
+
+
+def parse_status_filter(payload: bytes | bytearray) -> tuple[int, tuple[int, ...]]:
+    """The payload of a BLOCK_STATUS: how many bytes it asks for, and the numbers of the contexts.
+
+    payload: of a length that was found good (transmission.refusal).
+    """
+    count = (len(payload) - STATUS_FILTER_BYTES) // CONTEXT_ID_BYTES
+    length, *numbers = unpack(f">Q{count}I", payload)
+    return length, tuple(numbers)
 
 
 def serialize_request(command: int, flags: int, cookie: int, offset: int, length: int) -> bytes:

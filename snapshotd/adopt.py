@@ -2,7 +2,8 @@
 
 For each snapshot with a root that opens with our key and whose content is whole, control is told what the root says of
 itself. What it knows already stays as it is, so adopting may be repeated at any time. A root that does not open, or
-that refers to something that is gone, is a problem of its own and stops nobody else.
+that refers to something that is gone, is a problem of its own and stops nobody else. A snapshot that this very cluster
+deleted stays deleted: prune removes a root of it that was put too late.
 
 Of several roots of one snapshot (snapshotd.root_objects) the lost catalog had one. The others are of attempts that did
 not complete it, or not first; each was written last, with the same content, as a snapshot's content never changes.
@@ -53,8 +54,9 @@ async def adopt(repository: Repository, catalog: Catalog) -> AsyncGenerator[Adop
             found.setdefault(SnapshotId(name.snapshot), []).append(name)
     adopted.total = len(found)
     known = await catalog.snapshots()
+    deleted = await catalog.deleted(found.keys() - known.keys())
     for snapshot, roots in found.items():
-        if snapshot not in known:
+        if snapshot not in known and snapshot not in deleted:
             await _adopt_one(repository, catalog, snapshot, roots, adopted)
         adopted.done += 1
         yield adopted

@@ -2,16 +2,17 @@
 
 Reads data keys, manifests, indexes and listings, and no data: `snapshotd.verify` reads that. It changes nothing: what
 nothing refers to is prune's to remove. A root that control does not know is told as a problem and never as garbage,
-because `cairn store adopt` may be about to make it known.
+because `cairn store adopt` may be about to make it known; one of a snapshot that was deleted is garbage.
 """
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from blockstore.rpc import snapshot_pb2 as pb
 from snapshotd.inventory import Inventory, leftover_roots
 from snapshotd.keyring import Keyring
+from snapshotd.layout import RootName
 from snapshotd.object_store import PROBE_FOLDER
 from snapshotd.references import DamagedObject, Manifests, References, references_of
 from snapshotd.repository import Repository
@@ -43,20 +44,20 @@ async def check(
             yield Progress(done, total)
     await check_clear_objects(repository, keyring, survey)
     inventory = await look_at_objects(repository, survey)
-    await _note_other_roots(repository, catalog, roots, inventory, survey)
+    leftovers = await leftover_roots(inventory, roots, catalog)
+    others = [name for name in sorted(inventory.roots.keys() - leftovers) if name.snapshot not in roots.completed]
+    await _note_other_roots(repository, catalog, others, survey)
     _note_strangers(inventory, survey.problems)
-    sizes = _unreferenced(inventory, survey.needed, roots)
+    sizes = _unreferenced(inventory, survey.needed, roots, leftovers)
     yield Progress(done, total, survey.problems, len(sizes), sum(sizes))
 
 
 async def _note_other_roots(
-    repository: Repository, catalog: Catalog, roots: Roots, inventory: Inventory, survey: Survey
+    repository: Repository, catalog: Catalog, others: Iterable[RootName], survey: Survey
 ) -> None:
-    """What roots need of which control has taken none counts as needed. Those that it does not know at all are told."""
+    """What roots need that control has not taken yet counts as needed. Those that it does not know at all are told."""
     manifests, known = Manifests(repository), await catalog.snapshots()
-    for name in sorted(inventory.roots):
-        if name.snapshot in roots.completed:
-            continue
+    for name in others:
         key, problem = name.key, "`cairn store adopt` makes it known, and prune keeps it until then"
         try:
             await references_of(manifests, await manifests.root_named(name), survey.needed)
@@ -72,11 +73,11 @@ def _note_strangers(inventory: Inventory, problems: Problems) -> None:
             problems.add(key, "this is no object of a repository: nothing reads it, and prune leaves it alone")
 
 
-def _unreferenced(inventory: Inventory, needed: References, roots: Roots) -> list[int]:
+def _unreferenced(inventory: Inventory, needed: References, roots: Roots, leftovers: Iterable[RootName]) -> list[int]:
     """Sizes of the objects that nothing refers to, packs of pending snapshots left out; quarantines of prunes, too."""
     void = inventory.replaced
     sizes = [inventory.shards[name] for name in inventory.shards.keys() - needed.shards]
-    sizes += [inventory.roots[name] for name in leftover_roots(inventory, roots)]
+    sizes += [inventory.roots[name] for name in leftovers]
     sizes += inventory.quarantine_sizes.values()
     for name, entry in inventory.entries.items():
         is_pending = any(part.snapshot in roots.pending for part in entry.parts)

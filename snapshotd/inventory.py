@@ -33,7 +33,7 @@ from snapshotd.layout import (
 from snapshotd.pack import FOOTER_SIZE, Trailer, decode_trailer, trailer_range
 from snapshotd.quarantine import decode_quarantine
 from snapshotd.repository import Repository
-from snapshotd.roots import Roots
+from snapshotd.roots import Catalog, Roots
 
 Damaged = Callable[[str, Corrupt], None]
 """Told the key of a damaged object and what is wrong with it; it raises, or notes it and goes on."""
@@ -112,16 +112,19 @@ async def take_inventory(repository: Repository, damaged: Damaged = refuse) -> I
     raise QuorumUnavailable(f"the indexes in {repository.store.url} change all the time: wait for the prunes to end")
 
 
-def leftover_roots(inventory: Inventory, roots: Roots) -> set[RootName]:
-    """Those of completed snapshots that are not the one that control took, and will never be: it takes no other.
+async def leftover_roots(inventory: Inventory, roots: Roots, catalog: Catalog) -> frozenset[RootName]:
+    """Those that control will never take: others of snapshots that it took one of, and any of deleted snapshots.
 
-    Without a hash in its key a root may be that one. It stays as long as its snapshot.
+    Without a hash in its key a root may be the one that it took. It stays as long as its snapshot.
     """
-    return {
+    named = {root: SnapshotId(root.snapshot) for root in inventory.roots if root.digest is not None}
+    unknown = set(named.values()) - roots.completed.keys() - roots.pending
+    deleted = await catalog.deleted(sorted(unknown)) if unknown else frozenset()
+    return frozenset(
         root
-        for root in inventory.roots
-        if root.digest is not None and root.digest != roots.completed.get(SnapshotId(root.snapshot), root.digest)
-    }
+        for root, snapshot in named.items()
+        if snapshot in deleted or root.digest != roots.completed.get(snapshot, root.digest)
+    )
 
 
 async def load_quarantines(repository: Repository, damaged: Damaged = refuse) -> dict[int, frozenset[bytes]]:

@@ -18,8 +18,9 @@ One prune does this, and may end at any point:
 
 Roots are those that control names (completed snapshots; deleted ones that somebody still needs), and every root of
 another snapshot that lies in the object store: it may be about to complete, or wait for `cairn store adopt`; so a root
-of which control has not taken one is never deleted, and neither is what it needs. Other roots of a snapshot that is
-completed are leftovers (snapshotd.root_objects), and are deleted like all that nobody needs. Packs that name a snapshot
+of a snapshot that control does not know is never deleted, and neither is what it needs. Other roots of a snapshot that
+is completed, and all of one that control says was deleted, are leftovers (snapshotd.root_objects), and are deleted like
+all that nobody needs: control will never take them, so it does not matter when it was asked. Packs that name a snapshot
 still pending are kept whole, and so are shards that name such packs.
 
 No clock decides, and none of these hold for a time only:
@@ -60,7 +61,7 @@ from blockstore.rpc import snapshot_pb2 as pb
 from snapshotd.ahead import ahead
 from snapshotd.crypto import SALT_SIZE
 from snapshotd.index import MAX_INDEX_ENTRIES, MAX_REPLACES, Index, IndexEntry, encode_index
-from snapshotd.inventory import INDEX_WIDTH, Inventory, leftover_roots
+from snapshotd.inventory import INDEX_WIDTH, Inventory
 from snapshotd.layout import (
     PACKS,
     SHARDS,
@@ -177,7 +178,7 @@ class Pruner:
         return make_plan(
             view.inventory,
             view.needed,
-            leftovers=leftover_roots(view.inventory, view.roots),
+            leftovers=view.leftovers,
             pending=pending,
             condemned=condemned,
             repack_share=self.repack_share,

@@ -9,7 +9,7 @@ import structlog
 from blockstore.domain import SnapshotId
 from blockstore.errors import Corrupt, QuorumUnavailable
 from blockstore.rpc import snapshot_pb2 as pb
-from snapshotd.inventory import Inventory, refuse, take_inventory
+from snapshotd.inventory import Inventory, leftover_roots, refuse, take_inventory
 from snapshotd.layout import INDEXES, PACKS, RootName, name_of_key, root_key
 from snapshotd.prune_plan import missing_frames, stale_indexes
 from snapshotd.references import DamagedObject, Manifests, References, references_of
@@ -24,7 +24,7 @@ _MAX_LOOKS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One look. strong: shards that control's roots need; needed: what those and all other roots need.
+    """One look. strong: shards that control's roots need; needed: what those and other roots need, but for leftovers.
 
     damaged_indexes: what they said is known from the trailers of the objects that no other index lists.
     """
@@ -33,6 +33,7 @@ class View:
     inventory: Inventory
     needed: References
     strong: frozenset[str]
+    leftovers: frozenset[RootName]
     damaged_indexes: frozenset[str]
 
     def stale_indexes(self, gone: Collection[str]) -> set[str]:
@@ -85,11 +86,12 @@ class Looker:
                 f"{min(missing).hex()}: nothing is pruned; `cairn snapshot verify` names the snapshots, and pruning "
                 "goes on once they are deleted"
             )
-        for name in sorted(inventory.roots):
+        leftovers = await leftover_roots(inventory, roots, self.catalog)
+        for name in sorted(inventory.roots.keys() - leftovers):
             if name.snapshot not in roots.completed:
                 await self._mark_unknown(manifests, name, needed)
         await self._spare_pending_shards(manifests, inventory, roots, needed)
-        return View(roots, inventory, needed, strong, frozenset(damaged_indexes))
+        return View(roots, inventory, needed, strong, leftovers, frozenset(damaged_indexes))
 
     async def _mark(self, manifests: Manifests, snapshot: str, expected: bytes, needed: References) -> None:
         try:

@@ -3,8 +3,9 @@
 A root's key has its hash, so no put ever takes the place of another root: whoever writes one for the same snapshot, as
 an earlier attempt did whose end nobody heard of, or another daemon that was given the same task, writes beside it.
 Which of them counts is what control says, which keeps the SHA-256 of the one that completed the snapshot and never
-takes another; prune removes the others then. One that is put so late that its snapshot was deleted meanwhile stays, as
-it may be all that is left of a lost cluster: check tells of it, and whoever adopts it can delete it.
+takes another; prune removes the others then. It also removes one that is put so late that its snapshot was deleted
+meanwhile: control remembers what it deleted. A root of a snapshot that control never had stays, as it may be all that
+is left of a lost cluster.
 
 Roots that were stored before keys had hashes are under the snapshot's id alone, and are found there.
 Source: docs/format.md, "Roots".

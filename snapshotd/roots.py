@@ -7,7 +7,7 @@ completed before the raise is among the roots that the prune reads after it, and
 later has seen the quarantine.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -19,6 +19,8 @@ from blockstore.rpc import snapshot_pb2 as pb
 
 #: Of one call to control; it answers from its metastore.
 _TIMEOUT_S: Final = 30.0
+#: Ids of one FindDeleted.
+_IDS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,9 @@ class Catalog(Protocol):
 
     async def snapshots(self) -> Mapping[SnapshotId, pb.Snapshot]:
         """All that the catalog has, in every state."""
+
+    async def deleted(self, snapshots: Iterable[SnapshotId]) -> frozenset[SnapshotId]:
+        """Those of them that were deleted. None of them ever comes back, so that holds of any later time, too."""
 
 
 class ControlCatalog:
@@ -89,3 +94,12 @@ class ControlCatalog:
         with cairn_errors("control"):
             answer = await whole(self._stub.ListSnapshots(pb.ListSnapshotsRequest(), timeout=_TIMEOUT_S))
         return {SnapshotId(each.id): each for each in answer.snapshots}
+
+    async def deleted(self, snapshots: Iterable[SnapshotId]) -> frozenset[SnapshotId]:
+        asked, found = list(snapshots), set[SnapshotId]()
+        for at in range(0, len(asked), _IDS):
+            request = pb.FindDeletedRequest(snapshots=asked[at : at + _IDS])
+            with cairn_errors("control"):
+                answer = await self._stub.FindDeleted(request, timeout=_TIMEOUT_S)
+            found.update(SnapshotId(each) for each in answer.snapshots)
+        return frozenset(found)

@@ -1,7 +1,7 @@
 """ChainService over a store and the parts of snapshotd, with the catalog of roots in memory; and ways to do damage."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,9 @@ class LocalCatalog:
 
     async def snapshots(self) -> Mapping[SnapshotId, pb.Snapshot]:
         return self.control.snapshots()
+
+    async def deleted(self, snapshots: Iterable[SnapshotId]) -> frozenset[SnapshotId]:
+        return self.control.deleted & frozenset(snapshots)
 
 
 @dataclass

@@ -8,7 +8,7 @@ with probabilistic guarantees of finding bugs"). A process may crash at any step
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -172,6 +172,7 @@ class MemoryControl:
     def __init__(self) -> None:
         self.number = 0
         self.records: dict[SnapshotId, Record] = {}
+        self.deleted: frozenset[SnapshotId] = frozenset()
 
     def roots(self) -> Roots:
         pending = {name for name, each in self.records.items() if each.state == pb.SNAPSHOT_STATE_PENDING}
@@ -200,6 +201,11 @@ class MemoryControl:
             raise AlreadyExists(f"{snapshot.id} is known with another root")
         self.records.setdefault(SnapshotId(snapshot.id), Record(pb.SNAPSHOT_STATE_COMPLETED, {}, snapshot.root))
         return snapshot
+
+    def forget(self, name: SnapshotId) -> None:
+        """It was deleted, and its root too, as far as anybody knows."""
+        if self.records.pop(name, None) is not None:
+            self.deleted |= {name}
 
     def is_base(self, name: SnapshotId) -> bool:
         return any(each.base == name and each.state == pb.SNAPSHOT_STATE_PENDING for each in self.records.values())
@@ -237,3 +243,6 @@ class SteppedCatalog:
 
     async def snapshots(self) -> dict[SnapshotId, pb.Snapshot]:
         return await self.call(self.control.snapshots)
+
+    async def deleted(self, snapshots: Iterable[SnapshotId]) -> frozenset[SnapshotId]:
+        return await self.call(lambda: self.control.deleted & frozenset(snapshots))

@@ -117,7 +117,7 @@ class World:
             if not self.control.is_base(snapshot):
                 for root in await roots_of(repository.store, snapshot):
                     await repository.store.delete(root.key)
-                await catalog.call(functools.partial(records.pop, snapshot, None))
+                await catalog.call(functools.partial(self.control.forget, snapshot))
 
     async def read(self, name: str) -> None:
         """Read snapshots whole while all that goes on."""
@@ -366,9 +366,10 @@ async def check_end(world: World) -> None:
     await _run(world, [read_all(world)])
     records = world.control.records
     for name in [name for name, each in records.items() if each.state == pb.SNAPSHOT_STATE_PENDING]:
-        del records[name]  # its writer crashed; somebody deletes it
-        await delete_roots(world, name)
+        world.control.forget(name)  # its writer crashed, and maybe its root arrives behind the deletion
     await _run(world, [world.prune("steady pruner")])
+    left = [info.key async for info in world.store.list(SNAPSHOTS) if info.key[len(SNAPSHOTS) :][:22] not in records]
+    assert not left, f"{left} are of deleted snapshots, and left for ever"
     await _run(world, [read_all(world)])
     for name in records:
         assert len(await roots_of(world.store, name)) <= 1, f"roots of {name} are left for ever"
@@ -379,11 +380,6 @@ async def check_end(world: World) -> None:
         await _run(world, [world.prune("steady pruner")])
     left = [info.key async for info in world.store.list() if info.key.startswith(("packs/", "shards/", "quarantine/"))]
     assert not left, f"{len(left)} objects are left for ever, such as {left[0]}"
-
-
-async def delete_roots(world: World, snapshot: str) -> None:
-    for root in await roots_of(world.store, snapshot):
-        await world.store.delete(root.key)
 
 
 async def read_all(world: World) -> None:

@@ -18,11 +18,17 @@ import structlog
 import uvloop
 
 from blockstore.daemon import keep_freed_memory
-from blockstore.units import BLOCK_SIZE, parse_size
+from blockstore.errors import NotFound
+from blockstore.units import BLOCK_SIZE, Generation, parse_size
+from blockstore.volume.block_status import Changed, Shown
 from nbd_server.device import Device
 from nbd_server.exports import Export, Exports
+from nbd_server.holes import pieces
 from nbd_server.server import NbdServer
 from nbd_server.volume import Buffer
+
+#: That one answer tells of: 32 MiB.
+_SHOWN_BLOCKS = 8192
 
 
 class MemoryVolume:
@@ -58,6 +64,21 @@ class MemoryVolume:
 
     def cache(self, start: int, count: int) -> asyncio.Future[None]:
         return self._done(None)
+
+    def shown(self, start: int, count: int) -> asyncio.Future[list[Shown]]:
+        """By its content: a block of zeroes is one that nobody has."""
+        content = self.contents[start * BLOCK_SIZE : (start + min(count, _SHOWN_BLOCKS)) * BLOCK_SIZE]
+        runs = [
+            Shown((piece.end - piece.start) // BLOCK_SIZE, not piece.hole, int(not piece.hole), True)
+            for piece in pieces(content, 0)
+        ]
+        return self._done(runs)
+
+    def changed(self, start: int, count: int, snapshot: str) -> asyncio.Future[list[Changed]]:
+        raise NotFound(f"there is no snapshot {snapshot} of a volume in memory")
+
+    async def snapshots(self) -> dict[str, Generation]:
+        return {}
 
     def flush(self) -> asyncio.Future[None]:
         return self._done(None)

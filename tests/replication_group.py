@@ -20,15 +20,18 @@ from tests.replication_parts import CONFIGURATION, A, B, C, at
 
 K = TypeVar("K")
 EPOCH = Epoch(5)
+NO_EPOCH = Epoch(0)
 SETTINGS = LeaderSettings(retry_limit_s=10.0)
 
 
 class Group:
     """now: the leader's clock. sent: by member, the Appends since `forget`. effects: everything, in order."""
 
-    def __init__(self, settings: LeaderSettings = SETTINGS, *, accept_loss: bool = False) -> None:
+    def __init__(
+        self, settings: LeaderSettings = SETTINGS, *, accept_loss: bool = False, loss_epoch: Epoch = NO_EPOCH
+    ) -> None:
         self.now = 100.0
-        self.leader = Leader(EPOCH, CONFIGURATION, settings, self.now, accept_loss=accept_loss)
+        self.leader = Leader(EPOCH, CONFIGURATION, settings, self.now, accept_loss=accept_loss, loss_epoch=loss_epoch)
         self.effects: list[LeaderEffect] = []
         self.sent: dict[ReplicaId, list[Append]] = {A: [], B: [], C: []}
         self.seals: dict[ReplicaId, list[SealEpoch]] = {A: [], B: [], C: []}

@@ -62,6 +62,25 @@ def test_prune_removes_what_attempts_left_once_control_took_one(tmp_path: Path) 
     asyncio.run(check())
 
 
+def test_a_root_that_comes_after_its_snapshot_was_deleted_is_pruned_and_never_adopted(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with chain_at(tmp_path) as chain:
+            kept = await chain.snapshot(1, SIZE, CHANGES)
+            late, _ = await chain.parts.snapshot(2, SIZE, {**CHANGES, 500: b"x" * BLOCK_SIZE})
+            unknown, _ = await chain.parts.snapshot(3, SIZE, {**CHANGES, 600: b"y" * BLOCK_SIZE})
+            chain.catalog.control.deleted = frozenset({SnapshotId(late.snapshot)})
+            told = await chain.check()
+            assert [each.snapshots for each in told.problems] == [[unknown.snapshot]]
+            assert told.unreferenced_objects >= 2, "the root, and the pack that only it needs"
+            assert list((await _adopt(chain)).snapshots) == [unknown.snapshot]
+            assert (await chain.prune())[-1].done
+            assert {root_name(key).snapshot for key in await chain.keys(SNAPSHOTS)} == {kept.snapshot, unknown.snapshot}  # type: ignore[union-attr]
+            assert (await chain.check()).unreferenced_objects == 0
+            assert await chain.verify() == {}
+
+    asyncio.run(check())
+
+
 def test_deleting_a_snapshot_finds_all_its_roots_and_no_other(tmp_path: Path) -> None:
     async def check() -> None:
         async with chain_at(tmp_path) as chain:

@@ -135,3 +135,20 @@ def test_a_set_of_blocks_is_a_set(changes: list[tuple[int, int, bool]]) -> None:
         (model.update if inside else model.difference_update)(range(start, start + count))
     for start, count in ((0, 30_000), (4000, 200), (8191, 2)):
         assert blocks.bits(start, count) == sum(1 << each - start for each in model if start <= each < start + count)
+
+
+def test_it_tells_its_own_layer_over_the_snapshots(tmp_path: Path) -> None:
+    async def test(clones: Clones) -> None:
+        overlay, device = clones.make()
+        await device.write(3 * BLOCK_SIZE, b"x" * 2 * BLOCK_SIZE)
+        await device.trim(10 * BLOCK_SIZE, BLOCK_SIZE)
+        assert [(run.length, run.data, run.depth) for run in await device.shown(0, SIZE)] == [
+            (3, True, 2),
+            (2, True, 1),
+            (5, True, 2),
+            (1, False, 1),
+            (BLOCKS - 11, True, 2),
+        ]
+        overlay.close()
+
+    run(tmp_path, test)

@@ -123,6 +123,16 @@ def test_deleting_gives_the_pin_up_drops_the_root_and_leaves_nothing(tmp_path: P
         drop = snapshot_pb2.DropSnapshotRequest(daemon=daemon.id, snapshot=snapshot.id)
         await control.call("DropSnapshot", drop)  # Said twice.
 
+        other = "snap-00000000000000001"
+        asked = snapshot_pb2.FindDeletedRequest(snapshots=[other, snapshot.id])
+        assert list((await control.call("FindDeleted", asked)).snapshots) == [snapshot.id]
+        late = snapshot_pb2.Snapshot(id=snapshot.id, size_bytes=GIB, root=bytes(32), created_at_ms=5)
+        with pytest.raises(Conflict, match="deleted"):
+            await control.call("AddSnapshot", snapshot_pb2.AddSnapshotRequest(snapshot=late))
+        for wrong in (["snap-2"], [other] * 10_001):
+            with pytest.raises(InvalidRequest):
+                await control.call("FindDeleted", snapshot_pb2.FindDeletedRequest(snapshots=wrong))
+
     run(tmp_path, scenario)
 
 

@@ -1,15 +1,18 @@
 """Faults that nobody reports: a node that is slow, full or somewhere else than it was, and clocks that jump."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from blockstore.units import MIB
-from tests.cluster import Cluster
+from blockstore.rpc import snapshot_pb2
+from blockstore.units import BLOCK_SIZE, MIB
+from tests.cluster import CONTROL, Cluster
 from tests.crash.model import SECTOR_SIZE
 from tests.crash.offline import assert_replicas_agree
 from tests.crash.workload import Workload
+from tests.daemons import wait_for
 from tests.faults.fault_cluster import SMALL, FaultCluster
 from tests.faults.registers import History, RegisterLoad
 from tests.programs import require_programs
@@ -21,6 +24,8 @@ BLOCKS = 16
 PROGRESS = 300
 #: Of each sync of the slow disk: far more than a request takes on a machine that is busy.
 SLOW_S = 8
+#: Of each sync, so that no seal is committed while writes may be held for it.
+BARRIER_BROKEN_S = CONTROL.hold_limit_s + 1
 HOUR_NS = 3_600_000_000_000
 
 
@@ -50,6 +55,40 @@ def test_a_slow_disk_on_one_node_slows_nobody_down(cluster: FaultCluster, volume
         assert service.slowest_s < SLOW_S / 2, "a guest waited for the slow node"
     cluster.wait_whole(volume, idle=True)
     history.check(cluster.uri(volume))
+
+
+def test_a_barrier_that_slow_disks_broke_is_made_anew_once_they_are_fast_again(cluster: FaultCluster) -> None:
+    """Guests' writes are held for it no longer than its limit, and go on before it is tried again."""
+    volume = cluster.create(SIZE, segment_size_bytes=SIZE // 2)
+    cluster.attach(volume)
+    history = History(SIZE // 2 // BLOCK_SIZE - BLOCKS // 2, BLOCKS)
+    request = snapshot_pb2.CreateSnapshotRequest(volumes=[volume])
+
+    def why() -> str:
+        found = cluster.call("ListSnapshots", snapshot_pb2.ListSnapshotsRequest(volume=volume)).snapshots
+        return "; ".join(each.progress.why for each in found)
+
+    with RegisterLoad(history, lambda: cluster.uri_now(volume)) as load, ThreadPoolExecutor(1) as threads:
+        load.wait_progress(PROGRESS)
+        slow(cluster, BARRIER_BROKEN_S)
+        taken = threads.submit(cluster.call, "CreateSnapshot", request)
+        wait_for("the first barrier to fail", lambda: "it is tried once more" in why())
+        assert f"writes are held for at most {CONTROL.hold_limit_s:g} s, and" in why()
+        slow(cluster, 0)
+        (snapshot,) = taken.result().snapshots
+        load.wait_progress(PROGRESS)
+    assert snapshot.state == snapshot_pb2.SNAPSHOT_STATE_PENDING, snapshot.reason
+    assert 0 < snapshot.pause_us < CONTROL.hold_limit_s * 1e6
+    assert not load.errors
+    history.check(cluster.uri(volume))
+    cluster.call("DeleteSnapshot", snapshot_pb2.DeleteSnapshotRequest(snapshot=snapshot.id))
+    cluster.detach(volume)
+
+
+def slow(cluster: FaultCluster, seconds: float) -> None:
+    """So long takes each sync of every node from here on."""
+    for node in cluster.nodes:
+        cluster.steering[node.name].set(sync_least_us=int(seconds * 1e6), sync_most_us=int(seconds * 1e6))
 
 
 def test_a_full_disk_on_one_node_refuses_no_guest(cluster: FaultCluster, volume: str) -> None:

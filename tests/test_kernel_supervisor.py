@@ -96,6 +96,22 @@ async def story(root: Path, *, found: bool = False) -> AsyncIterator[Story]:
                 await parts.running
 
 
+def test_a_front_end_without_a_port_for_this_host_is_waited_out(tmp_path: Path) -> None:
+    """It has TLS alone, and this host no certificates, or the other way round."""
+
+    async def main() -> None:
+        async with story(tmp_path) as parts:
+            await parts.served_again()
+            parts.answers.place = Place("fe-2", 2, SIZE, ())
+            for connection in list(parts.served.server._connections):
+                connection.abort()
+            await until(lambda: "fe-2 has no port for this host" in parts.supervisor._last_words)
+            parts.answers.place = parts.place()
+            await parts.served_again()
+
+    asyncio.run(main())
+
+
 def test_a_broken_link_is_made_anew(tmp_path: Path) -> None:
     async def main() -> None:
         async with story(tmp_path) as parts:

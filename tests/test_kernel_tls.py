@@ -10,10 +10,10 @@ import pytest
 from blockstore.errors import Conflict, InvalidRequest, QuorumUnavailable
 from blockstore.rpc import control_pb2 as pb
 from nbd_server import wire
-from nbd_server.kernel import kernel_tls
+from nbd_server.kernel import kernel_tls, session
 from nbd_server.kernel.link import open_link, probe
 from nbd_server.kernel.negotiation import Negotiation, Refused
-from nbd_server.kernel.whereabouts import place_of
+from nbd_server.kernel.whereabouts import Place, place_of
 from nbd_server.uri import NbdTarget
 from nbd_server.wire import Option, OptionReply, ProtocolError
 from tests.nbd_serving import SIZE, serving
@@ -125,3 +125,11 @@ def test_which_ports_are_used() -> None:
     unix = NbdTarget("v", socket_path="/run/x")
     assert place_of(volume).targets == (unix, NbdTarget("v", "10.0.0.1", 1))
     assert place_of(volume, tls=True).targets == (unix, NbdTarget("v", "10.0.0.1", 1, tls=True))
+
+
+def test_a_host_without_certificates_hears_what_it_lacks() -> None:
+    place = Place("fe-1", 1, SIZE, ())
+    with pytest.raises(QuorumUnavailable, match="give --tls-certificates DIR"):
+        asyncio.run(session._first_link(place, "host-1", None))
+    with pytest.raises(QuorumUnavailable, match="leave --tls-certificates out"):
+        asyncio.run(session._first_link(place, "host-1", Path("pki")))

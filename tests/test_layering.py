@@ -84,6 +84,7 @@ PURE = (
     "nbd_server.transmission",
     "nbd_server.terms",
     "nbd_server.holes",
+    "nbd_server.metadata",
     "nbd_server.request_parser",
     *(f"snapshotd.{name}" for name in _FORMAT),
 )

@@ -78,6 +78,15 @@ class AdverseVolume:
     def cache(self, start: int, count: int) -> asyncio.Future[None]:
         return self._call("cache", start, count, lambda block: None)
 
+    def shown(self, start: int, count: int) -> asyncio.Future[Any]:
+        raise AssertionError("nobody asks")
+
+    def changed(self, start: int, count: int, snapshot: str) -> asyncio.Future[Any]:
+        raise AssertionError("nobody asks")
+
+    async def snapshots(self) -> dict[str, Any]:
+        raise AssertionError("nobody asks")
+
     def flush(self) -> asyncio.Future[None]:
         return self._call("flush", 0, 0, lambda block: None)
 

@@ -2,6 +2,10 @@
 
 import asyncio
 import os
+import shlex
+import signal
+import socket
+import ssl
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,12 +14,19 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from blockstore.config import Tls
+from blockstore.cli.daemons import CAIRN
+from blockstore.config import FrontEndSettings, Tls, arguments_of, split_address
+from blockstore.pki import certificates, directory
+from blockstore.pki.uses import Use
 from blockstore.units import MIB
+from nbd_server import wire
 from nbd_server.uri import NbdTarget, tls_commands
+from nbd_server.wire import Option
+from tests.daemons import Daemon, wait_for
 from tests.nbd_serving import Served
-from tests.programs import require_programs
-from tests.tls_serving import Authority, serving_tls
+from tests.programs import find_program, require_programs
+from tests.proxy import free_address
+from tests.tls_serving import DAY, Authority, client_context, serving_tls
 
 LIMIT_S = 60.0
 
@@ -152,3 +163,62 @@ h.shutdown()
             assert await call("/usr/bin/python3", "-c", filled) == (0, "")
 
     uvloop.run(main())
+
+
+def test_nbd_client_lists(authority: Authority) -> None:
+    """What it does with a device needs a kernel: tests/test_linux_host_attach.py."""
+    require_programs("nbd-client")
+
+    async def main() -> None:
+        async with requiring(authority) as served:
+            target = NbdTarget("disk", "localhost", served.port, tls=True)
+            printed = shlex.split(tls_commands(target, str(authority.client("host-1")))[0])
+            options = printed[printed.index("nbd-client") + 1 : printed.index("-b")]
+            program = find_program("nbd-client")
+            assert program is not None
+            where = ("-l", "localhost", str(served.port))
+            assert await call(program, *options, *where) == (0, "Negotiation: ..\ndisk\nother\nfixed\n")
+            code, said = await call(program, *options[:-1], "elsewhere", *where)
+            assert code != 0, said
+
+    uvloop.run(main())
+
+
+def test_the_daemon_takes_a_renewed_certificate(authority: Authority, tmp_path: Path) -> None:
+    """On SIGHUP at once, which ends it in no case; without control, which TLS has nothing to do with."""
+    issued = authority.issue(Use.SERVER, "fe-2", ("localhost",), out=tmp_path / "server")
+    settings = FrontEndSettings(
+        state=tmp_path / "state",
+        nbd_listen="127.0.0.1:0",
+        control=free_address(),
+        tls=Tls.REQUIRE,
+        tls_cert=issued.certificate,
+        tls_key=issued.key,
+        tls_ca=issued.directory / "ca-cert.pem",
+    )
+    command = [*CAIRN, "nbd", "run", *arguments_of(settings)]
+    front_end = Daemon("nbd", command, settings.state, tmp_path / "nbd.log")
+    front_end.start()
+    try:
+        host, port = split_address(front_end.read_address("nbd_address"))
+        first = _serial(authority, host, port)
+        renewed = directory.renew(authority.root, issued.directory, 20 * DAY)
+        os.kill(front_end.pid, signal.SIGHUP)
+        wait_for("it to be taken", lambda: _serial(authority, host, port) == renewed.description.serial)
+        assert first == issued.description.serial
+        assert "nbds://" in front_end.log.read_text()
+    finally:
+        front_end.kill()
+
+
+def _serial(authority: Authority, host: str, port: int) -> int:
+    """Of the certificate that the server shows."""
+    context = client_context(authority.client("host-1"), authority.root)
+    with socket.create_connection((host, port)) as plain:
+        plain.recv(18, socket.MSG_WAITALL)
+        plain.sendall(wire.HANDSHAKE_FLAGS.to_bytes(4, "big") + wire.serialize_option(Option.STARTTLS))
+        plain.recv(20, socket.MSG_WAITALL)
+        with context.wrap_socket(plain, server_hostname="localhost") as under_tls:
+            shown = under_tls.getpeercert(binary_form=True)
+    assert shown is not None
+    return certificates.describe(ssl.DER_cert_to_PEM_cert(shown).encode()).serial

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from blockstore.control.messages import export_uri
 from blockstore.errors import InvalidRequest
-from nbd_server.uri import NbdTarget, commands, make_uri, parse_uri, snapshot_commands
+from nbd_server.uri import NbdTarget, commands, make_uri, parse_uri, snapshot_commands, tls_commands
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,8 @@ from nbd_server.uri import NbdTarget, commands, make_uri, parse_uri, snapshot_co
         ("nbd://127.0.0.1:4567/db", NbdTarget("db", "127.0.0.1", 4567)),
         ("nbd://[::1]:1/a%20b", NbdTarget("a b", "::1", 1)),
         ("nbd://host", NbdTarget("", "host", 10809)),
+        ("nbds://host/db", NbdTarget("db", "host", 10809, tls=True)),
+        ("nbds+unix:///db?socket=/x", NbdTarget("db", socket_path="/x", tls=True)),
         ("nbd+unix:///db?socket=/run/cairn%201/nbd.sock", NbdTarget("db", socket_path="/run/cairn 1/nbd.sock")),
     ],
 )
@@ -76,3 +78,19 @@ def test_a_target_is_the_same_after_its_uri(export: str, path: str, tls: bool) -
 def test_control_puts_an_export_into_a_servers_uri(server: str, uri: str) -> None:
     assert export_uri(server, "a b") == uri
     assert parse_uri(uri).export == "a b"
+
+
+def test_commands_with_tls() -> None:
+    client, info, there, back = commands(["nbds://10.0.0.1:1/db"])
+    assert "-tlshostname 10.0.0.1 -b 4096 -N db 10.0.0.1 1 /dev/nbd0" in client
+    assert info == (
+        "qemu-img info --object tls-creds-x509,id=tls0,endpoint=client,dir=DIR --image-opts "
+        "driver=nbd,server.type=inet,server.host=10.0.0.1,server.port=1,export=db,tls-creds=tls0"
+    )
+    assert there == "nbdcopy disk.img 'nbds://10.0.0.1:1/db?tls-certificates=DIR'"
+    assert back == "nbdcopy 'nbds://10.0.0.1:1/db?tls-certificates=DIR' disk.img"
+    assert (
+        "'nbds://[::1]:1/a%20b?tls-certificates=/x%20y'"
+        in tls_commands(NbdTarget("a b", "::1", 1, tls=True), "/x y")[2]
+    )
+    assert "dir=/a,,b" in tls_commands(NbdTarget("c", "h", 1, tls=True), "/a,b")[1], "qemu takes commas for its own"

@@ -139,7 +139,7 @@ def test_a_member_that_committed_what_was_given_up_takes_no_part_any_more() -> N
     group.ack(C, matched=at(4, 8))
     assert group.leader.commit < at(5, 6)
     assert not group.sent[C]
-    assert "delete it" in group.leader.status().members[2].left_out
+    assert "another replica takes its place" in group.leader.status().members[2].left_out
 
 
 def test_a_member_that_lost_its_promise_is_taken_in_once_nobody_knows_of_a_newer_epoch() -> None:

@@ -85,6 +85,15 @@ def test_from_that_word_on_its_ack_counts_for_nothing() -> None:
     assert len(of(Completed, group.ack(C))) == 1
 
 
+def test_what_it_acked_before_that_word_counts_no_more_either() -> None:
+    group = Group().serve()
+    submit(group, "a write that A alone has")
+    group.ack(A, damaged=True)
+    assert told(group) == [A]
+    assert none_of(Completed, group.ack(B))
+    assert len(of(Completed, group.ack(C))) == 1
+
+
 def test_the_second_one_has_its_turn_when_the_first_is_whole_again() -> None:
     group = Group().serve()
     group.ack(A, damaged=True)
@@ -181,7 +190,8 @@ def test_what_comes_late_from_a_connection_before_the_newest_seal_orders_nothing
 
 def test_a_leader_that_is_over_orders_nothing() -> None:
     replica = damaged()
-    seal(replica, 3)
+    seal(replica, 2, 5)
+    seal(replica, 3)  # whose first connection it is
     assert order(replica, epoch=2) == []
     assert replica.follower.whole
     assert only(FillingEntry, order(replica, epoch=3))

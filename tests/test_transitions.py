@@ -163,6 +163,9 @@ def test_accepting_a_loss_holds_for_one_attempt() -> None:
     served = transitions.opened(recovering, Epoch(2))
     assert served.attachment is not None
     assert (served.attachment.accept_loss, served.reason) == (False, "")
+    assert served.loss_epoch == 2
+    assert transitions.renew(served, ONE_AGAIN).loss_epoch == 2, "later ones go by it"
+    assert transitions.reopen(recovering, ONE_AGAIN).loss_epoch == 3, "that one may accept it anew"
     assert phase_of(transitions.give_up(recovering, Epoch(2), "no quorum")) is Phase.AVAILABLE
     with pytest.raises(Conflict, match="--accept-loss"):
         attach(ERROR)

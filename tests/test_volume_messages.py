@@ -21,10 +21,10 @@ def test_a_member_that_fills_and_one_without_room_say_so() -> None:
 
 
 def test_a_member_that_takes_no_part_any_more_says_what_to_do() -> None:
-    """Nobody fills it: it has committed what was given up, and stays as it is until it is deleted."""
+    """Nobody fills it: it has committed what was given up, and stays as it is until it is replaced."""
     group = Group(accept_loss=True)
     group.seal(A, at(4, 5))
     group.seal(B, at(4, 4), floor=at(4, 8))
     group.pass_time(SETTINGS.loss_wait_s)
     group.seal(C, at(4, 8), commit=at(4, 8))
-    assert "delete it" in degraded_why(group.leader.status().members[2])
+    assert "another replica takes its place" in degraded_why(group.leader.status().members[2])

@@ -1,11 +1,16 @@
 """The catalog of snapshots, in the metastore of the volumes.
 
     snapshots/ID   snapshots.store   snapshot-tokens/TOKEN -> ids   daemons/ID   pins/VOLUME/SEAL
+    deleted-snapshots/ID -> when
 
 Invariants: a snapshot whose `pinned` goes from true to false leaves a pin to be taken away, in the
 same transaction; one completes, or is added, only in a transaction that sees the prune number that
 its references were checked at. All that prune must know stands under one prefix, so that one
 listing tells it as of one revision.
+
+A deleted snapshot of which something may be in the object store leaves its id for good, in the transaction that
+removes it: a daemon that was held up may put its root there at any later time, and no root of it is ever taken again.
+That is some 60 bytes each, which are never taken away, because no time is long enough.
 """
 
 import asyncio
@@ -14,6 +19,7 @@ from operator import attrgetter
 from typing import Final
 
 from blockstore.control.catalog import VOLUMES
+from blockstore.control.clock import now_ms
 from blockstore.control.codec import encode
 from blockstore.control.metastore.interface import ABSENT, Metastore, Revision
 from blockstore.control.record_store import MAX_TRIES, RecordStore, Stored
@@ -28,6 +34,7 @@ _STORE: Final = "snapshots.store"
 _ALL_FOR_PRUNE: Final = "snapshots"
 _TOKENS: Final = "snapshot-tokens/"
 _DAEMONS: Final = "daemons/"
+_DELETED: Final = "deleted-snapshots/"
 
 
 class SnapshotCatalog(RecordStore):
@@ -115,7 +122,8 @@ class SnapshotCatalog(RecordStore):
     async def add(self, snapshot: Snapshot, prune_number: int) -> Snapshot:
         """Enter one that is whole in the object store. The same again changes nothing.
 
-        Raises Fenced where the prune number is another by now, AlreadyExists where the id has another root.
+        Raises Fenced where the prune number is another by now, AlreadyExists where the id has another root, Conflict
+        where it was deleted.
         """
         for _ in range(MAX_TRIES):
             conditions = await self._prune_condition(prune_number)
@@ -127,7 +135,9 @@ class SnapshotCatalog(RecordStore):
                     f"snapshot {snapshot.id} is in the catalog as {held.record.state.value}, "
                     f"with the root {held.record.root or '(none)'} and not {snapshot.root}"
                 )
-            conditions[SNAPSHOTS + snapshot.id] = ABSENT
+            if await self.deleted([snapshot.id]):
+                raise Conflict(f"snapshot {snapshot.id} was deleted, and stays so: prune removes what is left of it")
+            conditions |= {SNAPSHOTS + snapshot.id: ABSENT, _DELETED + snapshot.id: ABSENT}
             if await self._transact(conditions, {SNAPSHOTS + snapshot.id: encode(snapshot)}):
                 return snapshot
         raise Conflict("the catalog is changed by too many at once: try again")
@@ -158,7 +168,13 @@ class SnapshotCatalog(RecordStore):
                 puts[token_key] = ",".join(left).encode()
             else:
                 gone.append(token_key)
+        if stored.record.touched or stored.record.root:
+            puts[_DELETED + stored.record.id] = str(now_ms()).encode()
         return await self._transact(conditions, puts, gone)
+
+    async def deleted(self, snapshots: Iterable[str]) -> list[str]:
+        """Those of them that were removed, and may have left something in the object store."""
+        return [each for each in snapshots if await self._store.get(_DELETED + each) is not None]
 
     async def _read(self) -> "tuple[tuple[Snapshot, ...], tuple[Snapshot, ...]]":
         """All of them, and those that are not completed; both by age."""

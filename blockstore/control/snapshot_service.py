@@ -196,6 +196,11 @@ class SnapshotService(snapshot_pb2_grpc.SnapshotsServicer):
         for part in await self._warden.roots():
             yield part
 
+    async def FindDeleted(
+        self, request: snapshot_pb2.FindDeletedRequest, context: _Context
+    ) -> snapshot_pb2.FindDeletedResponse:
+        return await self._warden.find_deleted(request)
+
     async def GetPruneNumber(
         self, request: snapshot_pb2.GetPruneNumberRequest, context: _Context
     ) -> snapshot_pb2.GetPruneNumberResponse:

@@ -31,7 +31,7 @@ from blockstore.control.snapshot_records import (
     check_root,
 )
 from blockstore.domain import DaemonId, SnapshotId, check_id
-from blockstore.errors import Conflict, Fenced, NotFound
+from blockstore.errors import Conflict, Fenced, InvalidRequest, NotFound
 from blockstore.grpc_parts import in_parts
 from blockstore.rpc import snapshot_pb2
 
@@ -39,6 +39,8 @@ _log = structlog.get_logger(__name__)
 
 #: Random bytes that name a cluster.
 CLUSTER_SIZE = 16
+#: Ids of one FindDeleted: far below what a message holds.
+MAX_FOUND = 10_000
 
 
 class StoreWarden:
@@ -203,6 +205,13 @@ class StoreWarden:
             roots=(snapshot_pb2.Root(snapshot=each.id, root=bytes.fromhex(each.root)) for each in whole),
             pending=pending,
         )
+
+    async def find_deleted(self, request: snapshot_pb2.FindDeletedRequest) -> snapshot_pb2.FindDeletedResponse:
+        """Raises InvalidRequest for more ids than one message is to have, or what is no id."""
+        if len(request.snapshots) > MAX_FOUND:
+            raise InvalidRequest(f"{len(request.snapshots)} snapshots: ask for {MAX_FOUND} at most")
+        asked = [check_id("snap", each) for each in request.snapshots]
+        return snapshot_pb2.FindDeletedResponse(snapshots=await self._snapshots.deleted(asked))
 
     async def raise_prune_number(self, request: snapshot_pb2.RaisePruneNumberRequest) -> int:
         """The number after it. Raises Fenced where it was another than expected."""

@@ -177,7 +177,8 @@ def attach(
     move = Move.TAKE_OVER if force or moves else Move.ATTACH
     if accept_loss and phase_of(volume) is Phase.ERROR and volume.epoch > 0:
         move = Move.RECOVER
-    return _move(volume, move, epoch=epoch, attachment=attachment)
+    loss_epoch = epoch if accept_loss else volume.loss_epoch
+    return _move(volume, move, epoch=epoch, attachment=attachment, loss_epoch=loss_epoch)
 
 
 def reopen(volume: Volume, front_end: FrontEnd) -> Volume:
@@ -186,7 +187,9 @@ def reopen(volume: Volume, front_end: FrontEnd) -> Volume:
     if now is None or now.front_end != front_end.id or now.instance == front_end.instance:
         return volume
     epoch = Epoch(volume.epoch + 1)
-    return _move(volume, Move.REOPEN, epoch=epoch, attachment=replace(now, epoch=epoch, instance=front_end.instance))
+    reopened = replace(now, epoch=epoch, instance=front_end.instance)
+    loss_epoch = epoch if now.accept_loss else volume.loss_epoch
+    return _move(volume, Move.REOPEN, epoch=epoch, attachment=reopened, loss_epoch=loss_epoch)
 
 
 def opened(volume: Volume, epoch: Epoch) -> Volume:

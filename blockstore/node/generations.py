@@ -59,7 +59,7 @@ async def list_changes(hosted: HostedReplica, request: pb.ListChangesRequest) ->
     if lowest > highest or highest == FILL_GENERATION:
         raise InvalidRequest(f"no guest's generation is in {lowest} to {highest}")
     if highest != MAX_GENERATION:
-        await _bring_to_seal(hosted, Generation(highest))
+        await bring_to_seal(hosted, Generation(highest))
     first: int | None = 0
     while first is not None:
         hosted.check_serves()
@@ -83,7 +83,7 @@ async def read_generation(hosted: HostedReplica, request: pb.ReadGenerationReque
     if request.generation in (FILL_GENERATION, MAX_GENERATION):
         raise InvalidRequest(f"generation {request.generation} is none that a guest's write belongs to")
     generation = Generation(request.generation)
-    await _bring_to_seal(hosted, generation)
+    await bring_to_seal(hosted, generation)
     payload: bytes = await hosted.in_reader(hosted.store.read_ranges, generation, ranges)
     return encode_generation(payload, guests=traffic.busy)
 
@@ -107,7 +107,7 @@ async def _bring_up_to(hosted: HostedReplica, asked: Position) -> None:
         )
 
 
-async def _bring_to_seal(hosted: HostedReplica, generation: Generation) -> None:
+async def bring_to_seal(hosted: HostedReplica, generation: Generation) -> None:
     """Where the seal of a generation is committed here, have it applied."""
     hosted.check_serves()
     image = hosted.store.image

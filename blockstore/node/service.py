@@ -17,6 +17,7 @@ from blockstore.config import NodeSettings
 from blockstore.errors import CairnError, Corrupt
 from blockstore.grpc_endpoint import Endpoint
 from blockstore.grpc_errors import status_of
+from blockstore.node.block_status import block_status
 from blockstore.node.catch_up_server import serve_delta, serve_log
 from blockstore.node.generations import describe, list_changes, read_generation
 from blockstore.node.hosted_replica import AnswerMessage, HostedReplica
@@ -122,6 +123,11 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
                     results = _Results()
                 self._read(hosted, asked, refusal, results)
             yield results.encode()
+
+    async def BlockStatus(self, request: pb.BlockStatusRequest, context: Context) -> pb.BlockStatusResponse:
+        hosted = self._node.find(to_address(request.target))
+        with self._repairing(hosted):
+            return await block_status(hosted, request)
 
     async def FetchLog(self, request: pb.FetchLogRequest, context: Context) -> AsyncIterator[pb.FetchLogResponse]:
         hosted = self._serving_peer(request.target)

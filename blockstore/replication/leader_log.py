@@ -15,7 +15,7 @@ from dataclasses import replace
 from blockstore.domain import ORIGIN, Position
 from blockstore.record import Operation, OperationKind, Record, encode_record
 from blockstore.replication.member import Member
-from blockstore.replication.messages import AckedPositions, Append, CatchUp, Send
+from blockstore.replication.messages import AckedPositions, Append, CatchUp, SealAnswer, Send
 from blockstore.replication.record_run import RecordRun
 from blockstore.replication.recovery import ChosenLog
 from blockstore.replication.settings import LeaderSettings
@@ -29,7 +29,14 @@ class LeaderLog:
     generation: the layer that the next write belongs to.
     """
 
-    def __init__(self, epoch: Epoch, configuration: int, members: tuple[Member, ...], settings: LeaderSettings) -> None:
+    def __init__(
+        self,
+        epoch: Epoch,
+        configuration: int,
+        members: tuple[Member, ...],
+        settings: LeaderSettings,
+        loss_epoch: Epoch,
+    ) -> None:
         self.chosen: ChosenLog | None = None
         self.commit: Position = ORIGIN
         self.generation: Generation = FIRST_GENERATION
@@ -37,6 +44,7 @@ class LeaderLog:
         self._configuration = configuration
         self._members = members
         self._settings = settings
+        self._loss_epoch = loss_epoch
         self._run = RecordRun(ORIGIN)
 
     def send_to(self, members: tuple[Member, ...], configuration: int) -> None:
@@ -168,7 +176,7 @@ class LeaderLog:
         answer, chosen = member.answer, self.chosen
         assert answer is not None
         assert chosen is not None
-        member.foreign = answer.commit.epoch != self._epoch and answer.commit > chosen.end
+        member.foreign = self._has_what_was_given_up(answer, chosen)
         if member.foreign:
             member.whole = False
             member.fall_back()
@@ -184,6 +192,15 @@ class LeaderLog:
             return [self._heartbeat(member, now)]
         member.stream_from(certain.sequence + 1)
         return self.stream(member, now) or [self._heartbeat(member, now)]
+
+    def _has_what_was_given_up(self, answer: SealAnswer, chosen: ChosenLog) -> bool:
+        """Or may have: with a loss accepted, a position that was committed may be none of the log any more.
+
+        Who has no record of the epoch that accepted it, or of a later one, was looked at by none of their leaders.
+        """
+        if answer.commit.epoch != self._epoch and answer.commit > chosen.end:
+            return True
+        return bool(answer.end.sequence) and answer.end.epoch < self._loss_epoch <= chosen.end.epoch
 
     def _holds(self, position: Position, chosen: ChosenLog) -> bool:
         """Whether this log is certain to hold it: one leader wrote all records of an epoch."""

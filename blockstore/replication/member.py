@@ -28,8 +28,8 @@ class Member:
 
     damaged: as last said. connection: how often the way to it was opened.
 
-    foreign: it has committed what the chosen log lacks, after that loss was accepted: it takes no part any
-    more, and has to be made anew.
+    foreign: it has, or may have, committed what the chosen log lacks, after that loss was accepted: it takes no part
+    any more, and another replica takes its place.
     """
 
     replica: ReplicaId
@@ -69,7 +69,7 @@ class Member:
     def left_out(self) -> str:
         """Why it takes no part now, for people; empty where it does."""
         if self.foreign:
-            return "it has committed what was given up with --accept-loss: delete it"
+            return "it may have committed what was given up with --accept-loss: another replica takes its place"
         if self.doubted_at is not None:
             return "it cannot say what it lost: it is taken in once a quorum without it has confirmed this epoch"
         return ""
@@ -108,7 +108,7 @@ class Member:
         self.sealed = True
         self.answer = answer
         self.whole, self.full, self.commit = answer.whole, answer.full, answer.commit
-        self.damaged, self._fill_request = answer.damaged, 0
+        self.damaged = answer.damaged
         self.confirmed = max(self.confirmed, self._seal_sent_at)
 
     def distrust(self) -> None:

@@ -254,13 +254,14 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class ReadFrom:
-    """Read from this member; afterwards read_arrived or read_failed with the attempt."""
+    """Read from this member; afterwards read_arrived or read_failed with the attempt. ticket: whose read it is."""
 
     attempt: int
     replica: ReplicaId
     start: BlockNumber
     count: int
     commit: Position
+    ticket: Hashable
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ class Reads:
         self._attempt += 1
         read.attempt, read.replica = self._attempt, member.replica
         self._under_way[self._attempt] = read
-        return [ReadFrom(self._attempt, member.replica, read.start, read.count, commit)]
+        return [ReadFrom(self._attempt, member.replica, read.start, read.count, commit, read.ticket)]
 
     def _choose(self, read: Read, commit: Position, now: float) -> Member | None:
         members = self._members

@@ -1040,6 +1040,86 @@ class ReadGenerationResponse(_message.Message):
 Global___ReadGenerationResponse: _TypeAlias = ReadGenerationResponse  # noqa: Y015
 
 @_typing.final
+class BlockStatusRequest(_message.Message):
+    """What the blocks from `start` on are, or which of them changed. A read: fenced, and as of all that is committed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    CHANGED_SINCE_FIELD_NUMBER: _builtins.int
+    start: _builtins.int
+    count: _builtins.int
+    changed_since: _builtins.int
+    """Not 0: which blocks changed in the generations above this one; never less, but more where some were merged."""
+    @_builtins.property
+    def target(self) -> Global___Target: ...
+    @_builtins.property
+    def commit(self) -> Global___Position: ...
+    def __init__(
+        self,
+        *,
+        target: Global___Target | None = ...,
+        commit: Global___Position | None = ...,
+        start: _builtins.int = ...,
+        count: _builtins.int = ...,
+        changed_since: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_since", b"changed_since", "commit", b"commit", "count", b"count", "start", b"start", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BlockStatusRequest: _TypeAlias = BlockStatusRequest  # noqa: Y015
+
+@_typing.final
+class BlockStatusResponse(_message.Message):
+    """Runs from `start` on; they may end before the range does."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTS_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    GENERATIONS_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    kinds: _builtins.bytes
+    """Of each run: 0 no entry, 1 data, 2 an entry of zeroes; of changes 0 or 1."""
+    source: _builtins.bool
+    """What has no entry is the source's."""
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Blocks of each run."""
+
+    @_builtins.property
+    def generations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of each run: the generation of the entries; none of changes."""
+
+    @_builtins.property
+    def pinned(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The generations that somebody keeps, ascending."""
+
+    def __init__(
+        self,
+        *,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+        kinds: _builtins.bytes = ...,
+        generations: _abc.Iterable[_builtins.int] | None = ...,
+        pinned: _abc.Iterable[_builtins.int] | None = ...,
+        source: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "generations", b"generations", "kinds", b"kinds", "pinned", b"pinned", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BlockStatusResponse: _TypeAlias = BlockStatusResponse  # noqa: Y015
+
+@_typing.final
 class ListReplicasRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

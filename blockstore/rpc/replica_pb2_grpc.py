@@ -59,6 +59,11 @@ class ReplicaStub:
                 request_serializer=blockstore_dot_rpc_dot_replica__pb2.ReadRequest.SerializeToString,
                 response_deserializer=blockstore_dot_rpc_dot_replica__pb2.ReadResponse.FromString,
                 _registered_method=True)
+        self.BlockStatus = channel.unary_unary(
+                '/cairn.v1.Replica/BlockStatus',
+                request_serializer=blockstore_dot_rpc_dot_replica__pb2.BlockStatusRequest.SerializeToString,
+                response_deserializer=blockstore_dot_rpc_dot_replica__pb2.BlockStatusResponse.FromString,
+                _registered_method=True)
         self.FetchLog = channel.unary_stream(
                 '/cairn.v1.Replica/FetchLog',
                 request_serializer=blockstore_dot_rpc_dot_replica__pb2.FetchLogRequest.SerializeToString,
@@ -141,6 +146,12 @@ class ReplicaServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Read(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BlockStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -236,6 +247,11 @@ def add_ReplicaServicer_to_server(servicer, server):
                     servicer.Read,
                     request_deserializer=blockstore_dot_rpc_dot_replica__pb2.ReadRequest.FromString,
                     response_serializer=blockstore_dot_rpc_dot_replica__pb2.ReadResponse.SerializeToString,
+            ),
+            'BlockStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.BlockStatus,
+                    request_deserializer=blockstore_dot_rpc_dot_replica__pb2.BlockStatusRequest.FromString,
+                    response_serializer=blockstore_dot_rpc_dot_replica__pb2.BlockStatusResponse.SerializeToString,
             ),
             'FetchLog': grpc.unary_stream_rpc_method_handler(
                     servicer.FetchLog,
@@ -423,6 +439,33 @@ class Replica:
             '/cairn.v1.Replica/Read',
             blockstore_dot_rpc_dot_replica__pb2.ReadRequest.SerializeToString,
             blockstore_dot_rpc_dot_replica__pb2.ReadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BlockStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Replica/BlockStatus',
+            blockstore_dot_rpc_dot_replica__pb2.BlockStatusRequest.SerializeToString,
+            blockstore_dot_rpc_dot_replica__pb2.BlockStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,7 @@ class ReplicaStub:
     SealEpoch: _grpc.UnaryUnaryMultiCallable[_replica_pb2.SealEpochRequest, _replica_pb2.SealEpochResponse]
     Replicate: _grpc.StreamStreamMultiCallable[_replica_pb2.ReplicateRequest, _replica_pb2.ReplicateResponse]
     Read: _grpc.StreamStreamMultiCallable[_replica_pb2.ReadRequest, _replica_pb2.ReadResponse]
+    BlockStatus: _grpc.UnaryUnaryMultiCallable[_replica_pb2.BlockStatusRequest, _replica_pb2.BlockStatusResponse]
     FetchLog: _grpc.UnaryStreamMultiCallable[_replica_pb2.FetchLogRequest, _replica_pb2.FetchLogResponse]
     FetchDelta: _grpc.UnaryStreamMultiCallable[_replica_pb2.FetchDeltaRequest, _replica_pb2.FetchDeltaResponse]
     FetchBlocks: _grpc.UnaryUnaryMultiCallable[_replica_pb2.FetchBlocksRequest, _replica_pb2.FetchBlocksResponse]
@@ -68,6 +69,7 @@ class ReplicaAsyncStub(ReplicaStub):
     SealEpoch: _aio.UnaryUnaryMultiCallable[_replica_pb2.SealEpochRequest, _replica_pb2.SealEpochResponse]  # type: ignore[assignment]
     Replicate: _aio.StreamStreamMultiCallable[_replica_pb2.ReplicateRequest, _replica_pb2.ReplicateResponse]  # type: ignore[assignment]
     Read: _aio.StreamStreamMultiCallable[_replica_pb2.ReadRequest, _replica_pb2.ReadResponse]  # type: ignore[assignment]
+    BlockStatus: _aio.UnaryUnaryMultiCallable[_replica_pb2.BlockStatusRequest, _replica_pb2.BlockStatusResponse]  # type: ignore[assignment]
     FetchLog: _aio.UnaryStreamMultiCallable[_replica_pb2.FetchLogRequest, _replica_pb2.FetchLogResponse]  # type: ignore[assignment]
     FetchDelta: _aio.UnaryStreamMultiCallable[_replica_pb2.FetchDeltaRequest, _replica_pb2.FetchDeltaResponse]  # type: ignore[assignment]
     FetchBlocks: _aio.UnaryUnaryMultiCallable[_replica_pb2.FetchBlocksRequest, _replica_pb2.FetchBlocksResponse]  # type: ignore[assignment]
@@ -120,6 +122,13 @@ class ReplicaServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_replica_pb2.ReadRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_replica_pb2.ReadResponse], _abc.AsyncIterator[_replica_pb2.ReadResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def BlockStatus(
+        self,
+        request: _replica_pb2.BlockStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replica_pb2.BlockStatusResponse, _abc.Awaitable[_replica_pb2.BlockStatusResponse]]: ...
 
     @_abc_1.abstractmethod
     def FetchLog(

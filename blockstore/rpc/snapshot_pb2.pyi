@@ -1025,6 +1025,50 @@ class GetRootsResponse(_message.Message):
 Global___GetRootsResponse: _TypeAlias = GetRootsResponse  # noqa: Y015
 
 @_typing.final
+class FindDeletedRequest(_message.Message):
+    """At most 10,000 ids."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def snapshots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        snapshots: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["snapshots", b"snapshots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindDeletedRequest: _TypeAlias = FindDeletedRequest  # noqa: Y015
+
+@_typing.final
+class FindDeletedResponse(_message.Message):
+    """Those of them that were deleted: each was in the catalog once, and never will be again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def snapshots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        snapshots: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["snapshots", b"snapshots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindDeletedResponse: _TypeAlias = FindDeletedResponse  # noqa: Y015
+
+@_typing.final
 class GetPruneNumberRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1106,7 +1150,7 @@ Global___RaisePruneNumberResponse: _TypeAlias = RaisePruneNumberResponse  # noqa
 @_typing.final
 class AddSnapshotRequest(_message.Message):
     """A snapshot that is whole in the object store becomes known to control: imported, or found in the bucket of a
-    lost cluster. ALREADY_EXISTS where the catalog has it with another root.
+    lost cluster. ALREADY_EXISTS where the catalog has it with another root, FAILED_PRECONDITION where it was deleted.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -116,6 +116,11 @@ class SnapshotsStub:
                 request_serializer=blockstore_dot_rpc_dot_snapshot__pb2.GetRootsRequest.SerializeToString,
                 response_deserializer=blockstore_dot_rpc_dot_snapshot__pb2.GetRootsResponse.FromString,
                 _registered_method=True)
+        self.FindDeleted = channel.unary_unary(
+                '/cairn.v1.Snapshots/FindDeleted',
+                request_serializer=blockstore_dot_rpc_dot_snapshot__pb2.FindDeletedRequest.SerializeToString,
+                response_deserializer=blockstore_dot_rpc_dot_snapshot__pb2.FindDeletedResponse.FromString,
+                _registered_method=True)
         self.GetPruneNumber = channel.unary_unary(
                 '/cairn.v1.Snapshots/GetPruneNumber',
                 request_serializer=blockstore_dot_rpc_dot_snapshot__pb2.GetPruneNumberRequest.SerializeToString,
@@ -238,6 +243,13 @@ class SnapshotsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindDeleted(self, request, context):
+        """Whose roots, where some are found in the object store all the same, nobody needs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetPruneNumber(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -338,6 +350,11 @@ def add_SnapshotsServicer_to_server(servicer, server):
                     servicer.GetRoots,
                     request_deserializer=blockstore_dot_rpc_dot_snapshot__pb2.GetRootsRequest.FromString,
                     response_serializer=blockstore_dot_rpc_dot_snapshot__pb2.GetRootsResponse.SerializeToString,
+            ),
+            'FindDeleted': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindDeleted,
+                    request_deserializer=blockstore_dot_rpc_dot_snapshot__pb2.FindDeletedRequest.FromString,
+                    response_serializer=blockstore_dot_rpc_dot_snapshot__pb2.FindDeletedResponse.SerializeToString,
             ),
             'GetPruneNumber': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPruneNumber,
@@ -788,6 +805,33 @@ class Snapshots:
             '/cairn.v1.Snapshots/GetRoots',
             blockstore_dot_rpc_dot_snapshot__pb2.GetRootsRequest.SerializeToString,
             blockstore_dot_rpc_dot_snapshot__pb2.GetRootsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindDeleted(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.Snapshots/FindDeleted',
+            blockstore_dot_rpc_dot_snapshot__pb2.FindDeletedRequest.SerializeToString,
+            blockstore_dot_rpc_dot_snapshot__pb2.FindDeletedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -60,6 +60,8 @@ class SnapshotsStub:
     FailSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.FailSnapshotRequest, _snapshot_pb2.Snapshot]
     DropSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.DropSnapshotRequest, _snapshot_pb2.DropSnapshotResponse]
     GetRoots: _grpc.UnaryStreamMultiCallable[_snapshot_pb2.GetRootsRequest, _snapshot_pb2.GetRootsResponse]
+    FindDeleted: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.FindDeletedRequest, _snapshot_pb2.FindDeletedResponse]
+    """Whose roots, where some are found in the object store all the same, nobody needs."""
     GetPruneNumber: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.GetPruneNumberRequest, _snapshot_pb2.GetPruneNumberResponse]
     RaisePruneNumber: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.RaisePruneNumberRequest, _snapshot_pb2.RaisePruneNumberResponse]
     AddSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.AddSnapshotRequest, _snapshot_pb2.Snapshot]
@@ -90,6 +92,8 @@ class SnapshotsAsyncStub(SnapshotsStub):
     FailSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.FailSnapshotRequest, _snapshot_pb2.Snapshot]  # type: ignore[assignment]
     DropSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.DropSnapshotRequest, _snapshot_pb2.DropSnapshotResponse]  # type: ignore[assignment]
     GetRoots: _aio.UnaryStreamMultiCallable[_snapshot_pb2.GetRootsRequest, _snapshot_pb2.GetRootsResponse]  # type: ignore[assignment]
+    FindDeleted: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.FindDeletedRequest, _snapshot_pb2.FindDeletedResponse]  # type: ignore[assignment]
+    """Whose roots, where some are found in the object store all the same, nobody needs."""
     GetPruneNumber: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.GetPruneNumberRequest, _snapshot_pb2.GetPruneNumberResponse]  # type: ignore[assignment]
     RaisePruneNumber: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.RaisePruneNumberRequest, _snapshot_pb2.RaisePruneNumberResponse]  # type: ignore[assignment]
     AddSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.AddSnapshotRequest, _snapshot_pb2.Snapshot]  # type: ignore[assignment]
@@ -213,6 +217,14 @@ class SnapshotsServicer(metaclass=_abc_1.ABCMeta):
         request: _snapshot_pb2.GetRootsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_snapshot_pb2.GetRootsResponse], _abc.AsyncIterator[_snapshot_pb2.GetRootsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def FindDeleted(
+        self,
+        request: _snapshot_pb2.FindDeletedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_snapshot_pb2.FindDeletedResponse, _abc.Awaitable[_snapshot_pb2.FindDeletedResponse]]:
+        """Whose roots, where some are found in the object store all the same, nobody needs."""
 
     @_abc_1.abstractmethod
     def GetPruneNumber(

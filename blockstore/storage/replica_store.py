@@ -33,6 +33,7 @@ from blockstore.storage.meta import Meta
 from blockstore.storage.reads import ZERO_BLOCK, BlockVersion, CorruptBlocks, TableReader
 from blockstore.storage.repair import mend
 from blockstore.storage.scrub import ScrubReader
+from blockstore.storage.status import StatusReader
 from blockstore.storage.tables import MakeRoom, Reading, Tables, Writing, closed_on_error
 from blockstore.units import (
     BLOCK_SIZE,
@@ -89,6 +90,7 @@ class ReplicaStore:
             self._source = meta.source
         #: Whether absent blocks are the source's, as of all that is committed.
         self.has_source = bool(self._source)
+        self.status = StatusReader(tables, self._memory, lambda: ((self._frozen, self._active), self.has_source))
 
     @classmethod
     def create(

@@ -19,8 +19,9 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from blockstore.errors import Corrupt
-from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, MAX_RECORD_PAYLOAD
+from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, MAX_RECORD_PAYLOAD, Generation
 from blockstore.volume.block_bits import bits_of, mask, runs_of
+from blockstore.volume.block_status import ABSENT, DATA, Changed, Depths, Shown, StatusQuery, merged, shown_runs
 from blockstore.volume.fill_queue import FillQueue
 from blockstore.volume.guest_activity import GuestActivity
 from blockstore.volume.open_volume import OpenVolume, SparseBlocks
@@ -32,6 +33,8 @@ from blockstore.volume.source_windows import WINDOW_BLOCKS, SourceWindows
 _READ_BLOCKS: Final = MAX_RECORD_PAYLOAD // BLOCK_SIZE
 #: Of one trim, in the log's queue at once: long ones are looked at by every read and write that comes meanwhile.
 _PARTS_IN_FLIGHT: Final = 256
+#: Whose maps are looked at for one question what blocks are: 32 GiB of volume.
+_STATUS_SHARDS: Final = 256
 #: Blocks between two that the source maps, below which a trim does not tell them apart.
 _NARROW_GAP: Final = 8
 
@@ -124,6 +127,16 @@ class HydratingVolume:
     def cache(self, start: int, count: int) -> "asyncio.Future[None]":
         return self._begin(self._cache(start, count))
 
+    def shown(self, start: int, count: int) -> "asyncio.Future[list[Shown]]":
+        return self._begin(self._shown(start, count))
+
+    def changed(self, start: int, count: int, snapshot: str) -> "asyncio.Future[list[Changed]]":
+        """A fill is no change."""
+        return self._volume.changed(start, count, snapshot)
+
+    async def snapshots(self) -> dict[str, Generation]:
+        return await self._volume.snapshots()
+
     def flush(self) -> "asyncio.Future[None]":
         return self._volume.flush()
 
@@ -189,6 +202,32 @@ class HydratingVolume:
         for first, count in runs_of(absent):
             self.fills.offer(window.start + first, window.blocks(first, count))
 
+    async def _shown(self, start: int, count: int) -> list[Shown]:
+        """What replicas lack is the source's where that maps it. Of few shards of the source at once."""
+        response = await self._volume.block_status(start, count, StatusQuery())
+        if not response.source:
+            return shown_runs(response)
+        depths = Depths(response.pinned)
+        runs: list[Shown] = []
+        at = start
+        stop = (start // SHARD_BLOCKS + _STATUS_SHARDS) * SHARD_BLOCKS
+        for length, kind, generation in zip(response.counts, response.kinds, response.generations, strict=True):
+            if kind == ABSENT:
+                runs += await self._absent(at, min(at + length, stop), depths.of_source)
+            else:
+                runs.append(Shown(length, kind == DATA, depths.of(Generation(generation)), True))
+            at += length
+            if at >= stop:
+                break
+        return merged(runs)
+
+    async def _absent(self, start: int, end: int, depth: int) -> list[Shown]:
+        """Blocks that the replicas lack: content of the source, or zeroes that nobody has."""
+        runs: list[Shown] = []
+        async for _, count, mapped in self._parts(start, end, self._deadline(), gap=1):
+            runs.append(Shown(count, mapped, depth if mapped else 0, not mapped))
+        return runs
+
     async def _cache(self, start: int, count: int) -> None:
         """Fetch and fill what the source maps there and is not known to be here, one window after the other.
 
@@ -224,16 +263,18 @@ class HydratingVolume:
         await asyncio.gather(*waiting)
         self.present.add(start, count)
 
-    async def _parts(self, start: int, end: int, deadline: float) -> AsyncIterator[tuple[int, int, bool]]:
+    async def _parts(
+        self, start: int, end: int, deadline: float, gap: int = _NARROW_GAP
+    ) -> AsyncIterator[tuple[int, int, bool]]:
         """The blocks [start, end) in parts: first block, count, whether the source maps some of it.
 
-        What has nothing to do with the source stays together, however long it is.
+        What has nothing to do with the source stays together, however long it is. gap: as for _mapped_ranges.
         """
         at = start
         for shard in range(start // SHARD_BLOCKS, min(self.map.shard_count, -(-end // SHARD_BLOCKS))):
             bitmap = await self.map.shard(shard, deadline)
             base = shard * SHARD_BLOCKS
-            for first, last in _mapped_ranges(bitmap, max(0, start - base), min(SHARD_BLOCKS, end - base)):
+            for first, last in _mapped_ranges(bitmap, max(0, start - base), min(SHARD_BLOCKS, end - base), gap):
                 if at < base + first:
                     yield at, base + first - at, False
                 yield base + first, last - first, True
@@ -253,8 +294,8 @@ def _windows_of(bits: int) -> Iterator[int]:
         bits >>= (skipped + 1) * WINDOW_BLOCKS
 
 
-def _mapped_ranges(bitmap: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The ranges [first, last) of [start, end) that a bitmap maps; those that lie close together as one.
+def _mapped_ranges(bitmap: bytes, start: int, end: int, gap: int = _NARROW_GAP) -> Iterator[tuple[int, int]]:
+    """The ranges [first, last) of [start, end) that a bitmap maps; those with less than `gap` between them as one.
 
     A zero entry for a block that is not mapped is right, too: a few of them are cheaper than many operations.
     """
@@ -263,7 +304,7 @@ def _mapped_ranges(bitmap: bytes, start: int, end: int) -> Iterator[tuple[int, i
         for extent in range(start // EXTENT_BLOCKS * EXTENT_BLOCKS, end, EXTENT_BLOCKS):
             low = max(start, extent)
             for skipped, count in runs_of(bits_of(bitmap, low, min(end, extent + EXTENT_BLOCKS) - low)):
-                if low + skipped - last >= _NARROW_GAP:
+                if low + skipped - last >= gap:
                     if first < last:
                         yield first, last
                     first = low + skipped

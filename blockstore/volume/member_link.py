@@ -31,6 +31,7 @@ from blockstore.replication.messages import Append, AppendAnswer, FencedBy, Read
 from blockstore.rpc import replica_pb2 as pb
 from blockstore.rpc import replica_pb2_grpc
 from blockstore.units import BLOCK_SIZE, Epoch
+from blockstore.volume.block_status import StatusQuery
 from blockstore.volume.directory import MemberDirectory
 
 _log = structlog.get_logger(__name__)
@@ -59,6 +60,7 @@ class LinkEvents(Protocol):
     def read_arrived(self, attempt: int, data: memoryview) -> None: ...
     def read_arrived_in_part(self, attempt: int, data: memoryview, absent: AbsentRuns) -> None: ...
     def read_failed(self, attempt: int, error: CairnError) -> None: ...
+    def status_arrived(self, attempt: int, response: pb.BlockStatusResponse) -> None: ...
 
 
 class MemberLink:
@@ -93,6 +95,11 @@ class MemberLink:
         """Ask for blocks; answered by one of the events of reads, unless the connection breaks."""
         if self._session is not None:
             self._session.read(effect)
+
+    def ask(self, effect: ReadFrom, query: StatusQuery) -> None:
+        """Ask what those blocks are; answered as `read` is."""
+        if self._session is not None:
+            self._session.ask(effect, query)
 
     def reconnect(self) -> None:
         """Close the connection and open another one."""
@@ -190,6 +197,7 @@ class _Session:
         self._last_request = 0
         self._silent_since: float | None = None
         self._broken: asyncio.Future[None] = loop.create_future()
+        self._asking: set[asyncio.Task[None]] = set()
 
     def send(self, message: SealEpoch | Append) -> None:
         if isinstance(message, SealEpoch):
@@ -201,6 +209,25 @@ class _Session:
     def read(self, effect: ReadFrom) -> None:
         self._ranges.append(effect)
         self._wake_read.set()
+
+    def ask(self, effect: ReadFrom, query: StatusQuery) -> None:
+        task = self._loop.create_task(self._ask(effect, query))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    async def _ask(self, effect: ReadFrom, query: StatusQuery) -> None:
+        seal = await self._seal
+        target = make_target(self._address, seal.epoch, seal.configuration)
+        request = query.request(target, effect.start, effect.count, effect.commit)
+        try:
+            with cairn_errors("a node that was asked what blocks are"):
+                stub = replica_pb2_grpc.ReplicaStub(self._channel)
+                response: pb.BlockStatusResponse = await stub.BlockStatus(request, timeout=self._call_timeout_s)
+            query.check(response, effect.count)
+        except CairnError as error:
+            self._events.read_failed(effect.attempt, error)
+        else:
+            self._events.status_arrived(effect.attempt, response)
 
     def check(self) -> None:
         late = self._silent_since is not None and self._loop.time() - self._silent_since > self._call_timeout_s
@@ -254,11 +281,15 @@ class _Session:
                 task.cancel()
             replicate.cancel()
             read.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            asking, self._asking = self._asking, set()
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*tasks, *asking, return_exceptions=True)
             # A task keeps its error, that one its frames, and those the calls, which keep the connection open. Who
             # looks for circles comes by once in hours (see blockstore.cli.daemon_process), so none is left behind.
             done = set()
             tasks.clear()
+            asking.clear()
             self._broken = self._loop.create_future()
 
     # ---- records

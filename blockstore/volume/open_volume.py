@@ -17,7 +17,7 @@ import structlog
 
 from blockstore.boot_clock import boot_time_s
 from blockstore.domain import Configuration, Position, ReplicaAddress, ReplicaId, SegmentNumber
-from blockstore.errors import CairnError, Conflict
+from blockstore.errors import CairnError, Conflict, NotFound
 from blockstore.record import Operation, OperationKind
 from blockstore.replication.leader import Leader, LeaderSettings, LeaderStatus, MemberStatus
 from blockstore.replication.messages import (
@@ -37,7 +37,9 @@ from blockstore.replication.messages import (
     Send,
     Serving,
 )
+from blockstore.rpc import replica_pb2
 from blockstore.units import BLOCK_SIZE, MAX_RECORD_PAYLOAD, BlockNumber, Generation
+from blockstore.volume.block_status import Changed, Shown, StatusQuery, changed_runs, shown_runs
 from blockstore.volume.directory import MemberDirectory, Refresh
 from blockstore.volume.member_link import AbsentRuns, MemberLink
 from blockstore.volume.member_queries import MemberQueries
@@ -86,11 +88,20 @@ class OpenVolume:
         self._serving: asyncio.Future[None] = loop.create_future()
         self._heard = asyncio.Event()
         """Set by each answer of a member, and at the end."""
-        self._arrived: dict[int, memoryview | SparseBlocks] = {}
+        self._arrived: dict[int, memoryview | SparseBlocks | replica_pb2.BlockStatusResponse] = {}
         self._naming_absent: set[asyncio.Future[Any]] = set()
         """Reads whose caller is told what is absent. By read: one may end after the source is needed no more."""
+        self._generations: dict[str, Generation] = {}
+        """That snapshots sealed; it never changes."""
+        self._queries: dict[object, StatusQuery] = {}
+        """Reads that ask what blocks are, not for their content."""
         self._leader = Leader(
-            ticket.epoch, ticket.configuration, settings, boot_time_s(), accept_loss=ticket.accept_loss
+            ticket.epoch,
+            ticket.configuration,
+            settings,
+            boot_time_s(),
+            accept_loss=ticket.accept_loss,
+            loss_epoch=ticket.loss_epoch,
         )
         self._directory = MemberDirectory(ticket, refresh)
         self.members = MemberQueries(self._whole_members, ticket.epoch, ticket.configuration.number, call_timeout_s)
@@ -254,6 +265,44 @@ class OpenVolume:
         future.add_done_callback(self._naming_absent.discard)
         return cast("asyncio.Future[SparseBlocks | bytes | memoryview]", future)
 
+    def block_status(
+        self, start: int, count: int, query: StatusQuery
+    ) -> "asyncio.Future[replica_pb2.BlockStatusResponse]":
+        """A read that asks what these blocks are: the same member, leases and commit as for any other."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._queries[future] = query
+        future.add_done_callback(self._queries.pop)
+        self._carry_out(self._leader.read(future, BlockNumber(start), count, boot_time_s()))
+        return future
+
+    def shown(self, start: int, count: int) -> "asyncio.Future[list[Shown]]":
+        return self._loop.create_task(self._shown(start, count))
+
+    async def _shown(self, start: int, count: int) -> list[Shown]:
+        return shown_runs(await self.block_status(start, count, StatusQuery()))
+
+    def changed(self, start: int, count: int, snapshot: str) -> "asyncio.Future[list[Changed]]":
+        return self._loop.create_task(self._changed(start, count, snapshot))
+
+    async def _changed(self, start: int, count: int, snapshot: str) -> list[Changed]:
+        generation = self._generations.get(snapshot)
+        if generation is None:
+            await self.snapshots()
+            generation = self._generations.get(snapshot)
+        if generation is None:
+            raise NotFound(f"{self.volume} keeps no snapshot {snapshot}: what changed since cannot be told")
+        return changed_runs(await self.block_status(start, count, StatusQuery(generation)))
+
+    async def snapshots(self) -> dict[str, Generation]:
+        """The snapshots that the members keep, oldest first, by what was sealed for each. Raises QuorumUnavailable."""
+        described = await self.members.describe(self._leader.status().commit, self._call_timeout_s)
+        kept: dict[str, Generation] = {}
+        for each in described.sealed:
+            if each.argument in each.pins:
+                kept.setdefault(each.argument.decode(errors="replace"), Generation(each.generation))
+        self._generations.update(kept)
+        return kept
+
     def fill(self, start: int, data: bytes | memoryview) -> asyncio.Future[None]:
         """Blocks of the source, at most MAX_RECORD_PAYLOAD: they lie below whatever the guest has written."""
         return self._submit(OperationKind.FILL, start, len(data) // BLOCK_SIZE, data)
@@ -350,6 +399,10 @@ class OpenVolume:
         self._arrived[attempt] = SparseBlocks(data, absent)
         self._carry_out(self._leader.read_arrived(attempt, boot_time_s()))
 
+    def status_arrived(self, attempt: int, response: replica_pb2.BlockStatusResponse) -> None:
+        self._arrived[attempt] = response
+        self._carry_out(self._leader.read_arrived(attempt, boot_time_s()))
+
     def read_failed(self, attempt: int, error: CairnError) -> None:
         self._carry_out(self._leader.read_failed(attempt, error, boot_time_s()))
 
@@ -365,7 +418,7 @@ class OpenVolume:
                 case Completed(tickets):
                     _complete(tickets)
                 case ReadFrom():
-                    self._links[effect.replica].read(effect)
+                    self._ask(effect)
                 case ReadDone(ticket, attempt):
                     self._read_done(ticket, self._arrived.pop(attempt))
                 case ReadDropped(attempt):
@@ -382,7 +435,14 @@ class OpenVolume:
                 case Over(error):
                     self._end(error)
 
-    def _read_done(self, ticket: object, found: memoryview | SparseBlocks) -> None:
+    def _ask(self, effect: ReadFrom) -> None:
+        query = self._queries.get(effect.ticket) if self._queries else None
+        if query is None:
+            self._links[effect.replica].read(effect)
+        else:
+            self._links[effect.replica].ask(effect, query)
+
+    def _read_done(self, ticket: object, found: memoryview | SparseBlocks | replica_pb2.BlockStatusResponse) -> None:
         if isinstance(found, SparseBlocks) and ticket not in self._naming_absent:
             found = found.data
         _resolve(ticket, found)

@@ -11,12 +11,14 @@ import asyncio
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from blockstore.errors import CairnError
-from blockstore.units import BLOCK_SIZE
+from blockstore.units import BLOCK_SIZE, Generation
+from blockstore.volume.block_status import Changed, Shown
 
 Data = bytes | bytearray | memoryview
+Run = TypeVar("Run", Shown, Changed)
 
 
 class Blocks(Protocol):
@@ -32,6 +34,9 @@ class Blocks(Protocol):
     def trim(self, start: int, count: int) -> "asyncio.Future[None]": ...
     def zero(self, start: int, count: int, *, allocate: bool) -> "asyncio.Future[None]": ...
     def flush(self) -> "asyncio.Future[None]": ...
+    def shown(self, start: int, count: int) -> "asyncio.Future[list[Shown]]": ...
+    def changed(self, start: int, count: int, snapshot: str) -> "asyncio.Future[list[Changed]]": ...
+    async def snapshots(self) -> dict[str, Generation]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +112,32 @@ class SegmentedBlocks:
         if self._over.done():
             return self._failed(self._over.result())
         return self._loop.create_task(_finished([segment.flush() for segment in self._segments]))
+
+    def shown(self, start: int, count: int) -> "asyncio.Future[list[Shown]]":
+        return self._loop.create_task(self._told(start, count, lambda segment, *piece: segment.shown(*piece)))
+
+    def changed(self, start: int, count: int, snapshot: str) -> "asyncio.Future[list[Changed]]":
+        def changed(segment: Blocks, start: int, count: int) -> "asyncio.Future[list[Changed]]":
+            return segment.changed(start, count, snapshot)
+
+        return self._loop.create_task(self._told(start, count, changed))
+
+    async def _told(
+        self, start: int, count: int, ask: "Callable[[Blocks, int, int], asyncio.Future[list[Run]]]"
+    ) -> "list[Run]":
+        """Of one segment after the other, until one does not tell all of its piece."""
+        runs: list[Run] = []
+        for piece in pieces(self._starts, start, count):
+            if self._over.done():
+                raise self._over.result()
+            runs += (told := await ask(self._segments[piece.index], piece.start, piece.count))
+            if sum(run.length for run in told) < piece.count:
+                break
+        return runs
+
+    async def snapshots(self) -> dict[str, Generation]:
+        """Those that every segment keeps which was there when they were made: all begin with the first one."""
+        return await self._segments[0].snapshots()
 
     def _ask(
         self,

@@ -9,14 +9,18 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from blockstore.errors import CairnError, ReadOnly
-from blockstore.units import BLOCK_SIZE
+from blockstore.errors import CairnError, NotFound, ReadOnly
+from blockstore.units import BLOCK_SIZE, Generation
 from blockstore.volume.block_bits import mask, runs_of
+from blockstore.volume.block_status import Changed, Shown, merged
 from blockstore.volume.snapshot_content import SnapshotContent
+from blockstore.volume.source_client import SHARD_BLOCKS
 from blockstore.volume.source_windows import WINDOW_BLOCKS, SourceWindows
 
 #: Half of the windows that are kept.
 _CACHED_WINDOWS: Final = 16
+#: Whose maps one question what blocks are may need: 8 GiB of the snapshot.
+_SHOWN_SHARDS: Final = 64
 
 
 class SnapshotVolume:
@@ -71,10 +75,37 @@ class SnapshotVolume:
         """Bit i: block start + i may have content; the others are zeroes."""
         return await self._content.mapped(start, count, self._loop.time() + self._patience_s)
 
+    def shown(self, start: int, count: int) -> "asyncio.Future[list[Shown]]":
+        """What the snapshot has content for; of a few shards of its maps at once."""
+        return self._loop.create_task(self._shown(start, count))
+
+    def changed(self, start: int, count: int, snapshot: str) -> "asyncio.Future[list[Changed]]":
+        raise NotFound(f"a snapshot does not tell what changed since {snapshot}: its volume does")
+
+    async def snapshots(self) -> dict[str, Generation]:
+        """None that changes are told since."""
+        return {}
+
     async def close(self) -> None:
         """Nobody reads any more."""
         await self._windows.close()
         await self._content.close()
+
+    async def _shown(self, start: int, count: int) -> list[Shown]:
+        runs: list[Shown] = []
+        at, end = start, start + min(count, _SHOWN_SHARDS * SHARD_BLOCKS)
+        while at < end:
+            size = min(SHARD_BLOCKS - at % SHARD_BLOCKS, end - at)
+            told = 0
+            for first, length in runs_of(await self.mapped(at, size)):
+                if told < first:
+                    runs.append(Shown(first - told, data=False, depth=0, here=True))
+                runs.append(Shown(length, data=True, depth=1, here=False))
+                told = first + length
+            if told < size:
+                runs.append(Shown(size - told, data=False, depth=0, here=True))
+            at += size
+        return merged(runs)
 
     def _refuse(self) -> "asyncio.Future[None]":
         raise ReadOnly("a snapshot is never changed: its clone can be, under its name with +rw behind it")

@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 
 from blockstore.config import AttachSettings
-from blockstore.errors import CairnError, Conflict, Fenced, InvalidRequest, NotFound, QuorumUnavailable
+from blockstore.errors import CairnError, Conflict, Fenced, InvalidRequest, NotFound
 from blockstore.rpc import control_pb2 as pb
 from nbd_server.kernel import handover
 from nbd_server.kernel.devices import Host, LocalDevice, Owner, device_index, is_device_name
@@ -25,7 +25,7 @@ from nbd_server.kernel.messages import Command, Request
 from nbd_server.kernel.netlink import KernelNbd, kernel_nbd
 from nbd_server.kernel.supervision import State
 from nbd_server.kernel.supervisor import Supervisor
-from nbd_server.kernel.whereabouts import Place, Whereabouts, control_at
+from nbd_server.kernel.whereabouts import Place, Whereabouts, control_at, no_port_at
 
 _log = structlog.get_logger(__name__)
 #: Opening a volume has 30 s at control; a try of the supervisor must not wait so long for one answer.
@@ -158,8 +158,7 @@ async def _connect(parts: _Parts, place: Place) -> tuple[Link, int]:
 
 async def _first_link(place: Place, client: str, certificates: Path | None) -> Link:
     """Over the first way that works. Raises what the last one did."""
-    how = "offers no TLS: leave --tls-certificates out" if certificates else "may need TLS: give --tls-certificates DIR"
-    error: CairnError = QuorumUnavailable(f"{place.front_end} has no port that this host can use: it {how}")
+    error: CairnError = no_port_at(place, tls=certificates is not None)
     for target in place.targets:
         try:
             return await open_link(target, client, _FIRST_LINK_S, certificates)

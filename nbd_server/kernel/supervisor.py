@@ -18,7 +18,7 @@ from nbd_server.kernel.devices import Host, Owner, Traffic
 from nbd_server.kernel.link import Link, open_link, probe
 from nbd_server.kernel.netlink import KernelNbd
 from nbd_server.kernel.supervision import Effect, Event, State, step
-from nbd_server.kernel.whereabouts import Place, Taken, Whereabouts
+from nbd_server.kernel.whereabouts import Place, Taken, Whereabouts, no_port_at
 from nbd_server.uri import NbdTarget
 
 _log = structlog.get_logger(__name__)
@@ -187,6 +187,8 @@ class Supervisor:
         return True
 
     async def _open(self) -> Event:
+        if not self._place.targets:
+            self._say("no link yet", no_port_at(self._place, tls=self._settings.tls_certificates is not None))
         for target in self._place.targets:
             try:
                 if await self._open_at(target):

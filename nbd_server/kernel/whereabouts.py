@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from blockstore.errors import CairnError, Conflict, Fenced, NotFound
+from blockstore.errors import CairnError, Conflict, Fenced, NotFound, QuorumUnavailable
 from blockstore.grpc_endpoint import open_control_channel
 from blockstore.grpc_errors import cairn_errors
 from blockstore.rpc import control_pb2 as pb
@@ -106,3 +106,11 @@ def place_of(volume: pb.Volume, *, tls: bool = False) -> Place:
     usable = (each for each in known if each.tls == tls or (each.socket_path and not each.tls))
     targets = sorted(usable, key=lambda each: not each.socket_path)
     return Place(attachment.front_end, attachment.epoch, volume.size_bytes, tuple(targets))
+
+
+def no_port_at(place: Place, *, tls: bool) -> QuorumUnavailable:
+    """For a place without targets: what there is, this host does not use."""
+    how = (
+        "has no TLS: leave --tls-certificates out, or give it some" if tls else "needs TLS: give --tls-certificates DIR"
+    )
+    return QuorumUnavailable(f"{place.front_end} has no port for this host: it {how}")

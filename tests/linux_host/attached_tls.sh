@@ -6,10 +6,8 @@ word() {
   read -r -u 3 heard
   [ "$heard" = "$1" ]
 }
-if cairn attach "$NBD_EXPORT" 2>/tmp/refused; then echo "attached without certificates"; exit 1; fi
-grep -q -- --tls-certificates /tmp/refused
-nbd-client -A /tmp/pki/ca-cert.pem -F /tmp/pki/client-cert.pem -K /tmp/pki/client-key.pem -H "$NBD_HOST" -b 4096 \
-  -N other "$NBD_HOST" "$NBD_CLIENT_PORT" /dev/nbd1
+nbd-client -cacertfile /tmp/pki/ca-cert.pem -certfile /tmp/pki/client-cert.pem -keyfile /tmp/pki/client-key.pem \
+  -tlshostname "$NBD_HOST" -b 4096 -N other "$NBD_HOST" "$NBD_CLIENT_PORT" /dev/nbd1
 dd if=/dev/urandom of=/tmp/random bs=1M count=4 2>/dev/null
 dd if=/tmp/random of=/dev/nbd1 bs=64k oflag=direct 2>/dev/null
 dd if=/dev/nbd1 bs=64k count=64 iflag=direct 2>/dev/null | cmp - /tmp/random
