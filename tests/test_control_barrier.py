@@ -2,9 +2,11 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from blockstore.control.snapshot_catalog import SnapshotCatalog
 from blockstore.errors import CairnError, Conflict, NotFound, QuorumUnavailable
 from blockstore.rpc import control_pb2, snapshot_pb2
 from tests.control_cluster import Cluster, Control, MemoryFrontEnd, cluster_at, control_at, until
@@ -210,6 +212,48 @@ def test_barriers_that_share_volumes_do_not_break_each_other(tmp_path: Path) -> 
         assert len({group[0].barrier for group in made}) == 4
 
     run(tmp_path, scenario, front_ends=2)
+
+
+def test_seals_of_a_try_whose_end_could_not_be_entered_are_never_taken_for_those_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One volume was sealed, the other was not; the metastore is away for a moment, and front-ends start anew."""
+    enter, failed = SnapshotCatalog.change, []
+
+    async def enter_or_fail(catalog: SnapshotCatalog, *arguments: Any, **more: Any) -> Any:
+        if more.get("pins") and not failed:
+            failed.append(True)
+            raise QuorumUnavailable("the metastore is away")
+        return await enter(catalog, *arguments, **more)
+
+    monkeypatch.setattr(SnapshotCatalog, "change", enter_or_fail)
+
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        await attached(cluster, control, "a", "b")
+        one, other = cluster.front_ends
+        other.fails["SealVolume"] = QuorumUnavailable("too slow")
+
+        def write(request: Any) -> None:
+            """Right before the second try, as one who knows of no hold before it."""
+            if all_calls(cluster, "ReleaseWrites"):
+                other.fails.clear()
+                one.held.clear()
+                assert all(one.write(volume) for volume in one.volumes)
+
+        one.hooks["HoldWrites"] = write
+        made = await control.snapshot("a", "b")
+        assert failed
+        assert [each.state for each in made] == [PENDING] * 2
+        for each in made:
+            generation, writes = cluster.layers[each.volume].sealed[last_seal(cluster, each.volume)]
+            assert (each.generation, writes) == (generation, cluster.layers[each.volume].writes)
+
+    run(tmp_path, scenario, front_ends=2)
+
+
+def last_seal(cluster: Cluster, volume: str) -> str:
+    """The name of the newest."""
+    return list(cluster.layers[volume].sealed)[-1]
 
 
 async def kill_in_the_middle(cluster: Cluster) -> None:

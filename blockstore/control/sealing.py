@@ -73,8 +73,8 @@ class Sealing:
         self._hold_limit_s = hold_limit_s
         self._untried: set[SnapshotId] = set()
         """Names of seals that this process chose, and has not sent yet."""
-        self._barriers: set[str] = set()
-        """Begun by this process."""
+        self._unbegun: set[str] = set()
+        """Barriers whose present try this process entered and has not begun. Any other was cut off in its middle."""
         self._since: dict[str, float] = {}
         self._not_before: dict[str, float] = {}
         """When the next try of a barrier may begin."""
@@ -85,13 +85,13 @@ class Sealing:
         """These are about to be entered in the catalog."""
         for each in snapshots:
             self._untried.add(each.seal_name)
-            self._barriers.add(each.barrier)
+            self._unbegun.add(each.barrier)
 
     def forget(self, snapshots: Iterable[Snapshot]) -> None:
         """They were not entered, or are sealed or in error."""
         for each in snapshots:
             self._untried.discard(each.seal_name)
-            self._barriers.discard(each.barrier)
+            self._unbegun.discard(each.barrier)
 
     async def wait(self, snapshots: Sequence[SnapshotId]) -> tuple[Snapshot, ...]:
         """The snapshots once each is sealed or in error. Raises NotFound where one is gone."""
@@ -119,7 +119,7 @@ class Sealing:
         start = self._reconciler.steps.start
         if reason := self._hopeless(name, group, volumes):
             await self._fail(group, reason)
-        elif group[0].barrier and group[0].barrier not in self._barriers:
+        elif group[0].barrier and group[0].barrier not in self._unbegun:
             start(("seal", name), name, lambda: self._end_interrupted(group))
         elif all(place_of(volumes[each.volume]) for each in group) and self._may_begin(name):
             start(("seal", name), name, lambda: self._barrier(group) if group[0].barrier else self._seal_one(group[0]))
@@ -174,6 +174,8 @@ class Sealing:
             if not await self._is_sealing(group):
                 return
             barrier = Barrier(self._peers, await self._parts(group), _name_of(group), self._hold_limit_s)
+            # Whatever becomes of it, also of what is entered at its end: nobody begins it a second time.
+            self._unbegun.discard(group[0].barrier)
             outcome = await barrier.attempt(self._seal)
         if outcome.error is None:
             await self._sealed(group, outcome.answers, [outcome.pause_us] * len(group))
@@ -182,7 +184,7 @@ class Sealing:
         await self._end_try(group, reason, last=not isinstance(outcome.error, _MAY_PASS_HELD))
 
     async def _end_interrupted(self, listed: list[Snapshot]) -> None:
-        """Control was killed between the first hold and the last release. The instant is over."""
+        """Control was killed in it, or could not enter how it had ended. The instant is over."""
         group = await self._now(listed)
         if not await self._is_sealing(group):
             return
@@ -190,7 +192,7 @@ class Sealing:
         barrier = Barrier(self._peers, await self._parts(served), _name_of(group), self._hold_limit_s)
         if error := await barrier.release():
             _log.info("a front-end releases writes by itself", barrier=group[0].barrier, error=str(error))
-        await self._end_try(group, "control was restarted before all volumes were sealed")
+        await self._end_try(group, "control was cut off before all volumes were sealed")
 
     async def _end_try(self, group: Sequence[Snapshot], reason: str, *, last: bool = False) -> None:
         """Begin another one with the next pass, unless it was the last."""
@@ -206,7 +208,7 @@ class Sealing:
         )
         self.forget(group)
         self._untried.update(names.values())
-        self._barriers.add(group[0].barrier)
+        self._unbegun.add(group[0].barrier)
         if tries > 1:  # it was no chance: a hold of somebody else ends meanwhile, and guests catch up
             self._not_before[group[0].barrier] = asyncio.get_running_loop().time() + self._hold_limit_s
         raise QuorumUnavailable(f"{reason}; it is tried once more")
