@@ -1,6 +1,7 @@
-"""One run of fio over NBD, and what it measured."""
+"""One run of fio, and what it measured."""
 
 import json
+import os
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,41 +33,68 @@ class Measurement:
         return {name: round(value, 3) for name, value in asdict(self).items()}
 
 
-def run_timed(workload: Workload, uri: str, size: int, seconds: float, directory: Path) -> Measurement:
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """What fio does I/O on. options: its engine, and where the engine finds it. environment: besides its own."""
+
+    options: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def nbd(cls, uri: str) -> "Disk":
+        """An NBD server's export."""
+        return cls(("--ioengine=nbd", f"--uri={uri}"))
+
+
+def command_of(workload: Workload, disk: Disk, size: int, seconds: float | None = None) -> list[str]:
+    """`workload` over the first `size` bytes: for so many seconds, or until each block was touched once."""
+    command = [str(find_program("fio")), f"--name={workload.name}", *disk.options, *workload.options()]
+    # One set of figures, also where a workload reads and writes.
+    command += ["--unified_rw_reporting=mixed", "--randrepeat=0", "--percentile_list=50:99", "--output-format=json"]
+    command += [f"--size={size}"]
+    if seconds is not None:
+        command += ["--time_based=1", f"--runtime={seconds}", "--norandommap=1"]
+    return command
+
+
+def run_timed(workload: Workload, disk: Disk, size: int, seconds: float, directory: Path) -> Measurement:
     """Run `workload` over the first `size` bytes for `seconds`."""
-    options = [f"--size={size}", "--time_based=1", f"--runtime={seconds}", "--norandommap=1"]
-    return parse(_run(workload, uri, options, directory, seconds + _GRACE_S), workload)
+    return parse(_run(command_of(workload, disk, size, seconds), disk, directory, seconds + _GRACE_S))
 
 
-def run_once(workload: Workload, uri: str, size: int, directory: Path) -> Measurement:
+def run_once(workload: Workload, disk: Disk, size: int, directory: Path) -> Measurement:
     """Run `workload` until each block of the first `size` bytes was touched once."""
-    return parse(_run(workload, uri, [f"--size={size}"], directory, _GRACE_S), workload)
+    return parse(_run(command_of(workload, disk, size), disk, directory, _GRACE_S))
 
 
-def _run(workload: Workload, uri: str, options: list[str], directory: Path, limit_s: float) -> str:
-    command = [str(find_program("fio")), f"--name={workload.name}", "--ioengine=nbd", f"--uri={uri}"]
-    command += [f"--rw={workload.pattern}", f"--bs={workload.block_size}", f"--iodepth={workload.depth}"]
-    command += ["--randrepeat=0", "--percentile_list=50:99", "--output-format=json", *options]
+def _run(command: list[str], disk: Disk, directory: Path, limit_s: float) -> str:
     done = subprocess.run(
-        command, cwd=directory, capture_output=True, text=True, check=False, timeout=limit_s, stdin=subprocess.DEVNULL
+        command,
+        cwd=directory,
+        env=os.environ | dict(disk.environment),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=limit_s,
+        stdin=subprocess.DEVNULL,
     )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return done.stdout
 
 
-def parse(output: str, workload: Workload) -> Measurement:
+def parse(output: str) -> Measurement:
     """The figures of fio's JSON; what it prints before it is left out."""
     job: dict[str, Any] = json.loads(output[output.index("{") :])["jobs"][0]
-    side = job["write" if "write" in workload.pattern else "read"]
-    percentiles = side["clat_ns"]["percentile"]
+    done = job["mixed"]
+    percentiles = done["clat_ns"]["percentile"]
     return Measurement(
         seconds=job["job_runtime"] / 1000,
-        iops=side["iops"],
-        mib_s=side["bw_bytes"] / (1 << 20),
+        iops=done["iops"],
+        mib_s=done["bw_bytes"] / (1 << 20),
         p50_us=percentiles["50.000000"] / 1000,
         p99_us=percentiles["99.000000"] / 1000,
-        low_mib_s=side["bw_min"] / 1024,
-        high_mib_s=side["bw_max"] / 1024,
+        low_mib_s=done["bw_min"] / 1024,
+        high_mib_s=done["bw_max"] / 1024,
         client_cores=(job["usr_cpu"] + job["sys_cpu"]) / 100,
     )

@@ -1,8 +1,9 @@
-"""The report: all figures as JSON, and medians as tables for people."""
+"""What was measured as one document: every round, medians over them, and how Cairn compares with each peer."""
 
 import os
 import platform
 import statistics
+import subprocess
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -10,26 +11,38 @@ from typing import Any, Final
 import psutil
 
 from bench.runner import Outcome, Plan
-from bench.targets import PROMISES
-from blockstore.units import format_size
+from bench.targets import TARGETS
+from tests.programs import find_program
 
-_FIGURES: Final = ("iops", "mib_s", "p50_us", "p99_us", "client_cores")
+_FIGURES: Final = ("iops", "mib_s", "p50_us", "p99_us", "client_cores", "cpu_us")
+_COMPARED: Final = ("iops", "p50_us", "p99_us")
 _SYNCS: Final = 200
+_CAIRN: Final = "cairn"
 
 
-def make_document(plan: Plan, outcome: Outcome, machine: dict[str, Any]) -> dict[str, Any]:
-    """Everything that was measured, with medians over the rounds."""
-    medians = {
-        target: {workload: _median(rounds) for workload, rounds in workloads.items()}
-        for target, workloads in outcome.results.items()
-    }
+def make_document(
+    plan: Plan, outcome: Outcome, machine: dict[str, Any], left_out: dict[str, list[str]] | None = None
+) -> dict[str, Any]:
+    """left_out: targets that were not measured, and the programs that they lack."""
     return {
         "machine": machine,
-        "plan": {"size_bytes": plan.size, "seconds": plan.seconds, "rounds": plan.rounds},
-        "promises": {target: PROMISES[target] for target in outcome.results},
-        "medians": medians,
+        "plan": {
+            "size_bytes": plan.size,
+            "seconds": plan.seconds,
+            "warm_seconds": plan.warm_s,
+            "rounds": plan.rounds,
+        },
+        "promises": {target: TARGETS[target].promise for target in outcome.results},
+        "left_out": left_out or {},
+        "medians": {
+            target: {workload: _median(rounds) for workload, rounds in workloads.items()}
+            for target, workloads in outcome.results.items()
+        },
+        "ratios": _ratios(outcome.results),
         "sustained": outcome.sustained,
         "space": outcome.space,
+        "backups": outcome.backups,
+        "commands": outcome.commands,
         "rounds": outcome.results,
     }
 
@@ -38,31 +51,14 @@ def describe_machine(directory: Path) -> dict[str, Any]:
     """What the figures depend on: also what else ran as they began, and the disk under `directory`."""
     return {
         "cores": psutil.cpu_count(),
+        "cpu": _cpu_model(),
         "memory_mib": psutil.virtual_memory().total >> 20,
         "kernel": platform.release(),
         "python": platform.python_version(),
         "load_average": round(os.getloadavg()[0], 1),
         "fdatasync_4k_ms": round(_fdatasync_ms(directory), 3),
+        "versions": _versions(),
     }
-
-
-def make_markdown(document: dict[str, Any]) -> str:
-    """The tables."""
-    machine, plan = document["machine"], document["plan"]
-    lines = [
-        f"{machine['cores']} cores, {machine['memory_mib']} MiB, Linux {machine['kernel']}, Python "
-        f"{machine['python']}, load {machine['load_average']}; fdatasync: {machine['fdatasync_4k_ms']} ms. Volumes of "
-        f"{format_size(plan['size_bytes'])}; medians of {plan['rounds']} runs of {plan['seconds']:g} s, alternated.",
-        "",
-    ]
-    lines += [f"- **{target}**: {promise}" for target, promise in document["promises"].items()]
-    lines += ["", *_speed_table(document["medians"])]
-    if document["sustained"]:
-        lines += ["", *_sustained_table(document["sustained"])]
-    lines += ["", *_process_table(document["medians"])]
-    if document["space"]:
-        lines += ["", *_space_table(document["space"])]
-    return "\n".join(lines) + "\n"
 
 
 def _median(rounds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -77,64 +73,39 @@ def _median(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     return figures
 
 
-def _speed_table(medians: dict[str, Any]) -> list[str]:
-    """One row for each workload: IOPS (MiB/s where sequential), and latencies in brackets."""
-    targets = list(medians)
-    workloads = list(next(iter(medians.values())))
-    rows = [[workload, *(_cell(workload, medians[target][workload]) for target in targets)] for workload in workloads]
-    return table(["workload: rate (p50 / p99 ms)", *targets], rows)
+def _ratios(results: dict[str, Any]) -> dict[str, Any]:
+    """Cairn's figure over the peer's in the same round: the lowest, the median and the highest of the rounds."""
+    cairn = results.get(_CAIRN, {})
+    return {
+        peer: {
+            workload: {figure: _spread(cairn[workload], theirs, figure) for figure in _COMPARED}
+            for workload, theirs in workloads.items()
+        }
+        for peer, workloads in results.items()
+        if cairn and peer != _CAIRN
+    }
 
 
-def _cell(workload: str, figures: dict[str, float]) -> str:
-    rate = f"{figures['iops']:,.0f}" if workload.startswith("rand") else f"{figures['mib_s']:,.0f} MiB/s"
-    return f"{rate} ({figures['p50_us'] / 1000:.2f} / {figures['p99_us'] / 1000:.2f})"
+def _spread(ours: list[dict[str, float]], theirs: list[dict[str, float]], figure: str) -> list[float]:
+    found = [a[figure] / b[figure] for a, b in zip(ours, theirs, strict=True) if b[figure]]
+    return [round(each, 3) for each in (min(found), statistics.median(found), max(found))] if found else [0.0] * 3
 
 
-def _sustained_table(sustained: dict[str, Any]) -> list[str]:
-    rows = [
-        [target, f"{each['mib_s']:,.0f}", f"{each['low_mib_s']:,.0f}", f"{each['high_mib_s']:,.0f}"]
-        for target, each in sustained.items()
-    ]
-    return table(["sustained sequential write, MiB/s", "mean", "worst half second", "best half second"], rows)
+def _cpu_model() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _process_table(medians: dict[str, Any]) -> list[str]:
-    """Of each process: cores used in each workload, and the most memory of all of them."""
-    workloads = list(next(iter(medians.values())))
-    rows = []
-    for target, by_workload in medians.items():
-        client = [f"{by_workload[workload]['client_cores']:.2f}" for workload in workloads]
-        rows.append([f"{target}: fio", *client, ""])
-        for name in by_workload[workloads[0]]["processes"]:
-            used = [by_workload[workload]["processes"][name] for workload in workloads]
-            rows.append(
-                [
-                    f"{target}: {name}",
-                    *(f"{each['cores']:.2f}" for each in used),
-                    f"{max(e['private_mib'] for e in used):,.0f}",
-                ]
-            )
-    return table(["cores used by", *workloads, "private MiB at most"], rows)
+def _versions() -> dict[str, str]:
+    """Of fio and of every program of a target that is installed, as they say it; and Cairn's commit."""
+    programs = dict.fromkeys(("fio", *(each.programs[0] for each in TARGETS.values() if each.programs)))
+    said = {name: _first_line([program, "--version"]) for name in programs if (program := find_program(name))}
+    return {"cairn": _first_line(["git", "describe", "--always", "--dirty"]), **said}
 
 
-def _space_table(space: dict[str, Any]) -> list[str]:
-    rows = [
-        [
-            f"{target} {moment}",
-            f"{each['tables_per_user_byte_and_replica']:.3f}",
-            *(format_size(each[f"{part}_bytes"]) for part in ("tables", "journal", "ballast")),
-        ]
-        for target, moments in space.items()
-        for moment, each in moments.items()
-    ]
-    head = ["disk space of all replicas", "in tables per user byte and replica", "tables", "journal", "ballast"]
-    return table(head, rows)
-
-
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of Markdown; the first column is text, the others figures."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
+def _first_line(command: list[str]) -> str:
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return (done.stdout or done.stderr).partition("\n")[0].strip()
 
 
 def _fdatasync_ms(directory: Path) -> float:

@@ -17,15 +17,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 
-from bench.fio import run_timed
+from bench.fio import Disk, run_timed
 from bench.host_memory import touch_memory
-from bench.report import describe_machine, table
+from bench.markdown import backup_table, table
+from bench.report import describe_machine
 from bench.workloads import Workload
 from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, SnapshotdSettings
 from blockstore.rpc import control_pb2, snapshot_pb2
@@ -251,7 +252,7 @@ class Cairn:
         return volume
 
     def _latency(self, uri: str) -> str:
-        figures = run_timed(_GUEST, uri, self._size // 4, _GUEST_S, self._scratch)
+        figures = run_timed(_GUEST, Disk.nbd(uri), self._size // 4, _GUEST_S, self._scratch)
         return f"{figures.iops:,.0f} IOPS, {figures.p50_us / 1000:.1f} / {figures.p99_us / 1000:.1f} ms"
 
     def _pauses(self) -> Figures:
@@ -297,32 +298,47 @@ def measure_cairn(scratch: Path, images: dict[str, Path], changed: list[int], si
         return Cairn(cluster, size, scratch).measure(images, changed)
 
 
+def measure_backups(
+    directory: Path, size: int, say: Callable[[str], None], peers: Iterable[str] | None = None
+) -> dict[str, Figures]:
+    """Of each program that is installed, or of those in `peers`, and of Cairn. size: of the image, in bytes."""
+    chosen = [each for each in PEERS if find_program(each)] if peers is None else peers
+    with tempfile.TemporaryDirectory(dir=directory) as name:
+        scratch = Path(name)
+        (scratch / "cairn").mkdir()
+        images = {each: scratch / each for each in ("full", "increment", "reordered")}
+        make_image(images["full"], size)
+        shutil.copyfile(images["full"], images["increment"])
+        changed = change_image(images["increment"], size)
+        make_image(images["reordered"], size, backwards=True)
+        results = {}
+        for peer in chosen:
+            say(f"back up with {peer}")
+            results[peer] = measure_peer(peer, scratch, images)
+        say("back up with cairn")
+        return {"cairn": measure_cairn(scratch, images, changed, size)} | results
+
+
 def main(arguments: list[str]) -> int:
     """Measure and report."""
     parser = argparse.ArgumentParser(prog="python -m bench.snapshots", description=__doc__)
     parser.add_argument("--size", type=parse_size, default=GIB, help="of the image (1G)")
-    parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS), help="default: all")
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), help="default: all that are installed")
     parser.add_argument("--directory", type=Path, help="for the data (default: the system's for temporary files)")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=options.directory) as name:
-        scratch = Path(name)
-        (scratch / "cairn").mkdir()
-        machine = describe_machine(scratch)
-        images = {each: scratch / each for each in ("full", "increment", "reordered")}
-        make_image(images["full"], options.size)
-        shutil.copyfile(images["full"], images["increment"])
-        changed = change_image(images["increment"], options.size)
-        make_image(images["reordered"], options.size, backwards=True)
-        results = {peer: measure_peer(peer, scratch, images) for peer in options.peers}
-        results["cairn"] = measure_cairn(scratch, images, changed, options.size)
+        machine = describe_machine(Path(name))
+        results = measure_backups(
+            Path(name), options.size, lambda line: print(line, file=sys.stderr, flush=True), options.peers
+        )
     print(_report(machine, results, options.size))
     return 0
 
 
 def _report(machine: dict[str, Any], results: dict[str, Figures], size: int) -> str:
-    rows = list(dict.fromkeys(row for figures in results.values() for row in figures))
-    head = [f"image of {format_size(size)}; load {machine['load_average']}", *results]
-    return "\n".join(table(head, [[row, *(figures.get(row, "") for figures in results.values())] for row in rows]))
+    head, rows = backup_table(results)
+    head[0] = f"image of {format_size(size)}; load {machine['load_average']}"
+    return "\n".join(table(head, rows))
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from blockstore.config import join_address, split_address, split_addresses
 from blockstore.errors import Conflict, QuorumUnavailable
 from blockstore.grpc_errors import ErrorInterceptor
+from blockstore.grpc_reflection_later import ReflectionLater
 from blockstore.units import MIB
 
 #: gRPC's own limit; no message of ours comes near it (a batch has at most 1 MiB of payload).
@@ -100,9 +100,8 @@ class Endpoint:
     async def start(self) -> None:
         """Listen and serve. Raises Conflict where the address cannot be had."""
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
-        reflection.enable_server_reflection(
-            (*self._serving, health.SERVICE_NAME, reflection.SERVICE_NAME), self.server
-        )  # fmt: skip
+        shown = (*self._serving, health.SERVICE_NAME)
+        self.server.add_generic_rpc_handlers((ReflectionLater(shown, handlers_of),))
         try:
             port = self.server.add_insecure_port(self._listen)
         except RuntimeError as error:

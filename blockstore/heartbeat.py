@@ -7,12 +7,15 @@ control has forgotten the process (NotFound), it registers anew. Any other error
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import structlog
 
 from blockstore.errors import CairnError, Fenced, NotFound
 
 _log = structlog.get_logger(__name__)
+#: A process that control does not know is of no use: it tries again soon, and less and less so up to its interval.
+_FIRST_PAUSE_S: Final = 0.05
 
 
 async def beat(
@@ -20,11 +23,12 @@ async def beat(
     register: Callable[[], Awaitable[None]],
     report: Callable[[], Awaitable[bool]],
 ) -> None:
-    """Register, then report every `interval_s` seconds, until cancelled. Raises Fenced.
+    """Register as soon as control can be reached, then report every `interval_s` s, until cancelled. Raises Fenced.
 
     report: whether it took its time, as a call that control answers when there is news: the next one follows at once.
     """
     known = False
+    pause_s = _FIRST_PAUSE_S
     reachable: bool | None = None
     """None before the first try: what is so from the start is said, too."""
     while True:
@@ -45,5 +49,9 @@ async def beat(
             if reachable is not False:
                 _log.warning("control is out of reach; trying on", error=str(error))
             reachable = False
-        if not waited:
-            await asyncio.sleep(interval_s)
+        if known:
+            pause_s = _FIRST_PAUSE_S
+            await asyncio.sleep(0 if waited else interval_s)
+        else:
+            await asyncio.sleep(min(pause_s, interval_s))
+            pause_s *= 2

@@ -156,6 +156,7 @@ class Attempt:
             hydration=whole_report(self.segments),
             hydrated=all(each.hydrated for each in self.segments),
             settled={each.segment: each.settled for each in self.volume.segments},
+            lacks_room=self.volume.lacks_room,
         )
 
     def _state(self) -> tuple[pb.ServingState.ValueType, str]:

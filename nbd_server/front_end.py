@@ -37,7 +37,10 @@ else:
     Context = grpc.aio.ServicerContext
 
 _log = structlog.get_logger(__name__)
-_PAUSE_S: Final = 1.0
+#: Between two attempts to open a volume. Each takes an epoch, and what keeps one away is often over at once: a
+#: control that has just been started, an election in etcd.
+_FIRST_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 1.0
 
 
 def front_end_id(state: Path) -> FrontEndId:
@@ -229,6 +232,7 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
             del self._opening[volume]
 
     async def _open_until_served(self, volume: VolumeId) -> None:
+        pause_s = _FIRST_PAUSE_S
         while True:
             try:
                 await self._attachments.open(await self._renew(volume))
@@ -238,7 +242,8 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
                 return
             except CairnError as error:
                 _log.warning("volume cannot be opened yet", volume=volume, error=str(error))
-            await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _renew(self, volume: VolumeId) -> pb.OpenTicket:
         request = pb.RenewAttachmentRequest(volume=volume, front_end=self.id, instance=self.instance)

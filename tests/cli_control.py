@@ -72,7 +72,8 @@ class CannedControl(ControlServicer):
     """Answers from `volumes` and `nodes`; remembers each request. `error`: what every call ends with.
 
     serving: what Status and GetVolumeHealth say of attached volumes, a word for each call; the last one stays.
-    states: of each volume's replicas. started: by ScrubVolume. scrubs: what the replicas say, as `serving`.
+    states: of each volume's replicas. waits: what keeps the first of them from moving. started: by ScrubVolume.
+    scrubs: what the replicas say, as `serving`.
     """
 
     def __init__(self) -> None:
@@ -91,6 +92,7 @@ class CannedControl(ControlServicer):
         )
         self.moves: list[pb.Move] = []
         self.states: tuple[str, ...] = ("up",) * 3
+        self.waits = ""
 
     def last(self, kind: type[Any]) -> Any:
         """The last request of that type."""
@@ -174,9 +176,11 @@ class CannedControl(ControlServicer):
 
     def DrainNode(self, request: pb.DrainNodeRequest, context: grpc.ServicerContext) -> pb.Node:
         self._note(request, context)
-        node = next(each for each in self.nodes if each.id == request.node)
-        node.draining = not request.undo
-        return node
+        for node in self.nodes:
+            if node.id == request.node:
+                node.draining = not request.undo
+                return node
+        raise self._end(NotFound(f"no node {request.node!r}"), context)
 
     def GetRepair(self, request: pb.GetRepairRequest, context: grpc.ServicerContext) -> pb.RepairSettings:
         self._note(request, context)
@@ -190,6 +194,8 @@ class CannedControl(ControlServicer):
 
     def Rebalance(self, request: pb.RebalanceRequest, context: grpc.ServicerContext) -> pb.RebalanceResponse:
         self._note(request, context)
+        if request.volume:
+            self._find(request.volume, context)
         return pb.RebalanceResponse(moves=self.moves)
 
     def Status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> Iterator[pb.StatusResponse]:
@@ -212,6 +218,7 @@ class CannedControl(ControlServicer):
 
     def _health(self, volume: pb.Volume, word: str) -> pb.VolumeHealth:
         health = make_health(volume, word if volume.HasField("attachment") else "", self.states)
+        health.replicas[0].waits = self.waits
         said = self.scrubs.pop(0) if len(self.scrubs) > 1 else self.scrubs[0]
         for replica, scrub in zip(health.replicas, said, strict=bool(said)):
             replica.scrub.CopyFrom(scrub)

@@ -5,7 +5,7 @@ For tests that steer what happens between the parts. Whole processes are in test
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -69,13 +69,17 @@ class RunningNode:
 class Stack:
     """Nodes 0, 1, 2, each with replica 0, 1, 2 of one volume."""
 
-    def __init__(self, directory: Path, node_settings: NodeSettings, leader_settings: LeaderSettings) -> None:
+    def __init__(
+        self, directory: Path, node_settings: NodeSettings, leader_settings: LeaderSettings, disks: Mapping[int, Path]
+    ) -> None:
         self.replicas = [ReplicaId(make_id("rep", bytes([index]) * 9)) for index in range(3)]
         self.leader_settings = leader_settings
         self.epoch = 0
         self.source = b""
         """What replicas that are created from now on are made from: a snapshot's id, or nothing."""
-        self._settings = [dataclasses.replace(node_settings, data=directory / f"node{index}") for index in range(3)]
+        self._settings = [
+            dataclasses.replace(node_settings, data=disks.get(index, directory) / f"node{index}") for index in range(3)
+        ]
         self._nodes: dict[int, RunningNode] = {}
         self._volumes: list[OpenVolume] = []
 
@@ -197,11 +201,15 @@ class Stack:
 
 @asynccontextmanager
 async def running_stack(
-    directory: Path, leader_settings: LeaderSettings = FAST, source: bytes = b"", **node_settings: float
+    directory: Path,
+    leader_settings: LeaderSettings = FAST,
+    source: bytes = b"",
+    disks: Mapping[int, Path] | None = None,
+    **node_settings: float,
 ) -> AsyncIterator[Stack]:
-    """A stack whose three nodes run; all is ended on the way out."""
-    settings = NodeSettings(reserve_bytes=MIB, **node_settings)  # type: ignore[arg-type]
-    stack = Stack(directory, settings, leader_settings)
+    """A stack whose three nodes run; all is ended on the way out. disks: where some nodes' data lies instead."""
+    settings = NodeSettings(**{"reserve_bytes": MIB, **node_settings})  # type: ignore[arg-type]
+    stack = Stack(directory, settings, leader_settings, disks or {})
     stack.source = source
     try:
         for index in range(3):

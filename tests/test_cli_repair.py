@@ -39,6 +39,39 @@ def test_a_drain_need_not_be_waited_for_and_is_taken_back(
     assert control.last(pb.DrainNodeRequest).undo
 
 
+def test_a_drain_that_stands_still_says_why(control: CannedControl, capsys: pytest.CaptureFixture[str]) -> None:
+    control.nodes[0].replicas = 1
+    control.waits = "no other node is up"
+    assert run(["node", "drain", node_id(1)]) == 0
+    assert "1 replicas are left; no other node is up" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["node", "drain", "nonsense"], 4, "nonsense"),
+        (["node", "drain"], 2, "NODE"),
+        (["node", "repair", "--replace-after", "-1"], 2, "--replace-after"),
+        (["node", "repair", "--replace-after", "soon"], 2, "--replace-after"),
+        (["node", "repair", "--replace-after", "nan"], 2, "--replace-after"),
+        (["node", "repair", "--rebuild-rate", "fast"], 2, "fast"),
+        (["node", "repair", "--rebuilds", "0"], 2, "--rebuilds"),
+        (["volume", "rebalance", "nonsense"], 4, "nonsense"),
+    ],
+)
+def test_nonsense_is_refused_with_what_was_wrong(
+    control: CannedControl, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, says: str
+) -> None:
+    assert run(arguments) == code
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["node", "drain"], ["node", "repair"], ["volume", "rebalance"]])
+def test_each_explains_itself(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*command, "--help"]) == 0
+    assert "--output" in capsys.readouterr().out
+
+
 def test_settings_are_shown_and_only_what_is_given_is_set(
     control: CannedControl, capsys: pytest.CaptureFixture[str]
 ) -> None:

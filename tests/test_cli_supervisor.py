@@ -75,6 +75,19 @@ def test_one_that_is_killed_is_started_again(tmp_path: Path) -> None:
     assert script.changes == 4
 
 
+def test_one_that_ran_steadily_is_started_again_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STEADY_S", 0.0)
+    monkeypatch.setattr(module, "FIRST_PAUSE_S", 3600.0)
+
+    async def test(script: Script) -> None:
+        await script.until_said("runs")
+        os.kill(script.supervisor.pids["child"], signal.SIGKILL)
+        await script.until_said("runs", times=2)
+
+    script = supervised(tmp_path, FOREVER, test)
+    assert "was killed by SIGKILL; starts again at once" in script.said[0]
+
+
 def test_pauses_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(module, "MAX_PAUSE_S", 0.03)

@@ -1,6 +1,7 @@
 """Several volumes at one instant: no write is acknowledged between the first seal and the last, or nothing was made."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -177,15 +178,19 @@ def test_the_second_try_is_another_barrier_with_other_seals(tmp_path: Path, call
         failing = cluster.front_ends[1]
         getattr(failing, where)[call] = QuorumUnavailable("too slow")
 
-        def begin(front_end: MemoryFrontEnd) -> None:
+        def begin_at(front_end: MemoryFrontEnd) -> Callable[[Any], None]:
             """Of the second try, at this one: guests went on since, also where the limit had to end the first one."""
-            if sum(name == "HoldWrites" for name, _ in front_end.calls) == 2:
-                front_end.held.clear()
-                assert all(front_end.write(volume) for volume in front_end.volumes)
-                getattr(front_end, where).clear()
+
+            def begin(request: Any) -> None:
+                if sum(name == "HoldWrites" for name, _ in front_end.calls) == 2:
+                    front_end.held.clear()
+                    assert all(front_end.write(volume) for volume in front_end.volumes)
+                    getattr(front_end, where).clear()
+
+            return begin
 
         for front_end in cluster.front_ends:
-            front_end.hooks["HoldWrites"] = lambda request, front_end=front_end: begin(front_end)
+            front_end.hooks["HoldWrites"] = begin_at(front_end)
         made = await control.snapshot("a", "b")
         assert [each.state for each in made] == [PENDING] * 2
         written = {volume: cluster.layers[volume].writes for volume in ids}

@@ -156,6 +156,10 @@ def test_a_volume_that_is_not_served_says_why(tmp_path: Path) -> None:
         )
         status = await problem(control, UNAVAILABLE, volume.id, "no quorum since a while")
         assert status.volumes[0].serving == "failed"
+        cluster.front_ends[0].says[volume.id] = control_pb2.VolumeReport(
+            volume=volume.id, epoch=1, state=control_pb2.SERVING_STATE_SERVING, lacks_room="full: node-1; away: node-2"
+        )
+        await problem(control, UNAVAILABLE, volume.id, "wait or fail with ENOSPC (full: node-1; away: node-2): free")
         await cluster.front_ends[0].stop()
         await problem(control, UNAVAILABLE, volume.id, "is down")
         await problem(control, UNAVAILABLE, cluster.front_ends[0].id, "1 volumes attached")
@@ -168,7 +172,12 @@ def test_full_disks_bad_blocks_and_strangers_are_told(tmp_path: Path) -> None:
         volume = await control.create()
         full, bad, strange = cluster.nodes
         full.full = True
-        await problem(control, DEGRADED, full.id, "full")
+        await problem(
+            control,
+            DEGRADED,
+            full.id,
+            f"free space on its disk, or move its replicas away (cairn node drain {full.id})",
+        )
         (held,) = bad.replicas.values()
         held.corrupt_blocks_found, held.corrupt_blocks_repaired = 5, 3
         await problem(control, DEGRADED, bad.id, "2 bad blocks")

@@ -1,6 +1,7 @@
 """Members that their nodes cannot make good: who is replaced by itself, and for whom a detached volume is opened."""
 
 import asyncio
+import math
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from blockstore.control.placement import warning
 from blockstore.control.records import Segment, Volume
 from blockstore.control.unfit import DAMAGED, LEFT_OUT, needs_front_end, to_be_replaced
 from blockstore.domain import Configuration, Member, NodeId, ReplicaId, SegmentNumber, VolumeId, VolumeState
+from blockstore.errors import Conflict, InvalidRequest
 from blockstore.rpc import control_pb2
 from blockstore.rpc.control_pb2 import MemberReport
 from blockstore.rpc.replica_pb2 import ReplicaStatus
@@ -185,3 +187,41 @@ def test_what_is_warned_of_is_what_is_now(tmp_path: Path) -> None:
                 assert not [each for each in (await control.status()).problems if each.subject.startswith("vol-")]
 
     asyncio.run(scenario())
+
+
+def test_of_two_drains_that_leave_too_few_nodes_the_second_is_refused(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        await control.create(GIB, name="v")
+        one, two = [each.node for each in (await configuration(control)).members][:2]
+
+        async def drain(node: str, *, undo: bool = False) -> control_pb2.Node:
+            request = control_pb2.DrainNodeRequest(node=node, undo=undo)
+            found: control_pb2.Node = await control.call("DrainNode", request)
+            return found
+
+        [empty] = [each.id for each in cluster.nodes if not each.replicas]
+        for undo in (False, True):
+            assert (await drain(empty, undo=undo)).draining is not undo, "there is nothing to move"
+        both = await asyncio.gather(drain(one), drain(two), return_exceptions=True)
+        [refused] = [each for each in both if isinstance(each, BaseException)]
+        assert isinstance(refused, Conflict)
+        assert "leaves 2 nodes" in str(refused)
+        assert "--undo" in str(refused)
+        drained = [each.id for each in (await control.status()).nodes if each.draining]
+        assert len(drained) == 1
+        await drain(drained[0])  # said twice it is the same drain
+
+    run(tmp_path, scenario, nodes=4, front_ends=0)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"replace_after_s": -1.0}, {"replace_after_s": math.nan}, {"replace_after_s": math.inf}, {"rebuilds": 0}]
+)
+def test_settings_that_would_stop_all_repair_are_refused(tmp_path: Path, fields: dict[str, float]) -> None:
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        before = await control.call("GetRepair", control_pb2.GetRepairRequest())
+        with pytest.raises(InvalidRequest, match=str(next(iter(fields.values())))):
+            await control.call("SetRepair", control_pb2.SetRepairRequest(**fields))  # type: ignore[arg-type]
+        assert await control.call("GetRepair", control_pb2.GetRepairRequest()) == before
+
+    run(tmp_path, scenario, nodes=0, front_ends=0)

@@ -13,6 +13,7 @@ from tests.cluster import NODE, Cluster
 from tests.crash.model import SECTOR_SIZE, Model
 from tests.crash.offline import assert_replicas_agree
 from tests.crash.small_disk import SmallDisk
+from tests.daemons import wait_for
 from tests.nbd_client import NbdClient, NbdError
 
 pytestmark = pytest.mark.xdist_group("load")
@@ -71,6 +72,10 @@ def run(step: Callable[..., Awaitable[object]], *arguments: object) -> object:
     return asyncio.run(asyncio.wait_for(step(*arguments), LIMIT_S))
 
 
+def says(cluster: Cluster, text: str) -> bool:
+    return any(text in problem.message for problem in cluster.status().problems)
+
+
 def test_a_full_disk(tmp_path: Path) -> None:
     settings = dataclasses.replace(NODE, reserve_bytes=64 * MIB, checkpoint_s=0.5)
     model = Model(0, VOLUME // SECTOR_SIZE)
@@ -83,6 +88,8 @@ def test_a_full_disk(tmp_path: Path) -> None:
         chunks = asyncio.run(asyncio.wait_for(fill(uri, model), LIMIT_S))
         assert chunks > 8, "full before anything was written"
         run(check_all, uri, model, chunks)
+        wait_for("the status to say what to do", lambda: says(cluster, "wait or fail with ENOSPC (full: node-"))
+        assert says(cluster, "full: free space on its disk")
 
         for node in cluster.nodes:
             node.kill()
@@ -92,4 +99,5 @@ def test_a_full_disk(tmp_path: Path) -> None:
         disk.make_room()
         run(write_until_room, uri, model, chunks)
         run(check_all, uri, model, chunks)
+        wait_for("the status to say no more of it", lambda: not says(cluster, "ENOSPC"))
         assert_replicas_agree(cluster, volume)

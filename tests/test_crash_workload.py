@@ -33,7 +33,7 @@ class FileServer(Daemon):
 
     def start(self) -> None:
         super().start()
-        wait_for("nbdkit to listen", lambda: listens(self.host, self.port))
+        wait_for("nbdkit to listen", lambda: listens(self.host, self.port, self.pid))
 
 
 @pytest.fixture

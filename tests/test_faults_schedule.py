@@ -15,7 +15,7 @@ pytestmark = pytest.mark.xdist_group("load")
 
 SEED = 1
 #: Short, because there are many; the command lets them last longer.
-LASTING_S = (0.3, 1.2)
+LASTING_S = (0.2, 0.8)
 
 
 @pytest.mark.timeout(600)

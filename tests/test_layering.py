@@ -27,6 +27,7 @@ _GRPC = (
     "blockstore.grpc_endpoint",
     "blockstore.grpc_parts",
     "blockstore.grpc_payload",
+    "blockstore.grpc_reflection_later",
 )
 _SHELL = (
     *_GRPC,
@@ -50,6 +51,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "blockstore.grpc_endpoint": _GRPC,
     "blockstore.grpc_parts": _GRPC,
     "blockstore.grpc_payload": NOUNS,
+    "blockstore.grpc_reflection_later": (),
     "blockstore.replication": NOUNS,
     **dict.fromkeys(_SYSTEM, ()),
     "blockstore.storage": (*NOUNS, "blockstore.durable_files"),

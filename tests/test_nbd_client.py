@@ -22,7 +22,7 @@ def server() -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     host, port = free_address().split(":")
     command = [str(find_program("nbdkit")), "--foreground", "--ipaddr", host, "--port", port, "memory", str(SIZE)]
     with subprocess.Popen(command) as process:
-        wait_for("nbdkit to listen", lambda: listens(host, int(port)))
+        wait_for("nbdkit to listen", lambda: listens(host, int(port), process.pid))
         yield f"nbd://{host}:{port}/any", process
         process.kill()
 

@@ -7,8 +7,7 @@ import errno
 import os
 import resource
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from blockstore.errors import NoSpace
 from blockstore.storage import tables as tables_module
 from blockstore.storage.tables import INITIAL_MAP_BYTES, StorageFailed, Tables, Writing
 from blockstore.units import MIB
+from tests.file_limits import file_size_limit
 
 LIMIT_S = 20.0
 KEY = b"k" * 8
@@ -107,17 +107,6 @@ def test_reads_go_on_while_the_file_that_was_replaced_is_given_back(tmp_path: Pa
     again = Tables(tmp_path / "tables", create=False)
     assert get(again) == b"new value"
     again.close()
-
-
-@contextmanager
-def file_size_limit(limit: int) -> Iterator[None]:
-    """No file of this process may become larger: a write is cut short there, and the next one gets EFBIG."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("room_bytes", [0, 5000, 41060])

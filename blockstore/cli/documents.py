@@ -178,6 +178,7 @@ def replica(value: pb.ReplicaHealth) -> Document:
         "rate_bytes": value.rate_bytes or None,
         "seconds_left": round(value.seconds_left, 1) or None,
         "replaces": value.replaces or None,
+        "waits": value.waits or None,
         "file_bytes": value.file_bytes,
         "why": value.why,
         "bad_blocks_found": value.bad_blocks_found,

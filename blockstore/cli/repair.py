@@ -46,7 +46,8 @@ def drain(
     """Move all replicas of a node to others, while guests go on, and place none on it any more.
 
     Also of a node that is lost for good: its replicas are then made anew from the others. None is taken out before
-    the one in its place has everything. Afterwards stop the node, and forget it with `cairn node remove`; a node that
+    the one in its place has everything. It is refused where that leaves fewer than three nodes that are not drained.
+    Afterwards stop the node, and forget it with `cairn node remove`; a node that
     is to come back registers by itself when it starts.
     """
     address = find_control(control, state)
@@ -128,15 +129,20 @@ async def _until_empty(client: ControlClient, node: str, update: Callable[[str],
             found = await client.call(client.stub.GetNode, pb.GetNodeRequest(node=node))
             if not found.replicas or not found.draining:
                 return found
-            update(f"draining {node}: {found.replicas} replicas are left{await _filling_text(client)}")
+            update(f"draining {node}: {found.replicas} replicas are left{await _filling_text(client, node)}")
         except QuorumUnavailable as error:
             update(f"draining {node}: {error}")
         await asyncio.sleep(_POLL_S)
 
 
-async def _filling_text(client: ControlClient) -> str:
-    filling = [rebuild_text(each) for volume in (await client.status()).volumes for each in rebuilds(volume)]
-    return f"; {len(filling)} being filled ({', '.join(filling[:3])})" if filling else ""
+async def _filling_text(client: ControlClient, node: str) -> str:
+    """What is filled now; where nothing is, what stands in the way of the node's replicas."""
+    volumes = (await client.status()).volumes
+    filling = [rebuild_text(each) for volume in volumes for each in rebuilds(volume)]
+    if filling:
+        return f"; {len(filling)} being filled ({', '.join(filling[:3])})"
+    waits = {each.waits for volume in volumes for each in volume.replicas if each.node == node and each.waits}
+    return f"; {'; '.join(sorted(waits))}" if waits else ""
 
 
 # ---- documents and tables

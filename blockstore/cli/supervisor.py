@@ -1,7 +1,8 @@
 """Child processes that are kept running: started again when they end, stopped when told to.
 
-A child that ends is started again after a pause that doubles each time, until it has run steadily
-for a while. One that ends with EXIT_DO_NOT_RESTART stays down: it could not record that its data is
+A child that has run steadily for a while is started again at once, so that a front-end that was killed keeps
+guests waiting for as long as it takes to start and no longer. One that ends again before that is started after a
+pause that doubles each time. One that ends with EXIT_DO_NOT_RESTART stays down: it could not record that its data is
 suspect, and only a person may decide what to do. Each has a session of its own, so that Ctrl-C at
 the terminal reaches the supervisor alone, which stops them in order; and each dies with the
 supervisor, however that ends (blockstore.cli.daemons).
@@ -109,11 +110,12 @@ class Supervisor:
                 )
                 return
             if time.monotonic() - began > STEADY_S:
-                pause_s, child.failures = FIRST_PAUSE_S, 0
+                pause_s, child.failures = 0.0, 0
             child.failures += 1
-            self._say(child.name, f"{describe_exit(code)}; starts again in {pause_s:g} s, log: {child.log}")
+            when = f"in {pause_s:g} s" if pause_s else "at once"
+            self._say(child.name, f"{describe_exit(code)}; starts again {when}, log: {child.log}")
             await _wait(child.stopping, pause_s)
-            pause_s = min(2 * pause_s, MAX_PAUSE_S)
+            pause_s = min(max(2 * pause_s, FIRST_PAUSE_S), MAX_PAUSE_S)
 
     async def _run_once(self, child: Child) -> int:
         """Start it and wait for its end; the exit code, below 0 for a signal."""

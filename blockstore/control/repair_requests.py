@@ -1,18 +1,22 @@
 """What people ask of the moving of replicas: drains, rebalancing, and what it all goes by."""
 
+import asyncio
+import math
+from collections.abc import Collection
 from dataclasses import replace
 
 import structlog
 
-from blockstore.control.catalog import Catalog
+from blockstore.control.catalog import Catalog, replicas_by_node
 from blockstore.control.clock import now_ms
 from blockstore.control.membership import is_movable, segment_of
 from blockstore.control.moving import rebalance
+from blockstore.control.placement import REPLICAS
 from blockstore.control.placing import promised_bytes
 from blockstore.control.records import Draining, MovePlan, PlannedMove, Volume
 from blockstore.control.replacing import Replacing
 from blockstore.domain import NodeId
-from blockstore.errors import InvalidRequest
+from blockstore.errors import Conflict, InvalidRequest
 from blockstore.rpc import control_pb2
 
 _log = structlog.get_logger(__name__)
@@ -24,16 +28,33 @@ class RepairRequests:
     def __init__(self, catalog: Catalog, replacing: Replacing) -> None:
         self._catalog = catalog
         self._replacing = replacing
+        #: Two drains at once might each count on the other one's node.
+        self._drains = asyncio.Lock()
 
     async def drain(self, request: control_pb2.DrainNodeRequest) -> NodeId:
-        """Raises NotFound."""
+        """Raises NotFound, and Conflict where its replicas could not go anywhere."""
         node = (await self._catalog.node(request.node)).record.id
-        if request.undo:
-            await self._catalog.undrain(node)
-        elif node not in await self._catalog.draining():
-            await self._catalog.drain(Draining(node, now_ms()))
+        async with self._drains:
+            if request.undo:
+                await self._catalog.undrain(node)
+            elif node not in (draining := await self._catalog.draining()):
+                await self._check_drain(node, draining)
+                await self._catalog.drain(Draining(node, now_ms()))
         _log.info("node is drained no more" if request.undo else "node is drained", node=node)
         return node
+
+    async def _check_drain(self, node: NodeId, draining: Collection[NodeId]) -> None:
+        """A drain that can never end only looks like one; a node without replicas is at its end already."""
+        if not replicas_by_node(await self._catalog.volumes()).get(node):
+            return
+        nodes = [each.record.id for each in await self._catalog.nodes()]
+        left = [each for each in nodes if each not in (node, *draining)]
+        if len(left) < REPLICAS:
+            undo = f", or take back the drain of {', '.join(sorted(draining))} (--undo)" if draining else ""
+            raise Conflict(
+                f"node {node} cannot be drained: that leaves {len(left)} nodes that are not drained, and each volume "
+                f"needs {REPLICAS}: start another one first{undo}"
+            )
 
     async def settings(self) -> control_pb2.RepairSettings:
         """As they are now."""
@@ -48,7 +69,7 @@ class RepairRequests:
     async def set(self, request: control_pb2.SetRepairRequest) -> control_pb2.RepairSettings:
         """Raises InvalidRequest."""
         given = {name: getattr(request, name) for name in _FIELDS if request.HasField(name)}  # type: ignore[arg-type]
-        if not given.get("replace_after_s", 0.0) >= 0.0:
+        if not 0.0 <= given.get("replace_after_s", 0.0) < math.inf:
             raise InvalidRequest(f"replicas cannot be replaced after {request.replace_after_s} s: say 0 for never")
         for name in ("rebuilds", "rebuilds_per_node"):
             if given.get(name) == 0:

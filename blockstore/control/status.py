@@ -137,6 +137,7 @@ class Observer:
             seconds_left=rebuild.seconds_left,
             rate_bytes=rebuild.rate_bytes,
             segment=segment.number,
+            waits=self._waits.get(member.replica, ""),
         )
 
     def _state(
@@ -198,11 +199,12 @@ class Observer:
         if volume.attachment:
             yield from self._serving_problems(volume, volume.attachment.front_end)
 
-    def _waiting(self, volume: Volume, replicas: Iterable[ReplicaHealth]) -> Iterator[Problem]:
+    @staticmethod
+    def _waiting(volume: Volume, replicas: Iterable[ReplicaHealth]) -> Iterator[Problem]:
         """Replicas that should be elsewhere, and what stands in the way."""
         for each in replicas:
-            if why := self._waits.get(ReplicaId(each.replica)):
-                message = f"replica {each.replica} on {each.node} cannot be moved to another node: {why}"
+            if each.waits:
+                message = f"replica {each.replica} on {each.node} cannot be moved to another node: {each.waits}"
                 yield Problem(severity=WARNING, subject=volume.id, message=message)
 
     def _serving_problems(self, volume: Volume, front_end: FrontEndId) -> Iterator[Problem]:
@@ -225,6 +227,12 @@ class Observer:
                 subject=volume.id,
                 message=f"front-end {front_end} does not serve it ({doing}){why}",
             )
+        elif report.lacks_room:
+            message = (
+                f"too few of its nodes have room, so writes to it wait or fail with ENOSPC ({report.lacks_room}): "
+                "free space on the full ones, or bring back those that are away"
+            )
+            yield Problem(severity=UNAVAILABLE, subject=volume.id, message=message)
 
     def _node_problems(
         self, volumes: tuple[Volume, ...], tombstones: Iterable[Tombstone], replicas: Mapping[NodeId, int]
@@ -240,9 +248,8 @@ class Observer:
                 continue
             word = self._presence.node(node.id)
             if word and word.full:
-                yield Problem(
-                    severity=DEGRADED, subject=node.id, message="full: it takes no writes until there is room"
-                )
+                message = f"full: free space on its disk, or move its replicas away (cairn node drain {node.id})"
+                yield Problem(severity=DEGRADED, subject=node.id, message=message)
             if word and word.replicas:
                 yield from _held_problems(node.id, word.replicas, expected)
 

@@ -189,7 +189,8 @@ class Node:
 
     @property
     def full(self) -> bool:
-        return self.store.space.full
+        """Its disk, or a quota on it: also where only the tables of one replica have found no room."""
+        return self.store.space.full or any(hosted.store.short for hosted in self._hosted.values())
 
     # ---- the end
 
@@ -248,7 +249,7 @@ class Node:
             hosted.when_durable(lambda: self.store.clear_suspect(replica))
 
     def _add(self, store: ReplicaStore, follower: Follower) -> HostedReplica:
-        follower.full = self.full
+        follower.full = self.store.space.full
         hosted = HostedReplica(store, follower, self._services)
         self._hosted[hosted.replica] = hosted
         return hosted
@@ -292,7 +293,7 @@ class Node:
         while True:
             full = await self._loop.run_in_executor(None, self.store.space.poll, self.memory.total_bytes)
             for hosted in self._hosted.values():
-                short = full and not hosted.store.has_room(self._settings.reserve_bytes)
+                short = hosted.store.short or (full and not hosted.store.has_room(self._settings.reserve_bytes))
                 if hosted.follower.full != short:
                     _log.warning("space", replica=hosted.replica, full=short)
                 hosted.follower.full = short

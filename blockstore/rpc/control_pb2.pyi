@@ -1237,6 +1237,7 @@ class ReplicaHealth(_message.Message):
     DAMAGE_FIELD_NUMBER: _builtins.int
     REPLACES_FIELD_NUMBER: _builtins.int
     REPLACES_WHY_FIELD_NUMBER: _builtins.int
+    WAITS_FIELD_NUMBER: _builtins.int
     SECONDS_LEFT_FIELD_NUMBER: _builtins.int
     RATE_BYTES_FIELD_NUMBER: _builtins.int
     SEGMENT_FIELD_NUMBER: _builtins.int
@@ -1261,6 +1262,8 @@ class ReplicaHealth(_message.Message):
     replaces: _builtins.str
     """Of a newcomer: the replica whose place it takes, and why; it has no vote yet."""
     replaces_why: _builtins.str
+    waits: _builtins.str
+    """Of one that should be on another node: what stands in the way; empty where nothing does."""
     seconds_left: _builtins.float
     """While filling: by the rate of the last seconds; 0 where that is not known."""
     rate_bytes: _builtins.int
@@ -1293,13 +1296,14 @@ class ReplicaHealth(_message.Message):
         damage: _builtins.str = ...,
         replaces: _builtins.str = ...,
         replaces_why: _builtins.str = ...,
+        waits: _builtins.str = ...,
         seconds_left: _builtins.float = ...,
         rate_bytes: _builtins.int = ...,
         segment: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "scrub", b"scrub"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_blocks_found", b"bad_blocks_found", "bad_blocks_repaired", b"bad_blocks_repaired", "damage", b"damage", "end", b"end", "extents_done", b"extents_done", "extents_total", b"extents_total", "file_bytes", b"file_bytes", "lag_records", b"lag_records", "node", b"node", "rate_bytes", b"rate_bytes", "replaces", b"replaces", "replaces_why", b"replaces_why", "replica", b"replica", "scrub", b"scrub", "seconds_left", b"seconds_left", "segment", b"segment", "state", b"state", "why", b"why", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_blocks_found", b"bad_blocks_found", "bad_blocks_repaired", b"bad_blocks_repaired", "damage", b"damage", "end", b"end", "extents_done", b"extents_done", "extents_total", b"extents_total", "file_bytes", b"file_bytes", "lag_records", b"lag_records", "node", b"node", "rate_bytes", b"rate_bytes", "replaces", b"replaces", "replaces_why", b"replaces_why", "replica", b"replica", "scrub", b"scrub", "seconds_left", b"seconds_left", "segment", b"segment", "state", b"state", "waits", b"waits", "why", b"why", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1898,6 +1902,7 @@ class VolumeReport(_message.Message):
     HYDRATION_FIELD_NUMBER: _builtins.int
     HYDRATED_FIELD_NUMBER: _builtins.int
     SETTLED_FIELD_NUMBER: _builtins.int
+    LACKS_ROOM_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     epoch: _builtins.int
     state: Global___ServingState.ValueType
@@ -1906,6 +1911,8 @@ class VolumeReport(_message.Message):
     clients: _builtins.int
     hydrated: _builtins.bool
     """A committed record says that the source is needed no more; or there was none."""
+    lacks_room: _builtins.str
+    """Who is full and who is away, where writes wait or are refused for that; else empty."""
     @_builtins.property
     def commit(self) -> _replica_pb2.Position: ...
     @_builtins.property
@@ -1932,10 +1939,11 @@ class VolumeReport(_message.Message):
         hydration: Global___Hydration | None = ...,
         hydrated: _builtins.bool = ...,
         settled: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
+        lacks_room: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "hydration", b"hydration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "commit", b"commit", "epoch", b"epoch", "hydrated", b"hydrated", "hydration", b"hydration", "members", b"members", "settled", b"settled", "size_bytes", b"size_bytes", "state", b"state", "volume", b"volume", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "commit", b"commit", "epoch", b"epoch", "hydrated", b"hydrated", "hydration", b"hydration", "lacks_room", b"lacks_room", "members", b"members", "settled", b"settled", "size_bytes", b"size_bytes", "state", b"state", "volume", b"volume", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

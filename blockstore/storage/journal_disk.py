@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from blockstore.errors import CairnError, NoSpace
+from blockstore.storage.space import NO_ROOM
 from blockstore.units import MIB
 
 _ZEROES: Final = bytes(MIB)
-_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class JournalFull(NoSpace):
@@ -77,7 +77,7 @@ def create_file(disk: Disk, path: Path, size_bytes: int) -> None:
             os.close(fd)
         disk.sync_directory(path.parent)
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if error.errno in NO_ROOM:
             raise JournalFull(f"no room for a journal file of {size_bytes} bytes at {path}: {error}") from error
         raise JournalFailed(f"cannot make the journal file {path}: {error}") from error
 

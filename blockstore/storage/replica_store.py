@@ -75,7 +75,8 @@ class ReplicaStore:
         self._repaired: set[int] = set()
         self._copies = 0
         self._closing = False
-        self._short = False
+        self.short = False
+        """The last change of the tables found no room, and nothing was changed since."""
         self.damage = ""
         """What is wrong with the tables that no other block in its place mends; empty once they were made anew."""
         self._active = Memtable()
@@ -280,12 +281,12 @@ class ReplicaStore:
         try:
             source = self._tables.change(apply)
         except BaseException as error:
-            self._short = isinstance(error, NoSpace)
+            self.short = isinstance(error, NoSpace)
             if isinstance(error, Corrupt):
                 self.note_damage(error)
             self._thaw()
             raise
-        self._short = False
+        self.short = False
         if self.image.filling is not None and image.filling is None:
             self.damage = ""  # everything was copied over it
         self.image, self.mark = image, mark
@@ -479,7 +480,7 @@ class ReplicaStore:
         They must take twice what is unapplied, because an overwritten page is free only after the next
         checkpoint but one, and reserve_bytes beside. Not after a checkpoint that found no room.
         """
-        return not self._short and self._tables.free_page_bytes() >= 2 * self.unapplied_bytes + reserve_bytes
+        return not self.short and self._tables.free_page_bytes() >= 2 * self.unapplied_bytes + reserve_bytes
 
     def usage(self) -> Usage:
         """What is in use of it."""

@@ -15,6 +15,8 @@ from typing import Final
 
 from blockstore.durable_files import sync_path
 
+#: What a full disk says: of the disk, of a quota, of a limit on the size of files.
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 #: Full until this many times the reserve is free.
 _RELIEF: Final = 2
 
@@ -79,7 +81,7 @@ class SpaceGuard:
                 os.posix_fallocate(descriptor, 0, self.reserve_bytes)
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in NO_ROOM:
                 raise
             self._ballast.unlink()
             return False

@@ -25,6 +25,7 @@ import lmdb
 
 from blockstore.durable_files import sync_path
 from blockstore.errors import CairnError, Corrupt, NoSpace
+from blockstore.storage.space import NO_ROOM, disk_free_bytes
 from blockstore.units import GIB, MIB
 
 if TYPE_CHECKING:
@@ -48,8 +49,6 @@ _META_AT: Final = 136
 _META_END: Final = struct.Struct("<QQ")
 #: With less than this free, a write that was cut short was cut by the full disk, whatever was given back since.
 _FULL_DISK_BYTES: Final = MIB
-#: No room on the disk, in a quota, or for a file of that size.
-NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 T = TypeVar("T")
 MakeRoom = Callable[[], bool]
@@ -172,8 +171,12 @@ class Tables:
         """A copy without free pages in the new file `target`, durable but for its name.
 
         Changes and reads go on meanwhile. The map cannot grow as long, so it is made roomy before: a change that
-        needs more waits. Raises NoSpace, Corrupt, StorageFailed.
+        needs more waits. Raises NoSpace, Corrupt, StorageFailed. Not tried where it would fill up the disk, for others
+        write to it as well.
         """
+        needed, free = self.file_bytes - self.free_page_bytes(), disk_free_bytes(self.path.parent)
+        if free < needed:
+            raise NoSpace(f"{self.path} cannot be compacted: {free} bytes are free, and the copy takes {needed}")
         with self._changing:
             wanted = self.file_bytes + max(self.file_bytes, COPY_GROWTH_BYTES)
             while self._environment.info()["map_size"] < wanted:

@@ -38,7 +38,8 @@ _log = structlog.get_logger(__name__)
 _REPLICATE: Final = "/cairn.v1.Replica/Replicate"
 _READ: Final = "/cairn.v1.Replica/Read"
 _FIRST_PAUSE_S: Final = 0.1
-_LONGEST_PAUSE_S: Final = 1.0
+#: A node that was started again confirms nothing before it is dialled: that is looked for often.
+_LONGEST_PAUSE_S: Final = 0.3
 #: To connect: a node that has moved is looked up again after this.
 _REACH_S: Final = 1.0
 #: Blocks that one message asks for, unless a single range has more.

@@ -48,6 +48,14 @@ class OpenSegments:
             return self.first.why
         return "; ".join(f"segment {number}: {each.why}" for number, each in enumerate(self.segments) if each.why)
 
+    @property
+    def lacks_room(self) -> str:
+        """Who is full and who is away, where writes wait or are refused for that; else empty."""
+        lacking = {each.segment: each.status().lacks_room for each in self.segments}
+        if len(self.segments) == 1:
+            return lacking[self.first.segment]
+        return "; ".join(f"segment {number}: {who}" for number, who in lacking.items() if who)
+
     async def wait_until_served(self) -> None:
         """Raises what ended this attachment."""
         await asyncio.gather(*(segment.wait_until_served() for segment in self.segments))

@@ -247,7 +247,7 @@ class PowerPlay:
     def _drain(self, turn: int) -> None:
         """Of the nodes that share a zone, one; the other one takes replicas again."""
         nodes = {each.address: each.id for each in self._cluster.status().nodes}
-        for number, index in enumerate(_DRAINED):
+        for number, index in sorted(enumerate(_DRAINED), key=lambda each: each[0] == turn):  # there must be three left
             node = nodes[self._cluster.nodes[index].read_address()]
             self._cluster.call("DrainNode", control_pb2.DrainNodeRequest(node=node, undo=number != turn))
 
