@@ -223,7 +223,8 @@ def test_seals_of_a_try_whose_end_could_not_be_entered_are_never_taken_for_those
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One volume was sealed, the other was not; the metastore is away for a moment, and front-ends start anew."""
-    enter, failed = SnapshotCatalog.change, []
+    enter = SnapshotCatalog.change
+    failed: list[bool] = []
 
     async def enter_or_fail(catalog: SnapshotCatalog, *arguments: Any, **more: Any) -> Any:
         if more.get("pins") and not failed:
