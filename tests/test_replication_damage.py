@@ -118,6 +118,17 @@ def test_a_member_that_did_not_hear_it_counts_again_and_is_told_again() -> None:
     assert group.sent[A][-1].fill_anew == group.seals[A][-1].connection == 2
 
 
+def test_who_fills_is_sent_to_the_sound_ones_first() -> None:
+    """A copy from a damaged one breaks off where it is damaged, perhaps at its end."""
+    group = Group().serve()
+    group.ack(A, damaged=True)
+    group.ack(C, whole=False)
+    group.forget()
+    group.pass_time(group.leader.settings.heartbeat_s)
+    found = [message.catch_up for message in group.sent[C] if message.catch_up]
+    assert [each.peers for each in found] == [(B, A)]
+
+
 def test_nobody_is_told_before_guests_are_served() -> None:
     group = Group()
     for member in (A, B, C):

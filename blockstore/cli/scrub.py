@@ -104,7 +104,8 @@ def _judge(health: pb.ReplicaHealth, begun: pb.StartedScrub) -> Found:
     if scrubbed.extents_differing:
         return Found(health, begun.number, DIFFERS, "see `cairn status` for what to do")
     if scrubbed.extents_bad or health.damage:
-        return Found(health, begun.number, DAMAGED, health.damage or "no other whole member has those blocks good")
+        why = health.why if health.damage else "no other whole member has those blocks good"
+        return Found(health, begun.number, DAMAGED, why)
     return Found(health, begun.number, REPAIRED if scrubbed.extents_damaged else SOUND, scrubbed.why)
 
 

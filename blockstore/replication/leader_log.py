@@ -227,5 +227,5 @@ class LeaderLog:
             for other in self._members
             if other is not member and other.whole and other.matched.sequence >= target.sequence
         ]
-        sources.sort(key=lambda other: (not other.sealed, -other.matched.sequence))
+        sources.sort(key=lambda other: (not other.sealed, other.damaged, -other.matched.sequence))
         return CatchUp(target, base, tuple(source.replica for source in sources))
