@@ -97,7 +97,7 @@ async def restored_volume(
     source = SnapshotSource(blocks, source_bytes)  # type: ignore[abstract]  # two calls are all that a volume makes
     await source.start()
     try:
-        async with running_stack(directory, leader, SNAPSHOT.encode(), **node_settings) as stack:
+        async with running_stack(directory, leader, SNAPSHOT.encode(), None, **node_settings) as stack:
             restored = Restored(stack, source, size_bytes)
             try:
                 yield restored
