@@ -10,6 +10,7 @@ begins with `steering.clock()`.
 
 import functools
 import mmap
+import platform
 import struct
 import subprocess
 import tempfile
@@ -17,7 +18,7 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from tests.programs import require_programs
+from tests.programs import require_found, require_programs
 
 _HERE: Final = Path(__file__).parent
 _FLAGS: Final = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
@@ -63,6 +64,8 @@ class Steering:
 
     def clock(self) -> list[str]:
         """What to put before the command of a program in Go, so that its wall clock can be moved."""
+        if platform.machine() != "x86_64":
+            require_found(["an x86-64 machine, whose registers tests/faults/clock.c knows"])
         return ["env", f"CAIRN_SHIM_CONTROL={self._path}", str(_built("clock.c"))]
 
     def set(self, **changes: int) -> None:
