@@ -257,6 +257,19 @@ class FrontEndSettings(_Checked):
     retry_limit_s: float = setting(
         25.0, "Seconds that a request waits for a quorum before the guest gets EIO.", minimum=0
     )
+    # nbd_server/limits.py has the reasons, and the limits that cannot be set.
+    max_connections: int = setting(256, "Connections of all NBD clients.", minimum=1)
+    max_connections_per_client: int = setting(128, "Connections from one address over TCP.", minimum=1)
+    max_in_flight_bytes: int = setting(
+        256 * MIB, "Memory for what all clients write and read at once.", size=True, minimum=64 * MIB
+    )
+    max_in_flight_per_client_bytes: int = setting(
+        128 * MIB, "The same, of all connections from one address over TCP.", size=True, minimum=64 * MIB
+    )
+    handshake_s: float = setting(30.0, "Seconds that a client may take to choose an export.", minimum=0.1)
+    drain_s: float = setting(
+        30.0, "Seconds that requests in flight have to end on SIGTERM, and when a volume is detached.", minimum=0.1
+    )
     # Each takes up to 12 MiB: 8 of windows, 4 of maps.
     open_snapshots: int = setting(
         32, "Snapshots that NBD clients may read here at once, by the name snap-...; 0 shows none.", minimum=0

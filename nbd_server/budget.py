@@ -7,6 +7,9 @@ waits in line where it may not; its socket is not read meanwhile.
 Invariants: `used_bytes` is the sum of all shares, and exceeds `total_bytes` by no more than what each
 client may hold whatever the others do, so that no client is stopped by others that hoard. Nobody is
 passed by in the line; one who can not go on leaves it.
+
+The connections of one client have a limit of their own below that, with a line of their own: one that waits there
+is not in the line of all.
 """
 
 from collections.abc import Callable
@@ -54,15 +57,63 @@ class Budget:
             break
 
 
-class Share:
-    """What one connection holds. look_again: called when it was refused and may ask once more; only marks it."""
+class Client:
+    """What all connections of one client hold, and the line of those that wait for the others of them."""
 
-    __slots__ = ("_budget", "held_bytes", "look_again")
+    __slots__ = ("_line", "connections", "held_bytes")
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.held_bytes = 0
+        self._line: dict[Share, None] = {}
+
+    def may_take(self, share: "Share", count_bytes: int, limit_bytes: int) -> bool:
+        """Whether `share` may take so much of it now; else it is in line and will be told."""
+        if next(iter(self._line), share) is share and self.held_bytes + count_bytes <= limit_bytes:
+            self.leave(share)
+            return True
+        self._line[share] = None
+        return False
+
+    def leave(self, share: "Share") -> None:
+        """`share` waits no longer, if it did; who is behind it may have its turn."""
+        if self._line:
+            self._line.pop(share, None)
+            self.tell_first()
+
+    def tell_first(self) -> None:
+        """Let the first in line look again."""
+        for share in self._line:
+            share.look_again()
+            break
+
+    def is_ample(self, limit_bytes: int) -> bool:
+        """Whether any one request fits, and nobody waits."""
+        return self.held_bytes + MAX_REQUEST_BYTES <= limit_bytes and not self._line
+
+
+class Share:
+    """What one connection holds. look_again: called when it was refused and may ask once more; only marks it.
+
+    client: whose connection it is; set before anything is taken.
+    """
+
+    __slots__ = ("_budget", "client", "held_bytes", "look_again")
 
     def __init__(self, budget: Budget, look_again: Callable[[], object]) -> None:
+        self.client = Client()
         self.held_bytes = 0
         self.look_again = look_again
         self._budget = budget
+
+    def is_ample(self) -> bool:
+        """Whether any one request fits: there is nothing to look at more closely."""
+        limits = self._budget.limits
+        return (
+            self.held_bytes < limits.in_flight_bytes
+            and self._budget.is_ample()
+            and self.client.is_ample(limits.client_bytes)
+        )
 
     def may_take(self, count_bytes: int) -> bool:
         """Whether a request that takes so much may begin; where others are in the way, `look_again` follows."""
@@ -70,23 +121,32 @@ class Share:
         if count_bytes and self.held_bytes >= limits.in_flight_bytes:
             return False
         if self.held_bytes + count_bytes <= limits.own_bytes:
-            self._budget.leave(self)
+            self.leave_line()
             return True
-        return not count_bytes or self._budget.may_take(self, count_bytes)
+        if not count_bytes:
+            return True
+        if not self.client.may_take(self, count_bytes, limits.client_bytes):
+            self._budget.leave(self)
+            return False
+        return self._budget.may_take(self, count_bytes)
 
     def take(self, count_bytes: int) -> None:
         """Hold more; asked for before."""
         self.held_bytes += count_bytes
+        self.client.held_bytes += count_bytes
         self._budget.used_bytes += count_bytes
 
     def give_back(self, count_bytes: int) -> None:
         """Hold less."""
         self.held_bytes -= count_bytes
+        self.client.held_bytes -= count_bytes
         self._budget.used_bytes -= count_bytes
         assert self.held_bytes >= 0
         if self._budget.waiting_count:
             self._budget.tell_first()
+        self.client.tell_first()
 
     def leave_line(self) -> None:
         """This connection begins nothing for now: let the others pass."""
+        self.client.leave(self)
         self._budget.leave(self)

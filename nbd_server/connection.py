@@ -46,6 +46,8 @@ class Phase(Enum):
     STARTING_TLS = auto()
     """The transport is being replaced; what comes is kept for the handshake, which goes on under TLS."""
     TRANSMISSION = auto()
+    REFUSING = auto()
+    """The server ends: new requests are answered with ESHUTDOWN, for a moment after those in flight are answered."""
     DRAINING = auto()
     """Takes no more requests; ends when those in flight are answered."""
     CLOSED = auto()
@@ -54,10 +56,15 @@ class Phase(Enum):
 PHASES: Final[Mapping[Phase, frozenset[Phase]]] = {
     Phase.HANDSHAKE: frozenset({Phase.STARTING_TLS, Phase.TRANSMISSION, Phase.DRAINING, Phase.CLOSED}),
     Phase.STARTING_TLS: frozenset({Phase.HANDSHAKE, Phase.CLOSED}),
-    Phase.TRANSMISSION: frozenset({Phase.DRAINING, Phase.CLOSED}),
+    Phase.TRANSMISSION: frozenset({Phase.REFUSING, Phase.DRAINING, Phase.CLOSED}),
+    Phase.REFUSING: frozenset({Phase.DRAINING, Phase.CLOSED}),
     Phase.DRAINING: frozenset({Phase.CLOSED}),
     Phase.CLOSED: frozenset(),
 }
+
+
+_RECEIVING: Final = frozenset({Phase.TRANSMISSION, Phase.REFUSING})
+_SHUTTING_DOWN: Final = Refusal(WireError.ESHUTDOWN, "the server ends: connect again, perhaps to another one")
 
 
 class Owner(Protocol):
@@ -81,12 +88,13 @@ class Connection(asyncio.BufferedProtocol):
         self.export: Export | None = None
         self.client = ""
         """Whose link it is (nbd_server/links.py); empty for a plain connection."""
+        self.address = ""
+        """Where the client is; empty for one that came by a unix socket."""
         self.in_flight_requests = 0
         self._owner = owner
-        self._budget = budget
         self._limits = budget.limits
         self._loop = asyncio.get_running_loop()
-        self._share = Share(budget, lambda: self._loop.call_soon(self._serve))
+        self.share = Share(budget, lambda: self._loop.call_soon(self._serve))
         self.ended: asyncio.Future[None] = self._loop.create_future()
         """Done when the client is gone and nothing of it is in flight."""
         self._transport: asyncio.Transport
@@ -103,6 +111,7 @@ class Connection(asyncio.BufferedProtocol):
         self._terms: Terms
         self._answers: Replies
         self._deadline: asyncio.TimerHandle | None = None
+        self._farewell: asyncio.TimerHandle | None = None
         self._looking_up: asyncio.Future[None] | None = None
         self._reading = True
         self._client_reads = True
@@ -125,13 +134,15 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.set_write_buffer_limits(high=self._limits.unsent_bytes)
         self._set_deadline(self._limits.handshake_s)
         self._transport.write(self._handshake.data_to_send())
+        peer = transport.get_extra_info("peername")
+        self.address = str(peer[0]) if isinstance(peer, tuple) else ""
         self._owner.opened(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._parser.buffer() if self.phase is Phase.TRANSMISSION else self._buffer
+        return self._parser.buffer() if self.phase in _RECEIVING else self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self.phase is Phase.TRANSMISSION:
+        if self.phase in _RECEIVING:
             self._parser.received(nbytes)
             self._serve()
         elif self.phase is Phase.HANDSHAKE:
@@ -152,21 +163,23 @@ class Connection(asyncio.BufferedProtocol):
         if self._looking_up is not None:
             self._looking_up.cancel()
         self._replies.clear()
-        self._share.give_back(self._ended_bytes + self._unread_bytes)
+        self.share.give_back(self._ended_bytes + self._unread_bytes)
         self._ended_bytes = self._unread_bytes = 0
-        self._share.leave_line()
+        self.share.leave_line()
         self._set_deadline(None)
+        if self._farewell is not None:
+            self._farewell.cancel()
         self._end_if_idle()
 
     def pause_writing(self) -> None:
         self._client_reads = False
         self._pause = object()
-        self._share.leave_line()
+        self.share.leave_line()
         self._pause_reading()
 
     def resume_writing(self) -> None:
         self._client_reads = True
-        self._share.give_back(self._unread_bytes)
+        self.share.give_back(self._unread_bytes)
         self._unread_bytes = 0
         self._loop.call_soon(self._go_on)  # asyncio's transport does not expect to be closed from in here
 
@@ -185,11 +198,30 @@ class Connection(asyncio.BufferedProtocol):
         if self.phase is Phase.STARTING_TLS:
             self.abort()
             return
+        if self.phase is not Phase.REFUSING:  # whose deadline goes on
+            self._set_deadline(self._limits.drain_s)
         self._move(Phase.DRAINING)
-        self._share.leave_line()
+        self.share.leave_line()
         self._pause_reading()
-        self._set_deadline(self._limits.drain_s)
         self._end_if_drained()
+
+    def shut_down(self) -> None:
+        """The server ends: as `drain`, but new requests are answered, with ESHUTDOWN (NBD, "Error values").
+
+        A link's client is told by the end alone: to a file system an error is a broken disk (nbd_server/links.py).
+        """
+        if self.phase is not Phase.TRANSMISSION or self.client:
+            self.drain()
+            return
+        self._move(Phase.REFUSING)
+        self._set_deadline(self._limits.drain_s)
+        self._end_if_refused()
+        self._serve()
+
+    def _end_if_refused(self) -> None:
+        """A moment after all that was in flight is answered."""
+        if self.phase is Phase.REFUSING and not self.in_flight_requests and self._farewell is None:
+            self._farewell = self._loop.call_later(self._limits.farewell_s, self.drain)
 
     def replaces(self, other: "Connection") -> bool:
         """Whether both are links of one client to one device, under whichever name."""
@@ -210,7 +242,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def drop_if_stalled(self) -> None:
         """Drop a client that holds memory and has done nothing about it since this was called last."""
-        stall = self._what_stalls() if self.phase is Phase.TRANSMISSION else None
+        stall = self._what_stalls() if self.phase in _RECEIVING else None
         if stall is not None and stall is self._stall:
             _log.info("client stalled", export=self._name, held_bytes=self.in_flight_bytes)
             self.abort()
@@ -219,7 +251,7 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def in_flight_bytes(self) -> int:
         """What it holds: payloads of writes, from their first byte on, and results of reads until they are fetched."""
-        return self._share.held_bytes
+        return self.share.held_bytes
 
     # Handshake.
 
@@ -324,21 +356,23 @@ class Connection(asyncio.BufferedProtocol):
     def _has_room(self) -> bool:
         """Whether the next request may be begun, or its payload received."""
         if (
-            self.phase is not Phase.TRANSMISSION
+            self.phase not in _RECEIVING
             or not self._client_reads
             or self.in_flight_requests >= self._limits.in_flight_requests
         ):
             return False
-        if self._share.held_bytes < self._limits.in_flight_bytes and self._budget.is_ample():
+        if self.share.is_ample():
             return True
-        return self._share.may_take(self._parser.next_bytes())
+        return self.share.may_take(self._parser.next_bytes())
 
     def _admit(self, request: Request) -> Refusal | None:
         """What the parser asks of each request: why it is refused, or None, and then its memory is counted."""
         assert self.export is not None
+        if self.phase is Phase.REFUSING and request.command != Command.DISC:
+            return _SHUTTING_DOWN
         refused = transmission.refusal(request, self.export.size_bytes, self._read_only, self._terms)
         if refused is None and request.command <= _WRITE:
-            self._share.take(request.length)
+            self.share.take(request.length)
         return refused
 
     def _begin(self, request: Request) -> None:
@@ -412,7 +446,7 @@ class Connection(asyncio.BufferedProtocol):
         if error is not None and not isinstance(error, CairnError):
             _log.error("request failed unexpectedly", export=self._name, request=_describe(request), exc_info=error)
         if self._lost:
-            self._share.give_back(held_bytes)
+            self.share.give_back(held_bytes)
             self._end_if_idle()
             return
         self._ended_bytes += held_bytes
@@ -440,9 +474,10 @@ class Connection(asyncio.BufferedProtocol):
         if self.phase is not Phase.CLOSED:
             self._transport.writelines(replies)
         if self._client_reads:
-            self._share.give_back(ended_bytes)
+            self.share.give_back(ended_bytes)
         else:
             self._unread_bytes += ended_bytes
+        self._end_if_refused()
         if self.phase is Phase.DRAINING:
             self._end_if_drained()
         elif not self._reading:
@@ -457,7 +492,7 @@ class Connection(asyncio.BufferedProtocol):
     def _end_if_idle(self) -> None:
         """The client is gone: what it holds is let go of with its last request."""
         if not self.in_flight_requests:
-            self._share.give_back(self._share.held_bytes)
+            self.share.give_back(self.share.held_bytes)
             self._exports.close()
             self._owner.closed(self)
 

@@ -15,6 +15,7 @@ from blockstore.rpc import control_pb2, control_pb2_grpc
 from blockstore.systemd import listening_sockets
 from nbd_server.exports import Exports
 from nbd_server.front_end import FrontEnd
+from nbd_server.limits import limits_of
 from nbd_server.security import Security
 from nbd_server.server import Listening, NbdServer
 from nbd_server.uri import NbdTarget, make_uri
@@ -31,7 +32,7 @@ async def run(settings: FrontEndSettings) -> int:
     Raises Fenced where another process runs with this front-end's id.
     """
     stopped = stop_signals()
-    server = NbdServer(Exports(), security=Security(settings))
+    server = NbdServer(Exports(), limits_of(settings), security=Security(settings))
     server.watch_files()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
     front_end = FrontEnd(settings, server)
@@ -51,8 +52,9 @@ async def run(settings: FrontEndSettings) -> int:
     finally:
         control.cancel()
         ended = await asyncio.gather(control, return_exceptions=True)
+        front_end.end_holds()
+        await server.close()  # while the volumes are there, for what is in flight
         await front_end.close()
-        await server.close()
         await front_end.end()
         await endpoint.stop(_GRACE_S)
     if not stopped.done() and isinstance(ended[0], Exception):

@@ -147,6 +147,11 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
         """Keep control informed, until cancelled. Raises Fenced where another process has this front-end's id."""
         await beat(self._settings.heartbeat_s, self._register, self._report)
 
+    def end_holds(self) -> None:
+        """Answers that are kept for a snapshot's barrier are given, and the barrier fails: the process ends."""
+        for attempt in self._attachments:
+            attempt.barriers.close()
+
     async def close(self) -> None:
         """Answer what is in flight, then let go of every volume; each stays attached to this front-end."""
         for task in (*self._opening.values(), *self._growing):

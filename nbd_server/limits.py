@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from blockstore.config import FrontEndSettings
 from blockstore.units import KIB, MIB
 from nbd_server.transmission import MAX_REQUEST_BYTES
 
@@ -17,12 +18,16 @@ class Limits:
 
     connections: int = 256
     """Of all clients; beyond it the oldest that is still in its handshake gives way, else the newcomer."""
+    connections_per_client: int = 128
+    """Of one address over TCP: the same among these, so that nobody's connections are in the way of others'."""
     in_flight_requests: int = 512
     """Of one connection. The kernel keeps 128 by default, and fio rarely more."""
     in_flight_bytes: int = 32 * MIB
     """Of one connection: payloads of writes and results of reads. The next request waits once it is reached."""
     total_bytes: int = 256 * MIB
     """The same, of all connections: eight clients get all that one may have, more of them share."""
+    client_bytes: int = 128 * MIB
+    """The same, of all connections of one address over TCP: half is left for others, however many it opens."""
     own_bytes: int = 256 * KIB
     """A connection may have this in any case: small requests go on while others hold the total."""
     unsent_bytes: int = 512 * KIB
@@ -36,6 +41,21 @@ class Limits:
     and is dropped else: it holds memory. The longest payload makes it at 1 MiB/s. An idle client holds none."""
     drain_s: float = 30.0
     """From the end of a connection to its being dropped: longer than a request waits for a quorum."""
+    farewell_s: float = 0.2
+    """When the server ends and all that a client had in flight is answered: for what it sends still, which is
+    refused. A round trip, in which its requests arrive and it learns of it."""
 
     def __post_init__(self) -> None:
-        assert self.total_bytes >= MAX_REQUEST_BYTES, "the longest request has to fit"
+        assert min(self.total_bytes, self.client_bytes) >= MAX_REQUEST_BYTES, "the longest request has to fit"
+
+
+def limits_of(settings: FrontEndSettings) -> Limits:
+    """Those that may be set."""
+    return Limits(
+        connections=settings.max_connections,
+        connections_per_client=settings.max_connections_per_client,
+        client_bytes=settings.max_in_flight_per_client_bytes,
+        total_bytes=settings.max_in_flight_bytes,
+        handshake_s=settings.handshake_s,
+        drain_s=settings.drain_s,
+    )

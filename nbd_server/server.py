@@ -12,11 +12,12 @@ which also ends the connections that have it.
 import asyncio
 import errno
 import socket
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from nbd_server.budget import Budget
+from nbd_server.budget import Budget, Client
 from nbd_server.connection import Connection, Phase
 from nbd_server.exports import Export, Exports
 from nbd_server.limits import Limits
@@ -47,6 +48,8 @@ class NbdServer:
         self._listeners: list[asyncio.Server] = []
         self._unix_paths: list[Path] = []
         self._closing = False
+        self._clients: dict[str, Client] = {}
+        """By their addresses."""
         self._connections: dict[Connection, None] = {}
         """In the order in which they were opened."""
 
@@ -108,13 +111,21 @@ class NbdServer:
         self._look_timer = asyncio.get_running_loop().call_later(_LOOK_AT_FILES_S, self.watch_files)
 
     async def close(self) -> None:
-        """Stop listening, and end all connections once what they have in flight is answered."""
+        """Stop listening, and end all connections once what they have in flight is answered.
+
+        What clients ask for meanwhile is answered with ESHUTDOWN. It takes `drain_s` at most.
+        """
         self._closing = True
         for listener in self._listeners:
             listener.close()
         for path in self._unix_paths:  # at once: whoever starts next may put its own there
             path.unlink(missing_ok=True)
-        await self._drain(list(self._connections))
+        for connection in list(self._connections):
+            connection.shut_down()
+        if self._connections:
+            # A request that has not ended by then has no client any more: its volume's end is its own.
+            limit_s = self._budget.limits.drain_s + self._budget.limits.farewell_s
+            await asyncio.wait([connection.ended for connection in self._connections], timeout=limit_s)
         for timer in (self._stall_timer, self._look_timer):
             if timer is not None:
                 timer.cancel()
@@ -140,11 +151,20 @@ class NbdServer:
         if self._closing:
             connection.abort()
             return
+        self._join_client(connection)
         if self._stall_timer is None:
             self._look_for_stalls_later()
-        if len(self._connections) > self._budget.limits.connections:
-            handshakes = (each for each in self._connections if each.phase in _BEFORE_AN_EXPORT)
-            next(handshakes).abort()
+        limits = self._budget.limits
+        if connection.share.client.connections > limits.connections_per_client:
+            _give_way(each for each in self._connections if each.address == connection.address)
+        elif len(self._connections) > limits.connections:
+            _give_way(self._connections)
+
+    def _join_client(self, connection: Connection) -> None:
+        """Those of one address share what a client may have; each that came by a unix socket is one by itself."""
+        if connection.address:
+            connection.share.client = self._clients.setdefault(connection.address, connection.share.client)
+        connection.share.client.connections += 1
 
     def chosen(self, connection: Connection) -> None:
         """A client has chosen its export: where it is a link, the client's older links end (nbd_server/links.py)."""
@@ -155,6 +175,10 @@ class NbdServer:
     def closed(self, connection: Connection) -> None:
         """A client is gone, and nothing of it is in flight."""
         del self._connections[connection]
+        client = connection.share.client
+        client.connections -= 1
+        if not client.connections:
+            self._clients.pop(connection.address, None)
         connection.ended.set_result(None)
 
     def _accept(self, port: Port) -> Connection:
@@ -174,6 +198,11 @@ class NbdServer:
             connection.drain()
         if connections:
             await asyncio.wait([connection.ended for connection in connections])
+
+
+def _give_way(connections: Iterable[Connection]) -> None:
+    """The oldest that is still in its handshake goes: the newcomer, where no other is."""
+    next(each for each in connections if each.phase in _BEFORE_AN_EXPORT).abort()
 
 
 def _bound_socket(family: socket.AddressFamily, address: Any) -> socket.socket:

@@ -57,8 +57,8 @@ class NbdClient:
         self._receiver: asyncio.Task[None] | None = None
 
     @classmethod
-    async def connect(cls, uri: str) -> "NbdClient":
-        """Open nbd://HOST:PORT/EXPORT.
+    async def connect(cls, uri: str, source: str = "") -> "NbdClient":
+        """Open nbd://HOST:PORT/EXPORT. source: the address to come from; empty: any.
 
         Raises Disconnected where nobody is there or the connection ends, and NbdError (errno: the
         option reply's type) where the export is refused.
@@ -66,7 +66,8 @@ class NbdClient:
         parts = urlsplit(uri)
         try:
             async with asyncio.timeout(_CONNECT_LIMIT_S):
-                client = cls(*await asyncio.open_connection(parts.hostname, parts.port))
+                local = (source, 0) if source else None
+                client = cls(*await asyncio.open_connection(parts.hostname, parts.port, local_addr=local))
                 await client._negotiate(parts.path[1:])
         except (OSError, EOFError) as error:
             if isinstance(error, NbdError):

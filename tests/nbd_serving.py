@@ -91,8 +91,9 @@ class Served:
         """Connections that wait for memory which others have."""
         return self.server._budget.waiting_count
 
-    async def client(self, name: str = "disk") -> NbdClient:
-        return await NbdClient.connect(f"nbd://127.0.0.1:{self.port}/{name}")
+    async def client(self, name: str = "disk", source: str = "") -> NbdClient:
+        """source: the address that it comes from."""
+        return await NbdClient.connect(f"nbd://127.0.0.1:{self.port}/{name}", source)
 
     async def raw(self, name: str | None = "disk") -> "Raw":
         """A connection after its handshake; None: before it. Its kernel holds little of what it does not read."""

@@ -185,7 +185,7 @@ def test_an_end_without_disconnect_does_the_same(run: RunLoop) -> None:
     run(main())
 
 
-def test_closing_answers_what_is_in_flight_and_begins_no_more(run: RunLoop) -> None:
+def test_closing_answers_what_is_in_flight_and_refuses_more(run: RunLoop) -> None:
     async def main() -> None:
         async with serving() as served:
             served.volume.holding = True
@@ -197,7 +197,9 @@ def test_closing_answers_what_is_in_flight_and_begins_no_more(run: RunLoop) -> N
             raw.request(Command.READ, 0, BLOCK_SIZE, 2)
             assert await settled(lambda: len(served.volume.held)) == 1
             served.volume.release()
-            assert len(await raw.ended()) == 16 + BLOCK_SIZE
+            assert await raw.reply() == (errno.ESHUTDOWN, 2)
+            assert await raw.reply(BLOCK_SIZE) == (0, 1)
+            assert await raw.ended() == b""
             await closing
             with pytest.raises(Disconnected):
                 await served.client()
