@@ -20,7 +20,7 @@ import psutil
 
 from blockstore.units import BLOCK_SIZE, KIB, MIB
 from nbd_server import wire
-from nbd_server.wire import Command, InfoQuery, Option
+from nbd_server.wire import Command, ContextQuery, InfoQuery, Option
 from tests.nbd_client import NbdClient
 
 ROOT = Path(__file__).parent.parent
@@ -41,8 +41,10 @@ def conversation(chance: random.Random) -> bytes:
         return chance.randbytes(chance.randrange(2000))
     parts = [wire.HANDSHAKE_FLAGS.to_bytes(4, "big")]
     parts += [option(chance) for _ in range(chance.randrange(4))]
-    parts.append(entry(chance))
-    parts += [request(chance) for _ in range(chance.randrange(30))]
+    agreed = agreement(chance) if chance.random() < 0.5 else b""
+    extended = agreed[8:12] == Option.EXTENDED_HEADERS.to_bytes(4, "big")
+    parts += [agreed, go() if extended else entry(chance)]
+    parts += [request(chance, extended=extended) for _ in range(chance.randrange(30))]
     if chance.random() < 0.2:
         chance.shuffle(parts)
     return spoil(chance, b"".join(parts)) if chance.random() < 0.7 else b"".join(parts)
@@ -50,7 +52,8 @@ def conversation(chance: random.Random) -> bytes:
 
 def option(chance: random.Random) -> bytes:
     number = chance.choice([*Option, 4, 5, 8, 9, 10, 11, 12, 1 << 31])
-    data = chance.choice([b"", info_query(chance), chance.randbytes(chance.randrange(100)), bytes(10_000)])
+    noise = chance.randbytes(chance.randrange(100))
+    data = chance.choice([b"", info_query(chance), context_query(chance), noise, bytes(10_000)])
     return wire.serialize_option(number, data)
 
 
@@ -59,23 +62,49 @@ def info_query(chance: random.Random) -> bytes:
     return wire.serialize_info_query(InfoQuery(name, tuple(chance.randrange(6) for _ in range(chance.randrange(9)))))
 
 
+def context_query(chance: random.Random) -> bytes:
+    queries = ["base:allocation", "base:", "qemu:allocation-depth", "cairn:dirty:snap-1", "cairn:", "x:y", "bad", ""]
+    chosen = tuple(chance.choices(queries, k=chance.randrange(6)))
+    return wire.serialize_context_query(ContextQuery(chance.choice(["disk", "nobody"]), chosen))
+
+
+def agreement(chance: random.Random) -> bytes:
+    """Chunks, or extended headers, and contexts: what the longest ways lead through."""
+    style = chance.choice([Option.STRUCTURED_REPLY, Option.EXTENDED_HEADERS])
+    contexts = wire.serialize_context_query(ContextQuery("disk", ("base:allocation", "cairn:hydrated")))
+    return wire.serialize_option(style) + wire.serialize_option(Option.SET_META_CONTEXT, contexts)
+
+
 def entry(chance: random.Random) -> bytes:
     """What leads to the transmission phase."""
     if chance.random() < 0.5:
         return wire.serialize_option(Option.EXPORT_NAME, b"disk")
+    return go()
+
+
+def go() -> bytes:
     return wire.serialize_option(Option.GO, wire.serialize_info_query(InfoQuery("disk", (3,))))
 
 
-def request(chance: random.Random) -> bytes:
+def request(chance: random.Random, *, extended: bool = False) -> bytes:
     """Anything, at odd places; seldom a DISC."""
-    command = chance.choice([*([0, 1, 3, 4, 6] * 5), Command.DISC, 5, 7, 999])
+    command = chance.choice([*([0, 1, 3, 4, 5, 6, 7] * 5), Command.DISC, 8, 999])
     edge = chance.choice([0, MIB, 63 * MIB, 64 * MIB, 1 << 63, (1 << 64) - 1])
     offset = max(0, min(edge + chance.randrange(-5000, 5000), (1 << 64) - 1))
     length = chance.choice([0, 1, 511, 4096, 5000, 70_000, MIB, 32 * MIB, 32 * MIB + 1, (1 << 32) - 1])
     payload = b""
     if command == Command.WRITE:
         payload = bytes(min(length, 70_000))  # of a longer one the rest is missing: what follows becomes payload
-    return wire.serialize_request(command, chance.choice([0, 0, 1, 2, 3, 8, 65535]), 5, offset, length) + payload
+    flags = chance.choice([0, 0, 1, 2, 3, 4, 8, 16, 32, 33, 65535])
+    if not extended:
+        return wire.serialize_request(command, flags, 5, offset, length) + payload
+    if command == Command.BLOCK_STATUS and chance.random() < 0.5:
+        flags = 32
+        filtered = length.to_bytes(8, "big") + bytes(3) + bytes([chance.randrange(4)])
+        payload = chance.choice([filtered, chance.randbytes(chance.randrange(20))])
+    if command == Command.WRITE:
+        flags |= 32
+    return wire.serialize_extended_request(command, flags, 5, offset, len(payload) or length) + payload
 
 
 def spoil(chance: random.Random, data: bytes) -> bytes:
@@ -193,5 +222,6 @@ def test_fuzzed_bytes_harm_nobody(tmp_path: Path) -> None:
 def test_the_fuzzer_gets_everywhere() -> None:
     """Conversations that stay outside would prove little: most reach the transmission phase."""
     chance = random.Random(1)
-    reached = [wire.REQUEST_MAGIC.to_bytes(4, "big") in conversation(chance) for _ in range(300)]
+    magics = [magic.to_bytes(4, "big") for magic in (wire.REQUEST_MAGIC, wire.EXTENDED_REQUEST_MAGIC)]
+    reached = [any(magic in sent for magic in magics) for sent in (conversation(chance) for _ in range(300))]
     assert sum(reached) > 200
