@@ -91,7 +91,7 @@ def test_where_too_few_others_are_whole_nothing_is_given_up_and_the_damage_is_to
     """And the journal's files do not wait for that replica, or the whole node would stand still."""
 
     async def test() -> None:
-        async with running_stack(tmp_path, checkpoint_s=0.1, heartbeat_s=0.1) as stack:
+        async with running_stack(tmp_path, checkpoint_s=0.1, heartbeat_s=0.1, upkeep_s=0.1) as stack:
             volume = await stack.open(SIZE)
             kept, new = os.urandom(BLOCK_SIZE), os.urandom(BLOCK_SIZE)
             await volume.write(3, kept)
@@ -121,6 +121,10 @@ def test_where_too_few_others_are_whole_nothing_is_given_up_and_the_damage_is_to
             again = stack.hosted(BAD).store
             assert again.read(3, 2) == kept + new
             assert says(stack, BAD) == ""
+            note = again.directory / "damage"
+            assert not note.exists()
+            note.write_text("of before")  # as a crash leaves it that came before it was forgotten
+            await until(lambda: not note.exists(), "nobody is filled anew twice for one damage")
             await stack.stop_node(BAD)
             await stack.start_node(BAD)
             assert (says(stack, BAD), stack.hosted(BAD).follower.whole) == ("", True)

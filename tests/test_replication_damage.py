@@ -6,12 +6,14 @@ and here, and has everything that is committed; and the member counts as filling
 
 import pytest
 
-from blockstore.domain import ReplicaId
+from blockstore.domain import Member, NodeId, Replacement, ReplicaId
 from blockstore.log import FillingEntry
 from blockstore.replication.messages import Append, Completed, Persist, SealEpoch
 from blockstore.units import Epoch, Sequence
 from tests.replication_group import EPOCH, Group, of
-from tests.replication_parts import A, B, C, Replica, answers, at, none_of, only, run_of, write
+from tests.replication_parts import CONFIGURATION, A, B, C, Replica, answers, at, none_of, only, run_of, write
+
+D = ReplicaId("rep-" + "d" * 17)
 
 
 def told(group: Group, *members: ReplicaId) -> list[ReplicaId]:
@@ -116,6 +118,23 @@ def test_a_member_that_did_not_hear_it_counts_again_and_is_told_again() -> None:
     group.ack(A, damaged=True)
     assert told(group) == [A]
     assert group.sent[A][-1].fill_anew == group.seals[A][-1].connection == 2
+
+
+def test_while_members_change_the_others_are_a_quorum_of_both_sets() -> None:
+    """D is to be in the place of C, which leaves: until then neither set of members may rest on one that is emptied."""
+    group = Group().serve()
+    enlisted = CONFIGURATION.enlist(Replacement(Member(D, NodeId("node-" + "d" * 17)), C))
+    group.sent[D], group.seals[D], group.requests[D] = [], [], 0
+    group.keep(group.leader.reconfigure(enlisted, group.now))
+    group.seal(D, at(EPOCH, 1))
+    group.keep(group.leader.reconfigure(enlisted.joint(), group.now))
+    for member in (A, B, C, D):
+        group.ack(member, damaged=member == B)
+    group.keep(group.leader.disconnected(A, group.now))
+    assert told(group) == [], "of the old ones only C, of the new ones only D"
+    group.seal(A, at(EPOCH, 2))
+    group.ack(A)
+    assert told(group) == [B]
 
 
 def test_who_fills_is_sent_to_the_sound_ones_first() -> None:

@@ -100,10 +100,10 @@ class Node:
             self._catch_up,
             self._checkpointer.soon,
             self.repair,
-            self._fills_anew,
+            self._forget_damage,
             self.fail,
         )
-        upkeep = Upkeep(settings, self.replicas, self.repair, self.store.forget_set_aside)
+        upkeep = Upkeep(settings, self.replicas, self.repair, self.store.forget_set_aside, self._forget_damage)
         self.scrubber = Scrubber(
             settings,
             self.replicas,
@@ -261,7 +261,8 @@ class Node:
         except OSError as error:  # then it is found again where it is read again
             _log.error("cannot note that tables are damaged", replica=hosted.replica, error=str(error))
 
-    def _fills_anew(self, hosted: HostedReplica) -> None:
+    def _forget_damage(self, hosted: HostedReplica) -> None:
+        """It is filled anew, or was: a crash may come between that and this."""
         if not hosted.closed:
             self.store.forget_damage(hosted.replica)
 

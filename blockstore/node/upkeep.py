@@ -28,6 +28,7 @@ class Upkeep:
     """Runs in the node's event loop. replicas: those that there are now.
 
     forget_set_aside: called for a replica that is whole, whose damaged tables of an earlier start may still be there.
+    forget_damage: the same, for what was noted of tables that have been filled anew since.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class Upkeep:
         replicas: Callable[[], Iterable[HostedReplica]],
         repair: Repair,
         forget_set_aside: Callable[[ReplicaId], object],
+        forget_damage: Callable[[HostedReplica], None],
     ) -> None:
         self._forget_set_aside = forget_set_aside
+        self._forget_damage = forget_damage
         self._settings = settings
         self._replicas = replicas
         self._repair = repair
@@ -63,6 +66,10 @@ class Upkeep:
             if hosted.store.image.filling is not None:  # an idle volume's tables would say so for good
                 await hosted.checkpoint()
             await hosted.in_thread(self._forget_set_aside, hosted.replica)
+            if hosted.closed:
+                return
+            if not hosted.follower.damaged:
+                self._forget_damage(hosted)
         if await hosted.in_thread(hosted.store.merge):
             _log.info("versions were merged", replica=hosted.replica)
         if hosted.closed:

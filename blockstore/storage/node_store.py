@@ -209,9 +209,10 @@ class NodeStore:
 
     def forget_damage(self, replica: ReplicaId) -> None:
         """Only once it is durable that the replica is filled anew."""
-        directory = self._existing(replica)
-        (directory / _DAMAGE).unlink(missing_ok=True)
-        sync_path(directory)
+        path = self._existing(replica) / _DAMAGE
+        if path.exists():
+            path.unlink()
+            sync_path(path.parent)
 
     def close(self) -> None:
         os.close(self._lock)
