@@ -13,7 +13,7 @@ class Limits:
 
     The server's memory for its clients: `total_bytes` at most, and for each connection `own_bytes`,
     `unsent_bytes` and a receive buffer of 128 KiB; with the values below 256 MiB and 224 MiB for
-    256 clients that all do their worst.
+    256 clients that all do their worst. TLS takes up to 512 KiB more of each.
     """
 
     connections: int = 256

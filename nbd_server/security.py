@@ -105,7 +105,7 @@ def _check(settings: FrontEndSettings) -> None:
 
 def _read_rules(path: Path) -> Judge:
     try:
-        return parse_rules(path.read_text()).judge
+        return parse_rules(path.read_text(encoding="utf-8")).judge
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"--access {path} cannot be read: {error}") from error
     except InvalidRequest as error:

@@ -72,14 +72,20 @@ async def start_tls(
 
 
 def peer_of(certificate: bytes | None) -> Peer:
-    """Whom a certificate (DER) that was verified means; nobody in particular where there is none."""
+    """Whom a certificate (DER) that was verified means; nobody in particular where there is none.
+
+    Raises ValueError for one that OpenSSL understands and `cryptography` does not.
+    """
     if not certificate:
         return Peer()
     # Most front-ends have no TLS, and each starts faster without it.
     from cryptography import x509  # noqa: PLC0415
     from cryptography.x509.oid import NameOID  # noqa: PLC0415
 
-    subject = x509.load_der_x509_certificate(certificate).subject
+    try:
+        subject = x509.load_der_x509_certificate(certificate).subject
+    except (TypeError, x509.InvalidVersion) as error:
+        raise ValueError(str(error)) from error
     names = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     # One with several common names could be read in several ways.
     return Peer(str(names[0].value) if len(names) == 1 else "", subject.rfc4514_string())

@@ -16,6 +16,7 @@ from blockstore.errors import InvalidRequest
 from blockstore.pki.uses import Use
 from blockstore.units import MIB
 from nbd_server import wire
+from nbd_server.connection import Phase
 from nbd_server.limits import Limits
 from nbd_server.security import Security
 from nbd_server.terms import Style, Terms
@@ -448,3 +449,25 @@ def test_settings_that_do_not_fit(authority: Authority, tmp_path: Path) -> None:
 
 def test_limits_have_a_time_for_the_end_of_tls() -> None:
     assert Limits().tls_end_s < Limits().drain_s
+
+
+def test_a_client_that_ends_tls_while_requests_are_in_flight(
+    run: Callable[[Any], Any], authority: Authority, mine: ssl.SSLContext
+) -> None:
+    """TLS ends both ways, so nothing can be answered; what is in flight ends all the same, and counts until then."""
+
+    async def main() -> None:
+        async with serving_tls(authority.settings()) as served:
+            raw = await under_tls(served, mine)
+            await go(raw)
+            served.volume.holding = True
+            for cookie in range(8):
+                raw.request(Command.READ, 0, MIB, cookie)
+            await until(lambda: len(served.volume.held) == 8)
+            raw.writer.close()
+            await until(lambda: all(each.phase is Phase.CLOSED for each in served.server._connections))
+            assert served.server.in_flight_requests == 8
+            served.volume.release_all()
+            await until(lambda: served.server.connection_count == 0)
+
+    run(main())

@@ -1,7 +1,9 @@
 """Certificates: what they say, what is refused, and files that appear whole, secret and never over others."""
 
 import json
+import random
 import ssl
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from blockstore.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
 from blockstore.pki import certificates, directory
 from blockstore.pki.certificates import Pair, describe
 from blockstore.pki.uses import Use
+from nbd_server.tls import peer_of
 
 DAY = timedelta(days=1)
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -102,8 +105,10 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         directory.init(pki, "Test CA", DAY)
     directory.issue(pki, Use.CLIENT, "host-1", (), lifetime=DAY)
     before = {each: each.read_bytes() for each in (pki / "host-1").iterdir()}
-    for out in (None, pki, tmp_path / "file"):
-        (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
+    for out in (None, pki, tmp_path / "file", tmp_path / "empty", tmp_path / "nowhere", tmp_path):
         with pytest.raises(AlreadyExists):
             directory.issue(pki, Use.CLIENT, "host-1", (), lifetime=DAY, out=out)
     assert (pki / "ca-key.pem").read_bytes() == key
@@ -148,3 +153,17 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     )
     assert run(["pki", "show"]) == 0
     assert "(59 days)" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_that_is_damaged_is_refused_whatever_is_wrong_with_it(authority: Pair) -> None:
+    der = ssl.PEM_cert_to_DER_cert(issue(authority, Use.SERVER, "fe", ("h", "10.0.0.1")).certificate.decode())
+    chosen = random.Random(1)
+    for _ in range(2000):
+        damaged = bytearray(der)
+        for _ in range(chosen.randrange(1, 4)):
+            damaged[chosen.randrange(len(der))] = chosen.randrange(256)
+        with suppress(InvalidRequest):
+            describe(ssl.DER_cert_to_PEM_cert(bytes(damaged)).encode())
+        with suppress(ValueError):
+            peer_of(bytes(damaged))

@@ -34,7 +34,7 @@ _DIRECTORY: Final = Path("pki")
 
 @app.command("init")
 def init(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to make it; new or empty.")] = _DIRECTORY,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to make it: a new directory.")] = _DIRECTORY,
     name: Annotated[str, typer.Option("--name", help="The authority's name.")] = "Cairn CA",
     days: DaysOption = _AUTHORITY_DAYS,
     output: OutputOption = Output.TABLE,

@@ -27,6 +27,8 @@ _CLOCKS_DIFFER: Final = timedelta(hours=1)
 _MAX_COMMON_NAME: Final = 64
 
 
+#: What cryptography raises besides ValueError for a certificate that it does not understand.
+_UNREADABLE: Final = (TypeError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 E = TypeVar("E", bound=x509.ExtensionType)
 
 
@@ -105,9 +107,12 @@ def renew(authority: Pair, old: Pair, lifetime: timedelta, now: datetime | None 
 def describe(pem: bytes) -> Description:
     """What a certificate in PEM says; of several, the first. Raises InvalidRequest."""
     try:
-        found = x509.load_pem_x509_certificate(pem)
-    except ValueError as error:
-        raise InvalidRequest(f"no certificate in PEM: {error}") from error
+        return _described(x509.load_pem_x509_certificate(pem))
+    except (ValueError, *_UNREADABLE) as error:
+        raise InvalidRequest(f"no certificate in PEM, or one that cannot be read: {error}") from error
+
+
+def _described(found: x509.Certificate) -> Description:
     return Description(
         subject=found.subject.rfc4514_string(),
         common_name=_common_name(found.subject),

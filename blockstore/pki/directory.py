@@ -55,7 +55,7 @@ def key_name(use: Use) -> str:
 
 
 def init(directory: Path, common_name: str, lifetime: timedelta) -> Issued:
-    """Make an authority there. Raises AlreadyExists where anything is in the directory, and InvalidRequest."""
+    """Make an authority there. Raises AlreadyExists where the directory is there, and InvalidRequest."""
     made = certificates.make_authority(common_name, lifetime)
     _make_directory(directory, [(AUTHORITY_KEY, made.key, _SECRET), (AUTHORITY_CERTIFICATE, made.certificate, _PUBLIC)])
     return Issued(directory, certificates.describe(made.certificate))
@@ -66,7 +66,7 @@ def issue(
 ) -> Issued:
     """A certificate, its key and the authority's certificate in `out`, or in a directory of its name beside that one.
 
-    Raises AlreadyExists where anything is there, NotFound without an authority, and what `certificates.issue` does.
+    Raises AlreadyExists where that is there, NotFound without an authority, and what `certificates.issue` does.
     """
     directory = out or pki / _file_name(common_name)
     authority = _authority(pki)
@@ -148,8 +148,8 @@ def _read(path: Path) -> bytes:
 
 
 def _make_directory(directory: Path, files: Sequence[tuple[str, bytes, int]]) -> None:
-    """Make it with all of its files, or not at all. Raises AlreadyExists where it is there and not empty."""
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    """Make it with all of its files, or not at all. Raises AlreadyExists where it is there."""
+    if os.path.lexists(directory):
         raise AlreadyExists(f"{directory} exists: nothing there is overwritten; choose another place or move it away")
     directory.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))  # 0700
