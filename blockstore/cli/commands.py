@@ -25,6 +25,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "attach": ("host", "attach"),
     "detach": ("host", "detach"),
     "units": ("units", "units"),
+    "man": ("man", "man"),
     **{
         noun: (noun, "app")
         for noun in ("volume", "snapshot", "store", "key", "node", "pki", "control", "nbd", "snapshotd")
