@@ -107,6 +107,27 @@ def test_a_full_disk_on_one_node_refuses_no_guest(cluster: FaultCluster, volume:
     history.check(cluster.uri(volume))
 
 
+def test_a_full_disk_on_one_node_and_the_restart_of_another_refuse_no_guest(cluster: FaultCluster, volume: str) -> None:
+    history = History(0, BLOCKS)
+    with RegisterLoad(history, lambda: cluster.uri_now(volume)) as load:
+        load.wait_progress(PROGRESS)
+        cluster.fill_disk()
+        wait_for("control to hear of the full node", lambda: any(node.full for node in cluster.status().nodes))
+        cluster.nodes[1].kill()
+        wait_for("the status to say why writes wait", lambda: says(cluster, "wait or fail with ENOSPC (full: node-"))
+        cluster.start(cluster.nodes[1])
+        load.wait_progress(PROGRESS)
+        wait_for("the status to say no more of it", lambda: not says(cluster, "ENOSPC"))
+        cluster.make_room()
+        cluster.wait_whole(volume)
+    assert not load.errors
+    history.check(cluster.uri(volume))
+
+
+def says(cluster: FaultCluster, text: str) -> bool:
+    return any(text in problem.message for problem in cluster.status().problems)
+
+
 @pytest.mark.parametrize("names", [["front-end-0"], ["node-0", "node-1", "node-2"], ["control"]])
 def test_a_clock_that_jumps_changes_nothing(cluster: FaultCluster, volume: str, names: list[str]) -> None:
     history = History(0, BLOCKS)

@@ -89,6 +89,31 @@ def test_a_held_write_goes_on_where_the_full_node_has_room_again(tmp_path: Path)
     in_loop(test)
 
 
+def test_room_on_one_of_two_full_nodes_is_enough(tmp_path: Path) -> None:
+    async def test() -> None:
+        with ExitStack() as mounted:
+            disks = []
+            for name in ("first", "second"):
+                (tmp_path / name).mkdir()
+                disks.append(mounted.enter_context(SmallDisk(tmp_path / name, DISK, 0)))
+            paths = {index: disk.path for index, disk in enumerate(disks)}
+            async with running_stack(tmp_path, disks=paths, heartbeat_s=0.1) as stack:
+                volume = await stack.open(SIZE)
+                await volume.write(0, BLOCK)
+                for disk in disks:
+                    fill_up(disk)
+                await until(lambda: full(volume) == [True, True, False], "the front-end hears of the full disks")
+                with pytest.raises(NoSpace):
+                    await volume.write(1, BLOCK)
+                assert bytes(await volume.read(0, 2)) == BLOCK + bytes(BLOCK_SIZE)
+                disks[0].make_room()
+                await until(lambda: full(volume) == [False, True, False], "one has room again")
+                await volume.write(1, BLOCK)
+                assert bytes(await volume.read(0, 2)) == 2 * BLOCK
+
+    in_loop(test)
+
+
 @pytest.mark.parametrize("reserve_bytes", [0, MIB])
 def test_tables_that_cannot_grow_refuse_writes_and_take_them_again_with_nothing_lost(
     tmp_path: Path, reserve_bytes: int

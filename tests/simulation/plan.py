@@ -80,6 +80,11 @@ _OLD_COPIES: Final = {"forgotten_copy": 6.0, "checkpoint": 10.0, "isolate_node":
 _CHANGES: Final = {"isolate_node": 2.0, "slow_way": 3.0, "crash_front_end": 1.5, "attach_briefly": 1.0}
 #: Who has no room, and who is away: which of both is why a write has to wait.
 _FULL_DISKS: Final = {"full_disks": 3.0, "isolate_node": 1.0, "crash_node": 1.0, "no_room": 1.0}
+#: All at once, beside changes of members: what is known of who acked what, and who counts, comes from everywhere.
+_TOGETHER: Final = {
+    "full_disks": 0.7, "forgotten_copy": 4.0, "old_copy": 1.0, "checkpoint": 6.0, "isolate_node": 1.0,
+    "crash_front_end": 0.5, "damage_node": 0.4,
+}  # fmt: skip
 _TROUBLES: Final = (_SPLITS, _FILLINGS, _ATTACHMENTS, _OLD_COPIES)
 
 
@@ -96,7 +101,7 @@ def draw_plan(random: Random, *, changes: bool = False, full_disks: bool = False
     if changes and random.random() < 0.7:
         trouble = _CHANGES
     if full_disks:
-        trouble = _FULL_DISKS
+        trouble = _TOGETHER if changes else _FULL_DISKS
     share = 0.1 if trouble else 0.35
     faults = {kind: rate * (0.5 + random.random()) for kind, rate in FAULTS.items() if random.random() < share}
     fills = trouble is _FILLINGS or random.random() < 0.2
