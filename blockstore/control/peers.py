@@ -15,7 +15,7 @@ from blockstore.config import ControlSettings
 from blockstore.control.records import FrontEnd, Node, Tombstone
 from blockstore.domain import SnapshotId, VolumeId
 from blockstore.errors import QuorumUnavailable
-from blockstore.grpc_endpoint import open_channel
+from blockstore.grpc_connections import Connections
 from blockstore.grpc_errors import cairn_errors
 from blockstore.rpc import control_pb2, control_pb2_grpc, replica_pb2, replica_pb2_grpc
 from blockstore.units import Epoch
@@ -29,7 +29,7 @@ class Peers:
         self._open_timeout_s = settings.open_timeout_s
         # While writes are held for a seal, its answer counts until they are released.
         self._seal_timeout_s = max(settings.call_timeout_s, settings.hold_limit_s)
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._connections = Connections(lambda channel: channel)
 
     async def create(
         self, node: Node, replica: Tombstone, configuration: int, source: str = "", *, filling: bool = False
@@ -133,8 +133,7 @@ class Peers:
 
     async def keep_only(self, addresses: Collection[str]) -> None:
         """Close the channels to all other addresses."""
-        for address in self._channels.keys() - set(addresses):
-            await self._channels.pop(address).close(None)
+        await self._connections.keep_only(addresses)
 
     def _node(self, node: Node) -> "replica_pb2_grpc.ReplicaAsyncStub":
         return replica_pb2_grpc.ReplicaStub(self._channel(node.address, node.id))
@@ -145,9 +144,7 @@ class Peers:
     def _channel(self, address: str, whose: str) -> grpc.aio.Channel:
         if not address:
             raise QuorumUnavailable(f"{whose} has never said where it listens")
-        if address not in self._channels:
-            self._channels[address] = open_channel(address)
-        return self._channels[address]
+        return self._connections.to(address)
 
 
 @contextmanager

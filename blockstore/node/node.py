@@ -11,13 +11,12 @@ from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import grpc
 import structlog
 
 from blockstore.config import EXIT_DO_NOT_RESTART, NodeSettings
 from blockstore.domain import ORIGIN, NodeId, Position, ReplicaAddress, ReplicaId
 from blockstore.errors import AlreadyExists, CairnError, Conflict, Corrupt, InvalidRequest, NoSpace, NotFound
-from blockstore.grpc_endpoint import open_channel
+from blockstore.grpc_connections import Connections
 from blockstore.log import UNKNOWN_FLOOR, Filling, LogImage
 from blockstore.node.catch_up import CatchUpClient
 from blockstore.node.checkpointer import Checkpointer
@@ -67,10 +66,10 @@ class Node:
         Control says it when the node registers, and with each heartbeat.
         """
         self._hosted: dict[ReplicaId, HostedReplica] = {}
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._peers = Connections(lambda channel: channel)
         self._deletions: set[asyncio.Task[None]] = set()
-        self._catch_up = CatchUpClient(self._channel, self.memory, self.rebuild_rate, settings.call_timeout_s)
-        self._repairer = Repairer(self._channel, settings.call_timeout_s, self._note_damage)
+        self._catch_up = CatchUpClient(self._peers.to, self.memory, self.rebuild_rate, settings.call_timeout_s)
+        self._repairer = Repairer(self._peers.to, settings.call_timeout_s, self._note_damage)
         replicas = self.store.replicas()
         stores = open_sound(self.store, replicas)
         lost = [replica for replica in replicas if self.store.lacks_tables(replica)]
@@ -108,7 +107,7 @@ class Node:
             settings,
             self.replicas,
             self.repair,
-            ScrubPeers(self._channel, settings.call_timeout_s),
+            ScrubPeers(self._peers.to, settings.call_timeout_s),
             traffic=self.traffic,
             wall_ms=lambda: time.time_ns() // 1_000_000,
         )
@@ -227,8 +226,7 @@ class Node:
         await self._loop.run_in_executor(None, self._writer.close)
         for hosted in self.replicas():
             await hosted.close()
-        for channel in self._channels.values():
-            await channel.close(None)
+        await self._peers.close()
         self.journal.close()
         self.store.close()
 
@@ -265,12 +263,6 @@ class Node:
         """It is filled anew, or was: a crash may come between that and this."""
         if not hosted.closed:
             self.store.forget_damage(hosted.replica)
-
-    def _channel(self, address: str) -> grpc.aio.Channel:
-        channel = self._channels.get(address)
-        if channel is None:
-            channel = self._channels[address] = open_channel(address)
-        return channel
 
     def _status(self, hosted: HostedReplica) -> pb.ReplicaStatus:
         follower = hosted.follower

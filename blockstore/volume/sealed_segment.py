@@ -5,14 +5,13 @@ last, and on an error to the next; where all have refused, the error says what e
 may change while it is read: control brings them with every heartbeat.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
 import grpc
 
 from blockstore.errors import CairnError, Corrupt, InvalidRequest, NotFound, QuorumUnavailable
-from blockstore.grpc_endpoint import open_channel
+from blockstore.grpc_connections import Connections
 from blockstore.grpc_errors import cairn_errors
 from blockstore.replica_codec import decode_generation
 from blockstore.rpc import control_pb2, replica_pb2_grpc
@@ -33,22 +32,22 @@ class NodeChannels:
 
     def __init__(self) -> None:
         self.pace = GuestPace()
-        self._nodes: dict[str, tuple[grpc.aio.Channel, Any]] = {}
+        self._nodes = Connections(_replica_stub)
 
     def stub(self, address: str) -> Any:
         """The Replica service there; ReadGeneration gives bytes, for `decode_generation`."""
-        if address not in self._nodes:
-            channel = open_channel(address)
-            stub: Any = replica_pb2_grpc.ReplicaStub(channel)
-            stub.ReadGeneration = channel.unary_unary(
-                _READ_GENERATION, pb.ReadGenerationRequest.SerializeToString, response_deserializer=None
-            )
-            self._nodes[address] = channel, stub
-        return self._nodes[address][1]
+        return self._nodes.to(address)
 
     async def close(self) -> None:
-        nodes, self._nodes = self._nodes, {}
-        await asyncio.gather(*(channel.close(None) for channel, _ in nodes.values()))
+        await self._nodes.close()
+
+
+def _replica_stub(channel: grpc.aio.Channel) -> Any:
+    stub: Any = replica_pb2_grpc.ReplicaStub(channel)
+    stub.ReadGeneration = channel.unary_unary(
+        _READ_GENERATION, pb.ReadGenerationRequest.SerializeToString, response_deserializer=None
+    )
+    return stub
 
 
 class SealedSegment:

@@ -16,7 +16,7 @@ import xxhash
 
 from blockstore.domain import SnapshotId
 from blockstore.errors import CairnError, Corrupt, InvalidRequest, QuorumUnavailable
-from blockstore.grpc_endpoint import open_channel
+from blockstore.grpc_connections import Connections
 from blockstore.grpc_errors import cairn_errors
 from blockstore.grpc_payload import cut_out
 from blockstore.rpc import snapshot_pb2 as pb
@@ -81,7 +81,7 @@ class SourceClient:
         """Why the last call failed; empty where it did not."""
         self._call_timeout_s = call_timeout_s
         self._addresses = list(source.addresses)
-        self._daemons: dict[str, tuple[grpc.aio.Channel, Any]] = {}
+        self._daemons = Connections(_store_stub)
         self._refreshed = asyncio.Event()
 
     @property
@@ -96,9 +96,7 @@ class SourceClient:
             self._refreshed.set()
 
     async def close(self) -> None:
-        daemons, self._daemons = self._daemons, {}
-        for channel, _ in daemons.values():
-            await channel.close(None)
+        await self._daemons.close()
 
     # ---- calls
 
@@ -151,7 +149,7 @@ class SourceClient:
         for address in list(self._addresses):
             try:
                 with cairn_errors(f"snapshotd at {address}"):
-                    result = await call(self._stub(address))
+                    result = await call(self._daemons.to(address))
             except InvalidRequest:
                 raise
             except CairnError as error:
@@ -169,15 +167,6 @@ class SourceClient:
         if self._addresses and self._addresses[0] != address and address in self._addresses:
             self._addresses.remove(address)
             self._addresses.insert(0, address)
-
-    def _stub(self, address: str) -> Any:
-        """Its Fetch gives bytes, for `_fetched`."""
-        if address not in self._daemons:
-            channel = open_channel(address)
-            stub: Any = snapshot_pb2_grpc.SnapshotStoreStub(channel)
-            stub.Fetch = channel.unary_unary(_FETCH, pb.FetchRequest.SerializeToString, response_deserializer=None)
-            self._daemons[address] = channel, stub
-        return self._daemons[address][1]
 
     # ---- patience
 
@@ -215,6 +204,13 @@ class SourceClient:
     @property
     def _name(self) -> str:
         return f"the volume's source {self.source.snapshot}"
+
+
+def _store_stub(channel: grpc.aio.Channel) -> Any:
+    """Its Fetch gives bytes, for `_fetched`."""
+    stub: Any = snapshot_pb2_grpc.SnapshotStoreStub(channel)
+    stub.Fetch = channel.unary_unary(_FETCH, pb.FetchRequest.SerializeToString, response_deserializer=None)
+    return stub
 
 
 def _fetched(request: pb.FetchRequest, message: bytes) -> Fetched:
