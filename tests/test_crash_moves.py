@@ -74,6 +74,10 @@ def holders(cluster: Cluster, volume: str) -> set[str]:
     return set() if any(map(changing, found)) else {each.node for one in found for each in one.members}
 
 
+def newcomers(cluster: Cluster, volume: str) -> list[str]:
+    return [each.replica for each in cluster.health(volume).replicas if each.replaces]
+
+
 def newcomer_node(cluster: Cluster, volume: str) -> str:
     """Where a newcomer is filled now; empty where none is."""
     filled = [each for each in cluster.health(volume).replicas if each.replaces and each.state == "filling"]
@@ -183,8 +187,11 @@ def lose_entry(directory: Path, number: int) -> None:
 
 
 def test_two_replicas_that_rotted_are_made_good_one_after_the_other_by_themselves(tmp_path: Path) -> None:
-    """In a volume that nobody has attached; each lacks a block that only one of the two others is sure to have."""
-    with Cluster(tmp_path, control_settings=PATIENT) as cluster:
+    """In a volume that nobody has attached; each lacks a block that only one of the two others is sure to have.
+
+    All that take part are killed meanwhile, the one good replica's node among them.
+    """
+    with Cluster(tmp_path, control_settings=dataclasses.replace(PATIENT, rebuild_rate_bytes=MIB)) as cluster:
         volume = cluster.create(SIZE)
         uri, content = cluster.attach(volume), os.urandom(2 * MIB)
         write(uri, 0, content)
@@ -198,6 +205,11 @@ def test_two_replicas_that_rotted_are_made_good_one_after_the_other_by_themselve
         for daemon, number in zip(held[:2], (3, 300), strict=True):
             lose_entry(daemon.directory, number)
         cluster.start(*held)
+        for victim in (held[2], cluster.control, cluster.front_ends[0]):
+            wait_until("a newcomer", cluster, volume, lambda: newcomers(cluster, volume))
+            victim.kill()
+            cluster.start(victim)
+        cluster.call("SetRepair", control_pb2.SetRepairRequest(rebuild_rate_bytes=0))
 
         def good() -> bool:
             [now] = configurations(cluster, volume)
