@@ -14,7 +14,7 @@ from tests.cluster_simulation.faults import WHOLE_S
 from tests.cluster_simulation.guests import FAILED, Guests, check_one_moment
 
 #: Of the records: what stays of a cluster in which there is nothing.
-_STAYS = ("nodes/", "front-ends/", "daemons/", "snapshots.store", "repair/choices")
+_STAYS = ("nodes/", "front-ends/", "daemons/", "snapshots.store")
 #: Of the object store.
 _CONTENT = (PACKS, SHARDS, SNAPSHOTS)
 _RECORDS = b"/simulated/catalog/"
@@ -124,7 +124,8 @@ async def left_over(cluster: SimulatedCluster) -> list[str]:
     strays = {each.message.split()[1] for each in status.problems if "is not in the catalog" in each.message}
     replicas = [path for name in cluster.of_kind("node") for path in cluster.place(name).glob("replicas/*")]
     records = cluster.records.items if cluster.records else {}
-    keys = [key.removeprefix(_RECORDS).decode() for key in records if key.startswith(_RECORDS)]
+    found = {key.removeprefix(_RECORDS).decode(): each for key, each in records.items() if key.startswith(_RECORDS)}
+    keys = [key for key, each in found.items() if not (key.startswith("repair/") and b"vol-" not in each.value)]
     return [
         *(each.volume.id for each in status.volumes),
         *(each.id for each in snapshots.snapshots),

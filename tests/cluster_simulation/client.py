@@ -36,6 +36,7 @@ class Client:
             for _ in range(self._random.randrange(_BURST)):
                 if self.stopping:
                     break
+                await self._cluster.busy.wait()
                 began = self._now
                 await self._one()
                 self.longest_s = max(self.longest_s, self._now - began)

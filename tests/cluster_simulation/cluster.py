@@ -35,6 +35,9 @@ from tests.cluster_simulation.server import Server
 
 _CALL_S: Final = 10.0
 _POLL_S: Final = 0.2
+_LONGEST_POLL_S: Final = 3.0
+#: How long guests wait for an attachment before they ask for another one.
+_PATIENCE_S: Final = 3.0, 8.0
 #: Within which the tasks of a process that was killed end.
 _ENDS_S: Final = 60.0
 _ETCD_MEMBERS: Final = 3
@@ -60,6 +63,9 @@ class SimulatedCluster:
         self.processes: dict[str, Process] = {}
         self.ended: list[str] = []
         """Daemons that ended by themselves, and how."""
+        self.busy = asyncio.Event()
+        """Guests ask for something only while it is set."""
+        self.busy.set()
         self.store_directory = directory / "store"
         self.records = etcd.EtcdStore(loop.time) if controls > 1 else None
         self._directory = directory
@@ -73,6 +79,7 @@ class SimulatedCluster:
         self._work["snapshotd-0"] = self._snapshotd
         self._lives = dict.fromkeys(self._work, 0)
         self._channels: dict[str, Any] = {}
+        self._attached_at: dict[str, float] = {}
         self.control: Any = control_pb2_grpc.ControlStub(self._channel(self._control_addresses))
         self.snapshots: Any = snapshot_pb2_grpc.SnapshotsStub(self._channel(self._control_addresses))
 
@@ -250,28 +257,29 @@ class SimulatedCluster:
     async def until(
         self, what: str, condition: Callable[[], Coroutine[Any, Any, bool]], limit_s: float = 120.0
     ) -> None:
-        """Raises AssertionError where it does not come true in time."""
-        give_up = self.loop.time() + limit_s
+        """Raises AssertionError where it does not come true in time. Asked less and less often."""
+        give_up, pause_s = self.loop.time() + limit_s, _POLL_S
         while not await condition():
             assert self.loop.time() < give_up, f"not within {limit_s} s: {what}; ended by themselves: {self.ended}"
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, _LONGEST_POLL_S)
 
     async def status(self) -> pb.StatusResponse:
         found: pb.StatusResponse = await self.call("Status", pb.StatusRequest())
         return found
 
     async def all_up(self) -> bool:
-        status = await self.status()
-        nodes, front_ends = len(self.of_kind("node")), len(self.of_kind("front-end"))
-        return (
-            sum(each.up for each in status.nodes) == nodes and sum(each.up for each in status.front_ends) == front_ends
-        )
+        return self._all_up(await self.status())
+
+    def _all_up(self, status: pb.StatusResponse) -> bool:
+        nodes, front_ends = (sum(each.up for each in known) for known in (status.nodes, status.front_ends))
+        return nodes == len(self.of_kind("node")) and front_ends == len(self.of_kind("front-end"))
 
     async def whole(self) -> bool:
         """Whether all are up, and every member of every volume has all of it."""
         status = await self.status()
         replicas = (each for volume in status.volumes for each in volume.replicas if not each.replaces)
-        return status.healthy and await self.all_up() and all(each.state == "up" for each in replicas)
+        return status.healthy and self._all_up(status) and all(each.state == "up" for each in replicas)
 
     async def create(self, size_bytes: int = 0, snapshot: str = "", segment_size_bytes: int = 0) -> str:
         """The id of a new volume, once it is available."""
@@ -289,15 +297,19 @@ class SimulatedCluster:
         return volume
 
     async def uri(self, volume: str) -> str:
-        """Where it is served; it is attached where that is nowhere, or to a front-end that is down."""
+        """Where it is served, empty where that is nowhere; then somebody attaches it to whoever is up, but seldom.
+
+        Attaching takes its time: those who ask again at once would end each other's attempts for ever.
+        """
         health = await self.call("GetVolumeHealth", pb.GetVolumeRequest(volume=volume))
-        if health.serving != "serving":
-            up = [each.id for each in (await self.status()).front_ends if each.up]
-            if up:
-                await self.attach(volume, self.loop.random.choice(up))
-            return ""
-        found = await self.call("GetVolume", pb.GetVolumeRequest(volume=volume))
-        return str(found.attachment.uris[0]) if found.attachment.uris else ""
+        if health.serving == "serving":
+            return str(health.volume.attachment.uris[0]) if health.volume.attachment.uris else ""
+        up = [each.id for each in (await self.status()).front_ends if each.up]
+        now, patience_s = self.loop.time(), self.loop.random.uniform(*_PATIENCE_S)
+        if up and now - self._attached_at.get(volume, -patience_s) >= patience_s:
+            self._attached_at[volume] = now
+            await self.attach(volume, self.loop.random.choice(up))
+        return ""
 
     async def attach(self, volume: str, front_end: str) -> None:
         """Ask for it, once; whether it came to be is seen later."""

@@ -22,14 +22,17 @@ from tests.cluster_simulation.cluster import SimulatedCluster
 from tests.cluster_simulation.disk import rot
 from tests.cluster_simulation.journal import SimulatedJournalWriter
 
-_REST_S: Final = 0.0, 4.0
+_REST_S: Final = 0.0, 3.0
 #: Mostly shorter than a lease or a keepalive, at times longer than a request may wait.
-_LASTS_S: Final = (0.0, 0.5), (0.5, 5.0), (5.0, 20.0)
+_LASTS_S: Final = (0.0, 0.5), (0.0, 0.5), (0.5, 5.0), (0.5, 5.0), (5.0, 20.0)
 #: How many faults that pass may overlap.
-_AT_ONCE: Final = 3
+_AT_ONCE: Final = 2
 #: Between two that take data; how long a node is away before; within which the cluster is whole again after all faults.
 _BETWEEN_S: Final = 5.0, 15.0
 _AWAY_S: Final = 4.0, 12.0
+#: How long a node lacks what others write, or is away; until control has heard who has acked what.
+_BEHIND_S: Final = 2.0, 6.0
+_TOLD_S: Final = 4.0
 WHOLE_S: Final = 240.0
 
 #: Each with its weight in the choice of the next one.
@@ -39,11 +42,13 @@ PASSING: Final = {
     "power_cut": 2,
     "cut_link": 2,
     "isolate": 2,
+    "partition": 2,
     "slow_network": 1,
     "slow_process": 1,
     "slow_disk": 1,
     "full_disk": 1,
     "clock": 1,
+    "etcd_compacts": 1,
 }
 TAKING: Final = {"old_copy": 1, "rot": 1, "lost_disk": 1}
 KINDS: Final = PASSING | TAKING
@@ -78,6 +83,7 @@ class Faults:
 
     def heal(self) -> None:
         """The last ones are over, too."""
+        self._cluster.busy.set()
         for mend in self._to_mend:
             mend()
         self._cluster.start_all()
@@ -141,6 +147,13 @@ class Faults:
         links = [(other, alone) for other in others if ways != "hears"]
         return self._cluster.network.cut(links + [(alone, other) for other in others if ways != "speaks"])
 
+    def _partition(self) -> Mend:
+        """All of them into two sides that do not hear each other: a front-end with some of the nodes, and the rest."""
+        here = {name for name in self._cluster.names if self._random.random() < 0.3} | {self._any("front-end")}
+        there = [name for name in self._cluster.names if name not in here]
+        between = [(one, other) for one in sorted(here) for other in there]
+        return self._cluster.network.cut(between + [(other, one) for one, other in between])
+
     def _slow_network(self) -> Mend:
         """Every message to and from one of them takes up to half a second."""
         return _set_for_now(self._cluster.network.latency_of, self._any(), (0.0, self._random.choice((0.02, 0.5))))
@@ -167,6 +180,12 @@ class Faults:
         self._cluster.machines.skew_s[self._any()] = jump_s
         return lambda: None
 
+    def _etcd_compacts(self) -> Mend:
+        """It forgets all that was before: whoever follows it, and is behind, begins anew."""
+        if self._cluster.records:
+            self._cluster.records.compact()
+        return lambda: None
+
     # ---- what takes data
 
     async def _take(self) -> None:
@@ -179,8 +198,9 @@ class Faults:
             if kind == "old_copy" and not self._copy:
                 await self._remember(name)
             else:
-                await self._hit(self._copy if kind == "old_copy" else name, getattr(self, f"_{kind}"))
                 self.count[kind] += 1
+                hit = self._put_back(self._copy) if kind == "old_copy" else self._hit(name, getattr(self, f"_{kind}"))
+                await hit
             self._may_begin.set()
 
     async def _until_whole(self) -> None:
@@ -206,11 +226,28 @@ class Faults:
         await damage(name)
         self._cluster.start(name)
 
-    async def _old_copy(self, name: str) -> None:
+    async def _put_back(self, name: str) -> None:
+        """The old copy, in the worst moment: one node lacks what the copy lacks, and the third one is away.
+
+        So the first two alone must not be taken for a quorum that knows. Guests pause before the node goes: what it
+        acked has been told to control by then, which is all that the rule promises to know.
+        """
+        behind, away = self._random.sample([each for each in self._cluster.of_kind("node") if each != name], 2)
+        self._cluster.kill(behind)
+        await asyncio.sleep(self._random.uniform(*_BEHIND_S))
+        self._cluster.busy.clear()
+        await asyncio.sleep(_TOLD_S)
+        self._cluster.kill(name)
+        self._cluster.kill(away)
+        self._cluster.busy.set()
         place = self._cluster.place(name)
         shutil.rmtree(place)
         shutil.copytree(self._cluster.scratch("old"), place)
         self._copy = ""
+        for node in (name, behind):
+            self._cluster.start(node)
+        await asyncio.sleep(self._random.uniform(*_BEHIND_S))
+        self._cluster.start(away)
 
     async def _rot(self, name: str) -> None:
         rot(self._cluster.place(name), self._random)

@@ -66,7 +66,6 @@ def _highest(quorum: Quorum, values: Mapping[ReplicaId, V]) -> V:
 
 
 _ARRIVED: Final = Reads.arrived
-_CUTS: Final = {"isolate": 2, "cut_link": 1, "kill_several": 1, "slow_network": 1}
 _POWER: Final = {"power_cut": 1, "kill_several": 1}
 
 MUTATIONS: Final[dict[str, Mutation]] = {
@@ -75,7 +74,8 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     ),
     "a_journal_that_is_not_synced": Mutation(((SimulatedDisk, "sync", lambda disk, fd: None),), _POWER),
     "any_one_is_a_quorum": Mutation(
-        ((Quorum, "reached", _any), (Quorum, "reached_before", _all_of_the_old), (Quorum, "level", _highest)), _CUTS
+        ((Quorum, "reached", _any), (Quorum, "reached_before", _all_of_the_old), (Quorum, "level", _highest)),
+        {"partition": 1},
     ),
     "answers_while_it_holds": Mutation(
         ((Hold, "keep", lambda hold, answer: answer()),), {"slow_network": 3, "slow_disk": 1}
@@ -86,7 +86,9 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     "serves_before_the_old_lease_is_over": Mutation(
         ((Attaching, "older_leases_are_over", lambda attaching, now: True),), {"isolate": 1}
     ),
-    "believes_an_old_copy": Mutation(((Follower, "know_acked", lambda follower, position: []),), {"old_copy": 1}),
+    "believes_an_old_copy": Mutation(
+        ((Follower, "know_acked", lambda follower, position: []),), {"old_copy": 1}, seeds=3, lasts_s=60.0
+    ),
 }
 #: Those that a few seconds find, in the order of what they cost.
 CHEAP: Final = ("a_journal_that_is_not_synced",)

@@ -28,14 +28,28 @@ class Channel:
         self._network, self._address = network, address
         self._connection: Connection | None = None
         self._calls: dict[_Call, None] = {}
+        self._dialling: asyncio.Task[Connection] | None = None
 
-    async def channel_ready(self) -> None:
-        while True:
-            try:
-                await self.connect()
-                return
-            except ConnectionError:
-                await asyncio.sleep(0.1)
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        """One attempt each time that it is asked to try and none is under way."""
+        if self._connection is not None and self._connection.open:
+            return grpc.ChannelConnectivity.READY
+        if self._dialling is not None and not self._dialling.done():
+            return grpc.ChannelConnectivity.CONNECTING
+        if self._dialling is not None:
+            failed, self._dialling = self._dialling, None
+            if failed.cancelled() or failed.exception() is not None:
+                return grpc.ChannelConnectivity.TRANSIENT_FAILURE
+        if not try_to_connect:
+            return grpc.ChannelConnectivity.IDLE
+        self._dialling = self._network.loop.create_task(self.connect())
+        return grpc.ChannelConnectivity.CONNECTING
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        """While it connects; a change of a connection that stands is not waited for by anybody."""
+        assert last_observed_state is grpc.ChannelConnectivity.CONNECTING, f"not simulated: {last_observed_state}"
+        if self._dialling is not None:
+            await asyncio.wait([self._dialling])
 
     async def connect(self) -> Connection:
         """Raises ConnectionError where nobody listens, or nothing gets through."""
@@ -58,6 +72,8 @@ class Channel:
     async def close(self, grace: float | None = None) -> None:
         for call in list(self._calls):
             call.cancel()
+        if self._dialling is not None:
+            self._dialling.cancel()
         if self._connection is not None:
             self._connection.end("the channel was closed")
 
