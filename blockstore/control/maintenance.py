@@ -36,7 +36,7 @@ _log = structlog.get_logger(__name__)
 
 #: Detached volumes that one front-end hydrates at once: each takes object store and nodes from the guests.
 MAX_HYDRATING: Final = 2
-#: Those that one front-end opens because a replica fills: as many as new replicas are filled at once by default.
+#: Those that one has open because a replica is not good: a node that was lost may leave a thousand of them at once.
 MAX_MENDING: Final = 4
 #: Before a volume that could not be opened is tried again: each attempt is an epoch, and seals at its nodes.
 RETRY_S: Final = 1.0

@@ -23,8 +23,8 @@ _EVEN: Final = 0.05
 AWAY: Final = "away"
 DRAIN: Final = "drain"
 REBALANCE: Final = "rebalance"
-#: What begins by itself, in this order; all else was asked for.
-BY_ITSELF: Final = (AWAY, LEFT_OUT, DAMAGED, DRAIN)
+#: Why a replica is due, the most urgent first; all else are moves that somebody asked for.
+WHY_DUE: Final = (AWAY, LEFT_OUT, DAMAGED, DRAIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ def _due(volumes: Iterable[Volume], cluster: Cluster, limits: Limits) -> list[Pl
         for member in segment.configuration.members
         if (why := cluster.due(member, limits.replace_after_s))
     ]
-    return sorted(found, key=lambda move: BY_ITSELF.index(move.why))
+    return sorted(found, key=lambda move: WHY_DUE.index(move.why))
 
 
 def _segment(volume: Volume | None, move: PlannedMove) -> Segment | None:

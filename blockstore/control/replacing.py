@@ -18,7 +18,7 @@ from blockstore.config import ControlSettings
 from blockstore.control import membership
 from blockstore.control.catalog import Catalog
 from blockstore.control.membership import is_changing, is_movable
-from blockstore.control.moving import AWAY, BY_ITSELF, DRAIN, REBALANCE, Cluster, Limits, NodeView, is_void, next_moves
+from blockstore.control.moving import AWAY, DRAIN, REBALANCE, WHY_DUE, Cluster, Limits, NodeView, is_void, next_moves
 from blockstore.control.peers import Peers
 from blockstore.control.placing import promised_bytes, random_id
 from blockstore.control.presence import Presence
@@ -293,7 +293,7 @@ class Replacing:
         try:
             stored: Stored[Volume] = await self._catalog.stored_volume(move.volume)
             node = await self._catalog.node(move.to_node)
-            reason = move.why if move.why in BY_ITSELF else REBALANCE
+            reason = move.why if move.why in WHY_DUE else REBALANCE
             changed = membership.enlist(stored.record, move.segment, newcomer, move.replica, reason)
         except (NotFound, Conflict) as error:
             _log.info("a replica is not moved now", volume=move.volume, replica=move.replica, why=str(error))
