@@ -99,12 +99,20 @@ def test_list(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) -> N
         3, pb.SNAPSHOT_STATE_PENDING, progress=make_progress(MIB), description="[b]x[/b]"
     )
     assert run(["snapshot", "list", "--volume", "db"]) == 0
-    assert cluster.last(pb.ListSnapshotsRequest).volume == "db"
+    assert cluster.last(pb.ListSnapshotsRequest) == pb.ListSnapshotsRequest(volume="db")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["ID", "VOLUME", "SIZE", "STATE", "CREATED", "CHANGED", "STORED", "DESCRIPTION"]
     assert lines[1].split()[:5] == [ONE, "db", "1", "GiB", "completed"]
     assert "pending 10%" in lines[3]
     assert lines[3].endswith("[b]x[/b]")
+
+
+def test_a_list_of_the_newest(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["snapshot", "list", "--limit", "7"]) == 0
+    assert cluster.last(pb.ListSnapshotsRequest) == pb.ListSnapshotsRequest(limit=7)
+    for wrong in ("0", "-1", "x", "4294967296"):
+        assert run(["snapshot", "list", "--limit", wrong]) == 2
+        assert "--limit" in capsys.readouterr().err
 
 
 def test_an_empty_list_says_what_to_do(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,6 +75,9 @@ def test_snapshots_are_listed_by_volume_also_when_that_is_gone(tmp_path: Path) -
         (of_v,), (of_w,) = await control.snapshot("v"), await control.snapshot("w")
         assert {each.id for each in await control.snapshots()} == {of_v.id, of_w.id}
         assert [each.id for each in await control.snapshots("v")] == [of_v.id]
+        for limit, newest in ((1, [of_w.id]), (2, [of_v.id, of_w.id]), (3, [of_v.id, of_w.id])):
+            asked = snapshot_pb2.ListSnapshotsRequest(limit=limit)
+            assert [each.id for each in (await control.call("ListSnapshots", asked)).snapshots] == newest
         await in_state(control, of_v.id, COMPLETED)
         await control.delete("v")
         assert [each.id for each in await control.snapshots(volume.id)] == [of_v.id]

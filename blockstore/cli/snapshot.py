@@ -26,6 +26,9 @@ from blockstore.errors import CairnError, InvalidRequest, QuorumUnavailable
 from blockstore.rpc import snapshot_pb2 as pb
 from nbd_server import uri as nbd_uri
 
+#: What the request can say; nobody has more.
+_MOST_LISTED: Final = 2**32 - 1
+
 app = typer.Typer(help="Snapshots: the content of volumes at one instant, in object storage.", no_args_is_help=True)
 app.add_typer(snapshot_content.app)
 
@@ -120,11 +123,15 @@ def list_snapshots(
         str,
         typer.Option("--volume", help="Only those of this volume.", autocompletion=complete_volume, show_default=False),
     ] = "",
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, max=_MOST_LISTED, help="Only so many, the newest.", show_default="all"),
+    ] = None,
     control: ControlOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """List snapshots, of all volumes or of one."""
-    _show_all(run_with_control(find_control(control, state), lambda client: _listed(client, volume)), output)
+    """List snapshots, of all volumes or of one, the oldest first."""
+    _show_all(run_with_control(find_control(control, state), lambda client: _listed(client, volume, limit)), output)
 
 
 @app.command("show")
@@ -257,9 +264,9 @@ def retry(
     show(output, snapshot_documents.snapshot(found), lambda: snapshot_tables.snapshot(found))
 
 
-async def _listed(client: ControlClient, volume: str) -> list[pb.Snapshot]:
-    answer = await client.whole(client.snapshots.ListSnapshots, pb.ListSnapshotsRequest(volume=volume))
-    return list(answer.snapshots)
+async def _listed(client: ControlClient, volume: str, limit: int | None = None) -> list[pb.Snapshot]:
+    request = pb.ListSnapshotsRequest(volume=volume, limit=limit or 0)
+    return list((await client.whole(client.snapshots.ListSnapshots, request)).snapshots)
 
 
 def _until_ended(address: str, snapshots: Sequence[str], limit_s: float) -> list[pb.Snapshot]:

@@ -111,6 +111,7 @@ class SnapshotService(snapshot_pb2_grpc.SnapshotsServicer):
         if request.volume:
             wanted = await self._volume_id(request.volume, snapshots)
             snapshots = tuple(each for each in snapshots if each.volume == wanted)
+        snapshots = snapshots[-request.limit :]  # all, where that is 0
         for part in in_parts(snapshot_pb2.ListSnapshotsResponse(), snapshots=await self._messages(snapshots)):
             yield part
 
