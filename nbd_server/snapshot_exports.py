@@ -157,10 +157,7 @@ class SnapshotExports:
             f"snapshot {opened.snapshot}", found.snapshot.size_bytes, opened.content, lambda: self._find(opened)
         )
         opened.volume = SnapshotVolume(content, self._patience_s)
-        # Who may use a volume may see what it was.
-        aliases = tuple(filter(None, (opened.snapshot, found.snapshot.volume, found.snapshot.volume_name)))
-        description = _description(found.snapshot)
-        opened.export = Export(opened.snapshot, Device(opened.volume), description, read_only=True, aliases=aliases)
+        opened.export = Export(opened.snapshot, Device(opened.volume), _description(found.snapshot), read_only=True)
         where = "nodes" if found.segments else "object store"
         _log.info("a snapshot is open", snapshot=opened.snapshot, where=where)
 
@@ -170,8 +167,7 @@ class SnapshotExports:
         overlay = CloneOverlay(self._directory, opened.volume.size_bytes // BLOCK_SIZE, self._space)
         description = f"writable clone, gone with its connection: {opened.export.description}"
         device = Device(CloneVolume(opened.volume, overlay))
-        aliases = opened.export.aliases
-        export = Export(opened.snapshot + CLONE, device, description, aliases=aliases, shared=False)
+        export = Export(opened.snapshot + CLONE, device, description, aliases=(opened.snapshot,), shared=False)
         self._overlays[export] = overlay
         return export
 

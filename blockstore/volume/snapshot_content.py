@@ -159,6 +159,8 @@ class SnapshotContent:
         self._content = content
         self._find = find
         self._finding: SingleFlight[str, bool] = SingleFlight()
+        self._failed = ""
+        """Why it could not be read, as it was logged last."""
         self._past: list[Content] = []
         """Somebody may be in the middle of a call to one of these."""
 
@@ -178,8 +180,17 @@ class SnapshotContent:
     async def patiently(self, attempt: Callable[[], Awaitable[Result]], deadline: float) -> Result:
         """`attempt`, again and again until the loop's time `deadline`, with a look where the content is in between.
 
-        Raises QuorumUnavailable then, and Corrupt at once where it is damaged, and nowhere else.
+        Raises QuorumUnavailable then, and Corrupt at once where it is damaged, and nowhere else; the log says so once.
         """
+        try:
+            return await self._try_on(attempt, deadline)
+        except CairnError as error:
+            if str(error) != self._failed:
+                _log.error("a snapshot cannot be read; its clients get errors", snapshot=self._name, error=str(error))
+                self._failed = str(error)
+            raise
+
+    async def _try_on(self, attempt: Callable[[], Awaitable[Result]], deadline: float) -> Result:
         loop, pause_s = asyncio.get_running_loop(), _FIRST_PAUSE_S
         while True:
             try:
