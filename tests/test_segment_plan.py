@@ -12,8 +12,9 @@ from blockstore.control.placement import REPLICAS, Candidate
 from blockstore.control.placing import spread
 from blockstore.control.segment_plan import MAX_SEGMENTS, check_segment_size, cut, grow
 from blockstore.domain import NodeId
-from blockstore.errors import CairnError, InvalidRequest, QuorumUnavailable
+from blockstore.errors import CairnError, InvalidRequest, NotFound, QuorumUnavailable
 from blockstore.units import BLOCK_SIZE, GIB, MAX_VOLUME_SIZE, MIB, TIB
+from blockstore.volume.block_status import Changed
 from blockstore.volume.segmented_blocks import SegmentedBlocks, pieces
 from tests.memory_nbd import MemoryVolume
 
@@ -169,5 +170,33 @@ def test_a_request_over_two_segments_fails_where_one_does_and_waits_for_both() -
         for request in (volume.write(4, bytes(BLOCK_SIZE)), volume.read(4, 1), volume.trim(4, 1), volume.flush()):
             with pytest.raises(QuorumUnavailable, match="over"):
                 await request
+
+    asyncio.run(test())
+
+
+def test_what_segments_tell_is_put_together_and_one_that_is_younger_than_a_snapshot_has_changed() -> None:
+    async def test() -> None:
+        class Sealed(MemoryVolume):
+            def changed(self, start: int, count: int, snapshot: str) -> "asyncio.Future[list[Changed]]":
+                if snapshot != "snap":
+                    raise NotFound(snapshot)
+                return self._done([Changed(count, False)])
+
+        over: asyncio.Future[CairnError] = asyncio.get_running_loop().create_future()
+        parts = [Sealed(4 * BLOCK_SIZE), MemoryVolume(4 * BLOCK_SIZE)]
+        volume = SegmentedBlocks(parts, [0, 4], over)
+        await volume.write(3, bytes([1]) * (3 * BLOCK_SIZE))
+        assert [(run.length, run.data) for run in await volume.shown(2, 5)] == [
+            (1, False),
+            (1, True),
+            (2, True),
+            (1, False),
+        ]
+        assert await volume.changed(2, 5, "snap") == [Changed(2, False), Changed(2, True), Changed(1, False)]
+        with pytest.raises(NotFound):
+            await volume.changed(2, 5, "another")
+        over.set_result(QuorumUnavailable("it is over"))
+        with pytest.raises(QuorumUnavailable):
+            await volume.shown(0, 8)
 
     asyncio.run(test())

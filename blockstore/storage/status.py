@@ -46,8 +46,8 @@ from blockstore.units import (
 PAGE_ENTRIES: Final = 65_536
 #: Rows of `index` that are looked at as one.
 _WALKED: Final = 512
-#: Of one page of changes.
-_CHANGED_EXTENTS: Final = 4096
+#: Of one page of changes: 65,536 runs where every other block of them changed.
+_CHANGED_EXTENTS: Final = 512
 
 Memory = Callable[[], tuple[Seq[Memtable], bool]]
 

@@ -9,11 +9,11 @@ any more: an epoch is over for the volume as a whole.
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from blockstore.errors import CairnError
+from blockstore.errors import CairnError, NotFound
 from blockstore.units import BLOCK_SIZE, Generation
 from blockstore.volume.block_status import Changed, Shown
 
@@ -117,13 +117,20 @@ class SegmentedBlocks:
         return self._loop.create_task(self._told(start, count, lambda segment, *piece: segment.shown(*piece)))
 
     def changed(self, start: int, count: int, snapshot: str) -> "asyncio.Future[list[Changed]]":
-        def changed(segment: Blocks, start: int, count: int) -> "asyncio.Future[list[Changed]]":
-            return segment.changed(start, count, snapshot)
+        """A segment that came after the snapshot has changed wherever it has anything: it was not there before."""
+
+        async def changed(segment: Blocks, start: int, count: int) -> list[Changed]:
+            try:
+                return await segment.changed(start, count, snapshot)
+            except NotFound:
+                if segment is self._segments[0]:
+                    raise
+                return [Changed(run.length, run.depth > 0) for run in await segment.shown(start, count)]
 
         return self._loop.create_task(self._told(start, count, changed))
 
     async def _told(
-        self, start: int, count: int, ask: "Callable[[Blocks, int, int], asyncio.Future[list[Run]]]"
+        self, start: int, count: int, ask: "Callable[[Blocks, int, int], Awaitable[list[Run]]]"
     ) -> "list[Run]":
         """Of one segment after the other, until one does not tell all of its piece."""
         runs: list[Run] = []
@@ -136,7 +143,7 @@ class SegmentedBlocks:
         return runs
 
     async def snapshots(self) -> dict[str, Generation]:
-        """Those that every segment keeps which was there when they were made: all begin with the first one."""
+        """Of the first segment, with which every snapshot begins; later ones may be younger."""
         return await self._segments[0].snapshots()
 
     def _ask(
