@@ -23,7 +23,7 @@ from tests.tls_serving import Authority
 pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(480)]
 
 SIZE = 256 * MIB
-TLS_SIZE = 96 * MIB
+TLS_SIZE = 48 * MIB
 #: This machine, as the guest reaches it.
 HOST_ADDRESS = "10.0.2.2"
 #: A quiet machine takes a fifth of it.

@@ -22,6 +22,7 @@ from nbd_server.security import Security
 from nbd_server.terms import Style, Terms
 from nbd_server.wire import Command, Option, OptionReply
 from tests.nbd_serving import Raw, until
+from tests.programs import require_programs
 from tests.tls_serving import (
     Authority,
     client_context,
@@ -345,6 +346,7 @@ def test_who_starts_tls_gives_way_when_there_are_too_many(authority: Authority, 
 
 def test_a_client_cannot_renegotiate(authority: Authority) -> None:
     """TLS 1.2: it costs a server far more than a client. openssl's own client asks for it, behind a relay."""
+    require_programs("openssl")
 
     async def main() -> None:
         async with serving_tls(authority.settings()) as served:
