@@ -199,6 +199,9 @@ class NodeSettings(_Checked):
     zone: str = setting("default", "Failure domain: what fails together (a rack, a host) has one name.")
     listen: str = setting("127.0.0.1:0", _LISTEN)
     advertise: str = setting("", _ADVERTISE)
+    streams_port: int = setting(
+        0, "TCP port of records and reads, at --listen's host; 0: a free one, -1: they go over gRPC.", minimum=-1
+    )
     control: str = setting(DEFAULT_CONTROL, _CONTROL)
     heartbeat_s: float = setting(1.0, "Seconds between heartbeats to control.", minimum=0.05)
     call_timeout_s: float = setting(5.0, "Deadline of each call to control or another node.", minimum=0.1)

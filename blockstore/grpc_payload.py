@@ -4,7 +4,7 @@ Through protobuf a payload would be copied twice more on either side; here it is
 rest, found and cut out as it lies (protobuf, "Encoding"). A parser of the whole message reads the same.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -16,31 +16,35 @@ _VARINT, _FIXED64, _LENGTH = 0, 1, 2
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 
 
-def put_in(rest: Message, number: int, payload: Iterable[bytes | memoryview]) -> bytes:
-    """The serialized message `rest` with `payload`, in pieces, as its field `number` (below 16), which it lacks."""
-    pieces = [*payload]
-    return b"".join((rest.SerializeToString(), tag_of(number), varint(sum(map(len, pieces))), *pieces))
+def put_in(rest: Message, number: int, payload: list[bytes]) -> list[bytes]:
+    """The serialized message `rest` with `payload`, in pieces, as its field `number` (below 16), which it lacks.
+
+    In parts: whoever sends them puts them together, or need not.
+    """
+    head = b"".join((rest.SerializeToString(), tag_of(number), varint(sum(map(len, payload)))))
+    return [head, *payload]
 
 
-def cut_out(kind: type[AnyMessage], message: bytes, number: int) -> tuple[AnyMessage, memoryview]:
+def cut_out(kind: type[AnyMessage], message: bytes | bytearray, number: int) -> tuple[AnyMessage, memoryview]:
     """A serialized message of that kind without its field `number`; that field's value, where it lies in `message`.
 
     Raises InvalidRequest where the bytes are no such message.
     """
-    rest: list[bytes] = []
+    rest: list[memoryview] = []
     payload = memoryview(b"")
+    view = memoryview(message)
     for field, start, value, end in fields_of(message):
         if field == number:
-            payload = memoryview(message)[value:end]
+            payload = view[value:end]
         else:
-            rest.append(message[start:end])
+            rest.append(view[start:end])
     return parse(kind, b"".join(rest)), payload
 
 
-def parse(kind: type[AnyMessage], message: bytes) -> AnyMessage:
+def parse(kind: type[AnyMessage], message: bytes | bytearray) -> AnyMessage:
     """A serialized message of that kind. Raises InvalidRequest where the bytes are none."""
     try:
-        return kind.FromString(message)
+        return kind.FromString(bytes(message))
     except DecodeError as error:
         raise InvalidRequest(f"not a {kind.DESCRIPTOR.name}: {error}") from error
 
@@ -50,7 +54,7 @@ def tag_of(number: int) -> bytes:
     return bytes([number << 3 | _LENGTH])
 
 
-def fields_of(message: bytes) -> Iterator[tuple[int, int, int, int]]:
+def fields_of(message: bytes | bytearray) -> Iterator[tuple[int, int, int, int]]:
     """Of each field of a message: its number, where it starts, where its value does, where it ends.
 
     The number is 0 where its value is not bytes: under a number that we know, that is none of our fields, but unknown.
@@ -75,7 +79,7 @@ def fields_of(message: bytes) -> Iterator[tuple[int, int, int, int]]:
         yield tag >> 3 if tag & 7 == _LENGTH else 0, start, value, at
 
 
-def _read_varint(message: bytes, at: int) -> tuple[int, int]:
+def _read_varint(message: bytes | bytearray, at: int) -> tuple[int, int]:
     number = shift = 0
     for index in range(at, min(at + 10, len(message))):
         byte = message[index]

@@ -30,6 +30,9 @@ from blockstore.units import BLOCK_SIZE, MAX_RECORD_PAYLOAD, Epoch, Generation, 
 MAX_BATCH_BYTES: Final = MAX_RECORD_SIZE
 #: Of one segment, old members included: none has nearly as many.
 _MAX_MEMBERS: Final = 32
+#: What streams of messages begin with; the number is that of this encoding.
+REPLICATE_GREETING: Final = b"cairn 1 records"
+READ_GREETING: Final = b"cairn 1 reads"
 _RESULT: Final = struct.Struct("<QII")
 _RECORDS_TAG: Final = tag_of(pb.ReplicateRequest.RECORDS_FIELD_NUMBER)
 
@@ -91,8 +94,8 @@ def decode_seal(request: pb.SealEpochRequest) -> SealEpoch:
     return SealEpoch(Epoch(target.epoch), target.configuration, to_position(request.known), request.connection)
 
 
-def encode_append(target: bytes, message: Append, peer: Callable[[ReplicaId], pb.Peer]) -> bytes:
-    """A serialized ReplicateRequest. target: the serialized field of a request with only its target."""
+def encode_append(target: bytes, message: Append, peer: Callable[[ReplicaId], pb.Peer]) -> list[bytes]:
+    """A serialized ReplicateRequest, in parts. target: the serialized field of a request with only its target."""
     rest = pb.ReplicateRequest(
         request=message.request, commit=from_position(message.commit), end=from_position(message.end)
     )
@@ -104,8 +107,8 @@ def encode_append(target: bytes, message: Append, peer: Callable[[ReplicaId], pb
     rest.fill_anew = message.fill_anew
     parts = [target, rest.SerializeToString()]
     for record in message.records:
-        parts += (_RECORDS_TAG, varint(len(record.encoded)), record.encoded)
-    return b"".join(parts)
+        parts += (_RECORDS_TAG + varint(len(record.encoded)), record.encoded)
+    return parts
 
 
 def encode_target(address: ReplicaAddress, epoch: int, configuration: int) -> bytes:
@@ -113,19 +116,20 @@ def encode_target(address: ReplicaAddress, epoch: int, configuration: int) -> by
     return pb.ReplicateRequest(target=make_target(address, epoch, configuration)).SerializeToString()
 
 
-def decode_replicate(message: bytes) -> tuple[pb.ReplicateRequest, Append]:
+def decode_replicate(message: bytes | bytearray) -> tuple[pb.ReplicateRequest, Append]:
     """A serialized ReplicateRequest, without its records, and what it says.
 
     Raises Corrupt where a record fails a checksum, InvalidRequest where it is no such message or
     brings too much.
     """
-    rest: list[bytes] = []
+    rest: list[memoryview] = []
     encoded: list[bytes] = []
+    view = memoryview(message)
     for number, start, value, end in fields_of(message):
         if number == pb.ReplicateRequest.RECORDS_FIELD_NUMBER:
-            encoded.append(message[value:end])
+            encoded.append(bytes(view[value:end]))
         else:
-            rest.append(message[start:end])
+            rest.append(view[start:end])
     if sum(map(len, encoded)) > MAX_BATCH_BYTES:
         raise InvalidRequest(f"a batch of more than {MAX_BATCH_BYTES} bytes of records")
     request = parse(pb.ReplicateRequest, b"".join(rest))
@@ -170,8 +174,8 @@ class ReadResults(NamedTuple):
     absent: dict[int, list[tuple[int, int]]]
 
 
-def encode_read_response(results: bytes, payload: list[bytes], message: str, absent: bytes = b"") -> bytes:
-    """A serialized ReadResponse.
+def encode_read_response(results: bytes, payload: list[bytes], message: str, absent: bytes = b"") -> list[bytes]:
+    """A serialized ReadResponse, in parts.
 
     results: as result_entry makes them; payload: theirs, in order; absent: as absent_entry makes them.
     """
@@ -197,7 +201,7 @@ def absent_entry(request: int, first: int, count: int) -> bytes:
     return _RESULT.pack(request, first, count)
 
 
-def decode_read_response(message: bytes) -> ReadResults:
+def decode_read_response(message: bytes | bytearray) -> ReadResults:
     """Of a serialized ReadResponse, every number checked.
 
     Raises InvalidRequest where it is no such message, Corrupt where the payload fails its checksum.
@@ -234,7 +238,7 @@ def _absent_runs(results: list[tuple[int, int, int]], absent: bytes) -> dict[int
 def encode_generation(payload: bytes, *, guests: bool) -> bytes:
     """A serialized ReadGenerationResponse."""
     rest = pb.ReadGenerationResponse(checksum=xxhash.xxh3_64_intdigest(payload), guests=guests)
-    return put_in(rest, pb.ReadGenerationResponse.PAYLOAD_FIELD_NUMBER, [payload])
+    return b"".join(put_in(rest, pb.ReadGenerationResponse.PAYLOAD_FIELD_NUMBER, [payload]))
 
 
 def decode_generation(message: bytes) -> tuple[memoryview, bool]:
@@ -331,7 +335,7 @@ def fenced_error(by: FencedBy) -> Fenced:
     return Fenced(f"epoch {by.epoch}, configuration {by.configuration} was sealed here: a newer attachment exists")
 
 
-def decode_read_request(message: bytes) -> pb.ReadRequest:
+def decode_read_request(message: bytes | bytearray) -> pb.ReadRequest:
     """A serialized ReadRequest. Raises InvalidRequest where it is none."""
     return parse(pb.ReadRequest, message)
 

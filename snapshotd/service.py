@@ -59,7 +59,7 @@ class SnapshotStoreService(ChainService, snapshot_pb2_grpc.SnapshotStoreServicer
         root = await self._served_root(request.snapshot, request.root, background=request.background)
         mapped, payload = await self._reader.read(root, request.start, request.count, background=request.background)
         rest = pb.FetchResponse(mapped=mapped, checksum=xxhash.xxh3_64_intdigest(payload))
-        return put_in(rest, pb.FetchResponse.PAYLOAD_FIELD_NUMBER, [payload])
+        return b"".join(put_in(rest, pb.FetchResponse.PAYLOAD_FIELD_NUMBER, [payload]))
 
     async def _served_root(self, snapshot: str, expected: bytes, *, background: bool) -> Root:
         check_id("snap", snapshot)

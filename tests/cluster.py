@@ -24,7 +24,7 @@ from blockstore.grpc_endpoint import control_target
 from blockstore.rpc import control_pb2, control_pb2_grpc, snapshot_pb2, snapshot_pb2_grpc
 from tests.daemons import Daemon, wait_for
 from tests.nbd_client import Disconnected
-from tests.proxy import Proxy, free_address
+from tests.proxy import Cable, free_address
 
 CAIRN: Final = Path(sys.executable).parent / "cairn"
 #: Of the first snapshotd, in its state directory.
@@ -81,7 +81,7 @@ class Cluster:
         self._node_settings = node_settings
         self.control = self._daemon("control", self._control_settings, self._control_settings.state)
         self.controls = [self.control, *(self._further_control(number) for number in range(2, controls + 1))]
-        self.proxies = [Proxy() for _ in zones] if proxied else []
+        self.proxies = [Cable() for _ in zones] if proxied else []
         self.nodes: list[Daemon] = []
         self.front_ends: list[Daemon] = []
         self._zones = zones
@@ -298,8 +298,11 @@ class Cluster:
             control=self.control_address,
         )
         if self.proxies:
-            settings = dataclasses.replace(settings, listen=free_address(), advertise=self.proxies[index].address)
-            self.proxies[index].start(settings.listen)
+            cable = self.proxies[index]
+            settings = dataclasses.replace(
+                settings, listen=free_address(), advertise=cable.address, streams_port=cable.streams_port
+            )
+            cable.start(settings.listen)
         return self._daemon("node", settings, settings.data, name=f"node-{index}")
 
     def _front_end(self, index: int) -> Daemon:

@@ -134,3 +134,36 @@ class Proxy:
                 await self._flowing.wait()
                 writer.write(chunk)
                 await writer.drain()
+
+
+class Cable:
+    """All that leads to a node, cut at once: one proxy for calls, one for streams of messages.
+
+    address: where calls go. streams_port: the node has to listen there too, on another host of the loopback.
+    """
+
+    def __init__(self) -> None:
+        self._calls, self._streams = Proxy(), Proxy()
+        self.address = self._calls.address
+        self.streams_port = split_address(self._streams.address)[1]
+
+    def start(self, target: str) -> None:
+        """target: HOST:PORT of the node's calls."""
+        self._calls.start(target)
+        self._streams.start(join_address(split_address(target)[0], self.streams_port))
+
+    def cut(self) -> None:
+        self._calls.cut()
+        self._streams.cut()
+
+    def hold(self) -> None:
+        self._calls.hold()
+        self._streams.hold()
+
+    def restore(self) -> None:
+        self._calls.restore()
+        self._streams.restore()
+
+    def close(self) -> None:
+        self._calls.close()
+        self._streams.close()

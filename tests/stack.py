@@ -24,6 +24,7 @@ from blockstore.errors import Corrupt
 from blockstore.grpc_endpoint import Endpoint, open_channel
 from blockstore.node.hosted_replica import HostedReplica
 from blockstore.node.node import Node
+from blockstore.node.replica_streams import ReplicaStreams
 from blockstore.node.service import add_replica_service
 from blockstore.replication.leader import LeaderSettings
 from blockstore.rpc import control_pb2 as pb
@@ -54,14 +55,18 @@ class RunningNode:
         self.settings = settings
         self.node = Node(settings)
         self._endpoint = Endpoint(settings.listen)
-        add_replica_service(self.node, settings, self._endpoint)
+        self.streams = ReplicaStreams(self.node)
+        add_replica_service(self.node, self.streams, settings, self._endpoint)
         self.address = ""
 
     async def start(self) -> None:
+        if self.settings.streams_port >= 0:
+            await self.streams.start("127.0.0.1", self.settings.streams_port)
         await self._endpoint.start()
         self.address = self._endpoint.address
 
     async def stop(self) -> None:
+        self.streams.stop()
         await self._endpoint.stop(0)
         await self.node.close()
 
@@ -85,6 +90,10 @@ class Stack:
 
     def hosted(self, index: int) -> HostedReplica:
         return self._nodes[index].node.find_replica(self.replicas[index])
+
+    def streams(self, index: int) -> ReplicaStreams:
+        """Of a node that runs."""
+        return self._nodes[index].streams
 
     def failed(self, index: int) -> "asyncio.Future[int]":
         """Done, with the exit code, when the node's process would end."""

@@ -11,7 +11,7 @@ from blockstore.rpc import snapshot_pb2 as pb
 
 _PAYLOAD = pb.FetchResponse.PAYLOAD_FIELD_NUMBER
 REST = pb.FetchResponse(mapped=b"abc", checksum=77)
-MESSAGE = put_in(REST, _PAYLOAD, [b"con", b"tent"])
+MESSAGE = b"".join(put_in(REST, _PAYLOAD, [b"con", b"tent"]))
 
 
 def test_a_message_comes_apart_as_it_was_put_together() -> None:
@@ -21,7 +21,7 @@ def test_a_message_comes_apart_as_it_was_put_together() -> None:
 
 
 def test_of_a_payload_that_is_there_twice_the_last_one_counts() -> None:
-    _, payload = cut_out(pb.FetchResponse, MESSAGE + put_in(REST, _PAYLOAD, [b"other"]), _PAYLOAD)
+    _, payload = cut_out(pb.FetchResponse, MESSAGE + b"".join(put_in(REST, _PAYLOAD, [b"other"])), _PAYLOAD)
     assert bytes(payload) == b"other"
 
 

@@ -15,7 +15,7 @@ from blockstore.errors import Conflict, Corrupt, NoSpace, QuorumUnavailable
 from blockstore.replication.messages import AppendAnswer, FencedBy, SealAnswer
 from blockstore.rpc import control_pb2 as pb
 from blockstore.units import BLOCK_SIZE, MIB
-from blockstore.volume.member_link import AbsentRuns
+from blockstore.volume.member_session import AbsentRuns
 from nbd_server.device import Device
 from tests.restored import Restored, filled_blocks, go_on, patient, restored_volume, until_hydrated
 from tests.stack import in_loop, until

@@ -29,6 +29,7 @@ _GRPC = (
     "blockstore.grpc_parts",
     "blockstore.grpc_payload",
     "blockstore.grpc_reflection_later",
+    "blockstore.message_stream",
 )
 _SHELL = (
     *_GRPC,
@@ -54,6 +55,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "blockstore.grpc_parts": _GRPC,
     "blockstore.grpc_payload": NOUNS,
     "blockstore.grpc_reflection_later": (),
+    "blockstore.message_stream": _GRPC,
     "blockstore.replication": NOUNS,
     **dict.fromkeys(_SYSTEM, ()),
     "blockstore.storage": (*NOUNS, "blockstore.durable_files"),

@@ -20,17 +20,21 @@ PAYLOAD = [bytes([number]) * BLOCK_SIZE for number in range(5)]
 ABSENT = absent_entry(7, 0, 1) + absent_entry(7, 2, 1) + absent_entry(9, 0, 2)
 
 
+def serialized(results: bytes, payload: list[bytes], message: str, absent: bytes = b"") -> bytes:
+    return b"".join(encode_read_response(results, payload, message, absent))
+
+
 def test_absent_runs_come_back_by_their_range() -> None:
-    found = decode_read_response(encode_read_response(RESULTS, PAYLOAD, "busy", ABSENT))
+    found = decode_read_response(serialized(RESULTS, PAYLOAD, "busy", ABSENT))
     assert found.results == [(7, 3, 0), (8, 0, 14), (9, 2, 0)]
     assert found.payload == b"".join(PAYLOAD)
     assert (found.message, found.absent) == ("busy", {7: [(0, 1), (2, 1)], 9: [(0, 2)]})
 
 
 def test_without_a_source_nothing_is_added() -> None:
-    message = encode_read_response(RESULTS, PAYLOAD, "")
+    message = serialized(RESULTS, PAYLOAD, "")
     assert decode_read_response(message).absent == {}
-    assert message == encode_read_response(RESULTS, PAYLOAD, "", b"")
+    assert message == serialized(RESULTS, PAYLOAD, "", b"")
 
 
 @pytest.mark.parametrize(
@@ -50,14 +54,14 @@ def test_without_a_source_nothing_is_added() -> None:
 )
 def test_runs_that_are_in_no_result_are_refused(absent: bytes) -> None:
     with pytest.raises(InvalidRequest):
-        decode_read_response(encode_read_response(RESULTS, PAYLOAD, "", absent))
+        decode_read_response(serialized(RESULTS, PAYLOAD, "", absent))
 
 
 @pytest.mark.parametrize("other", [b"", ABSENT[:16], ABSENT[16:] + ABSENT[:16], ABSENT[:32] + absent_entry(9, 0, 1)])
 def test_absent_runs_that_were_changed_on_the_way_are_corrupt(other: bytes) -> None:
     """Else a block that somebody wrote might be fetched from the source."""
-    message = encode_read_response(RESULTS, PAYLOAD, "", ABSENT)
-    forged = encode_read_response(RESULTS, PAYLOAD, "", other)
+    message = serialized(RESULTS, PAYLOAD, "", ABSENT)
+    forged = serialized(RESULTS, PAYLOAD, "", other)
     assert message != forged
     checksum = _checksum_field(message)
     with pytest.raises((Corrupt, InvalidRequest)):
@@ -65,7 +69,7 @@ def test_absent_runs_that_were_changed_on_the_way_are_corrupt(other: bytes) -> N
 
 
 def test_any_flipped_bit_of_a_small_answer_is_noticed() -> None:
-    message = encode_read_response(result_entry(1, 1, 0), PAYLOAD[:1], "", absent_entry(1, 0, 1))
+    message = serialized(result_entry(1, 1, 0), PAYLOAD[:1], "", absent_entry(1, 0, 1))
     wanted = decode_read_response(message)
     flips = random.Random(1)
     for at in [*range(80), *(flips.randrange(80, len(message)) for _ in range(50))]:

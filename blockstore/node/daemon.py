@@ -6,12 +6,13 @@ from typing import Any
 
 import structlog
 
-from blockstore.config import EXIT_DO_NOT_RESTART, NodeSettings
+from blockstore.config import EXIT_DO_NOT_RESTART, NodeSettings, split_address
 from blockstore.daemon import stop_signals, tell_ready, write_address
 from blockstore.errors import Fenced
 from blockstore.grpc_endpoint import Endpoint
 from blockstore.node.node import Node
 from blockstore.node.registration import Registration
+from blockstore.node.replica_streams import ReplicaStreams
 from blockstore.node.service import add_replica_service
 
 _log = structlog.get_logger(__name__)
@@ -31,8 +32,11 @@ async def run(settings: NodeSettings) -> int:
     stopped = stop_signals()
     node = Node(settings)
     endpoint = Endpoint(settings.listen, settings.advertise)
-    add_replica_service(node, settings, endpoint)
+    streams = ReplicaStreams(node)
+    add_replica_service(node, streams, settings, endpoint)
     try:
+        if settings.streams_port >= 0:
+            await streams.start(split_address(settings.listen)[0], settings.streams_port)
         await endpoint.start()
         write_address(settings.data / "address", endpoint.address)
         _log.info("node serves", node=node.node, zone=settings.zone, address=endpoint.address)
@@ -44,6 +48,7 @@ async def run(settings: NodeSettings) -> int:
         await asyncio.gather(registration, return_exceptions=True)
         await endpoint.stop(0 if node.failed.done() else _GRACE_S)
     finally:
+        streams.stop()
         await node.close()
     if node.failed.done():
         return node.failed.result()

@@ -6,41 +6,33 @@ answered inline: the tables take microseconds, a thread would take more.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
 from blockstore.config import NodeSettings
-from blockstore.errors import CairnError, Corrupt
+from blockstore.errors import Corrupt
 from blockstore.grpc_endpoint import Endpoint
-from blockstore.grpc_errors import status_of
 from blockstore.node.block_status import block_status
 from blockstore.node.catch_up_server import serve_delta, serve_log
 from blockstore.node.generations import describe, list_changes, read_generation
 from blockstore.node.hosted_replica import AnswerMessage, HostedReplica
 from blockstore.node.node import Node
+from blockstore.node.replica_streams import ReplicaStreams, answer_reads, take_append
 from blockstore.node.scrub_server import digest, show_extent
 from blockstore.replica_codec import (
-    absent_entry,
-    check_size,
-    decode_read_request,
-    decode_replicate,
     decode_seal,
     encode_append_answer,
-    encode_read_response,
     encode_seal_answer,
     fenced_error,
-    result_entry,
     to_address,
-    to_position,
 )
 from blockstore.replication.messages import AppendAnswer, FencedBy
 from blockstore.rpc import replica_pb2, replica_pb2_grpc
 from blockstore.rpc import replica_pb2 as pb
-from blockstore.units import BLOCK_SIZE, MIB, BlockNumber, Epoch, Generation, Sequence
+from blockstore.units import MIB, BlockNumber, Generation, Sequence
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -52,9 +44,9 @@ _RESPONSE_BYTES: Final = 2 * MIB
 _MAX_REPAIRS: Final = 256
 
 
-def add_replica_service(node: Node, settings: NodeSettings, endpoint: Endpoint) -> None:
-    """Serve the node's replicas at `endpoint`, the hot calls with messages as bytes."""
-    service = ReplicaService(node, settings)
+def add_replica_service(node: Node, streams: ReplicaStreams, settings: NodeSettings, endpoint: Endpoint) -> None:
+    """Serve the node's replicas at `endpoint`, the hot calls with messages as bytes. streams: started or not."""
+    service = ReplicaService(node, streams, settings)
     by_hand = {
         "Replicate": grpc.stream_stream_rpc_method_handler(
             service.Replicate, None, pb.ReplicateResponse.SerializeToString
@@ -71,8 +63,9 @@ def add_replica_service(node: Node, settings: NodeSettings, endpoint: Endpoint) 
 class ReplicaService(replica_pb2_grpc.ReplicaServicer):
     """Errors leave it as CairnError; the endpoint's interceptor turns them into a status."""
 
-    def __init__(self, node: Node, settings: NodeSettings) -> None:
+    def __init__(self, node: Node, streams: ReplicaStreams, settings: NodeSettings) -> None:
         self._node = node
+        self._streams = streams
         self._settings = settings
         self._traffic = node.traffic
 
@@ -90,7 +83,9 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
     async def SealEpoch(self, request: pb.SealEpochRequest, context: Context) -> pb.SealEpochResponse:
         hosted = self._node.find(to_address(request.target))
         hosted.set_peers(request.peers)
-        return encode_seal_answer(await hosted.seal(decode_seal(request)))
+        answer = encode_seal_answer(await hosted.seal(decode_seal(request)))
+        answer.streams_port = self._streams.port
+        return answer
 
     async def Replicate(  # type: ignore[override]  # parsed by hand
         self, request_iterator: AsyncIterator[bytes], context: Context
@@ -111,18 +106,8 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
         self, request_iterator: AsyncIterator[bytes], context: Context
     ) -> AsyncIterator[bytes]:
         async for encoded in request_iterator:
-            request = decode_read_request(encoded)
-            self._traffic.note()
-            sender = request.target
-            hosted = self._node.find(to_address(sender))
-            refusal = hosted.refuse_read(Epoch(sender.epoch), sender.configuration, to_position(request.commit))
-            results = _Results()
-            for asked in request.ranges:
-                if results.size_bytes >= _RESPONSE_BYTES:
-                    yield results.encode()
-                    results = _Results()
-                self._read(hosted, asked, refusal, results)
-            yield results.encode()
+            for message in answer_reads(self._node, encoded):
+                yield b"".join(message)
 
     async def BlockStatus(self, request: pb.BlockStatusRequest, context: Context) -> pb.BlockStatusResponse:
         hosted = self._node.find(to_address(request.target))
@@ -194,34 +179,9 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
             raise
 
     async def _take_in(self, requests: AsyncIterator[bytes], outbox: "_Outbox") -> None:
-        memory = self._node.memory
         async for encoded in requests:
-            request, message = decode_replicate(encoded)
-            self._traffic.note_records(message.records)
-            hosted = self._node.find(to_address(request.target))
-            if message.catch_up is not None:
-                hosted.set_peers(request.catch_up.peers)
-            if not memory.has_room(hosted.replica):
-                # What it commits may be what makes room.
-                hosted.append(outbox, replace(message, records=(), catch_up=None))
-                await memory.wait_for_room(hosted.replica)
-            hosted.append(outbox, message)
-
-    def _read(
-        self, hosted: HostedReplica, asked: pb.ReadRange, refusal: CairnError | None, results: "_Results"
-    ) -> None:
-        try:
-            if refusal is not None:
-                raise refusal
-            check_size(asked.count)
-            if hosted.store.has_source:
-                results.add(asked.request, *hosted.store.read_with_absent(asked.start, asked.count), asked.start)
-            else:
-                results.add(asked.request, hosted.store.read(asked.start, asked.count))
-        except CairnError as error:
-            if isinstance(error, Corrupt):
-                self._node.repair(hosted, error)
-            results.refuse(asked.request, error)
+            if (waiting := take_append(self._node, outbox, encoded)) is not None:
+                await waiting
 
     def _serving_peer(self, target: pb.Target) -> HostedReplica:
         """The replica that a peer asks; a peer that was fenced is told so."""
@@ -236,32 +196,6 @@ def _good_copy(hosted: HostedReplica, version: pb.BlockVersion) -> bytes:
     """The tables' copy of exactly this version; empty where they have none that is good."""
     number, generation = BlockNumber(version.number), Generation(version.generation)
     return hosted.store.block_version(number, generation, Sequence(version.sequence)) or b""
-
-
-class _Results:
-    """What one message answers."""
-
-    def __init__(self) -> None:
-        self.size_bytes = 0
-        self._entries: list[bytes] = []
-        self._payload: list[bytes] = []
-        self._absent: list[bytes] = []
-        self._message = ""
-
-    def add(self, request: int, data: bytes, absent: Iterable[tuple[int, int]] = (), start: int = 0) -> None:
-        """absent: runs of blocks without an entry, (block number, count); start: the range's first block."""
-        self.size_bytes += len(data)
-        self._entries.append(result_entry(request, len(data) // BLOCK_SIZE, 0))
-        self._payload.append(data)
-        self._absent += [absent_entry(request, first - start, count) for first, count in absent]
-
-    def refuse(self, request: int, error: CairnError) -> None:
-        number: int = status_of(error).value[0]
-        self._entries.append(result_entry(request, 0, number))
-        self._message = str(error)
-
-    def encode(self) -> bytes:
-        return encode_read_response(b"".join(self._entries), self._payload, self._message, b"".join(self._absent))
 
 
 class _Outbox:

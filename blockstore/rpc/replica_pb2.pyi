@@ -277,6 +277,7 @@ class SealEpochResponse(_message.Message):
     KNOWN_FIELD_NUMBER: _builtins.int
     COMPLETE_FIELD_NUMBER: _builtins.int
     DAMAGED_FIELD_NUMBER: _builtins.int
+    STREAMS_PORT_FIELD_NUMBER: _builtins.int
     whole: _builtins.bool
     epoch: _builtins.int
     """As sealed. Newer than those that were sent: the sender is fenced, and nothing else is said."""
@@ -289,6 +290,10 @@ class SealEpochResponse(_message.Message):
     """All content up to `end` is here, also where the replica fills because it may have acked more."""
     damaged: _builtins.bool
     """As in ReplicateResponse."""
+    streams_port: _builtins.int
+    """Where the node takes streams of messages (blockstore/message_stream.py), at the host of its address: what
+    Replicate and Read carry, without gRPC around it. 0 where it has none.
+    """
     @_builtins.property
     def end(self) -> Global___Position:
         """The end of the log, all of it durable."""
@@ -320,10 +325,11 @@ class SealEpochResponse(_message.Message):
         known: _abc.Iterable[Global___Acked] | None = ...,
         complete: _builtins.bool = ...,
         damaged: _builtins.bool = ...,
+        streams_port: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "commit", b"commit", "end", b"end", "floor", b"floor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "commit", b"commit", "complete", b"complete", "configuration", b"configuration", "damaged", b"damaged", "end", b"end", "epoch", b"epoch", "floor", b"floor", "full", b"full", "generation", b"generation", "known", b"known", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "commit", b"commit", "complete", b"complete", "configuration", b"configuration", "damaged", b"damaged", "end", b"end", "epoch", b"epoch", "floor", b"floor", "full", b"full", "generation", b"generation", "known", b"known", "streams_port", b"streams_port", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -41,8 +41,9 @@ from blockstore.rpc import replica_pb2
 from blockstore.units import BLOCK_SIZE, MAX_RECORD_PAYLOAD, BlockNumber, Generation
 from blockstore.volume.block_status import Changed, Shown, StatusQuery, changed_runs, shown_runs
 from blockstore.volume.directory import MemberDirectory, Refresh
-from blockstore.volume.member_link import AbsentRuns, MemberLink
+from blockstore.volume.member_link import MemberLink
 from blockstore.volume.member_queries import MemberQueries
+from blockstore.volume.member_session import AbsentRuns
 from blockstore.volume.ticket import Ticket
 
 _log = structlog.get_logger(__name__)

@@ -203,7 +203,7 @@ class SimulatedCluster:
         def work(directory: Path) -> Work:
             settings = NodeSettings(
                 data=directory, zone=zone, control=self._control_addresses, reserve_bytes=MIB, checkpoint_bytes=MIB,
-                checkpoint_s=1.0, upkeep_s=5.0, scrub_every_s=120.0,
+                checkpoint_s=1.0, upkeep_s=5.0, scrub_every_s=120.0, streams_port=-1,
             )  # fmt: skip
             return lambda: blockstore.node.daemon.run(settings)
 
