@@ -84,7 +84,7 @@ async def deleted(node: Caller, target: pb.Target) -> list[Any]:
 def end_of(stack: Stack) -> tuple[Any, ...]:
     """Of the replica's log, with its epoch: a seal would have changed it."""
     hosted = stack.hosted(1)
-    return hosted.follower.epoch, hosted.follower.commit, hosted.address
+    return hosted.follower.epoch, hosted.follower.end, hosted.address
 
 
 def test_whoever_comes_with_an_older_epoch_is_told_that_it_is_over(tmp_path: Path) -> None:
