@@ -19,18 +19,18 @@ import structlog
 
 from blockstore.errors import CairnError, Fenced
 from blockstore.units import KIB
-from nbd_server import block_status, handshake_states, transmission
+from nbd_server import commands, handshake_states, transmission
 from nbd_server.budget import Budget, Share
 from nbd_server.exports import ClientExports, Export, Exports
 from nbd_server.handshake import Handshake
 from nbd_server.replies import Parts, Replies, replies_of
 from nbd_server.request_parser import RequestParser
 from nbd_server.security import Port
-from nbd_server.terms import Style, Terms
+from nbd_server.terms import Terms
 from nbd_server.tls import start_tls
 from nbd_server.transmission import Refusal, Request
 from nbd_server.volume import Buffer
-from nbd_server.wire import Command, CommandFlag, ProtocolError, WireError
+from nbd_server.wire import Command, ProtocolError, WireError
 
 _log = structlog.get_logger(__name__)
 
@@ -382,54 +382,18 @@ class Connection(asyncio.BufferedProtocol):
         if request.command == Command.DISC:
             self.drain()
             return
-        if request.command == Command.BLOCK_STATUS:
-            self._begin_status(request)
-            return
-        if request.flags & CommandFlag.FAST_ZERO and (refused := self._refuse_slow_zero(request)) is not None:
-            self._reply(self._answers.failed(request, refused))
-            return
+        assert self.export is not None
         self.in_flight_requests += 1
         try:
-            future = self._start(request)
+            started = commands.start(request, self.export.device, self._terms)
         except Exception as error:
             self._finish(request, error)
-        else:
-            future.add_done_callback(partial(self._ended, request))
-
-    def _begin_status(self, request: Request) -> None:
-        assert self.export is not None
-        found = block_status.asked(request, self._terms, self.export.size_bytes)
-        if isinstance(found, Refusal):
-            self._reply(self._answers.failed(request, found))
             return
-        compact = self._terms.style is not Style.EXTENDED
-        work = block_status.answer(*found, self.export.device, compact=compact)
-        self.in_flight_requests += 1
-        self._loop.create_task(work).add_done_callback(partial(self._ended, found[0]))
-
-    def _start(self, request: Request) -> asyncio.Future[Any]:
-        assert self.export is not None
-        device = self.export.device
-        if request.command == _READ:
-            return device.read(request.offset, request.length)
-        if request.command == _WRITE:
-            return device.write(request.offset, request.payload or b"")
-        if request.command == Command.FLUSH:
-            return device.flush()
-        if request.command == Command.TRIM:
-            return device.trim(request.offset, request.length)
-        if request.command == Command.CACHE:
-            return device.cache(request.offset, request.length)
-        assert request.command == Command.WRITE_ZEROES
-        allocate = bool(request.flags & CommandFlag.NO_HOLE)
-        return device.zero(request.offset, request.length, allocate=allocate)
-
-    def _refuse_slow_zero(self, request: Request) -> Refusal | None:
-        """Of a request with FAST_ZERO: before anything is changed (NBD, "Request types", NBD_CMD_WRITE_ZEROES)."""
-        assert self.export is not None
-        if self.export.device.zero_is_fast(request.offset, request.length):
-            return None
-        return Refusal(WireError.ENOTSUP, "zeroes are no faster here than a write: parts of blocks, or of a snapshot")
+        if isinstance(started, Refusal):
+            self.in_flight_requests -= 1
+            self._reply(self._answers.failed(request, started))
+        else:
+            started.add_done_callback(partial(self._ended, request))
 
     def _ended(self, request: Request, future: asyncio.Future[Any]) -> None:
         export = self.export
