@@ -19,8 +19,8 @@ from blockstore.rpc import snapshot_pb2 as pb
 
 #: Of one call to control; it answers from its metastore.
 _TIMEOUT_S: Final = 30.0
-#: Ids of one FindDeleted.
-_IDS: Final = 10_000
+#: Ids of one FindDeleted: control asks etcd for each, and many are asked for after a lost catalog only.
+_IDS: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
