@@ -1,7 +1,9 @@
 """Simulate many seeds, or break a rule and see it found; a failure says how to replay it."""
 
 import argparse
+import faulthandler
 import os
+import signal
 import sys
 import time
 import traceback
@@ -18,7 +20,9 @@ _PROGRAM = "python -m tests.cluster_simulation"
 def main(arguments: list[str]) -> int:
     """The exit code: 1 where a simulation failed, or a broken rule was not found."""
     parser = argparse.ArgumentParser(prog=_PROGRAM, description=__doc__)
-    parser.add_argument("--seeds", default="0-9", help="FIRST-LAST, or one (0-9); odd ones have three controls on etcd")
+    parser.add_argument(
+        "--seeds", type=_seeds, default="0-9", help="FIRST-LAST, or one (0-9); odd ones have three controls on etcd"
+    )
     parser.add_argument("--lasts", type=float, default=15.0, metavar="S", help="virtual seconds under faults (15)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of faults (all)")
     parser.add_argument(
@@ -28,8 +32,15 @@ def main(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
     if chosen.mutations is not None:
         return _mutate(chosen.mutations or list(MUTATIONS))
-    first, _, last = chosen.seeds.partition("-")
-    return _simulate(range(int(first), int(last or first) + 1), chosen.lasts, chosen.kinds)
+    return _simulate(chosen.seeds, chosen.lasts, chosen.kinds)
+
+
+def _seeds(text: str) -> range:
+    """Raises ArgumentTypeError."""
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first)):
+        raise argparse.ArgumentTypeError(f"{text!r}: name one seed, or the first and the last one, such as 0-99")
+    return range(int(first), int(last or first) + 1)
 
 
 def _simulate(seeds: Sequence[int], lasts_s: float, kinds: Sequence[str]) -> int:
@@ -87,4 +98,6 @@ if __name__ == "__main__":
             [sys.executable, "-m", "tests.cluster_simulation", *sys.argv[1:]],
             {**os.environ, "PYTHONHASHSEED": "0"},
         )
+    faulthandler.enable()  # LMDB may end the process
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what is in memory is cleared away
     sys.exit(main(sys.argv[1:]))

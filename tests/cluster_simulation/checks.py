@@ -23,8 +23,9 @@ _RECORDS = b"/simulated/catalog/"
 async def check_healed(cluster: SimulatedCluster) -> None:
     """It becomes healthy by itself, and whole; and nobody has complaints, once somebody has done what these ask for.
 
-    That is: nodes whose disk was lost are removed, and snapshots that could not be sealed are deleted. A replica that
-    an old copy of a disk brought back is told of for good: nothing is deleted only because the catalog lacks it.
+    That is: nodes whose disk was lost are removed, snapshots that could not be sealed are deleted, volumes that could
+    not be attached are attached again. A replica that an old copy of a disk brought back is told of for good: nothing
+    is deleted only because the catalog lacks it.
     """
     assert not cluster.ended, cluster.ended
 
@@ -34,6 +35,9 @@ async def check_healed(cluster: SimulatedCluster) -> None:
             if not node.up and not node.replicas:
                 with suppress(grpc.aio.AioRpcError):
                     await cluster.call("RemoveNode", pb.RemoveNodeRequest(node=node.id))
+        for volume in status.volumes:
+            if "attach failed" in volume.volume.reason:
+                await cluster.uri(volume.volume.id)
         await _delete_failed(cluster)
         complaints = [each for each in status.problems if "is not in the catalog" not in each.message]
         return not complaints and await cluster.whole()

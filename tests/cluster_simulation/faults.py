@@ -44,6 +44,7 @@ PASSING: Final = {
     "isolate": 2,
     "partition": 2,
     "slow_network": 1,
+    "slow_front_end": 1,
     "slow_process": 1,
     "slow_disk": 1,
     "full_disk": 1,
@@ -157,6 +158,10 @@ class Faults:
     def _slow_network(self) -> Mend:
         """Every message to and from one of them takes up to half a second."""
         return _set_for_now(self._cluster.network.latency_of, self._any(), (0.0, self._random.choice((0.02, 0.5))))
+
+    def _slow_front_end(self) -> Mend:
+        """One of the front-ends hears and says everything late: what is to happen at several at once does not."""
+        return _set_for_now(self._cluster.network.latency_of, self._any("front-end"), (0.0, 0.5))
 
     def _slow_process(self) -> Mend:
         """What it does in threads takes long: LMDB's commits, reads, hashing."""

@@ -78,13 +78,13 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         {"partition": 1},
     ),
     "answers_while_it_holds": Mutation(
-        ((Hold, "keep", lambda hold, answer: answer()),), {"slow_network": 3, "slow_disk": 1}
+        ((Hold, "keep", lambda hold, answer: answer()),), {"slow_front_end": 1}, lasts_s=25.0
     ),
     "reads_without_a_lease": Mutation(
-        ((Reads, "arrived", lambda reads, attempt, leased: _ARRIVED(reads, attempt, True)),), {"isolate": 1}
+        ((Reads, "arrived", lambda reads, attempt, leased: _ARRIVED(reads, attempt, True)),), {"partition": 1}
     ),
     "serves_before_the_old_lease_is_over": Mutation(
-        ((Attaching, "older_leases_are_over", lambda attaching, now: True),), {"isolate": 1}
+        ((Attaching, "older_leases_are_over", lambda attaching, now: True),), {"partition": 1}
     ),
     "believes_an_old_copy": Mutation(
         ((Follower, "know_acked", lambda follower, position: []),), {"old_copy": 1}, seeds=3, lasts_s=60.0
