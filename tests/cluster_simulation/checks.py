@@ -14,7 +14,7 @@ from tests.cluster_simulation.faults import WHOLE_S
 from tests.cluster_simulation.guests import FAILED, Guests, check_one_moment
 
 #: Of the records: what stays of a cluster in which there is nothing.
-_STAYS = ("nodes/", "front-ends/", "daemons/", "snapshots.store")
+_STAYS = ("nodes/", "front-ends/", "daemons/", "snapshots.store", "deleted-snapshots/")
 #: Of the object store.
 _CONTENT = (PACKS, SHARDS, SNAPSHOTS)
 _RECORDS = b"/simulated/catalog/"
