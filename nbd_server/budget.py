@@ -19,77 +19,69 @@ from nbd_server.limits import Limits
 from nbd_server.transmission import MAX_REQUEST_BYTES
 
 
+class Line:
+    """Those who wait for others to give memory back, the longest waiting first."""
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self) -> None:
+        self._waiting: dict[Share, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def may_go(self, share: "Share", *, fits: bool) -> bool:
+        """Whether it is the turn of `share`, and what it wants fits; else it is in line and will be told."""
+        if fits and next(iter(self._waiting), share) is share:
+            self.leave(share)
+            return True
+        self._waiting[share] = None
+        return False
+
+    def leave(self, share: "Share") -> None:
+        """`share` waits no longer, if it did; who is behind it may have its turn."""
+        if self._waiting:
+            self._waiting.pop(share, None)
+            self.tell_first()
+
+    def tell_first(self) -> None:
+        """Let the first in line look again."""
+        for share in self._waiting:
+            share.look_again()
+            break
+
+
 class Budget:
     """The total of one server, and the line of those who wait for some of it."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits: Final = limits
+        self.line: Final = Line()
         self.used_bytes = 0
-        self._line: dict[Share, None] = {}
 
     @property
     def waiting_count(self) -> int:
         """Connections that wait for others to give memory back."""
-        return len(self._line)
+        return len(self.line)
 
     def is_ample(self) -> bool:
         """Whether any one request fits, and nobody waits: there is nothing to look at more closely."""
-        return self.used_bytes + MAX_REQUEST_BYTES <= self.limits.total_bytes and not self._line
-
-    def may_take(self, share: "Share", count_bytes: int) -> bool:
-        """Whether `share` may take so much from the total now; else it is in line and will be told."""
-        if next(iter(self._line), share) is share and self.used_bytes + count_bytes <= self.limits.total_bytes:
-            self.leave(share)
-            return True
-        self._line[share] = None
-        return False
-
-    def leave(self, share: "Share") -> None:
-        """`share` waits no longer, if it did; who is behind it may have its turn."""
-        if self._line:
-            self._line.pop(share, None)
-            self.tell_first()
-
-    def tell_first(self) -> None:
-        """Let the first in line look again."""
-        for share in self._line:
-            share.look_again()
-            break
+        return self.used_bytes + MAX_REQUEST_BYTES <= self.limits.total_bytes and not self.line
 
 
 class Client:
     """What all connections of one client hold, and the line of those that wait for the others of them."""
 
-    __slots__ = ("_line", "connections", "held_bytes")
+    __slots__ = ("connections", "held_bytes", "line")
 
     def __init__(self) -> None:
         self.connections = 0
         self.held_bytes = 0
-        self._line: dict[Share, None] = {}
-
-    def may_take(self, share: "Share", count_bytes: int, limit_bytes: int) -> bool:
-        """Whether `share` may take so much of it now; else it is in line and will be told."""
-        if next(iter(self._line), share) is share and self.held_bytes + count_bytes <= limit_bytes:
-            self.leave(share)
-            return True
-        self._line[share] = None
-        return False
-
-    def leave(self, share: "Share") -> None:
-        """`share` waits no longer, if it did; who is behind it may have its turn."""
-        if self._line:
-            self._line.pop(share, None)
-            self.tell_first()
-
-    def tell_first(self) -> None:
-        """Let the first in line look again."""
-        for share in self._line:
-            share.look_again()
-            break
+        self.line: Final = Line()
 
     def is_ample(self, limit_bytes: int) -> bool:
-        """Whether any one request fits, and nobody waits."""
-        return self.held_bytes + MAX_REQUEST_BYTES <= limit_bytes and not self._line
+        """The same, of what this client may hold."""
+        return self.held_bytes + MAX_REQUEST_BYTES <= limit_bytes and not self.line
 
 
 class Share:
@@ -125,10 +117,11 @@ class Share:
             return True
         if not count_bytes:
             return True
-        if not self.client.may_take(self, count_bytes, limits.client_bytes):
-            self._budget.leave(self)
+        client, budget = self.client, self._budget
+        if not client.line.may_go(self, fits=client.held_bytes + count_bytes <= limits.client_bytes):
+            budget.line.leave(self)
             return False
-        return self._budget.may_take(self, count_bytes)
+        return budget.line.may_go(self, fits=budget.used_bytes + count_bytes <= limits.total_bytes)
 
     def take(self, count_bytes: int) -> None:
         """Hold more; asked for before."""
@@ -142,11 +135,10 @@ class Share:
         self.client.held_bytes -= count_bytes
         self._budget.used_bytes -= count_bytes
         assert self.held_bytes >= 0
-        if self._budget.waiting_count:
-            self._budget.tell_first()
-        self.client.tell_first()
+        self._budget.line.tell_first()
+        self.client.line.tell_first()
 
     def leave_line(self) -> None:
         """This connection begins nothing for now: let the others pass."""
-        self.client.leave(self)
-        self._budget.leave(self)
+        self.client.line.leave(self)
+        self._budget.line.leave(self)

@@ -10,8 +10,6 @@ connection has its own buffers and counters: a hostile client harms itself.
 """
 
 import asyncio
-from collections.abc import Mapping
-from enum import Enum, auto
 from functools import partial
 from typing import Any, Final, Protocol, cast
 
@@ -23,6 +21,7 @@ from nbd_server import commands, handshake_states, transmission
 from nbd_server.budget import Budget, Share
 from nbd_server.exports import ClientExports, Export, Exports
 from nbd_server.handshake import Handshake
+from nbd_server.phases import PHASES, Phase
 from nbd_server.replies import Parts, Replies, replies_of
 from nbd_server.request_parser import RequestParser
 from nbd_server.security import Port
@@ -37,30 +36,6 @@ _log = structlog.get_logger(__name__)
 _HANDSHAKE_BUFFER_BYTES: Final = 4 * KIB
 _READ: Final = int(Command.READ)
 _WRITE: Final = int(Command.WRITE)
-
-
-class Phase(Enum):
-    """Where a connection is."""
-
-    HANDSHAKE = auto()
-    STARTING_TLS = auto()
-    """The transport is being replaced; what comes is kept for the handshake, which goes on under TLS."""
-    TRANSMISSION = auto()
-    REFUSING = auto()
-    """The server ends: new requests are answered with ESHUTDOWN, for a moment after those in flight are answered."""
-    DRAINING = auto()
-    """Takes no more requests; ends when those in flight are answered."""
-    CLOSED = auto()
-
-
-PHASES: Final[Mapping[Phase, frozenset[Phase]]] = {
-    Phase.HANDSHAKE: frozenset({Phase.STARTING_TLS, Phase.TRANSMISSION, Phase.DRAINING, Phase.CLOSED}),
-    Phase.STARTING_TLS: frozenset({Phase.HANDSHAKE, Phase.CLOSED}),
-    Phase.TRANSMISSION: frozenset({Phase.REFUSING, Phase.DRAINING, Phase.CLOSED}),
-    Phase.REFUSING: frozenset({Phase.DRAINING, Phase.CLOSED}),
-    Phase.DRAINING: frozenset({Phase.CLOSED}),
-    Phase.CLOSED: frozenset(),
-}
 
 
 _RECEIVING: Final = frozenset({Phase.TRANSMISSION, Phase.REFUSING})

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from nbd_server.budget import Budget, Client
-from nbd_server.connection import Connection, Phase
+from nbd_server.connection import Connection
 from nbd_server.exports import Export, Exports
 from nbd_server.limits import Limits
+from nbd_server.phases import Phase
 from nbd_server.security import Port, Security
 
 _BACKLOG: Final = 128

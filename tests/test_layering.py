@@ -85,6 +85,7 @@ PURE = (
     "nbd_server.handshake_states",
     "nbd_server.options",
     "nbd_server.links",
+    "nbd_server.phases",
     "nbd_server.kernel.negotiation",
     "nbd_server.kernel.supervision",
     "nbd_server.transmission",

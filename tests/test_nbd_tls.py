@@ -16,8 +16,8 @@ from blockstore.errors import InvalidRequest
 from blockstore.pki.uses import Use
 from blockstore.units import MIB
 from nbd_server import wire
-from nbd_server.connection import Phase
 from nbd_server.limits import Limits
+from nbd_server.phases import Phase
 from nbd_server.security import Security
 from nbd_server.terms import Style, Terms
 from nbd_server.wire import Command, Option, OptionReply
