@@ -23,6 +23,9 @@ from blockstore.volume.block_status import Changed, Shown
 from nbd_server.hold import Hold
 from nbd_server.volume import Buffer, Volume
 
+#: What blocks are, asked of the volume at once: each may cost a node some 30 ms, which its guests' I/O would wait for.
+QUESTIONS: Final = 4
+
 _OFFSET_MASK: Final = BLOCK_SIZE - 1
 _BLOCK_SHIFT: Final = BLOCK_SIZE.bit_length() - 1
 
@@ -51,6 +54,7 @@ class Device:
         """Changes of whole blocks in flight or waiting: first block, and the one after the last."""
         self._merging: dict[int, _Merge] = {}
         """The last merge called, by block."""
+        self._asking = asyncio.Semaphore(QUESTIONS)
         self.hold: Hold | None = None
         """While it is there, it keeps the answers to changes; see hold.py."""
 
@@ -108,11 +112,13 @@ class Device:
 
     async def shown(self, offset: int, length: int) -> list[Shown]:
         """What the blocks are that the bytes lie in, as runs; they may end early."""
-        return await self._volume.shown(*_outer_blocks(offset, length))
+        async with self._asking:
+            return await self._volume.shown(*_outer_blocks(offset, length))
 
     async def changed(self, offset: int, length: int, snapshot: str) -> list[Changed]:
         """Which of these blocks changed since a snapshot, given by its id."""
-        return await self._volume.changed(*_outer_blocks(offset, length), snapshot)
+        async with self._asking:
+            return await self._volume.changed(*_outer_blocks(offset, length), snapshot)
 
     async def snapshots(self) -> dict[str, Generation]:
         """Those that `changed` knows, with the generation that each is in the first segment."""

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from blockstore.errors import NoSpace
 from blockstore.units import BLOCK_SIZE
-from nbd_server.device import Device
+from blockstore.volume.block_status import Shown
+from nbd_server.device import QUESTIONS, Device
 from nbd_server.volume import Buffer
 from tests.memory_nbd import MemoryVolume
 
@@ -375,3 +376,31 @@ def test_one_after_the_other_it_is_a_bytearray(operations: list[tuple[str, tuple
         assert await device.read(0, SIZE) == model
 
     asyncio.run(main())
+
+
+def test_few_questions_are_asked_of_a_volume_at_once() -> None:
+    """Whoever asks a hundred at once waits for himself, and the nodes for none of it."""
+
+    class Slow(MemoryVolume):
+        asked = 0
+
+        def shown(self, start: int, count: int) -> asyncio.Future[list[Shown]]:
+            self.asked += 1
+            return answers[self.asked - 1]
+
+    answers: list[asyncio.Future[list[Shown]]] = []
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        answers.extend(loop.create_future() for _ in range(100))
+        volume = Slow(SIZE)
+        device = Device(volume)
+        questions = [loop.create_task(device.shown(0, SIZE)) for _ in range(100)]
+        for turn in range(100):
+            for _ in range(SETTLE_TURNS):
+                await asyncio.sleep(0)
+            assert volume.asked == min(turn + QUESTIONS, 100)
+            answers[turn].set_result([Shown(BLOCKS, data=True, depth=1, here=True)])
+        assert len(await asyncio.gather(*questions)) == 100
+
+    asyncio.run(test())
