@@ -104,7 +104,7 @@ class Checker:
         expect(known, f"{node.name}: its disk answered for {before.highest}, now for {now.highest}")
         expect(now.epoch >= before.epoch, f"{node.name}: its disk had sealed {before.epoch}, now {now.epoch}")
         expect(now.applied >= before.applied, f"{node.name}: applied fell from {before.applied} to {now.applied}")
-        if now.whole and before.whole:
+        if now.whole and before.whole and not self.loss_accepted:
             for sequence, position in before.log.items():
                 if sequence and self._is_committed(position):
                     kept = sequence <= now.applied.sequence or now.log.get(sequence) == position

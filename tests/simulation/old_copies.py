@@ -48,13 +48,15 @@ class OldCopies:
     def put_all_back(self) -> bool:
         """Whether that was done: a quorum acked since what control knows, and one copy at least is not of a filling."""
         world = self._world
-        since = {
-            node.replica: world.checker.acked_since(node, self._past[node.replica].highest) for node in world.nodes
-        }
-        complete = any(copy.tables.image.filling is None and copy.damage is None for copy in self._past.values())
-        if not complete or 2 * sum(map(bool, since.values())) <= len(since):
+        there = [node for node in world.nodes if node.replica in self._past]  # who came since has its own
+        since = {node.replica: world.checker.acked_since(node, self._past[node.replica].highest) for node in there}
+        copies = [self._past[node.replica] for node in there]
+        complete = any(copy.tables.image.filling is None and copy.damage is None for copy in copies)
+        if any(node.lost for node in world.nodes):
+            return False  # it may have what the others lost: an attachment waits for it
+        if not complete or 2 * sum(map(bool, since.values())) <= len(world.nodes):
             return False
-        for node in world.nodes:
+        for node in there:
             if since[node.replica]:
                 self.known[node.replica] = max(
                     world.random.choice(since[node.replica]), world.known_acked(node.replica)

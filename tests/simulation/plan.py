@@ -142,7 +142,7 @@ def draw_plan(random: Random, *, changes: bool = False, full_disks: bool = False
         ),
         final_power_cut=random.random() < 0.2,
         loses_a_quorum=random.random() < 0.04 and not changes,
-        goes_back=random.random() < 0.04 and not changes,
+        goes_back=random.random() < 0.04,
         mapped=tuple(block for block in range(blocks) if restored and random.random() < 0.6),
         fill_pause_s=random.choice((0.01, 0.05, 0.2)),
         changes=random.choice((1, 3, 6)) if changes else 0,
