@@ -106,10 +106,10 @@ async def _at_rest(cluster: SimulatedCluster) -> bool:
 
 async def check_nothing_left(cluster: SimulatedCluster) -> None:
     """All is deleted, and pruned: no replica, no record, no object stays."""
-    for volume in (await cluster.status()).volumes:
-        await cluster.call("DeleteVolume", pb.DeleteVolumeRequest(volume=volume.volume.id))
     for snapshot in (await cluster.call("ListSnapshots", snapshot_pb2.ListSnapshotsRequest())).snapshots:
         await cluster.call("DeleteSnapshot", snapshot_pb2.DeleteSnapshotRequest(snapshot=snapshot.id))
+    for volume in (await cluster.status()).volumes:
+        await cluster.call("DeleteVolume", pb.DeleteVolumeRequest(volume=volume.volume.id))
 
     async def gone() -> bool:
         return not await left_over(cluster)
