@@ -11,7 +11,7 @@ from blockstore.storage.check import check_node
 from snapshotd.layout import PACKS, SHARDS, SNAPSHOTS
 from tests.cluster_simulation.cluster import SimulatedCluster
 from tests.cluster_simulation.faults import WHOLE_S
-from tests.cluster_simulation.guests import FAILED, Guests, check_one_moment
+from tests.cluster_simulation.guests import FAILED, SHIPPED_S, Guests, check_one_moment
 
 #: Of the records: what stays of a cluster in which there is nothing.
 _STAYS = ("nodes/", "front-ends/", "daemons/", "snapshots.store", "deleted-snapshots/")
@@ -106,6 +106,12 @@ async def _at_rest(cluster: SimulatedCluster) -> bool:
 
 async def check_nothing_left(cluster: SimulatedCluster) -> None:
     """All is deleted, and pruned: no replica, no record, no object stays."""
+
+    async def decided() -> bool:
+        found = await cluster.call("ListSnapshots", snapshot_pb2.ListSnapshotsRequest())
+        return all(each.state != snapshot_pb2.SNAPSHOT_STATE_PENDING for each in found.snapshots)
+
+    await cluster.until("every snapshot is completed, or has failed", decided, SHIPPED_S)
     for snapshot in (await cluster.call("ListSnapshots", snapshot_pb2.ListSnapshotsRequest())).snapshots:
         await cluster.call("DeleteSnapshot", snapshot_pb2.DeleteSnapshotRequest(snapshot=snapshot.id))
     for volume in (await cluster.status()).volumes:
