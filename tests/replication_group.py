@@ -20,7 +20,6 @@ from tests.replication_parts import CONFIGURATION, A, B, C, at
 
 K = TypeVar("K")
 EPOCH = Epoch(5)
-NO_EPOCH = Epoch(0)
 SETTINGS = LeaderSettings(retry_limit_s=10.0)
 
 
@@ -28,10 +27,10 @@ class Group:
     """now: the leader's clock. sent: by member, the Appends since `forget`. effects: everything, in order."""
 
     def __init__(
-        self, settings: LeaderSettings = SETTINGS, *, accept_loss: bool = False, loss_epoch: Epoch = NO_EPOCH
+        self, settings: LeaderSettings = SETTINGS, *, accept_loss: bool = False, loss_epochs: tuple[Epoch, ...] = ()
     ) -> None:
         self.now = 100.0
-        self.leader = Leader(EPOCH, CONFIGURATION, settings, self.now, accept_loss=accept_loss, loss_epoch=loss_epoch)
+        self.leader = Leader(EPOCH, CONFIGURATION, settings, self.now, accept_loss=accept_loss, loss_epochs=loss_epochs)
         self.effects: list[LeaderEffect] = []
         self.sent: dict[ReplicaId, list[Append]] = {A: [], B: [], C: []}
         self.seals: dict[ReplicaId, list[SealEpoch]] = {A: [], B: [], C: []}

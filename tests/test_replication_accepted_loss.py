@@ -7,7 +7,7 @@ records that it does not have, and show what others do not.
 from blockstore.domain import ORIGIN, ReplicaId
 from blockstore.replication.messages import Completed
 from blockstore.units import Epoch
-from tests.replication_group import Group, of
+from tests.replication_group import EPOCH, SETTINGS, Group, of
 from tests.replication_parts import A, B, C, at, none_of, write
 
 
@@ -17,7 +17,7 @@ def left_out(group: Group) -> list[ReplicaId]:
 
 def after_a_loss() -> Group:
     """Epoch 4 went on from (3, 100) with A and B; C, which was away, has committed up to (3, 200)."""
-    group = Group(loss_epoch=Epoch(4))
+    group = Group(loss_epochs=(Epoch(4),))
     group.seal(A, at(4, 150), commit=at(4, 150))
     group.seal(B, at(4, 150), commit=at(4, 150))
     group.seal(C, at(3, 200), commit=at(3, 200))
@@ -42,7 +42,7 @@ def test_its_log_is_no_ack() -> None:
 
 
 def test_it_is_left_out_where_it_comes_back_late() -> None:
-    group = Group(loss_epoch=Epoch(4))
+    group = Group(loss_epochs=(Epoch(4),))
     for member in (A, B):
         group.seal(member, at(4, 150), commit=at(4, 150))
     for member in (A, B):
@@ -52,14 +52,14 @@ def test_it_is_left_out_where_it_comes_back_late() -> None:
 
 
 def test_who_got_a_record_since_has_been_looked_at() -> None:
-    group = Group(loss_epoch=Epoch(4))
+    group = Group(loss_epochs=(Epoch(4),))
     for member, end in ((A, at(4, 150)), (B, at(4, 150)), (C, at(4, 101))):
         group.seal(member, end)
     assert left_out(group) == []
 
 
 def test_a_newcomer_has_nothing_that_was_given_up() -> None:
-    group = Group(loss_epoch=Epoch(4))
+    group = Group(loss_epochs=(Epoch(4),))
     for member in (A, B):
         group.seal(member, at(4, 150))
     group.seal(C, ORIGIN, floor=at(4, 10), complete=False)
@@ -68,7 +68,19 @@ def test_a_newcomer_has_nothing_that_was_given_up() -> None:
 
 def test_where_no_record_of_that_epoch_is_left_nothing_was_given_up() -> None:
     """The attempt that was to accept it came to nothing."""
-    group = Group(loss_epoch=Epoch(4))
+    group = Group(loss_epochs=(Epoch(4),))
     for member in (A, B, C):
         group.seal(member, at(3, 100))
     assert left_out(group) == []
+
+
+def test_each_accepted_loss_counts_also_while_the_next_one_is_accepted() -> None:
+    """Epoch 4 accepted one while C was away; this one accepts another, as B is gone, and C is back."""
+    group = Group(accept_loss=True, loss_epochs=(Epoch(4), EPOCH))
+    group.seal(A, at(4, 150), commit=at(4, 150))
+    group.seal(C, at(3, 200), commit=at(3, 200))
+    group.pass_time(SETTINGS.loss_wait_s)
+    assert left_out(group) == [C]
+    assert not group.sent[C]
+    group.ack(A)
+    assert group.leader.commit.epoch != EPOCH, "A alone is no quorum"

@@ -155,6 +155,15 @@ def test_only_the_front_end_that_has_it_renews() -> None:
             transitions.renew(volume, front_end)
 
 
+def test_a_front_end_that_may_have_served_already_accepts_no_further_loss() -> None:
+    """It started anew before control heard that it serves: guests may have had answers in between."""
+    recovering = attach(ERROR, accept_loss=True)
+    again = transitions.reopen(recovering, ONE_AGAIN)
+    assert again.attachment is not None
+    assert (again.epoch, again.attachment.accept_loss) == (3, False)
+    assert again.loss_epochs == (2,), "what was given up then is told by that epoch, and by no other"
+
+
 def test_accepting_a_loss_holds_for_one_attempt() -> None:
     recovering = attach(ERROR, accept_loss=True)
     assert recovering.attachment is not None
@@ -163,9 +172,10 @@ def test_accepting_a_loss_holds_for_one_attempt() -> None:
     served = transitions.opened(recovering, Epoch(2))
     assert served.attachment is not None
     assert (served.attachment.accept_loss, served.reason) == (False, "")
-    assert served.loss_epoch == 2
-    assert transitions.renew(served, ONE_AGAIN).loss_epoch == 2, "later ones go by it"
-    assert transitions.reopen(recovering, ONE_AGAIN).loss_epoch == 3, "that one may accept it anew"
+    assert served.loss_epochs == (2,)
+    assert transitions.renew(served, ONE_AGAIN).loss_epochs == (2,), "later ones go by it"
+    again = transitions.attach(recovering, ONE, read_only=False, force=True, accept_loss=True, now_ms=1)
+    assert again.loss_epochs == (2, 3), "neither makes up for the other"
     assert phase_of(transitions.give_up(recovering, Epoch(2), "no quorum")) is Phase.AVAILABLE
     with pytest.raises(Conflict, match="--accept-loss"):
         attach(ERROR)

@@ -90,7 +90,7 @@ class Messages:
             segments=self.segments(volume),
             tags=dict(volume.tags),
             accept_loss=attachment.accept_loss if attachment else False,
-            loss_epoch=volume.loss_epoch,
+            loss_epochs=volume.loss_epochs,
             source=self._hydrations.source(volume),
             hydration=self._hydrations.hydration(volume),
             maintenance=attachment is None,

@@ -129,7 +129,7 @@ class Volume:
     segments: in the order of their numbers and of the volume's blocks. segment_size_bytes: what the last one grows to
     before another is added; 0 for a volume of an older program: as control is set then. origin_size_bytes: of that
     snapshot; 0 for a volume of an older program: it has something of it in its first segment alone.
-    loss_epoch: the newest epoch that was to go on with a loss accepted.
+    loss_epochs: those that were to go on with a loss accepted, ascending; never forgotten.
     warnings: of an older program, and of no meaning: where its replicas are now is what counts.
     """
 
@@ -151,7 +151,7 @@ class Volume:
     segment_size_bytes: int = 0
     origin_size_bytes: int = 0
     growing: Growing | None = None
-    loss_epoch: Epoch = Epoch(0)
+    loss_epochs: tuple[Epoch, ...] = ()
 
     @property
     def all_segments(self) -> tuple[Segment, ...]:

@@ -177,19 +177,21 @@ def attach(
     move = Move.TAKE_OVER if force or moves else Move.ATTACH
     if accept_loss and phase_of(volume) is Phase.ERROR and volume.epoch > 0:
         move = Move.RECOVER
-    loss_epoch = epoch if accept_loss else volume.loss_epoch
-    return _move(volume, move, epoch=epoch, attachment=attachment, loss_epoch=loss_epoch)
+    loss_epochs = (*volume.loss_epochs, epoch) if accept_loss else volume.loss_epochs
+    return _move(volume, move, epoch=epoch, attachment=attachment, loss_epochs=loss_epochs)
 
 
 def reopen(volume: Volume, front_end: FrontEnd) -> Volume:
-    """A new epoch for a front-end that started anew before it had opened the volume."""
+    """A new epoch for a front-end that started anew before it had opened the volume, as far as control heard.
+
+    It accepts no loss any more: the one before may have served, and what it acknowledged nobody has given up.
+    """
     now = volume.attachment
     if now is None or now.front_end != front_end.id or now.instance == front_end.instance:
         return volume
     epoch = Epoch(volume.epoch + 1)
-    reopened = replace(now, epoch=epoch, instance=front_end.instance)
-    loss_epoch = epoch if now.accept_loss else volume.loss_epoch
-    return _move(volume, Move.REOPEN, epoch=epoch, attachment=reopened, loss_epoch=loss_epoch)
+    reopened = replace(now, epoch=epoch, instance=front_end.instance, accept_loss=False)
+    return _move(volume, Move.REOPEN, epoch=epoch, attachment=reopened)
 
 
 def opened(volume: Volume, epoch: Epoch) -> Volume:

@@ -53,9 +53,6 @@ from blockstore.units import BlockNumber, Epoch, Generation
 __all__ = ["Leader", "LeaderSettings", "LeaderStatus", "MemberStatus"]
 
 
-_NO_EPOCH = Epoch(0)
-
-
 @dataclass(slots=True, eq=False)
 class _InFlight:
     """A record of this epoch that is not committed yet; no writes for the one that opens the epoch."""
@@ -76,12 +73,11 @@ class Leader:
         now: float,
         *,
         accept_loss: bool = False,
-        loss_epoch: Epoch = _NO_EPOCH,
+        loss_epochs: tuple[Epoch, ...] = (),
     ) -> None:
         """accept_loss: go on without what may have been acknowledged and cannot be found any more.
 
-        Only after every member answered, or had settings.loss_wait_s to. loss_epoch: the newest epoch that went on
-        so; 0 for none.
+        Only after every member answered, or had settings.loss_wait_s to. loss_epochs: those that went on so.
         """
         self.epoch = epoch
         self.configuration = configuration
@@ -90,7 +86,7 @@ class Leader:
         self._members = {each.replica: Member(each.replica) for each in configuration.everyone}
         members = tuple(self._members.values())
         self._attaching = Attaching(self._quorum, self._members, settings, now, accept_loss=accept_loss)
-        self._log = LeaderLog(epoch, configuration.number, members, settings, loss_epoch)
+        self._log = LeaderLog(epoch, configuration.number, members, settings, loss_epochs)
         self._lease = Lease(self._quorum, members, settings.lease_s)
         self._reads = Reads(self._readable(), settings.lease_s)
         #: Of the first record under this configuration, in this epoch.

@@ -35,7 +35,7 @@ class LeaderLog:
         configuration: int,
         members: tuple[Member, ...],
         settings: LeaderSettings,
-        loss_epoch: Epoch,
+        loss_epochs: tuple[Epoch, ...],
     ) -> None:
         self.chosen: ChosenLog | None = None
         self.commit: Position = ORIGIN
@@ -44,7 +44,7 @@ class LeaderLog:
         self._configuration = configuration
         self._members = members
         self._settings = settings
-        self._loss_epoch = loss_epoch
+        self._loss_epochs = loss_epochs
         self._run = RecordRun(ORIGIN)
 
     def send_to(self, members: tuple[Member, ...], configuration: int) -> None:
@@ -196,11 +196,13 @@ class LeaderLog:
     def _has_what_was_given_up(self, answer: SealAnswer, chosen: ChosenLog) -> bool:
         """Or may have: with a loss accepted, a position that was committed may be none of the log any more.
 
-        Who has no record of the epoch that accepted it, or of a later one, was looked at by none of their leaders.
+        Who has no record of the epoch that accepted it, or of a later one, was looked at by none of their leaders. Each
+        such epoch counts: one that this log knows nothing of, as it came to nothing, says nothing of those before.
         """
         if answer.commit.epoch != self._epoch and answer.commit > chosen.end:
             return True
-        return bool(answer.end.sequence) and answer.end.epoch < self._loss_epoch <= chosen.end.epoch
+        missed = any(answer.end.epoch < accepted <= chosen.end.epoch for accepted in self._loss_epochs)
+        return bool(answer.end.sequence) and missed
 
     def _holds(self, position: Position, chosen: ChosenLog) -> bool:
         """Whether this log is certain to hold it: one leader wrote all records of an epoch."""

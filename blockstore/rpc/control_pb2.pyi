@@ -1759,7 +1759,7 @@ class OpenTicket(_message.Message):
     HYDRATION_FIELD_NUMBER: _builtins.int
     MAINTENANCE_FIELD_NUMBER: _builtins.int
     CLIENT_FIELD_NUMBER: _builtins.int
-    LOSS_EPOCH_FIELD_NUMBER: _builtins.int
+    LOSS_EPOCHS_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     name: _builtins.str
     """The volume's name; may be empty. Clients may ask for the export by id or by name."""
@@ -1772,10 +1772,6 @@ class OpenTicket(_message.Message):
     """For control's own work on a volume that nobody has attached (a seal, hydration): it is not exported."""
     client: _builtins.str
     """Only this client's links may use the export; empty: anyone."""
-    loss_epoch: _builtins.int
-    """The newest epoch that went on with a loss accepted; 0 for none. A member without a record of it, or of a later one,
-    may have committed what was given up then.
-    """
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]: ...
     @_builtins.property
@@ -1786,6 +1782,12 @@ class OpenTicket(_message.Message):
 
     @_builtins.property
     def hydration(self) -> Global___Hydration: ...
+    @_builtins.property
+    def loss_epochs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The epochs that went on with a loss accepted, ascending. Where the log has a record of one, or of a later one, a
+        member that has none may have committed what was given up then.
+        """
+
     def __init__(
         self,
         *,
@@ -1801,11 +1803,11 @@ class OpenTicket(_message.Message):
         hydration: Global___Hydration | None = ...,
         maintenance: _builtins.bool = ...,
         client: _builtins.str = ...,
-        loss_epoch: _builtins.int = ...,
+        loss_epochs: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hydration", b"hydration", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_loss", b"accept_loss", "client", b"client", "epoch", b"epoch", "hydration", b"hydration", "loss_epoch", b"loss_epoch", "maintenance", b"maintenance", "name", b"name", "read_only", b"read_only", "segments", b"segments", "size_bytes", b"size_bytes", "source", b"source", "tags", b"tags", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_loss", b"accept_loss", "client", b"client", "epoch", b"epoch", "hydration", b"hydration", "loss_epochs", b"loss_epochs", "maintenance", b"maintenance", "name", b"name", "read_only", b"read_only", "segments", b"segments", "size_bytes", b"size_bytes", "source", b"source", "tags", b"tags", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -53,7 +53,7 @@ def _to_ticket(message: pb.OpenTicket, segment: pb.Segment, size_bytes: int) -> 
         addresses=addresses_of([segment]),
         known={ReplicaId(member.replica): to_position(member.known) for member in members},
         accept_loss=message.accept_loss,
-        loss_epoch=Epoch(message.loss_epoch),
+        loss_epochs=tuple(map(Epoch, message.loss_epochs)),
     )
 
 

@@ -102,7 +102,7 @@ class OpenVolume:
             settings,
             boot_time_s(),
             accept_loss=ticket.accept_loss,
-            loss_epoch=ticket.loss_epoch,
+            loss_epochs=ticket.loss_epochs,
         )
         self._directory = MemberDirectory(ticket, refresh)
         self.members = MemberQueries(self._whole_members, ticket.epoch, ticket.configuration.number, call_timeout_s)

@@ -11,8 +11,8 @@ class Ticket:
     """All that it takes to open one segment of a volume. addresses, known: by replica, of all members.
 
     size_bytes: the segment's.
-    known: the highest position that control was ever told for a replica. loss_epoch: the newest epoch that went on
-    with a loss accepted; 0 for none.
+    known: the highest position that control was ever told for a replica. loss_epochs: those that went on with a loss
+    accepted.
     """
 
     volume: VolumeId
@@ -23,4 +23,4 @@ class Ticket:
     addresses: dict[ReplicaId, str]
     known: dict[ReplicaId, Position]
     accept_loss: bool = False
-    loss_epoch: Epoch = Epoch(0)
+    loss_epochs: tuple[Epoch, ...] = ()
