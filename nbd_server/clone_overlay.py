@@ -4,6 +4,9 @@ The file is as long as the clone, and block i lies where it lies in the clone; t
 written. It has no name from its first moment on, so it is gone with the process, however that ends. All clones of a
 process share an allowance of blocks, counted before they are written.
 
+A client may trim or zero all of a clone by one request, which may be of 64 TiB: so zeroes are kept as ranges, whose
+number all clones share an allowance of as well.
+
 Invariant: a block is `held` (it counts, and its bytes are the clone's), or `zero` (it reads as zeroes), or neither
 (it is as in the snapshot); never both.
 """
@@ -12,23 +15,28 @@ import ctypes
 import errno
 import os
 import tempfile
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 from blockstore.errors import CairnError, NoSpace
 from blockstore.units import BLOCK_SIZE, format_size
-from blockstore.volume.block_bits import mask
+from blockstore.volume.block_bits import mask, runs_of
 
 #: Source: fallocate(2); a hole keeps the file's length.
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x02 | 0x01
 _SHARD_BLOCKS: Final = 4096
+#: Of zeroes in all clones: 20 MiB. An `fstrim` makes one for each free piece of a file system.
+MAX_RANGES: Final = 1 << 18
 
 
 class CloneSpace:
-    """What all clones of this process may hold together, in blocks."""
+    """What all clones of this process may hold together: blocks, and ranges of zeroes."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.used_blocks = 0
+        self.used_ranges = 0
         self._limit_blocks = limit_bytes // BLOCK_SIZE
 
     def take(self, count: int) -> None:
@@ -42,6 +50,14 @@ class CloneSpace:
 
     def give_back(self, count: int) -> None:
         self.used_blocks -= count
+
+    def check_ranges(self) -> None:
+        """Raises NoSpace where there are as many ranges of zeroes as there may be."""
+        if self.used_ranges >= MAX_RANGES:
+            raise NoSpace(
+                f"the clones here have {self.used_ranges} separate ranges of zeroes, and {MAX_RANGES} may be: "
+                "end one, or trim longer ranges"
+            )
 
 
 class BlockSet:
@@ -60,17 +76,68 @@ class BlockSet:
             at += inside
         return found
 
-    def put(self, start: int, count: int, *, inside: bool) -> None:
-        """These blocks are in it from now on, or are not."""
+    def runs(self, start: int, count: int) -> Iterator[tuple[int, int]]:
+        """Those in the range, in order: first block, count."""
+        for shard in self._shards_in(start, count):
+            base = shard * _SHARD_BLOCKS
+            first, last = max(start, base), min(start + count, base + _SHARD_BLOCKS)
+            for at, length in runs_of(self.bits(first, last - first)):
+                yield first + at, length
+
+    def add(self, start: int, count: int) -> None:
+        """These blocks are in it from now on."""
         at, end = start, start + count
         while at < end:
             shard, first = divmod(at, _SHARD_BLOCKS)
             part = min(end - at, _SHARD_BLOCKS - first)
-            now, changed = self._shards.get(shard, 0), mask(part) << first
-            self._shards[shard] = now | changed if inside else now & ~changed
-            if not self._shards[shard]:
-                del self._shards[shard]
+            self._shards[shard] = self._shards.get(shard, 0) | mask(part) << first
             at += part
+
+    def remove(self, start: int, count: int) -> None:
+        """These blocks are not in it from now on."""
+        for shard in list(self._shards_in(start, count)):
+            base = shard * _SHARD_BLOCKS
+            first, last = max(0, start - base), min(start + count - base, _SHARD_BLOCKS)
+            left = self._shards.get(shard, 0) & ~(mask(last - first) << first)
+            if left:
+                self._shards[shard] = left
+            else:
+                self._shards.pop(shard, None)
+
+    def _shards_in(self, start: int, count: int) -> Iterable[int]:
+        """In order; those without a block may be left out, where that is shorter."""
+        shards = range(start // _SHARD_BLOCKS, -(-(start + count) // _SHARD_BLOCKS))
+        return shards if len(shards) <= len(self._shards) else sorted(each for each in self._shards if each in shards)
+
+
+class BlockRanges:
+    """Some blocks of a volume, as ranges: 80 bytes for each, however long it is."""
+
+    def __init__(self) -> None:
+        self._edges: list[int] = []
+        """The first block of a range, and the one after its last, of one range after the other; ascending."""
+
+    def __len__(self) -> int:
+        return len(self._edges) // 2
+
+    def bits(self, start: int, count: int) -> int:
+        """Bit i: block start + i is in it."""
+        found, end = 0, start + count
+        at = bisect_right(self._edges, start) & ~1
+        while at < len(self._edges) and self._edges[at] < end:
+            first, last = max(start, self._edges[at]), min(end, self._edges[at + 1])
+            found |= mask(last - first) << first - start
+            at += 2
+        return found
+
+    def put(self, start: int, count: int, *, inside: bool) -> None:
+        """These blocks are in it from now on, or are not. count: above 0."""
+        low, high = bisect_left(self._edges, start), bisect_right(self._edges, start + count)
+        # Behind an even number of edges a block is in no range.
+        edges = [start] if (low % 2 == 0) is inside else []
+        if (high % 2 == 0) is inside:
+            edges.append(start + count)
+        self._edges[low:high] = edges
 
 
 class CloneOverlay:
@@ -81,7 +148,7 @@ class CloneOverlay:
 
     def __init__(self, directory: Path, block_count: int, space: CloneSpace) -> None:
         self.held = BlockSet()
-        self.zero = BlockSet()
+        self.zero = BlockRanges()
         self._space = space
         self._held_count = 0
         directory.mkdir(parents=True, exist_ok=True)
@@ -95,6 +162,8 @@ class CloneOverlay:
         """All of it is gone. The same again does nothing."""
         self._space.give_back(self._held_count)
         self._held_count = 0
+        self._space.used_ranges -= len(self.zero)
+        self.zero = BlockRanges()
         self._file.close()
 
     def reserve(self, start: int, count: int) -> int:
@@ -109,10 +178,19 @@ class CloneOverlay:
         self._held_count -= count
         self._space.give_back(count)
 
+    def check_ranges(self) -> None:
+        """Raises NoSpace where no more blocks may be made zeroes."""
+        self._space.check_ranges()
+
     def keep(self, start: int, count: int, *, zero: bool) -> None:
-        """From now on these blocks are what was written, or zeroes."""
-        self.held.put(start, count, inside=not zero)
+        """From now on these blocks are what was written, or zeroes. count: above 0."""
+        if zero:
+            self.held.remove(start, count)
+        else:
+            self.held.add(start, count)
+        before = len(self.zero)
         self.zero.put(start, count, inside=zero)
+        self._space.used_ranges += len(self.zero) - before
 
     def read(self, start: int, count: int) -> bytes:
         """Blocks that are held. Blocks the caller."""

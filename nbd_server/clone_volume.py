@@ -1,13 +1,14 @@
 """A throw-away clone of a snapshot: reads from it, writes into an overlay of its own, all gone at the end.
 
 Changes of one clone run one after the other, each in a thread, because a file's writes may wait for a disk; reads run
-beside them. A change takes effect at its end, when the overlay's bits are set. Nothing of it is durable, and nothing
-has to be: FLUSH and FUA only promise what was answered before, and that is in the page cache or on the disk.
+beside them. A change takes effect at its end, when the overlay's bits are set, and long zeroes a step at a time: the
+event loop serves others between. Nothing of it is durable, and nothing has to be: FLUSH and FUA only promise what was
+answered before, and that is in the page cache or on the disk.
 """
 
 import asyncio
 from collections.abc import Awaitable, Coroutine
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from blockstore.errors import NotFound
 from blockstore.units import BLOCK_SIZE, Generation
@@ -16,6 +17,9 @@ from blockstore.volume.block_status import Changed, Shown, merged
 from blockstore.volume.source_client import SHARD_BLOCKS
 from nbd_server.clone_overlay import CloneOverlay
 from nbd_server.volume import Buffer
+
+#: Blocks that are made zeroes at one stroke, 64 GiB: what is written there is looked at within a millisecond.
+_ZERO_STEP: Final = 1 << 24
 
 
 class Base(Protocol):
@@ -139,9 +143,15 @@ class CloneVolume:
 
     async def _zero(self, start: int, count: int) -> None:
         async with self._changing:
-            freed = 0
-            for at, length in runs_of(self._overlay.held.bits(start, count)):
-                if await asyncio.to_thread(self._overlay.punch, start + at, length):
-                    freed += length
-            self._overlay.keep(start, count, zero=True)
-            self._overlay.release(freed)
+            self._overlay.check_ranges()
+            for first in range(start, start + count, _ZERO_STEP):
+                await self._zero_step(first, min(_ZERO_STEP, start + count - first))
+                await asyncio.sleep(0)
+
+    async def _zero_step(self, start: int, count: int) -> None:
+        freed = 0
+        for at, length in self._overlay.held.runs(start, count):
+            if await asyncio.to_thread(self._overlay.punch, at, length):
+                freed += length
+        self._overlay.keep(start, count, zero=True)
+        self._overlay.release(freed)

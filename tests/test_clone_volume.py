@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockstore.errors import NoSpace
-from blockstore.units import BLOCK_SIZE
-from nbd_server.clone_overlay import BlockSet, CloneOverlay, CloneSpace
+from blockstore.units import BLOCK_SIZE, MIB, TIB
+from nbd_server import clone_overlay
+from nbd_server.clone_overlay import BlockRanges, BlockSet, CloneOverlay, CloneSpace
 from nbd_server.clone_volume import CloneVolume
 from nbd_server.device import Device
 from tests.memory_nbd import MemoryVolume
@@ -41,7 +43,7 @@ def run(directory: Path, test: Callable[[Clones], Awaitable[None]], limit_blocks
         clones = Clones(directory, limit_blocks)
         await test(clones)
         assert bytes(clones.base.contents) == clones.original
-        assert clones.space.used_blocks == 0
+        assert (clones.space.used_blocks, clones.space.used_ranges) == (0, 0)
         assert not os.listdir(directory)
 
     asyncio.run(all_of_it())
@@ -127,14 +129,72 @@ def test_a_full_disk_is_no_space_and_the_blocks_are_as_before(tmp_path: Path) ->
     run(tmp_path, test)
 
 
-@given(st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 9_000), st.booleans()), max_size=12))
+@given(st.lists(st.tuples(st.integers(0, 20_000), st.integers(1, 9_000), st.booleans()), max_size=12))
 def test_a_set_of_blocks_is_a_set(changes: list[tuple[int, int, bool]]) -> None:
-    blocks, model = BlockSet(), set[int]()
+    blocks, ranges, model = BlockSet(), BlockRanges(), set[int]()
     for start, count, inside in changes:
-        blocks.put(start, count, inside=inside)
+        (blocks.add if inside else blocks.remove)(start, count)
+        ranges.put(start, count, inside=inside)
         (model.update if inside else model.difference_update)(range(start, start + count))
     for start, count in ((0, 30_000), (4000, 200), (8191, 2)):
-        assert blocks.bits(start, count) == sum(1 << each - start for each in model if start <= each < start + count)
+        expected = [each for each in sorted(model) if start <= each < start + count]
+        assert blocks.bits(start, count) == sum(1 << each - start for each in expected)
+        assert ranges.bits(start, count) == blocks.bits(start, count)
+        assert [each for at, length in blocks.runs(start, count) for each in range(at, at + length)] == expected
+    assert len(ranges) == sum(block - 1 not in model for block in model)
+
+
+def test_zeroes_of_all_of_a_large_clone_take_no_memory_and_let_others_be_served(tmp_path: Path) -> None:
+    """By one request: a client of its own volume could stop the front-end's other volumes by it."""
+    size = 8 * TIB
+
+    async def test() -> None:
+        space = CloneSpace(MIB)
+        overlay = CloneOverlay(tmp_path, size // BLOCK_SIZE, space)
+        device = Device(CloneVolume(MemoryVolume(SIZE), overlay))
+        for number in range(16):
+            await device.write(number * size // 16, b"x" * BLOCK_SIZE)
+        turns = 0
+
+        async def be_served() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        serving = asyncio.create_task(be_served())
+        tracemalloc.start()
+        try:
+            await device.trim(0, size)
+            assert tracemalloc.get_traced_memory()[1] < MIB
+        finally:
+            tracemalloc.stop()
+            serving.cancel()
+        assert turns > 100
+        assert (space.used_blocks, space.used_ranges) == (0, 1)
+        assert await device.read(size // 2, MIB) == bytes(MIB)
+        overlay.close()
+
+    asyncio.run(test())
+
+
+def test_zeroes_in_more_pieces_than_all_clones_may_have_are_no_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(clones: Clones) -> None:
+        (one, first), (other, second) = clones.make(), clones.make()
+        for block in range(0, 6, 2):
+            await first.trim(block * BLOCK_SIZE, BLOCK_SIZE)
+        with pytest.raises(NoSpace, match="3 separate ranges of zeroes"):
+            await second.trim(0, BLOCK_SIZE)
+        assert await second.read(0, SIZE) == clones.original
+        await second.write(0, b"x" * BLOCK_SIZE)
+        one.close()
+        await second.trim(0, SIZE)
+        other.close()
+
+    monkeypatch.setattr(clone_overlay, "MAX_RANGES", 3)
+    run(tmp_path, test)
 
 
 def test_it_tells_its_own_layer_over_the_snapshots(tmp_path: Path) -> None:
