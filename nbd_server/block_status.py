@@ -23,6 +23,20 @@ from nbd_server.wire import Command, CommandFlag, WireError
 MAX_DESCRIPTORS: Final = 4096
 #: Longest that a compact descriptor can say, in whole blocks.
 _COMPACT_LENGTH: Final = (1 << 32) - BLOCK_SIZE
+#: Of a descriptor, as long as it is not on the wire yet.
+_DESCRIPTOR_BYTES: Final = 128
+
+
+def memory_bytes(request: Request, terms: Terms) -> int:
+    """What the answer may take at most, however the blocks lie, from its first context on until it is sent."""
+    if request.flags & CommandFlag.PAYLOAD_LEN:
+        named = max(0, request.length - wire.STATUS_FILTER_BYTES) // wire.CONTEXT_ID_BYTES
+        contexts, descriptors = min(named, len(terms.contexts)), MAX_DESCRIPTORS
+    else:
+        contexts, descriptors = len(terms.contexts), min(MAX_DESCRIPTORS, request.length // BLOCK_SIZE + 2)
+    if request.flags & CommandFlag.REQ_ONE:
+        descriptors = 1
+    return contexts * descriptors * _DESCRIPTOR_BYTES
 
 
 def asked(request: Request, terms: Terms, size_bytes: int) -> tuple[Request, tuple[Context, ...]] | Refusal:

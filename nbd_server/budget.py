@@ -1,8 +1,8 @@
 """Memory that clients may hold: each its share, and all together a total.
 
 What counts is payloads of writes, from before their memory is made until they are answered, and
-results of reads, until the client has fetched them. A connection asks before it begins a request and
-waits in line where it may not; its socket is not read meanwhile.
+results of reads and of questions what blocks are, until the client has fetched them. A connection
+asks before it begins a request and waits in line where it may not; its socket is not read meanwhile.
 
 Invariants: `used_bytes` is the sum of all shares, and exceeds `total_bytes` by no more than what each
 client may hold whatever the others do, so that no client is stopped by others that hoard. Nobody is

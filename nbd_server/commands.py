@@ -10,11 +10,21 @@ from typing import Any, Final
 from nbd_server import block_status
 from nbd_server.device import Device
 from nbd_server.terms import Style, Terms
-from nbd_server.transmission import Refusal, Request
+from nbd_server.transmission import MAX_REQUEST_BYTES, Refusal, Request
 from nbd_server.wire import Command, CommandFlag, WireError
 
 _READ: Final = int(Command.READ)
 _WRITE: Final = int(Command.WRITE)
+
+
+def memory_bytes(request: Request, terms: Terms) -> int:
+    """What a request takes until its client has the answer: the payload, the result of a read, descriptors at most.
+
+    0 also where it is too long to be good.
+    """
+    if request.command <= _WRITE:
+        return request.length if request.length <= MAX_REQUEST_BYTES else 0
+    return block_status.memory_bytes(request, terms) if request.command == Command.BLOCK_STATUS else 0
 
 
 def start(request: Request, device: Device, terms: Terms) -> asyncio.Future[Any] | Refusal:

@@ -35,7 +35,6 @@ _log = structlog.get_logger(__name__)
 
 _HANDSHAKE_BUFFER_BYTES: Final = 4 * KIB
 _READ: Final = int(Command.READ)
-_WRITE: Final = int(Command.WRITE)
 
 
 _RECEIVING: Final = frozenset({Phase.TRANSMISSION, Phase.REFUSING})
@@ -225,7 +224,7 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def in_flight_bytes(self) -> int:
-        """What it holds: payloads of writes, from their first byte on, and results of reads until they are fetched."""
+        """What it holds: payloads of writes, from their first byte on, and results until they are fetched."""
         return self.share.held_bytes
 
     # Handshake.
@@ -338,7 +337,8 @@ class Connection(asyncio.BufferedProtocol):
             return False
         if self.share.is_ample():
             return True
-        return self.share.may_take(self._parser.next_bytes())
+        request = self._parser.peek()
+        return self.share.may_take(0 if request is None else commands.memory_bytes(request, self._terms))
 
     def _admit(self, request: Request) -> Refusal | None:
         """What the parser asks of each request: why it is refused, or None, and then its memory is counted."""
@@ -346,8 +346,8 @@ class Connection(asyncio.BufferedProtocol):
         if self.phase is Phase.REFUSING and request.command != Command.DISC:
             return _SHUTTING_DOWN
         refused = transmission.refusal(request, self.export.size_bytes, self._read_only, self._terms)
-        if refused is None and request.command <= _WRITE:
-            self.share.take(request.length)
+        if refused is None and (held_bytes := commands.memory_bytes(request, self._terms)):
+            self.share.take(held_bytes)
         return refused
 
     def _begin(self, request: Request) -> None:
@@ -366,6 +366,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         if isinstance(started, Refusal):
             self.in_flight_requests -= 1
+            self._ended_bytes += commands.memory_bytes(request, self._terms)
             self._reply(self._answers.failed(request, started))
         else:
             started.add_done_callback(partial(self._ended, request))
@@ -381,7 +382,7 @@ class Connection(asyncio.BufferedProtocol):
     def _finish(self, request: Request, error: BaseException | None, result: Any = None) -> None:
         """Reply, if there is still a client."""
         self.in_flight_requests -= 1
-        held_bytes = request.length if request.command <= _WRITE else 0
+        held_bytes = commands.memory_bytes(request, self._terms)
         if error is not None and not isinstance(error, CairnError):
             _log.error("request failed unexpectedly", export=self._name, request=_describe(request), exc_info=error)
         if self._lost:

@@ -23,7 +23,7 @@ class Limits:
     in_flight_requests: int = 512
     """Of one connection. The kernel keeps 128 by default, and fio rarely more."""
     in_flight_bytes: int = 32 * MIB
-    """Of one connection: payloads of writes and results of reads. The next request waits once it is reached."""
+    """Of one connection: payloads of writes, and results at most. The next request waits once it is reached."""
     total_bytes: int = 256 * MIB
     """The same, of all connections: eight clients get all that one may have, more of them share."""
     client_bytes: int = 128 * MIB

@@ -127,12 +127,12 @@ class RequestParser:
         """The request whose payload has begun to come; its memory is made already."""
         return self._request if self.state is State.PAYLOAD else None
 
-    def next_bytes(self) -> int:
-        """The memory that the next request will take, payload or result; 0 where none, or it is not known yet."""
+    def peek(self) -> Request | None:
+        """The next request as its header has it, whose memory is not made yet; None where it is not there."""
         if self.state is not State.HEADER or self._end - self._start < self._header_bytes:
-            return 0
-        _, _, command, _, _, length = self._header.unpack_from(self._view, self._start)
-        return int(length) if command <= _WRITE and length <= MAX_REQUEST_BYTES else 0
+            return None
+        _, flags, command, cookie, offset, length = self._header.unpack_from(self._view, self._start)
+        return Request(command, flags, cookie, offset, length)
 
     def next_request(self) -> Request | None:
         """The next whole request, or None until more was received. Raises ProtocolError.

@@ -13,6 +13,7 @@ from nbd_server import wire
 from nbd_server.wire import Command, Option
 from tests.nbd_client import NbdClient
 from tests.nbd_serving import Raw, Served, serving, settled, until
+from tests.test_nbd_conformance import session
 
 RunLoop = Callable[[Any], Any]
 OPEN_FILES = "/proc/self/fd"
@@ -149,6 +150,28 @@ def test_one_that_never_reads_its_replies_is_held_back_and_dropped(run: RunLoop)
             assert served.server.in_flight_bytes == 0
             await client.close()
             greedy.writer.close()
+
+    run(main())
+
+
+def test_one_that_asks_what_blocks_are_and_never_reads_it_is_held_back(run: RunLoop) -> None:
+    """A request of 28 bytes has an answer of 32 KiB for each context, and many may be in flight."""
+
+    async def main() -> None:
+        async with serving(in_flight_bytes=4 * MIB, stalled_s=0.4) as served:
+            for block in range(0, 8192, 2):
+                served.volume.contents[block * BLOCK_SIZE] = 1
+            client = await served.client()
+            greedy = await session(served, "structured", "base:allocation", "qemu:allocation-depth", "cairn:hydrated")
+            for _ in range(500):
+                greedy.send(Command.BLOCK_STATUS, 0, 0, 8192 * BLOCK_SIZE)
+            assert await settled(lambda: served.server.in_flight_bytes) <= 6 * MIB
+            assert served.unsent_bytes <= MIB
+            await check_unharmed(client)
+            await until(lambda: served.server.connection_count == 1)
+            assert served.server.in_flight_bytes == 0
+            await client.close()
+            greedy.raw.writer.close()
 
     run(main())
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from blockstore import errors
 from blockstore.units import MIB
 from nbd_server import wire
+from nbd_server.commands import memory_bytes
 from nbd_server.request_parser import MAX_SKIPPED_BYTES, TRANSITIONS, RequestParser, State, Step
-from nbd_server.terms import Style, Terms
+from nbd_server.terms import Context, Style, Terms
 from nbd_server.transmission import MAX_REQUEST_BYTES, RULES, Request, refusal, wire_error
 from nbd_server.wire import Command, CommandFlag, WireError
 
@@ -170,13 +171,31 @@ def test_the_memory_that_a_request_will_take_is_known_before() -> None:
         header = wire.serialize_request(command, 0, 0, 0, length)
         parser.buffer()[:27] = header[:27]
         parser.received(27)
-        assert parser.next_bytes() == 0
+        assert parser.peek() is None
         parser.buffer()[:1] = header[27:]
         parser.received(1)
-        assert parser.next_bytes() == expected
+        request = parser.peek()
+        assert request is not None
+        assert memory_bytes(request, Terms()) == expected
         assert parser.next_request() is not None
     feed(parser, serialize(write_of(b"x" * 2000))[:1000])
-    assert parser.next_bytes() == 0, "it is made already"
+    assert parser.peek() is None, "it is made already"
+
+
+@pytest.mark.parametrize(
+    ("flags", "length", "descriptors"),
+    [
+        (0, 4096, 2 * 3),
+        (0, 1 << 40, 2 * 4096),
+        (CommandFlag.REQ_ONE, 1 << 40, 2),
+        (CommandFlag.PAYLOAD_LEN, 8 + 4, 4096),
+        (CommandFlag.PAYLOAD_LEN, 1 << 40, 2 * 4096),
+        (CommandFlag.PAYLOAD_LEN, 0, 0),
+    ],
+)
+def test_what_blocks_are_takes_memory_for_each_context(flags: int, length: int, descriptors: int) -> None:
+    terms = Terms(Style.EXTENDED, (Context(1, "base:allocation"), Context(2, "cairn:hydrated")))
+    assert memory_bytes(Request(Command.BLOCK_STATUS, flags, 0, 0, length), terms) == 128 * descriptors
 
 
 def test_every_step_that_the_table_lacks_raises() -> None:
