@@ -376,6 +376,38 @@ def test_the_first_snapshot_of_a_hydrated_volume_is_still_a_change_of_its_source
     run(tmp_path, scenario)
 
 
+def test_what_was_sealed_before_its_volume_was_hydrated_needs_the_source_until_it_is_shipped(tmp_path: Path) -> None:
+    """The volume is hydrated without the blocks that its guest wrote after the seal: these nobody else has."""
+
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        snapshot, daemon, front_end = await completed(control), cluster.daemons[0], cluster.front_ends[0]
+        await control.create(0, name="r", snapshot=snapshot)
+        await control.attach("r")
+        daemon.ships = False
+        (of_r,) = await control.snapshot("r")
+        front_end.hydrates = True
+        await control.delete_snapshot(snapshot)
+        await hydrated(control, "r")
+        request = snapshot_pb2.OpenSnapshotRequest(
+            snapshot=of_r.id, front_end=front_end.id, instance=front_end.instance
+        )
+        found = await control.call("OpenSnapshot", request)
+        assert (found.source.snapshot, found.source.root) == (snapshot, root_of(snapshot))
+        task = await task_of(daemon, of_r.id)
+        assert (task.base, task.base_root) == (snapshot, root_of(snapshot))
+        fail = snapshot_pb2.FailSnapshotRequest(daemon=daemon.id, instance=daemon.instance, snapshot=of_r.id)
+        await control.call("FailSnapshot", fail)
+        with pytest.raises(Conflict, match="must stay"):
+            await control.call("DropSnapshot", snapshot_pb2.DropSnapshotRequest(daemon=daemon.id, snapshot=snapshot))
+        daemon.ships = True
+        await control.call("RetrySnapshot", snapshot_pb2.RetrySnapshotRequest(snapshot=of_r.id))
+        await in_state(control, of_r.id, COMPLETED)
+        assert daemon.shipped[-1].base == snapshot
+        await gone(control, snapshot)
+
+    run(tmp_path, scenario, lease_s=1.0)
+
+
 def test_a_volume_that_is_deleted_before_it_is_hydrated_lets_its_source_go(tmp_path: Path) -> None:
     async def scenario(cluster: Cluster, control: Control) -> None:
         snapshot = await completed(control)

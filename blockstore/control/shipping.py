@@ -3,8 +3,9 @@
 One snapshot of a volume at a time, the oldest content first, so that each can be a change of the one
 before it. What a snapshot is shipped as a change of is kept with it before a daemon hears of it, and
 does not change until it is retried. Invariants: a base is completed (or is the source of a volume that
-is not hydrated), and stays in the object store while something is shipped as a change of it; a root
-is dropped only when no volume, no ship under way and no reader needs it, and no daemon ships that snapshot.
+is not hydrated, or was not when the snapshot was asked for), and stays in the object store while something is shipped
+as a change of it; a root is dropped only when no volume, no ship under way or to come and no reader needs it, and no
+daemon ships that snapshot.
 Who ships what is in memory only: after a restart of control the daemons say it.
 """
 
@@ -178,20 +179,26 @@ class Shipping:
                 return earlier.id, earlier.generations, {key_of(earlier.id): stored.revision}
             raise Fenced(f"snapshot {earlier.id} has changed meanwhile: look again")
         origin = next((each for each in snapshots if each.id == volume.origin), None)
-        if origin and (origin.state is SnapshotState.COMPLETED or volume.source):
+        if origin and (origin.state is SnapshotState.COMPLETED or volume.source or snapshot.source):
             stored = await self._snapshots.stored(origin.id)
-            # A source that is deleted stays in the store only while the volume comes from it.
+            # A source that is deleted stays in the store only while the volume comes from it, or this snapshot needs it.
             return origin.id, (), {key_of(origin.id): stored.revision, key_of_volume(volume.id): revision}
+        if snapshot.source:
+            raise NotFound(f"snapshot {snapshot.source}, of which {snapshot.id} is a change, is gone")
         return "", (), {}
 
     async def _needed(self) -> frozenset[str]:
         """The snapshots whose roots must stay, deleted or not: for volumes that come from them, ships, and readers."""
-        shipping = [each for each in await self._snapshots.unfinished() if phase_of(each) is Phase.SHIPPING]
-        bases = (each.parent for each in shipping if each.started)
+        # First: a volume that is hydrated by now leaves what it needed to snapshots that are entered, or begun, by then.
+        volumes = await self._catalog.volumes()
+        present, users = {volume.id for volume in volumes}, users_by_source(volumes)
+        unfinished = [each for each in await self._snapshots.unfinished() if phase_of(each) is not Phase.DELETING]
+        bases = (each.parent for each in unfinished if phase_of(each) is Phase.SHIPPING and each.started)
+        # Of one whose volume is gone nothing can be shipped or read any more.
+        sources = (each.source for each in unfinished if each.volume in present)
         shipped = (snapshot for said in self._presence.shipped_now() for snapshot in said)
-        users = users_by_source(await self._catalog.volumes())
         # Last: whoever opens one is in this list before he looks whether it is being deleted.
-        return frozenset((*bases, *shipped, *users, *self._presence.read_now()))
+        return frozenset((*bases, *sources, *shipped, *users, *self._presence.read_now()))
 
 
 def users_by_source(volumes: Iterable[Volume]) -> Mapping[SnapshotId, list[VolumeId]]:

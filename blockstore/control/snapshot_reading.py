@@ -53,7 +53,9 @@ class SnapshotReading:
             why = f" ({snapshot.reason})" if snapshot.reason else ""
             raise Conflict(f"snapshot {snapshot.id} is {snapshot.state.value}{why}: it has no content to be shown")
         if snapshot.root:
-            return await self._stored(snapshot)
+            return snapshot_pb2.OpenSnapshotResponse(
+                snapshot=bare_message(snapshot), source=await self._stored(snapshot)
+            )
         return await self._sealed(snapshot)
 
     async def uris(self, snapshot: Snapshot) -> list[str]:
@@ -67,26 +69,27 @@ class SnapshotReading:
                 found += [export_uri(uri, snapshot.id) for uri in each.uris]
         return found
 
-    async def _stored(self, snapshot: Snapshot) -> snapshot_pb2.OpenSnapshotResponse:
+    async def _stored(self, snapshot: Snapshot) -> control_pb2.Source:
         """In the object store."""
         daemons = await self._snapshots.daemons()
-        source = control_pb2.Source(
+        return control_pb2.Source(
             snapshot=snapshot.id,
             root=bytes.fromhex(snapshot.root),
             size_bytes=snapshot.size_bytes,
             addresses=[each.address for each in daemons if self._presence.is_up(each.id)],
         )
-        return snapshot_pb2.OpenSnapshotResponse(snapshot=bare_message(snapshot), source=source)
 
     async def _sealed(self, snapshot: Snapshot) -> snapshot_pb2.OpenSnapshotResponse:
-        """On the nodes only. Its volume may be there no more: NotFound."""
+        """On the nodes, and of the snapshot that its volume came from. The volume may be there no more: NotFound."""
         volume, messages = await self._catalog.volume(snapshot.volume), await self._reconciler.messages()
-        origin = messages.volume(volume)
-        if origin.HasField("source"):
-            self._presence.snapshots_read([SnapshotId(origin.source.snapshot)])
+        needed = volume.source.snapshot if volume.source else snapshot.source
+        source = None
+        if needed:
+            self._presence.snapshots_read([SnapshotId(needed)])
+            source = await self._stored(await self._snapshots.snapshot(needed))
         return snapshot_pb2.OpenSnapshotResponse(
             snapshot=bare_message(snapshot),
-            source=origin.source if origin.HasField("source") else None,
-            segments=origin.segments,
+            source=source,
+            segments=messages.volume(volume).segments,
             generations=snapshot.generations,
         )

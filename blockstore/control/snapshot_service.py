@@ -319,6 +319,7 @@ def _new_snapshots(request: snapshot_pb2.CreateSnapshotRequest, volumes: Sequenc
             tags=dict(request.tags),
             client_token=request.client_token,
             barrier=barrier,
+            source=volume.source.snapshot if volume.source else "",
         )
         for volume in volumes
     ]
