@@ -181,7 +181,7 @@ class Shipping:
         origin = next((each for each in snapshots if each.id == volume.origin), None)
         if origin and (origin.state is SnapshotState.COMPLETED or volume.source or snapshot.source):
             stored = await self._snapshots.stored(origin.id)
-            # A source that is deleted stays in the store only while the volume comes from it, or this snapshot needs it.
+            # A source that is deleted stays in the store only while the volume, or this snapshot, needs it.
             return origin.id, (), {key_of(origin.id): stored.revision, key_of_volume(volume.id): revision}
         if snapshot.source:
             raise NotFound(f"snapshot {snapshot.source}, of which {snapshot.id} is a change, is gone")
@@ -189,7 +189,7 @@ class Shipping:
 
     async def _needed(self) -> frozenset[str]:
         """The snapshots whose roots must stay, deleted or not: for volumes that come from them, ships, and readers."""
-        # First: a volume that is hydrated by now leaves what it needed to snapshots that are entered, or begun, by then.
+        # First: what a volume that is hydrated by now had needed is left to snapshots that are entered by then.
         volumes = await self._catalog.volumes()
         present, users = {volume.id for volume in volumes}, users_by_source(volumes)
         unfinished = [each for each in await self._snapshots.unfinished() if phase_of(each) is not Phase.DELETING]

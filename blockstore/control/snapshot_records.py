@@ -67,8 +67,8 @@ class Snapshot:
     segments. barrier: one text for all snapshots of one instant, also for one of a volume of several segments.
     tries: of the barrier that have failed; sealed_as: the name of the seals of the present one, where that is not its
     id. root: of its root object, once completed. source: the snapshot that its volume came from and had not all of when
-    this one was asked for, if any. What the nodes lack of its generations is that one's, for good: the volume is hydrated
-    without the blocks that its guest wrote after the seal.
+    this one was asked for, if any. What the nodes lack of its generations is that one's, for good: the volume is
+    hydrated without the blocks that its guest wrote after the seal.
     """
 
     id: SnapshotId
