@@ -1,8 +1,9 @@
 """Streams of messages over TCP: each message behind its length, and nothing else.
 
 The hot path goes here, and everything else by gRPC, whose streams cost some ten times as much for a small message. A
-stream begins with the client's greeting, a message that says what the stream is for. The side that refuses says why in
-a last message (the top bit of its length is set): the number of a gRPC status, and words.
+stream begins with the client's greeting, a message that says what the stream is for; who takes it answers with the
+same, so that a proxy, or another server at this address, is told from the one that is meant. The side that refuses says
+why in a last message (the top bit of its length is set): the number of a gRPC status, and words.
 
 Invariants: a length is checked before memory is taken for it; messages are handed over whole, in order, and none while
 an earlier one is waited for; the end is told once, whoever caused it.
@@ -71,7 +72,7 @@ class MessageStream(asyncio.BufferedProtocol):
 
     # ---- sending
 
-    def send(self, *parts: bytes | memoryview) -> None:
+    def send(self, *parts: bytes | bytearray | memoryview) -> None:
         """One message, in parts; they are not copied and must not change. Nothing where the stream has ended."""
         if self._transport is not None and not self._ended:
             self._transport.writelines((_LENGTH.pack(sum(map(len, parts))), *parts))
@@ -220,13 +221,35 @@ class MessageStream(asyncio.BufferedProtocol):
 
 
 async def connect(host: str, port: int, greeting: bytes, on_message: OnMessage, on_end: OnEnd) -> MessageStream:
-    """A stream to who listens there. Raises QuorumUnavailable where nobody does."""
+    """A stream to who listens there, once the greeting was taken; on_end: told of what happens after that.
+
+    Raises QuorumUnavailable where nobody listens, InvalidRequest where somebody else does, and what refused it.
+    """
     loop = asyncio.get_running_loop()
+    taken: asyncio.Future[None] = loop.create_future()
+
+    def answered(message: Message) -> None:
+        if message != greeting:
+            raise InvalidRequest(f"who listens at {join_address(host, port)} answered a greeting with something else")
+        stream.on_message = on_message
+        taken.set_result(None)
+
+    def ended(error: CairnError) -> None:
+        if taken.done():
+            on_end(error)
+        else:
+            taken.set_exception(error)
+
     try:
-        _, stream = await loop.create_connection(lambda: MessageStream(on_message, on_end), host, port)
+        _, stream = await loop.create_connection(lambda: MessageStream(answered, ended), host, port)
     except OSError as error:
         raise QuorumUnavailable(f"no streams at {join_address(host, port)}: {error}") from error
-    stream.send(greeting)
+    try:
+        stream.send(greeting)
+        await taken
+    except BaseException:
+        stream.close()
+        raise
     return stream
 
 
@@ -269,6 +292,7 @@ class MessageServer:
     def _new_stream(self) -> MessageStream:
         def greeted(greeting: Message) -> None:
             stream.on_message = self._accept(stream, bytes(greeting))
+            stream.send(greeting)
 
         stream = MessageStream(greeted, lambda _: self._open.discard(stream))
         self._open.add(stream)

@@ -30,11 +30,16 @@ from blockstore.units import BLOCK_SIZE, MAX_RECORD_PAYLOAD, Epoch, Generation, 
 MAX_BATCH_BYTES: Final = MAX_RECORD_SIZE
 #: Of one segment, old members included: none has nearly as many.
 _MAX_MEMBERS: Final = 32
-#: What streams of messages begin with; the number is that of this encoding.
+#: What the greetings of streams of messages begin with; the number is that of this encoding.
 REPLICATE_GREETING: Final = b"cairn 1 records"
 READ_GREETING: Final = b"cairn 1 reads"
 _RESULT: Final = struct.Struct("<QII")
 _RECORDS_TAG: Final = tag_of(pb.ReplicateRequest.RECORDS_FIELD_NUMBER)
+
+
+def greeting_to(kind: bytes, address: ReplicaAddress) -> bytes:
+    """What a stream to this replica begins with. kind: one of the greetings' beginnings."""
+    return b" ".join((kind, address.volume.encode(), str(address.segment).encode(), address.replica.encode()))
 
 
 def to_position(message: pb.Position) -> Position:

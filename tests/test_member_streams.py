@@ -11,6 +11,7 @@ import pytest
 
 from blockstore.message_stream import Message
 from blockstore.node.replica_streams import ReplicaStreams, _Reads
+from blockstore.replication.reads import RUN
 from blockstore.units import BLOCK_SIZE, MIB
 from tests.proxy import free_address
 from tests.stack import FAST, LIMIT_S, Stack, in_loop, running_stack, until
@@ -18,6 +19,21 @@ from tests.stack import FAST, LIMIT_S, Stack, in_loop, running_stack, until
 SIZE = 8 * MIB
 BLOCKS = SIZE // BLOCK_SIZE
 OVER_MESSAGES, OVER_GRPC = 0, -1
+
+
+def is_served_over(directory: Path, streams: list[int]) -> None:
+    """By all three nodes, over so many streams of messages to each, in any order."""
+
+    async def test() -> None:
+        async with running_stack(directory) as stack:
+            volume = await stack.open(SIZE)
+            await volume.write(5, b"x" * BLOCK_SIZE)
+            await stack.until_all_whole(volume)
+            for _ in range(3 * RUN):
+                assert await volume.read(4, 3) == bytes(BLOCK_SIZE) + b"x" * BLOCK_SIZE + bytes(BLOCK_SIZE)
+            assert sorted(open_streams(stack)) == streams
+
+    in_loop(test)
 
 
 def open_streams(stack: Stack) -> list[int]:
@@ -55,15 +71,21 @@ def test_where_nobody_reaches_its_streams_a_node_is_asked_over_grpc(
 ) -> None:
     closed = int(free_address().rpartition(":")[2])
     monkeypatch.setattr(ReplicaStreams, "port", closed)
+    is_served_over(tmp_path, [0, 0, 0])
 
-    async def test() -> None:
-        async with running_stack(tmp_path) as stack:
-            volume = await stack.open(SIZE)
-            await volume.write(5, b"x" * BLOCK_SIZE)
-            assert await volume.read(4, 3) == bytes(BLOCK_SIZE) + b"x" * BLOCK_SIZE + bytes(BLOCK_SIZE)
-            assert open_streams(stack) == [0, 0, 0]
 
-    in_loop(test)
+def test_a_port_behind_which_there_is_another_node_is_no_way_to_a_replica(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where several nodes are behind one host's ports: the first one's is what all say."""
+    asked: list[ReplicaStreams] = []
+
+    def port_of_the_first(streams: ReplicaStreams) -> int:
+        asked.append(streams)
+        return asked[0]._server.port
+
+    monkeypatch.setattr(ReplicaStreams, "port", property(port_of_the_first))
+    is_served_over(tmp_path, [0, 0, 2])
 
 
 def test_a_member_that_answers_no_read_is_given_up_and_asked_anew(

@@ -245,3 +245,37 @@ def test_where_nobody_listens_is_said() -> None:
             await Client().connect(server.server.port)
 
     run(scenario)
+
+
+def test_who_takes_no_greeting_is_no_way() -> None:
+    """As a proxy does whose other side is not there, or a server of something else."""
+
+    async def connect_to(answer: Callable[[asyncio.StreamWriter], None]) -> CairnError | None:
+        client, writers = Client(), []
+
+        def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writers.append(writer)
+            answer(writer)
+
+        listener = await asyncio.start_server(accept, "127.0.0.1", 0)
+        try:
+            async with asyncio.timeout(0.5):
+                await client.connect(listener.sockets[0].getsockname()[1])
+        except CairnError as error:
+            return error
+        except TimeoutError:
+            return None
+        finally:
+            listener.close()
+            for writer in writers:
+                writer.close()
+        raise AssertionError("it was taken")
+
+    async def scenario(server: Server) -> None:
+        assert await connect_to(lambda _: None) is None
+        assert isinstance(await connect_to(lambda writer: writer.close()), QuorumUnavailable)
+        assert isinstance(await connect_to(lambda writer: writer.write(framed(b"NBD?"))), InvalidRequest)
+        with pytest.raises(InvalidRequest, match="not b'hi'"):
+            await Client().connect(server.server.port, b"hi")
+
+    run(scenario)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Iterable, Iterator
 from dataclasses import replace
 from typing import Final
 
+from blockstore.domain import ReplicaId
 from blockstore.errors import CairnError, Corrupt, Fenced, InvalidRequest
 from blockstore.grpc_errors import status_of
 from blockstore.message_stream import Message, MessageServer, MessageStream, OnMessage
@@ -23,6 +24,7 @@ from blockstore.replica_codec import (
     decode_replicate,
     encode_append_answer,
     encode_read_response,
+    greeting_to,
     result_entry,
     to_address,
     to_position,
@@ -139,11 +141,13 @@ class ReplicaStreams:
         self._server.stop()
 
     def _accept(self, stream: MessageStream, greeting: bytes) -> OnMessage:
-        if greeting == REPLICATE_GREETING:
+        """Raises NotFound where it is meant for a replica of another node, as behind a wrong port."""
+        hosted = self._node.find_replica(ReplicaId(greeting.rpartition(b" ")[2].decode(errors="replace")))
+        if greeting == greeting_to(REPLICATE_GREETING, hosted.address):
             return _Records(self._node, stream).take
-        if greeting == READ_GREETING:
+        if greeting == greeting_to(READ_GREETING, hosted.address):
             return _Reads(self._node, stream).take
-        raise InvalidRequest(f"no stream of a node begins with {greeting[:64]!r}")
+        raise InvalidRequest(f"no stream to {hosted.replica} begins with {greeting[:128]!r}")
 
 
 class _Records:

@@ -151,9 +151,10 @@ class MemberSession:
         if port:
             try:
                 async with asyncio.timeout(self._call_timeout_s):
-                    return await MessageStreams.to(host, port, self)
-            except (QuorumUnavailable, TimeoutError) as error:
-                _log.warning("records and reads go over gRPC", replica=self._address.replica, why=str(error))
+                    return await MessageStreams.to(host, port, self._address, self)
+            except (CairnError, TimeoutError) as error:
+                why = str(error) or f"nobody answered at port {port} within {self._call_timeout_s} s"
+                _log.warning("records and reads go over gRPC", replica=self._address.replica, why=why)
         return GrpcStreams(self._channel, self)
 
     async def run(self, streams: Streams) -> None:

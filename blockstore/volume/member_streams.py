@@ -10,9 +10,10 @@ from typing import Any, Final, Protocol
 
 import grpc
 
+from blockstore.domain import ReplicaAddress
 from blockstore.errors import CairnError, QuorumUnavailable
 from blockstore.message_stream import Message, MessageStream, connect
-from blockstore.replica_codec import READ_GREETING, REPLICATE_GREETING
+from blockstore.replica_codec import READ_GREETING, REPLICATE_GREETING, greeting_to
 
 _REPLICATE: Final = "/cairn.v1.Replica/Replicate"
 _READ: Final = "/cairn.v1.Replica/Read"
@@ -52,12 +53,12 @@ class MessageStreams(Streams):
         self._open: list[MessageStream] = []
 
     @classmethod
-    async def to(cls, host: str, port: int, carried: Carried) -> "MessageStreams":
-        """Raises QuorumUnavailable where nobody takes them there."""
+    async def to(cls, host: str, port: int, replica: ReplicaAddress, carried: Carried) -> "MessageStreams":
+        """Raises CairnError where nobody takes them there, or somebody who has no such replica listens."""
         streams = cls(carried)
         try:
-            for greeting, take in ((REPLICATE_GREETING, carried.take_answer), (READ_GREETING, carried.take_results)):
-                streams._open.append(await connect(host, port, greeting, take, streams._end))
+            for kind, take in ((REPLICATE_GREETING, carried.take_answer), (READ_GREETING, carried.take_results)):
+                streams._open.append(await connect(host, port, greeting_to(kind, replica), take, streams._end))
         except BaseException:
             streams._close()
             raise
