@@ -9,6 +9,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from blockstore.domain import ReplicaAddress, ReplicaId, SegmentNumber, VolumeId
@@ -23,7 +24,10 @@ class _Channel:
     def __init__(self) -> None:
         self.ready = asyncio.Event()
 
-    async def channel_ready(self) -> None:
+    def get_state(self, try_to_connect: bool) -> grpc.ChannelConnectivity:
+        return grpc.ChannelConnectivity.READY if self.ready.is_set() else grpc.ChannelConnectivity.CONNECTING
+
+    async def wait_for_state_change(self, _: grpc.ChannelConnectivity) -> None:
         await self.ready.wait()
 
 
