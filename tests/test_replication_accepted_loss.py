@@ -84,3 +84,16 @@ def test_each_accepted_loss_counts_also_while_the_next_one_is_accepted() -> None
     assert not group.sent[C]
     group.ack(A)
     assert group.leader.commit.epoch != EPOCH, "A alone is no quorum"
+
+
+def test_what_was_given_up_is_committed_for_nobody() -> None:
+    """A and B have started anew, and not heard that anything of epoch 4 is committed; C knows of (3, 200)."""
+    group = Group(loss_epochs=(Epoch(4),))
+    group.seal(A, at(4, 150), commit=at(2, 90))
+    group.seal(C, at(3, 200), commit=at(3, 200))
+    assert group.leader.commit == at(2, 90)
+    group.seal(B, at(4, 150), commit=at(2, 90))
+    for member in (A, B):
+        group.ack(member)
+    assert group.leader.serving
+    assert group.leader.commit == at(EPOCH, 151)

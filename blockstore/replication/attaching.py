@@ -13,6 +13,7 @@ from blockstore.replication.messages import SealAnswer
 from blockstore.replication.quorum import Quorum
 from blockstore.replication.recovery import ChosenLog, Undecided, answers_for, choose_log
 from blockstore.replication.settings import LeaderSettings
+from blockstore.units import Epoch
 
 
 class Attaching:
@@ -26,8 +27,10 @@ class Attaching:
         now: float,
         *,
         accept_loss: bool,
+        loss_epochs: tuple[Epoch, ...],
     ) -> None:
         self.accept_loss = accept_loss
+        self._loss_epochs = loss_epochs
         self.why = "no member has answered yet"
         self._quorum = quorum
         self._members = members
@@ -65,7 +68,8 @@ class Attaching:
         """The log to go on with, if that can be said already."""
         answers = self._answers(sealed=True)
         waited = len(answers) == len(self._quorum.replicas) or now - self._began >= self._settings.loss_wait_s
-        chosen = choose_log(self._quorum, answers, accept_loss=self.accept_loss and waited)
+        accept_loss = self.accept_loss and waited
+        chosen = choose_log(self._quorum, answers, accept_loss=accept_loss, loss_epochs=self._loss_epochs)
         if isinstance(chosen, Undecided):
             self.why = chosen.why
         else:

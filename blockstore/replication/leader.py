@@ -85,7 +85,9 @@ class Leader:
         self._quorum = Quorum(configuration)
         self._members = {each.replica: Member(each.replica) for each in configuration.everyone}
         members = tuple(self._members.values())
-        self._attaching = Attaching(self._quorum, self._members, settings, now, accept_loss=accept_loss)
+        self._attaching = Attaching(
+            self._quorum, self._members, settings, now, accept_loss=accept_loss, loss_epochs=loss_epochs
+        )
         self._log = LeaderLog(epoch, configuration.number, members, settings, loss_epochs)
         self._lease = Lease(self._quorum, members, settings.lease_s)
         self._reads = Reads(self._readable(), settings.lease_s)

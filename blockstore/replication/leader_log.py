@@ -17,7 +17,7 @@ from blockstore.record import Operation, OperationKind, Record, encode_record
 from blockstore.replication.member import Member
 from blockstore.replication.messages import AckedPositions, Append, CatchUp, SealAnswer, Send
 from blockstore.replication.record_run import RecordRun
-from blockstore.replication.recovery import ChosenLog
+from blockstore.replication.recovery import ChosenLog, missed_loss
 from blockstore.replication.settings import LeaderSettings
 from blockstore.units import FIRST_GENERATION, Epoch, Generation, Sequence
 
@@ -194,15 +194,10 @@ class LeaderLog:
         return self.stream(member, now) or [self._heartbeat(member, now)]
 
     def _has_what_was_given_up(self, answer: SealAnswer, chosen: ChosenLog) -> bool:
-        """Or may have: with a loss accepted, a position that was committed may be none of the log any more.
-
-        Who has no record of the epoch that accepted it, or of a later one, was looked at by none of their leaders. Each
-        such epoch counts: one that this log knows nothing of, as it came to nothing, says nothing of those before.
-        """
+        """Or may have: with a loss accepted, a position that was committed may be none of the log any more."""
         if answer.commit.epoch != self._epoch and answer.commit > chosen.end:
             return True
-        missed = any(answer.end.epoch < accepted <= chosen.end.epoch for accepted in self._loss_epochs)
-        return bool(answer.end.sequence) and missed
+        return missed_loss(answer, chosen.end, self._loss_epochs)
 
     def _holds(self, position: Position, chosen: ChosenLog) -> bool:
         """Whether this log is certain to hold it: one leader wrote all records of an epoch."""

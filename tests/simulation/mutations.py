@@ -158,11 +158,11 @@ def _trusting(function: Any) -> Any:
     return call
 
 
-def _choose_any_log(quorum: Quorum, answers: Mapping[ReplicaId, SealAnswer], *, accept_loss: bool = False) -> Any:
+def _choose_any_log(quorum: Quorum, answers: Mapping[ReplicaId, SealAnswer], **_: Any) -> Any:
     return choose_log(quorum, {replica: replace(answer, whole=True) for replica, answer in answers.items()})
 
 
-def _choose_by_one(quorum: Quorum, answers: Mapping[ReplicaId, SealAnswer], *, accept_loss: bool = False) -> Any:
+def _choose_by_one(quorum: Quorum, answers: Mapping[ReplicaId, SealAnswer], **_: Any) -> Any:
     whole = [answer for answer in answers.values() if answer.whole]
     if not whole:
         return Undecided("no member that answered is whole")
