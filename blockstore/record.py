@@ -44,6 +44,8 @@ _MAGIC: Final = b"CRec"
 _VERSION: Final = 1
 HEADER_SIZE: Final = _HEADER.size + _CHECKSUM.size
 MAX_OPERATIONS: Final = 4096
+#: Of one operation, 16 TiB less one block: the table of a record has 32 bits for it.
+MAX_OPERATION_BLOCKS: Final = (1 << 32) - 1
 MAX_ARGUMENT: Final = 64 * 1024
 MAX_TABLE: Final = MAX_OPERATIONS * _ENTRY.size + MAX_RECORD_PAYLOAD // BLOCK_SIZE * 8 + MAX_ARGUMENT
 MAX_RECORD_SIZE: Final = HEADER_SIZE + MAX_TABLE + MAX_RECORD_PAYLOAD
@@ -239,6 +241,8 @@ def _check_operation(operation: Operation) -> None:
     if operation.on_blocks:
         if operation.count < 1 or operation.start < 0 or operation.end > MAX_BLOCKS:
             raise InvalidRequest(f"blocks {operation.start} to {operation.end} are outside 0 to {MAX_BLOCKS}")
+        if operation.count > MAX_OPERATION_BLOCKS:
+            raise InvalidRequest(f"{operation.count} blocks in one operation, {MAX_OPERATION_BLOCKS} at most")
         wanted = operation.count * BLOCK_SIZE if operation.kind in _WITH_PAYLOAD else 0
         if len(operation.data) != wanted:
             raise InvalidRequest(

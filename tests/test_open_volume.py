@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import os
 import random
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -12,7 +13,7 @@ import pytest
 
 from blockstore.domain import Position
 from blockstore.errors import Fenced, QuorumUnavailable
-from blockstore.units import BLOCK_SIZE, MIB, Sequence
+from blockstore.units import BLOCK_SIZE, MIB, TIB, Sequence
 from tests.stack import FAST, LIMIT_S, Stack, in_loop, running_stack, until
 
 SIZE = 16 * MIB
@@ -38,6 +39,24 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
                 after[start * BLOCK_SIZE : (start + 10) * BLOCK_SIZE] = bytes(10 * BLOCK_SIZE)
             assert await volume.read(100, 3 * MIB // BLOCK_SIZE) == bytes(after)
             await volume.flush()
+
+    in_loop(test)
+
+
+def test_a_trim_of_more_than_a_record_can_name_is_several(tmp_path: Path) -> None:
+    """A segment of 16 TiB and more has blocks that 32 bits do not number."""
+
+    async def test() -> None:
+        async with running_stack(tmp_path) as stack:
+            blocks = 40 * TIB // BLOCK_SIZE
+            volume = await stack.open(40 * TIB)
+            for make_zero in (volume.trim, partial(volume.zero, allocate=True)):
+                for start in (0, blocks // 2, blocks - 1):
+                    await volume.write(start, block("content"))
+                await make_zero(1, blocks - 1)
+                assert await volume.read(0, 1) == block("content")
+                for start in (blocks // 2, blocks - 1):
+                    assert await volume.read(start, 1) == bytes(BLOCK_SIZE)
 
     in_loop(test)
 

@@ -77,8 +77,11 @@ def test_a_record_holds_a_payload_of_at_most_its_limit() -> None:
 
 def test_an_operation_that_fits_no_record_is_refused() -> None:
     group = Group(LeaderSettings(max_record_bytes=BLOCK_SIZE)).serve()
-    failed = only(Failed, group.leader.submit("w", write(1, count=2), group.now))
-    assert isinstance(failed.error, InvalidRequest)
+    for operation in (write(1, count=2), trim(0, 1 << 32)):
+        failed = only(Failed, group.leader.submit("w", operation, group.now))
+        assert isinstance(failed.error, InvalidRequest)
+    group.keep(group.leader.submit("next", write(1), group.now))
+    assert only(Completed, group.all_ack()).tickets == ("next",), "nothing of those is left"
 
 
 def test_at_most_so_many_records_are_in_flight() -> None:

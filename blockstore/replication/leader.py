@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from blockstore.domain import Configuration, Position, ReplicaId
 from blockstore.errors import CairnError, Conflict, Corrupt, Fenced, InvalidRequest, NoSpace, QuorumUnavailable
 from blockstore.log import UNKNOWN_FLOOR
-from blockstore.record import Operation, OperationKind
+from blockstore.record import MAX_OPERATION_BLOCKS, Operation, OperationKind
 from blockstore.replication.attaching import Attaching
 from blockstore.replication.in_flight import Write
 from blockstore.replication.leader_log import LeaderLog
@@ -279,9 +279,10 @@ class Leader:
         """Queue one operation; answered by Completed or Sealed once it is committed, or by Failed."""
         if self._over is not None:
             return [Failed((ticket,), self._over)]
-        if len(operation.data) > self.settings.max_record_bytes:
-            limit = self.settings.max_record_bytes
-            return [Failed((ticket,), InvalidRequest(f"{len(operation.data)} bytes in one operation, {limit} at most"))]
+        limit = self.settings.max_record_bytes
+        if len(operation.data) > limit or operation.count > MAX_OPERATION_BLOCKS:
+            what = f"{operation.count} blocks with {len(operation.data)} bytes in one operation"
+            return [Failed((ticket,), InvalidRequest(f"{what}, {MAX_OPERATION_BLOCKS} and {limit} at most"))]
         if self._room.room is Room.NONE and operation.kind in NEEDS_ROOM:
             return [Failed((ticket,), self._no_room())]
         if operation.kind is OperationKind.HYDRATED:

@@ -18,7 +18,7 @@ import structlog
 from blockstore.boot_clock import boot_time_s
 from blockstore.domain import Configuration, Position, ReplicaAddress, ReplicaId, SegmentNumber
 from blockstore.errors import CairnError, Conflict, NotFound
-from blockstore.record import Operation, OperationKind
+from blockstore.record import MAX_OPERATION_BLOCKS, Operation, OperationKind
 from blockstore.replication.leader import Leader, LeaderSettings, LeaderStatus, MemberStatus
 from blockstore.replication.messages import (
     AppendAnswer,
@@ -233,10 +233,10 @@ class OpenVolume:
         )
 
     def trim(self, start: int, count: int) -> asyncio.Future[None]:
-        return self._submit(OperationKind.TRIM, start, count)
+        return self._submit_long(OperationKind.TRIM, start, count)
 
     def zero(self, start: int, count: int, *, allocate: bool) -> asyncio.Future[None]:
-        return self._submit(OperationKind.ZERO if allocate else OperationKind.TRIM, start, count)
+        return self._submit_long(OperationKind.ZERO if allocate else OperationKind.TRIM, start, count)
 
     @property
     def zero_is_fast(self) -> bool:
@@ -310,7 +310,7 @@ class OpenVolume:
 
     def discard(self, start: int, count: int) -> asyncio.Future[None]:
         """A trim of blocks that the source does not map: nothing has to stay in their place."""
-        return self._submit(OperationKind.DISCARD, start, count)
+        return self._submit_long(OperationKind.DISCARD, start, count)
 
     def hydrated(self) -> asyncio.Future[None]:
         """The source is needed no more. From this call on nothing can be filled."""
@@ -374,6 +374,12 @@ class OpenVolume:
         operation = Operation(kind, BlockNumber(start), count, cast(bytes, data))
         self._carry_out(self._leader.submit(future, operation, boot_time_s()))
         return future
+
+    def _submit_long(self, kind: OperationKind, start: int, count: int) -> asyncio.Future[None]:
+        if count <= MAX_OPERATION_BLOCKS:
+            return self._submit(kind, start, count)
+        steps = range(start, start + count, MAX_OPERATION_BLOCKS)
+        return self._all(self._submit(kind, at, min(MAX_OPERATION_BLOCKS, start + count - at)) for at in steps)
 
     def _all(self, parts: Iterable[asyncio.Future[None]]) -> asyncio.Future[None]:
         """Done when all are; with the first error where one failed."""
