@@ -116,6 +116,15 @@ def test_a_base_is_the_newest_completed_one_before_it_that_is_pinned() -> None:
     assert newest_before(snapshot, [done(1, 1, volume=VolumeId("vol-00000000000000002"))]) is None
 
 
+def test_a_base_is_none_from_before_a_loss_was_accepted() -> None:
+    """Its seal may be among what was given up, and its generation another one by now."""
+    earlier, later = done(1, 1, seal_epoch=3), done(2, 2, seal_epoch=6)
+    snapshot = replace(of_volume(9, 5), seal_epoch=7)
+    for losses, base in (((), later), ((Epoch(5),), later), ((Epoch(3),), later), ((Epoch(7),), None)):
+        assert newest_before(snapshot, [earlier, later], losses) == base
+    assert newest_before(snapshot, [earlier], (Epoch(4), Epoch(9))) is None
+
+
 def test_of_a_volume_what_was_started_goes_on_and_else_the_oldest_content_is_first() -> None:
     first, second = of_volume(2, 1), of_volume(1, 2)
     assert next_of_each_volume([second, first]) == [first]

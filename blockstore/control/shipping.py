@@ -31,6 +31,7 @@ from blockstore.control.snapshot_transitions import Phase, phase_of
 from blockstore.domain import DaemonId, SnapshotId, VolumeId
 from blockstore.errors import Conflict, Fenced, NotFound
 from blockstore.rpc import snapshot_pb2
+from blockstore.units import Epoch
 
 _log = structlog.get_logger(__name__)
 
@@ -173,7 +174,7 @@ class Shipping:
         self, snapshot: Snapshot, snapshots: tuple[Snapshot, ...], volume: Volume, revision: Revision
     ) -> tuple[str, tuple[int, ...], dict[str, Revision]]:
         """The base, the generations that it is, segment by segment, and what must still be so when that is kept."""
-        if earlier := newest_before(snapshot, snapshots):
+        if earlier := newest_before(snapshot, snapshots, volume.loss_epochs):
             stored = await self._snapshots.stored(earlier.id)
             if stored.record == earlier:
                 return earlier.id, earlier.generations, {key_of(earlier.id): stored.revision}
@@ -221,8 +222,13 @@ def next_of_each_volume(snapshots: Iterable[Snapshot]) -> list[Snapshot]:
     return list(chosen.values())
 
 
-def newest_before(snapshot: Snapshot, snapshots: Iterable[Snapshot]) -> Snapshot | None:
-    """The completed one of the same volume with the newest content before it, whose generation is still kept."""
+def newest_before(
+    snapshot: Snapshot, snapshots: Iterable[Snapshot], loss_epochs: Collection[Epoch] = ()
+) -> Snapshot | None:
+    """The completed one of the same volume with the newest content before it, whose generation is still kept.
+
+    Not one from before a loss was accepted: its seal may have been given up, and its generation's number given anew.
+    """
     earlier = (
         each
         for each in snapshots
@@ -230,5 +236,6 @@ def newest_before(snapshot: Snapshot, snapshots: Iterable[Snapshot]) -> Snapshot
         and each.state is SnapshotState.COMPLETED
         and each.pinned
         and each.generation < snapshot.generation
+        and not any(each.seal_epoch < accepted <= snapshot.seal_epoch for accepted in loss_epochs)
     )
     return max(earlier, key=lambda each: each.generation, default=None)
