@@ -209,7 +209,7 @@ class SnapshotExports:
             blocks = min(segment.size_bytes // BLOCK_SIZE, left)
             left -= blocks
             where = found.snapshot.volume, segment, blocks, self._channels, self._call_timeout_s
-            segments.append(SealedSegment(*where, generation=generation))
+            segments.append(SealedSegment(*where, generation=generation, seal=found.seal_name))
         return segments
 
 

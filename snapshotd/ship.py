@@ -78,7 +78,7 @@ class Ship:
             blocks = min(segment.size_bytes // BLOCK_SIZE, left)
             left -= blocks
             where = task.snapshot.volume, segment, blocks, parts.channels, parts.call_timeout_s
-            self._segments.append(SealedSegment(*where, base=base, generation=generation))
+            self._segments.append(SealedSegment(*where, base=base, generation=generation, seal=task.seal_name))
 
     def is_for(self, task: pb.ShipTask) -> bool:
         """Whether it is the same try: a retry may have another base."""

@@ -85,6 +85,30 @@ def test_the_next_replica_is_asked_where_one_is_away(tmp_path: Path) -> None:
     in_loop(check)
 
 
+def test_a_generation_of_that_number_that_another_seal_made_is_not_taken_for_it(tmp_path: Path) -> None:
+    """As a replica has it that was away when a loss was accepted: numbers are given anew then."""
+
+    async def check() -> None:
+        async with running_stack(tmp_path) as stack:
+            volume = await stack.open(SIZE)
+            await write(volume, 5, Random(1).randbytes(BLOCK_SIZE))
+            generation = await sealed(volume, 1)
+            await stack.until_all_whole(volume)
+            channels = NodeChannels()
+            for name, is_it in ((snapshot_id(1), True), (snapshot_id(2), False)):
+                where = VOLUME, segment_of(stack), SIZE // BLOCK_SIZE, channels, LIMIT_S
+                segment = SealedSegment(*where, generation=generation, seal=name)
+                if is_it:
+                    assert list((await segment.list_changes(1, generation)).runs()) == [Run(5, 1)]
+                    continue
+                for asked in (segment.list_changes(1, generation), segment.read(generation, [Run(5, 1)])):
+                    with pytest.raises(NotFound, match=f"that {name} sealed"):
+                        await asked
+            await channels.close()
+
+    in_loop(check)
+
+
 def test_nobody_to_ask() -> None:
     async def check() -> None:
         segment = SealedSegment(VOLUME, control_pb2.Segment(), 10, NodeChannels(), 1.0)

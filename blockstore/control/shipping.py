@@ -168,6 +168,7 @@ class Shipping:
             retries=snapshot.retries,
             generations=snapshot.generations,
             base_generations=snapshot.bases,
+            seal_name=snapshot.seal_name,
         )
 
     async def _choose_base(

@@ -92,4 +92,5 @@ class SnapshotReading:
             source=source,
             segments=messages.volume(volume).segments,
             generations=snapshot.generations,
+            seal_name=snapshot.seal_name,
         )

@@ -374,6 +374,9 @@ class OpenSnapshotResponse(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     SEGMENTS_FIELD_NUMBER: _builtins.int
     GENERATIONS_FIELD_NUMBER: _builtins.int
+    SEAL_NAME_FIELD_NUMBER: _builtins.int
+    seal_name: _builtins.str
+    """As in ShipTask."""
     @_builtins.property
     def snapshot(self) -> Global___Snapshot: ...
     @_builtins.property
@@ -395,10 +398,11 @@ class OpenSnapshotResponse(_message.Message):
         source: _control_pb2.Source | None = ...,
         segments: _abc.Iterable[_control_pb2.Segment] | None = ...,
         generations: _abc.Iterable[_builtins.int] | None = ...,
+        seal_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generations", b"generations", "segments", b"segments", "snapshot", b"snapshot", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generations", b"generations", "seal_name", b"seal_name", "segments", b"segments", "snapshot", b"snapshot", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -768,6 +772,7 @@ class ShipTask(_message.Message):
     RETRIES_FIELD_NUMBER: _builtins.int
     GENERATIONS_FIELD_NUMBER: _builtins.int
     BASE_GENERATIONS_FIELD_NUMBER: _builtins.int
+    SEAL_NAME_FIELD_NUMBER: _builtins.int
     base: _builtins.str
     """The completed snapshot that this one is a change of, if there is one: its blocks that did not change
     are the base's. Of generations above base_generation up to snapshot.generation the changes are listed
@@ -777,6 +782,10 @@ class ShipTask(_message.Message):
     base_generation: _builtins.int
     retries: _builtins.int
     """Which try this is; what is said of its end names it."""
+    seal_name: _builtins.str
+    """What the records carried that sealed these generations: where a loss was accepted, a replica may have others of the
+    same numbers, and they are none of this snapshot.
+    """
     @_builtins.property
     def snapshot(self) -> Global___Snapshot: ...
     @_builtins.property
@@ -802,10 +811,11 @@ class ShipTask(_message.Message):
         retries: _builtins.int = ...,
         generations: _abc.Iterable[_builtins.int] | None = ...,
         base_generations: _abc.Iterable[_builtins.int] | None = ...,
+        seal_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "base_generation", b"base_generation", "base_generations", b"base_generations", "base_root", b"base_root", "generations", b"generations", "retries", b"retries", "segments", b"segments", "snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "base_generation", b"base_generation", "base_generations", b"base_generations", "base_root", b"base_root", "generations", b"generations", "retries", b"retries", "seal_name", b"seal_name", "segments", b"segments", "snapshot", b"snapshot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -54,7 +54,8 @@ class SealedSegment:
     """The generations of one segment up to a sealed one, `segment` being where it is as control knows.
 
     blocks: that it had when it was sealed; volumes grow. generation: the sealed one; base: that of the base, 0 where
-    the base does not have this segment.
+    the base does not have this segment. seal: what the record carried that sealed it. A replica that has what was given
+    up with a loss may have another generation of that number, and is not believed; empty: whatever has that number.
     """
 
     def __init__(
@@ -67,10 +68,14 @@ class SealedSegment:
         *,
         base: int = 0,
         generation: int = 0,
+        seal: str = "",
     ) -> None:
         self.blocks = blocks
         self.base = base
         self.generation = generation
+        self._seal = seal
+        self._sealed: set[str] = set()
+        """Replicas that have the generation by that very seal."""
         self._volume = volume
         self._segment = segment
         self._channels = channels
@@ -135,11 +140,23 @@ class SealedSegment:
                     if self._counts_fills:
                         await self._check_filled(stub, target)
                     answer = await ask(stub, target)
+                    await self._check_seal(stub, target)
                 self._best = member.replica
                 return answer
             except CairnError as error:
                 errors.append(error)
         raise _summary(errors)
+
+    async def _check_seal(self, stub: Any, target: pb.Target) -> None:
+        """Raises NotFound where the replica's generation of that number is another one. It has answered: it has one."""
+        if not self._seal or target.replica in self._sealed:
+            return
+        described = await stub.Describe(pb.DescribeRequest(target=target), timeout=self._call_timeout_s)
+        if (self.generation, self._seal.encode()) not in {
+            (each.generation, each.argument) for each in described.sealed
+        }:
+            raise NotFound(f"replica {target.replica} has no generation {self.generation} that {self._seal} sealed")
+        self._sealed.add(target.replica)
 
     async def _check_filled(self, stub: Any, target: pb.Target) -> None:
         """Raises QuorumUnavailable where the replica's tables do not say that its source has ended, if it had one."""
