@@ -153,8 +153,7 @@ class Attachments:
         attempt.served.cancel()
         self._take_out(attempt)
         attempt.barriers.close()
-        for export in attempt.exports:
-            await self._server.end_connections(export)
+        await asyncio.gather(*(self._server.end_connections(export) for export in attempt.exports))
         await attempt.close()
 
 

@@ -78,6 +78,8 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
         self._attachments.snapshot_names = self._get_snapshot_names
         self._opening: dict[VolumeId, asyncio.Task[None]] = {}
         self._growing: set[asyncio.Task[None]] = set()
+        self._taken_away: dict[VolumeId, asyncio.Task[bool]] = {}
+        """Volumes that control took away, until their clients are gone."""
 
     # ---- control calls
 
@@ -207,8 +209,16 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
                 if _may_be_tried_again(attempt) and not current[volume].maintenance:
                     self._open_again(volume)
             elif attempt.maintenance or not isinstance(attempt.fate, Fenced):
-                _log.info("volume was taken away", volume=volume, epoch=epoch)
-                await self._attachments.close(volume, epoch)
+                self._let_go(volume, epoch)
+
+    def _let_go(self, volume: VolumeId, epoch: int) -> None:
+        """In the background: its clients may take their time, and the heartbeat speaks for all other volumes."""
+        if volume in self._taken_away:
+            return
+        _log.info("volume was taken away", volume=volume, epoch=epoch)
+        task = asyncio.get_running_loop().create_task(self._attachments.close(volume, epoch))
+        self._taken_away[volume] = task
+        task.add_done_callback(lambda _: self._taken_away.pop(volume))
 
     def _grow(self, attempt: Attempt, size_bytes: int) -> None:
         """In the background: control is asked, and the heartbeat must not wait for that."""

@@ -90,14 +90,14 @@ class NbdServer:
     async def remove_export(self, name: str) -> Export:
         """Take an export out, and end its connections once what they have in flight is answered.
 
-        Raises NotFound.
+        It takes `drain_s` at most. Raises NotFound.
         """
         export = self.exports.remove(name)
         await self.end_connections(export)
         return export
 
     async def end_connections(self, export: Export) -> None:
-        """End the connections that have `export`, once what they have in flight is answered."""
+        """End the connections that have `export`, once what they have in flight is answered, and by `drain_s`."""
         await self._drain([connection for connection in self._connections if connection.export is export])
 
     def reload(self, *, even_if_unchanged: bool = True) -> None:
@@ -124,9 +124,7 @@ class NbdServer:
         for connection in list(self._connections):
             connection.shut_down()
         if self._connections:
-            # A request that has not ended by then has no client any more: its volume's end is its own.
-            limit_s = self._budget.limits.drain_s + self._budget.limits.farewell_s
-            await asyncio.wait([connection.ended for connection in self._connections], timeout=limit_s)
+            await self._until_ended(self._connections)
         for timer in (self._stall_timer, self._look_timer):
             if timer is not None:
                 timer.cancel()
@@ -198,7 +196,12 @@ class NbdServer:
         for connection in connections:
             connection.drain()
         if connections:
-            await asyncio.wait([connection.ended for connection in connections])
+            await self._until_ended(connections)
+
+    async def _until_ended(self, connections: Iterable[Connection]) -> None:
+        """A request that has not ended by the limit has no client any more: its volume's end is its own."""
+        limit_s = self._budget.limits.drain_s + self._budget.limits.farewell_s
+        await asyncio.wait([connection.ended for connection in connections], timeout=limit_s)
 
 
 def _give_way(connections: Iterable[Connection]) -> None:

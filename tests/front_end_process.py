@@ -12,6 +12,7 @@ from blockstore.rpc import control_pb2 as pb
 from blockstore.rpc import control_pb2_grpc
 from nbd_server.exports import Exports
 from nbd_server.front_end import FrontEnd
+from nbd_server.limits import Limits
 from nbd_server.server import NbdServer
 from tests.nbd_client import NbdClient
 from tests.stack import FAST, LIMIT_S, VOLUME, Stack
@@ -63,7 +64,7 @@ class ServedFrontEnd:
 
 @asynccontextmanager
 async def serving_front_end(
-    directory: Path, stack: Stack, retry_limit_s: float = 20.0
+    directory: Path, stack: Stack, retry_limit_s: float = 20.0, limits: Limits | None = None
 ) -> AsyncIterator[ServedFrontEnd]:
     """One front-end; control is nowhere, and not needed."""
     settings = FrontEndSettings(
@@ -74,7 +75,7 @@ async def serving_front_end(
         drift_s=FAST.drift_s,
         retry_limit_s=retry_limit_s,
     )
-    server = NbdServer(Exports())
+    server = NbdServer(Exports(), limits)
     _, port = await server.listen_tcp("127.0.0.1", 0)
     front_end = FrontEnd(settings, server)
     endpoint = Endpoint("127.0.0.1:0")

@@ -14,8 +14,9 @@ from blockstore.units import BLOCK_SIZE, MIB, Epoch
 from blockstore.volume.open_volume import OpenVolume
 from blockstore.volume.ticket import Ticket
 from nbd_server.attempt import Attempt
+from nbd_server.limits import Limits
 from tests.front_end_process import ServedFrontEnd, serving_front_end
-from tests.nbd_client import NbdClient, NbdError
+from tests.nbd_client import Disconnected, NbdClient, NbdError
 from tests.stack import LIMIT_S, VOLUME, Stack, in_loop, running_stack, until
 
 SEGMENT = 8 * MIB
@@ -174,5 +175,31 @@ def test_it_grows_by_a_segment_while_it_is_served(tmp_path: Path, monkeypatch: p
             assert len(attempt.report().members) == 6
             await client.close()
             await seen.close()
+
+    in_loop(test)
+
+
+def test_clients_that_take_their_time_to_go_keep_the_front_end_from_nothing_else(tmp_path: Path) -> None:
+    """Its heartbeat speaks for all volumes: while it stood still for one that was taken away, all others were lost."""
+
+    async def test() -> None:
+        async with (
+            running_stack(tmp_path / "nodes") as stack,
+            serving_front_end(tmp_path / "fe", stack, limits=Limits(drain_s=1.5)) as served,
+        ):
+            await served.open(stack.ticket(SEGMENT))
+            client = await served.client()
+            for node in (1, 2):
+                await stack.stop_node(node)
+            write = asyncio.create_task(client.write(0, b"no quorum".ljust(BLOCK_SIZE)))
+            await until(lambda: served.front_end._attachments._server.in_flight_requests == 1, "it is in flight")
+            async with asyncio.timeout(1.0):
+                for _ in range(3):
+                    await served.front_end._heed({}, {VOLUME: 1})
+            assert served.front_end._taken_away.keys() == {VOLUME}
+            with pytest.raises(Disconnected):
+                await write
+            await until(lambda: not list(served.front_end._attachments), "it is closed, long before the write's limit")
+            assert not served.front_end._taken_away
 
     in_loop(test)
