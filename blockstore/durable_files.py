@@ -1,7 +1,14 @@
 """Files and directories that survive a power cut: a name is durable only once the directory that holds it is synced."""
 
+import errno
 import os
 from pathlib import Path
+from typing import Final
+
+from blockstore.errors import InvalidRequest
+
+#: What is wrong with the path, or with who asks, and not with the disk.
+_UNFIT: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT})
 
 
 def sync_path(path: Path) -> None:
@@ -16,12 +23,22 @@ def sync_path(path: Path) -> None:
 def make_directory(path: Path) -> None:
     """Make it and what is missing above it.
 
-    Its own name is synced also where it is there: whoever made it may not have come so far.
+    Its own name is synced also where it is there: whoever made it may not have come so far. Raises InvalidRequest where
+    it can be none, or not for this user.
     """
-    missing = [each for each in path.parents if not each.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    for each in (path, *missing):
-        sync_path(each.parent)
+    try:
+        missing = [each for each in path.parents if not each.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        for each in (path, *missing):
+            sync_path(each.parent)
+    except OSError as error:
+        if error.errno not in _UNFIT:
+            raise
+        raise InvalidRequest(
+            f"{path} cannot be a directory for this user ({error.strerror}): choose another one, or give it to them"
+        ) from error
 
 
 def write_durably(path: Path, text: str) -> None:

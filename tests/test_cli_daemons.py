@@ -1,5 +1,6 @@
 """Daemons run by the command: found, started, told to stop, refused."""
 
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 from blockstore.cli.daemon_process import find_daemon
 from blockstore.cli.daemons import CAIRN
 from blockstore.cli.settings import PARENT_VARIABLE
-from blockstore.errors import NotFound
+from blockstore.durable_files import make_directory
+from blockstore.errors import InvalidRequest, NotFound
 from tests.cli_control import canned_control
 from tests.daemons import wait_for
 
@@ -49,6 +51,34 @@ def test_control_alone_until_it_is_told_to_stop(tmp_path: Path, number: signal.S
         control.kill()
         control.wait()
     assert "control listens" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("below", ["", "state"])
+def test_a_place_that_can_be_no_directory_is_said_in_one_line(tmp_path: Path, below: str) -> None:
+    """It is what a newcomer meets first who is not root, with the directories of the examples."""
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidRequest, match="cannot be a directory for this user"):
+        make_directory(tmp_path / "file" / below)
+
+
+def test_a_directory_that_is_somebody_elses_is_said_in_one_line() -> None:
+    before = os.getresuid()
+    if before[1] == 0:  # who may write everywhere
+        os.setresuid(65534, 65534, 0)
+    try:
+        with pytest.raises(InvalidRequest, match="Permission denied"):
+            make_directory(Path("/etc"))
+    finally:
+        os.setresuid(*before)
+
+
+def test_a_daemon_without_a_directory_ends_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    arguments = ["nbd", "run", "--state", str(tmp_path / "file"), "--listen", "127.0.0.1:0"]
+    done = subprocess.run([*CAIRN, *arguments], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("cairn: ")
+    assert "cannot be a directory" in done.stderr
 
 
 def test_an_address_in_use_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_a_directory_belongs_to_one_process(tmp_path: Path) -> None:
 def test_a_place_where_no_directory_can_be(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "node"):
-        with pytest.raises(InvalidRequest, match="cannot be a node's directory"):
+        with pytest.raises(InvalidRequest, match="cannot be a directory"):
             NodeStore.open(path)
 
 

@@ -46,6 +46,7 @@ from blockstore.control.snapshot_service import SnapshotService
 from blockstore.control.store_warden import StoreWarden
 from blockstore.control.succession import Succession
 from blockstore.daemon import stop_signals, tell_ready, write_address
+from blockstore.durable_files import make_directory
 from blockstore.errors import QuorumUnavailable
 from blockstore.grpc_endpoint import Endpoint
 from blockstore.waiting import while_running
@@ -81,7 +82,7 @@ async def serving(settings: ControlSettings) -> AsyncIterator[tuple[str, asyncio
         store = None if etcd else open_embedded(settings.state, settings.map_size_bytes)
         if store:
             stack.push_async_callback(store.close)
-        settings.state.mkdir(parents=True, exist_ok=True)
+        make_directory(settings.state)
         address_file.unlink(missing_ok=True)
         endpoint = Endpoint(settings.listen, settings.advertise)
         gate = Gate(endpoint)

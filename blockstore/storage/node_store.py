@@ -53,12 +53,8 @@ class NodeStore:
     @classmethod
     def open(cls, data: Path, *, reserve_bytes: int = 0) -> "NodeStore":
         """The store in `data`, made where there is none. Raises Conflict (another process has it), InvalidRequest."""
-        try:
-            make_directory(data)
-            for directory in (data / "replicas", data / "journal"):
-                directory.mkdir(exist_ok=True)
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            raise InvalidRequest(f"{data} cannot be a node's directory: {error}") from error
+        for directory in (data, data / "replicas", data / "journal"):
+            make_directory(directory)
         lock = lock_data(data)
         try:
             store = cls(data, lock, _node_id(data), SpaceGuard(data, reserve_bytes))
