@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("blockstore", "nbd_server", "snapshotd")
 
 NOUNS = tuple(f"blockstore.{name}" for name in ("units", "domain", "errors", "config", "record", "log"))
-#: The system's files, clock and tasks; they know nothing of Cairn.
+#: The system's files, clock and tasks; they know nothing of Cairn, but for its errors.
 _SYSTEM = ("blockstore.durable_files", "blockstore.boot_clock", "blockstore.rate_limit", "blockstore.waiting")
 _SYSTEMD = ("blockstore.systemd",)
 _GRPC = (
@@ -57,7 +57,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "blockstore.grpc_reflection_later": (),
     "blockstore.message_stream": _GRPC,
     "blockstore.replication": NOUNS,
-    **dict.fromkeys(_SYSTEM, ()),
+    **dict.fromkeys(_SYSTEM, ("blockstore.errors",)),
     "blockstore.storage": (*NOUNS, "blockstore.durable_files"),
     "blockstore.replica_codec": (*_GRPC, "blockstore.replication"),
     "blockstore.heartbeat": _GRPC,
