@@ -188,6 +188,16 @@ class Stack:
             segments=[pb.Segment(number=SEGMENT, configuration=pb.Configuration(number=1, members=members))]
         )
 
+    async def until_members(self, volume: OpenVolume, count: int) -> None:
+        """So many are connected, and have all that is committed."""
+
+        def connected() -> bool:
+            status = volume.status()
+            ready = [each for each in status.members if each.sealed and each.whole and each.matched >= status.commit]
+            return len(ready) >= count
+
+        await until(connected, f"{count} members are connected")
+
     async def until_all_whole(self, volume: OpenVolume) -> None:
         def whole() -> bool:
             status = volume.status()

@@ -1,11 +1,14 @@
 """What systemd passes and is told: sockets, readiness, unit files; by its own programs where they are installed."""
 
 import configparser
+import fcntl
 import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -42,29 +45,32 @@ def start_with(descriptors: list[int], count: str | None = None, pid: str = "$$"
     return done.stdout
 
 
+@contextmanager
+def high(*sockets: socket.socket) -> Iterator[list[int]]:
+    """Descriptors of them that are none of those which systemd would pass."""
+    found = [fcntl.fcntl(each, fcntl.F_DUPFD, 64) for each in sockets]
+    try:
+        yield found
+    finally:
+        for each in found:
+            os.close(each)
+
+
 def test_passed_sockets_are_taken_once_and_by_whom_they_are_for() -> None:
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-        os.dup2(one.fileno(), 40)
-        os.dup2(other.fileno(), 41)
-        try:
-            ports = [each.getsockname()[1] for each in (one, other)]
-            assert start_with([40, 41]) == f"{ports} [False, False] []\n"
-            assert start_with([40], pid="1") == "[] [] []\n"
-            assert "no number" in start_with([40], count="'-1'")
-            assert "no socket" in start_with([40], count="2")
-        finally:
-            os.close(40)
-            os.close(41)
+        ports = [each.getsockname()[1] for each in (one, other)]
+        with high(one, other) as both:
+            assert start_with(both) == f"{ports} [False, False] []\n"
+            assert start_with(both[:1], pid="1") == "[] [] []\n"
+            assert "no number" in start_with(both[:1], count="'-1'")
+            assert "no socket" in start_with(both[:1], count="2")
 
 
 def test_what_does_not_listen_is_refused() -> None:
     with socket.socket() as idle, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
         for each in (idle, datagrams):
-            os.dup2(each.fileno(), 40)
-            try:
-                assert "ListenStream=" in start_with([40])
-            finally:
-                os.close(40)
+            with high(each) as descriptors:
+                assert "ListenStream=" in start_with(descriptors)
 
 
 def test_a_manager_that_is_gone_is_no_reason_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
