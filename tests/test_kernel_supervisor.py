@@ -157,7 +157,7 @@ def test_a_front_end_that_hangs_is_left_for_the_one_that_control_names(tmp_path:
             await until(lambda: parts.supervisor.state is not State.SERVED)
             parts.kernel.show_traffic(in_flight=0, completed=103)
             await parts.served_again()
-            assert other.server.connection_count == 1
+            await until(lambda: other.server.connection_count == 1)
             await until(lambda: parts.served.server.connection_count == 0)
 
     asyncio.run(main())
