@@ -1,5 +1,6 @@
 """Where replicas go: three nodes, three zones, the freest first; against a search of all choices."""
 
+from collections import Counter
 from itertools import combinations
 
 import pytest
@@ -8,12 +9,15 @@ from hypothesis import strategies as st
 
 from blockstore.config import Placement
 from blockstore.control.placement import REPLICAS, Candidate, place
+from blockstore.control.placing import spread
 from blockstore.domain import NodeId
 from blockstore.errors import Conflict, NoSpace, QuorumUnavailable
 
 
-def node(number: int, zone: str, *, used: int = 0, promised: int = 0, full: bool = False) -> Candidate:
-    return Candidate(NodeId(f"node-{number:017x}"), zone, 100, used, promised, full)
+def node(
+    number: int, zone: str, *, used: int = 0, promised: int = 0, full: bool = False, capacity: int = 100
+) -> Candidate:
+    return Candidate(NodeId(f"node-{number:017x}"), zone, capacity, used, promised, full)
 
 
 nodes = st.lists(
@@ -49,6 +53,20 @@ def test_within_a_zone_the_least_loaded_is_taken(found: list[Candidate]) -> None
     for passed_over in (each for each in found if not each.full and each not in chosen):
         same_zone = [each for each in chosen if each.zone == passed_over.zone]
         assert all(each.load <= passed_over.load for each in same_zone)
+
+
+@pytest.mark.parametrize("crowded", range(4))
+def test_a_volume_is_on_all_nodes_though_the_disk_of_one_is_a_little_fuller(crowded: int) -> None:
+    """Else the noise of a disk that others write to would decide, and three of four nodes have all of it."""
+    found = [node(i, zone, used=7 * (i == crowded), capacity=1000) for i, zone in enumerate("abcd")]
+    placed = spread(found, [1, 1, 1, 1], Placement.WARN)
+    assert Counter(each for segment in placed for each in segment.nodes) == {each.id: 3 for each in found}
+
+
+def test_a_node_that_is_clearly_fuller_is_left_alone_until_others_have_caught_up() -> None:
+    found = [node(i, zone, used=30 * (i == 0), capacity=100) for i, zone in enumerate("abcd")]
+    placed = spread(found, [10] * 4, Placement.WARN)
+    assert [found[0].id in each.nodes for each in placed] == [False, False, False, True]
 
 
 def test_strict_refuses_shared_zones_and_says_what_to_do() -> None:

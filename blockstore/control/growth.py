@@ -95,7 +95,7 @@ class Growth:
         left = tuple(each for each in tombstones_of(volume) if each.segment in dropped)
         if creating := self._reconciler.steps.running(growth_key(volume.id)):
             await asyncio.wait([creating])  # A Create under way may arrive after the Delete otherwise.
-        placed = await self._placing.place(plan.further_bytes)
+        placed = await self._placing.place(plan.further_bytes, volume.segments)
         further = new_segments(placed.nodes, plan.further_bytes, len(sizes))
         growing = Growing(size_bytes, plan.last_size_bytes, further)
         return transitions.begin_growth(volume, growing), placed.on, left

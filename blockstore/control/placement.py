@@ -2,7 +2,8 @@
 
 Three replicas on three nodes in three zones, so that no one failure takes two of them. Within that
 the least loaded node first, load being what is stored plus what is promised to the volumes placed
-there, over the capacity. Two replicas never share a node: one disk would then take the quorum.
+there, over the capacity. Where loads are about the same, a volume is spread over as many nodes as
+there are. Two replicas never share a node: one disk would then take the quorum.
 """
 
 from collections import Counter
@@ -19,9 +20,16 @@ REPLICAS: Final = 3
 """Of each segment: the fewest of which a quorum outlives the loss of any one."""
 
 
+SAME_LOAD: Final = 0.01
+"""Loads that differ by less count as the same: other users of a disk move it by as much from beat to beat."""
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A node that is up. promised_bytes: the sizes of the segments placed on it."""
+    """A node that is up.
+
+    promised_bytes: the sizes of the segments placed on it. replicas: those of the volume that is being placed.
+    """
 
     id: NodeId
     zone: str
@@ -29,6 +37,7 @@ class Candidate:
     used_bytes: int = 0
     promised_bytes: int = 0
     full: bool = False
+    replicas: int = 0
 
     @property
     def load(self) -> float:
@@ -83,10 +92,20 @@ def _spread_of(zones: Collection[str]) -> str:
 
 
 def _spread(candidates: Seq[Candidate]) -> list[Candidate]:
-    """REPLICAS of them: each next one in the zone least chosen so far, the least loaded there."""
+    """REPLICAS of them: each next one in the zone least chosen so far, and the best there."""
     chosen: list[Candidate] = []
     for _ in range(REPLICAS):
         taken = Counter(candidate.zone for candidate in chosen)
-        rest = (candidate for candidate in candidates if candidate not in chosen)
-        chosen.append(min(rest, key=lambda each: (taken[each.zone], each.load, each.id)))
+        rest = [candidate for candidate in candidates if candidate not in chosen]
+        fewest = min(taken[each.zone] for each in rest)
+        chosen.append(_best([each for each in rest if taken[each.zone] == fewest]))
     return chosen
+
+
+def _best(candidates: Seq[Candidate]) -> Candidate:
+    """Of those about as loaded as the least loaded one, that with the fewest replicas of the volume."""
+    least = min(each.load for each in candidates)
+    return min(
+        (each for each in candidates if each.load - least < SAME_LOAD),
+        key=lambda each: (each.replicas, each.load, each.id),
+    )

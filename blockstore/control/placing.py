@@ -32,16 +32,18 @@ class Placing:
         self._presence = presence
         self._policy = policy
 
-    async def place(self, sizes: Sequence[int]) -> PlacedSegments:
-        """Nodes for segments of these sizes. Right after a start of control, nodes that are up may not have been heard.
+    async def place(self, sizes: Sequence[int], beside: Iterable[Segment] = ()) -> PlacedSegments:
+        """Nodes for further segments of these sizes, beside those that the volume has.
 
+        Right after a start of control, nodes that are up may not have been heard.
         Raises as blockstore.control.placement.place does.
         """
+        placed_before = Counter(member.node for each in beside for member in each.configuration.everyone)
         while True:
             nodes = {each.record.id: each for each in await self._catalog.nodes()}
             draining = await self._catalog.draining()
             open_nodes = [each.record for each in nodes.values() if each.record.id not in draining]
-            candidates = self._candidates(open_nodes, await self._catalog.volumes())
+            candidates = self._candidates(open_nodes, await self._catalog.volumes(), placed_before)
             settling_s = self._presence.settling_s()
             try:
                 placed = spread(candidates, sizes, self._policy)
@@ -56,7 +58,9 @@ class Placing:
                     raise
             await self._presence.next_beat(settling_s)
 
-    def _candidates(self, nodes: Iterable[Node], volumes: tuple[Volume, ...]) -> list[Candidate]:
+    def _candidates(
+        self, nodes: Iterable[Node], volumes: tuple[Volume, ...], placed_before: "Counter[NodeId]"
+    ) -> list[Candidate]:
         promised = promised_bytes(volumes)
         found = []
         for each in nodes:
@@ -64,7 +68,15 @@ class Placing:
             if word is None or not self._presence.is_up(each.id):
                 continue
             found.append(
-                Candidate(each.id, each.zone, word.capacity_bytes, word.used_bytes, promised[each.id], word.full)
+                Candidate(
+                    each.id,
+                    each.zone,
+                    word.capacity_bytes,
+                    word.used_bytes,
+                    promised[each.id],
+                    word.full,
+                    placed_before[each.id],
+                )
             )
         return found
 
@@ -77,7 +89,9 @@ def spread(candidates: Sequence[Candidate], sizes: Iterable[int], policy: Placem
         chosen = place(now, policy)
         placed.append(chosen)
         now = [
-            replace(each, promised_bytes=each.promised_bytes + size_bytes) if each.id in chosen.nodes else each
+            replace(each, promised_bytes=each.promised_bytes + size_bytes, replicas=each.replicas + 1)
+            if each.id in chosen.nodes
+            else each
             for each in now
         ]
     return placed
