@@ -8,10 +8,8 @@ from blockstore.config import split_address
 from blockstore.units import MIB
 from tests.cluster import Cluster
 from tests.linux_host import guest
-from tests.linux_host.kernel import Kernel, fetch_kernel, missing_programs
-from tests.programs import require_found, require_programs
+from tests.linux_host.kernel import Kernel, Series
 
-# The first test also fetches the kernel's package.
 pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(240)]
 
 #: mkfs.xfs refuses less than 300 MiB.
@@ -21,15 +19,14 @@ LIMIT_S = 150
 
 
 @pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
-    """Debian's kernel, fetched."""
-    require_found(missing_programs())
-    require_programs(*guest.NEEDED)
-    return fetch_kernel(tmp_path_factory.mktemp("kernel"))
+def kernel() -> Kernel:
+    """Debian 12's."""
+    return guest.require_kernel(Series.LINUX_6_1)
 
 
-@pytest.mark.parametrize("file_system", ["ext4", "xfs"])
-def test_a_file_system_on_a_volume(file_system: str, kernel: Kernel, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("file_system", "series"), [("ext4", Series.LINUX_6_1), ("xfs", Series.LINUX_6_12)])
+def test_a_file_system_on_a_volume(file_system: str, series: Series, tmp_path: Path) -> None:
+    kernel = guest.require_kernel(series)
     with Cluster(tmp_path) as cluster:
         volume = cluster.create(SIZE)
         uri = cluster.attach(volume)

@@ -14,12 +14,10 @@ from tests.cluster import CONTROL, FRONT_END, Cluster
 from tests.daemons import wait_for
 from tests.linux_host import guest
 from tests.linux_host.beside import Guest, running, script
-from tests.linux_host.kernel import Kernel, fetch_kernel, missing_programs
+from tests.linux_host.kernel import Kernel, Series
 from tests.linux_host.python_disk import SHELL, make_python_disk
-from tests.programs import require_found, require_programs
 from tests.tls_serving import Authority
 
-# The first test also fetches the kernel's package.
 pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(480)]
 
 SIZE = 256 * MIB
@@ -31,11 +29,9 @@ LIMIT_S = 300
 
 
 @pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
-    """Debian's kernel, fetched."""
-    require_found(missing_programs())
-    require_programs(*guest.NEEDED)
-    return fetch_kernel(tmp_path_factory.mktemp("kernel"))
+def kernel() -> Kernel:
+    """Debian 12's."""
+    return guest.require_kernel(Series.LINUX_6_1)
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,10 @@ from tests.conftest import forget_s3
 from tests.daemons import wait_for
 from tests.linux_host import guest
 from tests.linux_host.beside import Guest, running, script
-from tests.linux_host.kernel import Kernel, fetch_kernel, missing_programs
-from tests.programs import find_program, require_found, require_programs
+from tests.linux_host.kernel import Kernel, Series
+from tests.programs import find_program, require_programs
 from tests.s3_server import running_own_server
 
-# The first test also fetches the kernel's package.
 pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(400)]
 
 SIZE = 256 * MIB
@@ -37,11 +36,9 @@ HYDRATED_LIMIT_S = 120
 
 
 @pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
-    """Debian's kernel, fetched."""
-    require_found(missing_programs())
-    require_programs(*guest.NEEDED)
-    return fetch_kernel(tmp_path_factory.mktemp("kernel"))
+def kernel() -> Kernel:
+    """Debian 12's."""
+    return guest.require_kernel(Series.LINUX_6_1)
 
 
 def restore(cluster: Cluster, snapshot: str, rate_bytes: int = RATE) -> str:

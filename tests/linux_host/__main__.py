@@ -1,4 +1,4 @@
-"""Run the sequences against an NBD server: python -m tests.linux_host URI [ext4|xfs]..."""
+"""Run the sequences against an NBD server: python -m tests.linux_host URI [ext4|xfs]... [--kernel 6.12]"""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from tests.linux_host import guest
-from tests.linux_host.kernel import fetch_kernel
+from tests.linux_host.kernel import Series
 
 
 def main() -> int:
@@ -15,10 +15,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.linux_host", description="Try an NBD server with Linux.")
     parser.add_argument("uri", help="nbd://127.0.0.1:PORT/EXPORT; what the export holds is overwritten")
     parser.add_argument("sequences", nargs="*", default=["ext4", "xfs"], help="ext4, xfs (default: both)")
+    parser.add_argument("--kernel", default="6.1", choices=[each.value for each in Series], help="default: 6.1")
     options = parser.parse_args()
     uri, failed = urlsplit(options.uri), 0
     with tempfile.TemporaryDirectory() as scratch:
-        kernel = fetch_kernel(Path(scratch))
+        kernel = guest.require_kernel(Series(options.kernel))
         for name in options.sequences:
             place = Path(scratch, name)
             result = guest.run(

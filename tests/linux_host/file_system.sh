@@ -16,7 +16,8 @@ check() {
 
 # nbd-client ignores the block size that a server announces.
 nbd-client -N "$NBD_EXPORT" "$NBD_HOST" "$NBD_PORT" /dev/nbd0 -b 4096
-say connected, $(($(cat /sys/block/nbd0/size) / 2048)) MiB, fua $(cat /sys/block/nbd0/queue/fua)
+say "connected, $(($(cat /sys/block/nbd0/size) / 2048)) MiB, fua $(cat /sys/block/nbd0/queue/fua)," \
+  "writes zeroes $(cat /sys/block/nbd0/queue/write_zeroes_max_bytes), Linux $(uname -r)"
 make
 say made
 mount -t "$FILE_SYSTEM" -o discard /dev/nbd0 /mnt

@@ -14,15 +14,19 @@ from pathlib import Path
 from typing import Final
 
 from tests.linux_host.initramfs import Initramfs
-from tests.linux_host.kernel import Kernel
+from tests.linux_host.kernel import Kernel, Series, find_kernel
+from tests.programs import require_programs
 
-PROGRAMS: Final = ("bash", "nbd-client", "mke2fs", "e2fsck", "mkfs.xfs", "xfs_repair", "busybox")
+PROGRAMS: Final = (
+    *("bash", "nbd-client", "mke2fs", "e2fsck", "mkfs.xfs", "xfs_repair", "busybox"),
+    *("blkdiscard", "fallocate"),  # busybox has both without what makes zeroes
+)
 MODULES: Final = (
     *("virtio_pci", "virtio_net", "virtio_blk", "nbd", "crc32c_generic", "crc32c_intel", "ext4", "xfs"),
     *("tls", "aes_generic", "gcm", "ctr", "ghash_generic", "seqiv"),  # what TLS in the kernel looks for
 )
-#: What the guest needs of this machine, besides what fetches the kernel.
-NEEDED: Final = ("qemu-system-x86_64", "ldd", *PROGRAMS)
+#: What the guest needs of this machine, besides the kernel.
+_NEEDED: Final = ("qemu-system-x86_64", "ldd", *PROGRAMS)
 #: This machine's 127.0.0.1, in QEMU's user network.
 _HOST: Final = "10.0.2.2"
 _INIT: Final = """#!/sbin/busybox sh
@@ -63,6 +67,12 @@ class Result:
             ended = f"the guest did not reach the script's end in {self.seconds:.0f} s"
             return f"{self.output}\n{ended}:\n{self.console[-4000:]}"
         return f"{self.output}\nstatus {self.status} after {self.seconds:.0f} s"
+
+
+def require_kernel(series: Series) -> Kernel:
+    """A kernel to boot, where all that a guest needs is there; else the test is skipped, or fails if CI=true."""
+    require_programs(*_NEEDED)
+    return find_kernel(series)
 
 
 def file_system_script(file_system: str) -> str:

@@ -54,11 +54,11 @@ class Initramfs:
         if Path(_LOADER).exists():
             self.add(_LOADER[1:], Path(_LOADER).read_bytes(), executable=True)
 
-    def add_modules(self, names: Iterable[str], packed: Mapping[str, bytes]) -> None:
+    def add_modules(self, names: Iterable[str], packed: Mapping[str, Path]) -> None:
         """The modules and all that they need, numbered in the order of loading.
 
-        packed: the modules of a kernel, compressed by xz or not; what is not there is taken to be a
-        part of the kernel itself.
+        packed: the modules of a kernel by name, compressed by xz or not; what is not there is taken to
+        be a part of the kernel itself.
         """
         loaded: dict[str, bytes] = {}
         for name in names:
@@ -95,12 +95,13 @@ def _padded(text: bytes) -> bytes:
     return text + bytes(-len(text) % 4)
 
 
-def _load(name: str, packed: Mapping[str, bytes], loaded: dict[str, bytes]) -> None:
+def _load(name: str, packed: Mapping[str, Path], loaded: dict[str, bytes]) -> None:
     """Put a module into `loaded` behind all that it depends on."""
     key = name.replace("-", "_")
     if key in loaded or key not in packed:
         return
-    module = lzma.decompress(packed[key]) if packed[key].startswith(_XZ_MAGIC) else packed[key]
+    content = packed[key].read_bytes()
+    module = lzma.decompress(content) if content.startswith(_XZ_MAGIC) else content
     for needed in _MODINFO.findall(module):
         for other in re.split(r"[ ,]+", needed.decode()):
             _load(other, packed, loaded)
