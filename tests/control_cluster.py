@@ -164,6 +164,8 @@ class MemoryNode(Beating, replica_pb2_grpc.ReplicaServicer):
         self.replicas: dict[str, replica_pb2.ReplicaStatus] = {}
         self.sources: dict[str, bytes] = {}
         self.refuses: CairnError | None = None
+        self.creating, self.may_create = asyncio.Event(), asyncio.Event()
+        self.may_create.set()
         self.full = False
         self.used_bytes = 0
         self.known: dict[str, tuple[int, int]] = {}
@@ -188,6 +190,9 @@ class MemoryNode(Beating, replica_pb2_grpc.ReplicaServicer):
     async def Create(self, request: replica_pb2.CreateRequest, context: Any) -> replica_pb2.CreateResponse:
         if self.refuses:
             raise self.refuses
+        if not self.may_create.is_set():
+            self.creating.set()
+            await self.may_create.wait()
         self.sources[request.target.replica] = request.source
         created = request.target.replica not in self.replicas
         if created:

@@ -8,14 +8,17 @@ from typing import Any
 import pytest
 
 from blockstore.control.catalog import Catalog
+from blockstore.control.creating import Creating
 from blockstore.control.floors import Floors
 from blockstore.control.hydration import Hydrations
 from blockstore.control.metastore.embedded import open_embedded
 from blockstore.control.metastore.interface import Metastore
 from blockstore.control.peers import Peers
+from blockstore.control.placing import Placing
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import Reconciler
 from blockstore.control.records import Node, Segment, Volume
+from blockstore.control.repair_limits import repair_limits
 from blockstore.control.snapshot_catalog import SnapshotCatalog
 from blockstore.control.transitions import delete
 from blockstore.domain import (
@@ -69,12 +72,15 @@ class Parts:
         self.catalog = Catalog(self.store)
         self.presence = Presence(3.0, asyncio.get_running_loop().time, lambda: 7)
         self.floors = Floors(self.catalog)
+        peers, placing = Peers(settings), Placing(self.catalog, self.presence, settings.placement)
+        limits = repair_limits(self.catalog, settings)
         self.reconciler = Reconciler(
             self.store,
             self.catalog,
             self.presence,
             self.floors,
-            Peers(settings),
+            peers,
+            creating=Creating(self.catalog, self.presence, peers, placing, limits),
             hydrations=Hydrations(SnapshotCatalog(self.store), self.presence),
             interval_s=0.02,
         )

@@ -34,7 +34,7 @@ CREATING = Volume(
     0,
     (Segment(SegmentNumber(0), GIB, Configuration(1, MEMBERS)),),
 )
-AVAILABLE = transitions.created(CREATING)
+AVAILABLE = transitions.created(CREATING, CREATING.segments)
 
 
 def attach(
@@ -58,7 +58,8 @@ BY_PHASE = {phase_of(each): each for each in (CREATING, AVAILABLE, ATTACHING, AT
 Change = Callable[[Volume], Volume]
 #: Every change that a user, a step or a process can ask for, in the epoch that the volume is in.
 CHANGES: dict[str, Change] = {
-    "created": transitions.created,
+    "created": lambda now: transitions.created(now, now.segments),
+    "place anew": lambda now: transitions.place_anew(now, now.segments),
     "failed": lambda now: transitions.failed(now, "no"),
     "attach": attach,
     "attach elsewhere": lambda now: attach(now, OTHER),

@@ -265,6 +265,12 @@ def nodes_of(volume: Volume) -> frozenset[NodeId]:
     return frozenset(member.node for segment in volume.all_segments for member in segment.configuration.everyone)
 
 
+def growing_on(volume: Volume) -> frozenset[NodeId]:
+    """The nodes that its further segments are to be on, while these are being created."""
+    segments = volume.growing.segments if volume.growing else ()
+    return frozenset(member.node for segment in segments for member in segment.configuration.members)
+
+
 def replicas_by_node(volumes: Iterable[Volume]) -> "Counter[NodeId]":
     """Of how many of these volumes each node holds a replica."""
     return Counter(node for volume in volumes for node in nodes_of(volume))

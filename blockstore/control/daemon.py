@@ -17,6 +17,7 @@ import structlog
 from blockstore.config import ControlSettings
 from blockstore.control.catalog import Catalog
 from blockstore.control.clock import now_ms
+from blockstore.control.creating import Creating
 from blockstore.control.creation import Creation
 from blockstore.control.floors import Floors
 from blockstore.control.gate import Gate
@@ -34,6 +35,7 @@ from blockstore.control.placing import Placing
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import Reconciler
 from blockstore.control.registrar import Registrar
+from blockstore.control.repair_limits import repair_limits
 from blockstore.control.replacing import Replacing
 from blockstore.control.scrubbing import Scrubbing
 from blockstore.control.sealing import Sealing
@@ -159,15 +161,24 @@ async def assemble(
     floors = Floors(catalog)
     await floors.load()
     hydrations = Hydrations(snapshots, presence)
+    placing, repair = Placing(catalog, presence, settings.placement), repair_limits(catalog, settings)
+    creating = Creating(catalog, presence, peers, placing, repair)
     reconciler = Reconciler(
-        store, catalog, presence, floors, peers, hydrations=hydrations, interval_s=settings.reconcile_s
+        store,
+        catalog,
+        presence,
+        floors,
+        peers,
+        hydrations=hydrations,
+        creating=creating,
+        interval_s=settings.reconcile_s,
     )
     limits = {"seal_limit_s": settings.seal_limit_s, "hold_limit_s": settings.hold_limit_s}
     sealing = Sealing(catalog, snapshots, presence, peers, reconciler, **limits)
     shipping = Shipping(catalog, snapshots, presence)
     unpinning = Unpinning(catalog, snapshots, presence, peers, reconciler)
     upkeep = Upkeep(catalog, snapshots, presence, peers, reconciler, hydrations=hydrations)
-    replacing = Replacing(catalog, presence, peers, reconciler, settings)
+    replacing = Replacing(catalog, presence, peers, reconciler, repair)
     for work in (sealing, shipping, unpinning, replacing, upkeep):
         reconciler.add(work)
     scrubbing = Scrubbing(catalog, presence, peers)
@@ -181,11 +192,10 @@ async def assemble(
         replacing=replacing,
         lease_s=settings.lease_s,
     )
-    placing = Placing(catalog, presence, settings.placement)
     check_segment_size(settings.segment_size_bytes)
     segments = {"segment_size_bytes": settings.segment_size_bytes}
     creation = Creation(catalog, snapshots, presence, reconciler, placing, **segments)
-    growth = Growth(catalog, presence, peers, reconciler, placing, **segments)
+    growth = Growth(catalog, presence, peers, reconciler, placing, limits=repair, **segments)
     reconciler.add(growth)
     warden = StoreWarden(snapshots, presence, reconciler, shipping, settings.lease_s)
     control = ControlService(

@@ -5,7 +5,7 @@ that waits and for one whose caller (or whose control process) is gone alike. A 
 (volume, phase, epoch), runs once at a time, and ends in a transition that fails if the volume moved
 on: so a step may be repeated, cut off or late without harm.
 
-    creating    Create at each node                        -> available, or error
+    creating    Create at each node (creating.py)          -> available, or error
     attaching   OpenVolume at the front-end                -> attached, or available with the reason, or error
     detaching   CloseVolume at the front-end               -> available
     deleting    Delete at each node that is up             -> gone, with tombstones for the other nodes
@@ -20,24 +20,23 @@ import structlog
 
 from blockstore.control import transitions
 from blockstore.control.catalog import DRAINING, MOVES, VOLUMES, Catalog, nodes_of, tombstones_of
+from blockstore.control.creating import Creating
 from blockstore.control.floors import Floors
 from blockstore.control.hydration import Hydrations
 from blockstore.control.messages import Messages
 from blockstore.control.metastore.interface import Compacted, Metastore
 from blockstore.control.peers import Peers
 from blockstore.control.presence import Presence
-from blockstore.control.records import AttachmentState, FrontEnd, Node, Tombstone, Volume, source_of
+from blockstore.control.records import AttachmentState, FrontEnd, Node, Tombstone, Volume
 from blockstore.control.snapshot_catalog import PINS, SNAPSHOTS
 from blockstore.control.steps import Steps, growth_key, newcomer_key
 from blockstore.control.transitions import Phase, phase_of
 from blockstore.domain import FrontEndId, NodeId, VolumeId
 from blockstore.errors import (
-    AlreadyExists,
     CairnError,
     Conflict,
     Corrupt,
     Fenced,
-    InvalidRequest,
     NoSpace,
     NotFound,
     QuorumUnavailable,
@@ -48,9 +47,6 @@ _log = structlog.get_logger(__name__)
 
 #: A change here may be work.
 _WATCHED: Final = (VOLUMES, SNAPSHOTS, PINS, DRAINING, MOVES)
-
-#: What a node answers to Create and would answer again.
-_HOPELESS: Final = (AlreadyExists, Conflict, Corrupt, InvalidRequest)
 
 #: What a transition raises where the volume was taken over, detached or deleted while a step ran:
 #: what the step found does not count any more, and the next step carries on from what holds now.
@@ -75,6 +71,7 @@ class Reconciler:
         peers: Peers,
         *,
         hydrations: Hydrations,
+        creating: Creating,
         interval_s: float,
     ) -> None:
         self._store = store
@@ -83,6 +80,7 @@ class Reconciler:
         self._floors = floors
         self._peers = peers
         self._hydrations = hydrations
+        self._creating = creating
         self._interval_s = interval_s
         self._works: list[Work] = []
         self._changed = asyncio.Event()
@@ -192,34 +190,10 @@ class Reconciler:
     # ---- the steps
 
     async def _create(self, volume: Volume) -> None:
-        nodes = {each.record.id: each.record for each in await self._catalog.nodes()}
-        outcomes = await asyncio.gather(
-            *(self._create_one(nodes.get(each.node), volume, each) for each in tombstones_of(volume)),
-            return_exceptions=True,
-        )
-        errors = [outcome for outcome in outcomes if outcome is not None]
-        if not errors:
-            await self.end_attempt(volume.id, transitions.created)
-            _log.info("volume created", volume=volume.id)
-            return
-        hopeless = [error for error in errors if isinstance(error, _HOPELESS)]
-        first = (hopeless or errors)[0]
-        end = transitions.failed if hopeless else transitions.waiting
-        await self.end_attempt(volume.id, lambda now: end(now, f"cannot create a replica: {first}"))
-        raise first
-
-    async def _create_one(self, node: Node | None, volume: Volume, replica: Tombstone) -> None:
-        if node is None or not self._presence.is_up(replica.node):
-            raise QuorumUnavailable(f"node {replica.node} is down")
-        number = volume.segments[replica.segment].configuration.number
-        await self._peers.create(node, replica, number, source_of(volume, replica.segment))
-        self._presence.replica_created(replica.replica)
+        await self._creating.carry_out(volume.id)
 
     async def _delete(self, volume: Volume) -> None:
-        # A Create under way may arrive after the Delete otherwise.
-        for key in ((volume.id, Phase.CREATING, Epoch(0)), newcomer_key(volume.id), growth_key(volume.id)):
-            if creating := self.steps.running(key):
-                await asyncio.wait([creating])
+        await self._until_nothing_is_created(volume.id)
         nodes = {each.record.id: each.record for each in await self._catalog.nodes()}
         left = [each for each in tombstones_of(volume) if not self._presence.is_up(each.node)]
         outcomes = await asyncio.gather(
@@ -283,12 +257,19 @@ class Reconciler:
 
     def _start_burial(self, tombstone: Tombstone) -> None:
         async def bury() -> None:
+            await self._until_nothing_is_created(tombstone.volume)
             node = (await self._catalog.node(tombstone.node)).record
             await self._peers.delete(node, tombstone)
             await self._catalog.remove_tombstone(tombstone)
             _log.info("a replica left over is deleted", node=tombstone.node, replica=tombstone.replica)
 
         self.steps.start((tombstone.replica, Phase.DELETING, Epoch(0)), tombstone.replica, bury)
+
+    async def _until_nothing_is_created(self, volume: VolumeId) -> None:
+        """A Create of one of its replicas that is under way may arrive after the Delete otherwise."""
+        for key in ((volume, Phase.CREATING, Epoch(0)), newcomer_key(volume), growth_key(volume)):
+            if creating := self.steps.running(key):
+                await asyncio.wait([creating])
 
     # ---- what the steps rest on
 

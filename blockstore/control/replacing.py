@@ -14,7 +14,6 @@ from typing import Final
 
 import structlog
 
-from blockstore.config import ControlSettings
 from blockstore.control import membership
 from blockstore.control.catalog import Catalog
 from blockstore.control.membership import is_changing, is_movable
@@ -26,6 +25,7 @@ from blockstore.control.rebuilds import Rebuilds
 from blockstore.control.reconcile import MOVED_ON, Reconciler
 from blockstore.control.record_store import MAX_TRIES, Stored
 from blockstore.control.records import MovePlan, Node, PlannedMove, Segment, Tombstone, Volume, source_of
+from blockstore.control.repair_limits import LimitsNow
 from blockstore.control.steps import newcomer_key
 from blockstore.control.transitions import Phase, phase_of, place_of
 from blockstore.control.unfit import to_be_replaced
@@ -52,29 +52,19 @@ class Replacing:
         presence: Presence,
         peers: Peers,
         reconciler: Reconciler,
-        settings: ControlSettings,
+        limits: LimitsNow,
     ) -> None:
         self._catalog = catalog
         self._presence = presence
         self._peers = peers
         self._reconciler = reconciler
-        self._settings = settings
+        self.limits: Final = limits
         self._missed_since: dict[ReplicaId, float] = {}
         self._looked_at = float("-inf")
         self.waits: dict[ReplicaId, str] = {}
         self.rebuilds: Final = Rebuilds()
 
     # ---- what it goes by
-
-    async def limits(self) -> Limits:
-        """As set on the running cluster, else as control was started."""
-        chosen, started = await self._catalog.repair_choices(), self._settings
-        return Limits(
-            started.replace_after_s if chosen.replace_after_s is None else chosen.replace_after_s,
-            started.rebuild_rate_bytes if chosen.rebuild_rate_bytes is None else chosen.rebuild_rate_bytes,
-            started.rebuilds if chosen.rebuilds is None else chosen.rebuilds,
-            started.rebuilds_per_node if chosen.rebuilds_per_node is None else chosen.rebuilds_per_node,
-        )
 
     async def cluster(self, volumes: tuple[Volume, ...], promised: "Counter[NodeId]") -> Cluster:
         """Nodes and replicas as they were last heard of. promised: bytes that are placed on each node."""

@@ -8,7 +8,7 @@ of detached volumes. Where neither was heard, the answer is `unknown`, never a g
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
-from blockstore.control.catalog import replicas_by_node, tombstones_of, volumes_by_front_end
+from blockstore.control.catalog import growing_on, replicas_by_node, tombstones_of, volumes_by_front_end
 from blockstore.control.messages import Messages
 from blockstore.control.presence import Presence
 from blockstore.control.rebuilds import Rebuilds
@@ -193,11 +193,19 @@ class Observer:
             yield Problem(severity=UNAVAILABLE, subject=volume.id, message=f"in error: {volume.reason}")
         elif volume.reason:
             yield Problem(severity=WARNING, subject=volume.id, message=volume.reason)
+        yield from self._growth_problems(volume)
         if volume.state in AT_WORK:
             yield from _replica_problems(volume, health.replicas)
             yield from self._waiting(volume, health.replicas)
         if volume.attachment:
             yield from self._serving_problems(volume, volume.attachment.front_end)
+
+    def _growth_problems(self, volume: Volume) -> Iterator[Problem]:
+        """What keeps a resize from its end."""
+        down = sorted(node for node in growing_on(volume) if not self._presence.is_up(node))
+        if volume.growing and down:
+            message = f"it cannot be enlarged to {volume.growing.size_bytes} bytes yet: node {down[0]} is down"
+            yield Problem(severity=WARNING, subject=volume.id, message=message)
 
     @staticmethod
     def _waiting(volume: Volume, replicas: Iterable[ReplicaHealth]) -> Iterator[Problem]:

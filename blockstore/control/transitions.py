@@ -42,6 +42,7 @@ class Move(Enum):
     """What may happen to a volume."""
 
     CREATED = auto()
+    PLACE_ANEW = auto()
     FAIL = auto()
     ATTACH = auto()
     TAKE_OVER = auto()
@@ -67,6 +68,7 @@ _IN_USE: Final = (Phase.ATTACHING, Phase.ATTACHED, Phase.DETACHING)
 #: The machine: move, phase before, phase after. What is not here is refused.
 MOVES: Final[dict[tuple[Move, Phase], Phase]] = {
     (Move.CREATED, Phase.CREATING): Phase.AVAILABLE,
+    (Move.PLACE_ANEW, Phase.CREATING): Phase.CREATING,
     (Move.FAIL, Phase.CREATING): Phase.ERROR,
     (Move.ATTACH, Phase.AVAILABLE): Phase.ATTACHING,
     **{(Move.TAKE_OVER, before): Phase.ATTACHING for before in (Phase.AVAILABLE, *_IN_USE)},
@@ -128,9 +130,17 @@ def phase_of(volume: Volume) -> Phase:
     return _PHASES[volume.state, volume.attachment.state if volume.attachment else None]
 
 
-def created(volume: Volume) -> Volume:
-    """All replicas exist."""
+def created(volume: Volume, segments: tuple[Segment, ...]) -> Volume:
+    """All replicas of these segments exist. Conflict where they have been placed anew meanwhile."""
+    if volume.segments != segments:
+        raise Conflict(f"the replicas of volume {volume.id} have been placed anew: these are others")
     return _move(volume, Move.CREATED, reason="")
+
+
+def place_anew(volume: Volume, segments: tuple[Segment, ...]) -> Volume:
+    """Other replicas are to be created in place of those before, for which nothing was ever acknowledged."""
+    assert [each.size_bytes for each in segments] == [each.size_bytes for each in volume.segments]
+    return _move(volume, Move.PLACE_ANEW, segments=segments, reason="")
 
 
 def waiting(volume: Volume, reason: str) -> Volume:
