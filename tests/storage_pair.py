@@ -12,6 +12,7 @@ from blockstore.record import Operation
 from blockstore.storage.check import check_replica
 from blockstore.storage.copies import copied_position, decode_meta
 from blockstore.storage.keys import blocks_of
+from blockstore.storage.memtable import RUN_BLOCKS
 from blockstore.storage.replica_store import FILE_NAME, ReplicaStore
 from blockstore.storage.scrub import ExtentView, ScrubReader
 from blockstore.units import Generation
@@ -22,6 +23,7 @@ MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 #: Few blocks at the edges of three extents, so that operations meet each other.
 NUMBERS = (0, 1, 2, 254, 255, 256, 257, 511, 512, 513)
 COUNTS = (1, 2, 3, 256, 768)
+_LONGEST_WRITE = RUN_BLOCKS + 2
 #: What reads look at: runs over those.
 WINDOWS = ((0, 6), (252, 8), (508, 8), (766, 2))
 #: What a restored volume's source maps, of those.
@@ -38,7 +40,7 @@ class Plan(NamedTuple):
 
     def operation(self) -> Operation:
         if self.kind == "write":
-            return write(self.start, *(block(self.seed + i) for i in range(min(self.blocks, 3))))
+            return write(self.start, *(block(self.seed + i) for i in range(min(self.blocks, _LONGEST_WRITE))))
         return {"trim": trim, "zero": zero, "discard": discard}[self.kind](self.start, self.blocks)
 
 

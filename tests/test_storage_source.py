@@ -7,6 +7,7 @@ import pytest
 
 from blockstore.log import Filling, LogImage
 from blockstore.storage import apply as apply_module
+from blockstore.storage import memtable
 from blockstore.storage.check import check_replica
 from blockstore.storage.copies import decode_meta
 from blockstore.storage.replica_store import FILE_NAME, ReplicaStore
@@ -30,6 +31,12 @@ from tests.storage_model import (
 )
 
 SOURCE = b"snap-1"
+
+
+@pytest.fixture(autouse=True, params=[1, memtable.RUN_BLOCKS], ids=["runs", "entries"])
+def kept_as(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is committed lies in memory as runs, however short, or block by block."""
+    monkeypatch.setattr(memtable, "RUN_BLOCKS", request.param)
 
 
 def restored(directory: Path) -> tuple[ReplicaStore, Log]:

@@ -3,15 +3,17 @@
 Layer by layer from the oldest generation, each in the order of its blocks. A block that is zeroed or
 trimmed keeps a zero entry only where something shows through otherwise: an older version, or a
 source; a discarded one, which the source does not map, only over an older version. Ranges of zeroes
-are met with `present`, so they cost what exists in them and not what they span. Every change sets its
-bits in `extents` and raises the row's sequence, also where it deletes.
+are met with `present`, so they cost what exists in them and not what they span. A run of blocks that one
+operation wrote becomes rows as a whole. Every change sets its bits in `extents` and raises the row's
+sequence, also where it deletes.
 """
 
 import heapq
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
-from itertools import groupby
+from itertools import chain, groupby
+from operator import attrgetter, itemgetter
 from typing import Final, NamedTuple
 
 from blockstore.record import ZEROING, OperationKind, Record
@@ -22,14 +24,17 @@ from blockstore.storage.keys import (
     bits_between,
     blocks_of,
     data_value,
+    data_values,
     decode_bits,
     encode_bits,
     extent_key,
+    heads,
     number_key,
     version_key,
+    version_keys,
     zero_value,
 )
-from blockstore.storage.memtable import Entry, Layer, Memtable
+from blockstore.storage.memtable import Entry, Layer, Memtable, WriteRun
 from blockstore.storage.meta import MAX_PIN_ID, Meta, Pin, SealedGeneration, Tombstone
 from blockstore.storage.reads import BlockVersion, CorruptBlocks
 from blockstore.storage.tables import Tables, WriteCursor, Writing
@@ -39,11 +44,16 @@ from blockstore.units import EXTENT_BLOCKS, FILL_GENERATION, MAX_GENERATION, Blo
 _PUTS_AT_ONCE: Final = 65_536
 
 
+Put = tuple[bytes, bytes | memoryview]
+"""Key and value."""
+
+
 class Touched(NamedTuple):
-    """What a layer does to one extent: entries by block, in order of block."""
+    """What a layer does to one extent: entries by block, and runs inside it; either in order, none overlaps another."""
 
     extent: int
     entries: list[tuple[int, Entry]]
+    runs: list[WriteRun]
 
 
 class Applier:
@@ -55,8 +65,8 @@ class Applier:
         self._meta = Meta(tables, transaction)
         self._has_source = bool(self._meta.source)
         self._cursor = transaction.cursor(tables.index)
-        self._index_puts: list[tuple[bytes, bytes]] = []
-        self._data_puts: list[tuple[bytes, bytes | memoryview]] = []
+        self._index_puts: list[Put] = []
+        self._data_puts: list[Put] = []
 
     def apply(self, memtable: Memtable, *, filling: bool) -> None:
         """All of it. filling: keep what a copy stated earlier must not undo."""
@@ -68,9 +78,9 @@ class Applier:
                 self._meta.put_tombstones(_tombstones(record))
 
     def _apply_layer(self, generation: Generation, layer: Layer) -> None:
-        for touched in _by_extent(self._entries(layer)):
+        for touched in _by_extent(self._entries(layer), layer):
             new = self._never_filled(touched) if generation == FILL_GENERATION else touched
-            if new.entries:
+            if new.entries or new.runs:
                 self._apply_extent(generation, new)
             if len(self._index_puts) >= _PUTS_AT_ONCE:
                 self._flush()
@@ -83,14 +93,14 @@ class Applier:
 
     def _entries(self, layer: Layer) -> Iterable[tuple[int, Entry]]:
         """The layer's blocks, and those that matter under its ranges of zeroes, in order; never all at once."""
-        blocks = sorted(layer.blocks.items(), key=_number)
-        return heapq.merge(blocks, self._zeroed(layer), key=_number) if layer.zeroes else blocks
+        blocks = sorted(layer.blocks.items(), key=itemgetter(0))
+        return heapq.merge(blocks, self._zeroed(layer), key=itemgetter(0)) if layer.zeroes else blocks
 
     def _zeroed(self, layer: Layer) -> Iterator[tuple[int, Entry]]:
         for start, end, zero in layer.zeroes:
             numbers = range(start, end) if self._covers_source(zero) else self._existing(start, end)
             for number in numbers:
-                if number not in layer.blocks:
+                if not layer.covers(number):
                     yield number, zero
 
     def _covers_source(self, zero: Entry) -> bool:
@@ -120,15 +130,24 @@ class Applier:
         if stored is None:
             return touched
         filled = ExtentRow.decode(key, stored).bits
-        entries = [item for item in touched.entries if not filled >> item[0] % EXTENT_BLOCKS & 1]
-        return Touched(touched.extent, entries)
+        new = [run for run in touched.runs if not filled & _bits_of(run)]
+        others = chain.from_iterable(run.entries() for run in touched.runs if filled & _bits_of(run))
+        entries = [item for item in (*touched.entries, *others) if not filled >> item[0] % EXTENT_BLOCKS & 1]
+        return Touched(touched.extent, sorted(entries, key=itemgetter(0)), new)
 
     def _apply_extent(self, generation: Generation, touched: Touched) -> None:
         key = number_key(touched.extent)
         stored = self._transaction.get(key, db=self._tables.present)
         before = decode_bits(key, stored) if stored is not None else 0
         present, changed = before, 0
-        highest = max([entry.sequence for _, entry in touched.entries])
+        highest = max([run.sequence for run in touched.runs] + [entry.sequence for _, entry in touched.entries])
+        index_from, data_from = len(self._index_puts), len(self._data_puts)
+        for run in touched.runs:
+            keys = version_keys(run.start, run.end, generation)
+            self._index_puts += zip(keys, data_values(run.sequence, run.checksums, run.data), strict=True)
+            self._data_puts += zip(keys, heads(run.data), strict=True)
+            changed |= _bits_of(run)
+        present |= changed
         for number, entry in touched.entries:
             sequence, block, checksum, _ = entry
             bit = 1 << number % EXTENT_BLOCKS
@@ -142,6 +161,9 @@ class Applier:
                 present |= bit
             else:
                 present &= ~bit
+        if touched.runs and touched.entries:
+            self._index_puts[index_from:] = sorted(self._index_puts[index_from:], key=itemgetter(0))
+            self._data_puts[data_from:] = sorted(self._data_puts[data_from:], key=itemgetter(0))
         if present != before:
             put_present(self._tables, self._transaction, touched.extent, present)
         key = extent_key(generation, touched.extent)
@@ -212,7 +234,7 @@ def raise_extent(tables: Tables, transaction: Writing, key: bytes, change: Exten
     transaction.put(key, change.encode(key), db=tables.extents)
 
 
-def put_sorted(cursor: WriteCursor, items: Seq[tuple[bytes, bytes | memoryview]]) -> None:
+def put_sorted(cursor: WriteCursor, items: Seq[Put]) -> None:
     """Put items that are in key order; those behind the table's end are appended, which fills pages whole."""
     if not items:
         return
@@ -223,13 +245,42 @@ def put_sorted(cursor: WriteCursor, items: Seq[tuple[bytes, bytes | memoryview]]
     assert consumed == added, "items behind the end of a table were not in order"
 
 
-def _number(item: tuple[int, Entry]) -> int:
-    return item[0]
+def _by_extent(entries: Iterable[tuple[int, Entry]], layer: Layer) -> Iterator[Touched]:
+    """These entries of a layer and its runs, extent by extent."""
+    alone = (
+        Touched(extent, list(group), []) for extent, group in groupby(entries, lambda each: each[0] // EXTENT_BLOCKS)
+    )
+    if not layer.runs:
+        return alone
+    pieces = (piece for first, last, run in layer.runs for piece in _inside_extents(run.part(first, last)))
+    runs = (
+        Touched(extent, [], list(group)) for extent, group in groupby(pieces, lambda each: each.start // EXTENT_BLOCKS)
+    )
+    either = groupby(heapq.merge(alone, runs, key=attrgetter("extent")), attrgetter("extent"))
+    return (_together(list(of_one)) for _, of_one in either)
 
 
-def _by_extent(entries: Iterable[tuple[int, Entry]]) -> Iterator[Touched]:
-    for extent, group in groupby(entries, key=lambda item: item[0] // EXTENT_BLOCKS):
-        yield Touched(extent, list(group))
+def _together(parts: list[Touched]) -> Touched:
+    """What there is of one extent: entries, runs, or both."""
+    return Touched(
+        parts[0].extent,
+        [entry for part in parts for entry in part.entries],
+        [run for part in parts for run in part.runs],
+    )
+
+
+def _inside_extents(run: WriteRun) -> Iterator[WriteRun]:
+    """A run in pieces that cross no boundary of extents."""
+    at = run.start
+    while at < run.end:
+        end = min(run.end, (at // EXTENT_BLOCKS + 1) * EXTENT_BLOCKS)
+        yield run.part(at, end)
+        at = end
+
+
+def _bits_of(run: WriteRun) -> int:
+    """In the bitmap of the extent that it lies in."""
+    return bits_between(run.start, run.end, run.start // EXTENT_BLOCKS)
 
 
 def _tombstones(record: Record) -> Iterator[Tombstone]:

@@ -8,6 +8,9 @@ fails is Corrupt, never read as something else.
 """
 
 import struct
+from collections.abc import Iterable, Iterator
+from itertools import repeat
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 import xxhash
@@ -27,6 +30,7 @@ HEAD_SIZE: Final = 4080
 TAIL_SIZE: Final = BLOCK_SIZE - HEAD_SIZE
 INDEX_VALUE: Final = struct.Struct("<QQB")
 DATA_VALUE: Final = struct.Struct(f"<QQB{TAIL_SIZE}s")
+_TAILS: Final = struct.Struct(f"{HEAD_SIZE}x{TAIL_SIZE}s")
 ZERO_FLAG: Final = 0
 DATA_FLAG: Final = 1
 
@@ -57,6 +61,11 @@ def version_key(number: int, generation: int) -> bytes:
     return VERSION_KEY.pack(number, MAX_GENERATION - generation)
 
 
+def version_keys(start: int, end: int, generation: int) -> list[bytes]:
+    """Those of the blocks [start, end), in order."""
+    return list(map(VERSION_KEY.pack, range(start, end), repeat(MAX_GENERATION - generation)))
+
+
 def parse_version_key(key: bytes | memoryview) -> tuple[int, Generation]:
     """Block number and generation. Raises Corrupt."""
     if len(key) != VERSION_KEY.size:
@@ -73,6 +82,17 @@ def zero_value(number: int, generation: int, sequence: int) -> bytes:
 def data_value(sequence: int, checksum: int, block: bytes | memoryview) -> bytes:
     """The index entry of a block whose first HEAD_SIZE bytes are in `data`."""
     return DATA_VALUE.pack(sequence, checksum, DATA_FLAG, bytes(block[HEAD_SIZE:]))
+
+
+def data_values(sequence: int, checksums: Iterable[int], blocks: memoryview) -> Iterator[bytes]:
+    """data_value of each of the blocks that lie in `blocks`."""
+    tails = map(itemgetter(0), _TAILS.iter_unpack(blocks))
+    return map(DATA_VALUE.pack, repeat(sequence), checksums, repeat(DATA_FLAG), tails)
+
+
+def heads(blocks: memoryview) -> list[memoryview]:
+    """Of each of the blocks that lie in `blocks`, what goes to `data`."""
+    return [blocks[at : at + HEAD_SIZE] for at in range(0, len(blocks), BLOCK_SIZE)]
 
 
 def parse_index_value(number: int, generation: int, value: bytes | memoryview) -> Version | None:

@@ -4,7 +4,10 @@ A memtable has one layer for each generation that its records write to: a seal a
 next one, and fills have their own, generation 0, below the guest's. A layer maps blocks to their
 content, and ranges to zeroes; a block that a range of zeroes covers after it was written stays as
 an entry of its own, because "written, then trimmed" is a change that its extent's row must show.
-Blocks are views of the records' own bytes: nothing is copied.
+Blocks are views of the records' own bytes: nothing is copied. What a large operation wrote stays in one
+piece, a run: 256 entries would cost as much as all else that a node does with a record of 1 MiB in memory.
+
+Invariant: of the blocks that a layer wrote, each is either in its `blocks` or in one of its `runs`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,6 +22,8 @@ from blockstore.units import BLOCK_SIZE, Generation, Sequence
 #: What an operation costs in memory besides its payload: entries, views, ranges. Counted as
 #: unapplied bytes, so that many small trims are bounded like writes.
 OPERATION_OVERHEAD_BYTES: Final = 256
+#: Blocks of one operation from which on a run costs less than its entries.
+RUN_BLOCKS: Final = 8
 
 
 class Entry(NamedTuple):
@@ -33,23 +38,58 @@ class Entry(NamedTuple):
     discarded: bool = False
 
 
+class WriteRun(NamedTuple):
+    """Consecutive blocks as one operation wrote them.
+
+    start: the first one. data: their content, BLOCK_SIZE bytes each. checksums: one for each.
+    """
+
+    start: int
+    sequence: int
+    data: memoryview
+    checksums: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        """The block after the last."""
+        return self.start + len(self.checksums)
+
+    def part(self, start: int, end: int) -> "WriteRun":
+        """Its blocks [start, end)."""
+        first, last = start - self.start, end - self.start
+        data = self.data[first * BLOCK_SIZE : last * BLOCK_SIZE]
+        return WriteRun(start, self.sequence, data, self.checksums[first:last])
+
+    def entries(self) -> Iterator[tuple[int, Entry]]:
+        """Its blocks one by one, in order."""
+        views = [self.data[at : at + BLOCK_SIZE] for at in range(0, len(self.data), BLOCK_SIZE)]
+        return enumerate(map(Entry._make, zip(repeat(self.sequence), views, self.checksums, repeat(False))), self.start)
+
+
 class Layer:
     """What one generation's records leave of each block they touched."""
 
-    __slots__ = ("blocks", "zeroes")
+    __slots__ = ("blocks", "runs", "zeroes")
 
     def __init__(self) -> None:
         self.blocks: dict[int, Entry] = {}
+        self.runs: RangeMap[WriteRun] = RangeMap()
         self.zeroes: RangeMap[Entry] = RangeMap()
 
     def write(self, operation: Operation, sequence: int) -> None:
-        data, checksums = memoryview(operation.data), operation.checksums
-        if len(checksums) == 1:
-            self.blocks[operation.start] = Entry(sequence, data, checksums[0])
+        run = WriteRun(operation.start, sequence, memoryview(operation.data), operation.checksums)
+        if operation.count >= RUN_BLOCKS:
+            if self.blocks:
+                for number in range(operation.start, operation.end):
+                    self.blocks.pop(number, None)
+            self.runs.put(operation.start, operation.end, run)
             return
-        views = [data[at : at + BLOCK_SIZE] for at in range(0, len(data), BLOCK_SIZE)]
-        entries = map(Entry._make, zip(repeat(sequence), views, checksums, repeat(False)))
-        self.blocks.update(enumerate(entries, operation.start))
+        if self.runs:
+            self.runs.cut(operation.start, operation.end)
+        if operation.count == 1:
+            self.blocks[operation.start] = Entry(sequence, run.data, operation.checksums[0])
+        else:
+            self.blocks.update(run.entries())
 
     def zero(self, start: int, end: int, zero: Entry) -> None:
         """O(blocks in the range or blocks in the layer, whichever is less)."""
@@ -59,7 +99,15 @@ class Layer:
         for number in inside:
             if number in self.blocks:
                 self.blocks[number] = zero
+        if self.runs:
+            for first, last, _ in self.runs.between(start, end):
+                self.blocks.update(zip(range(first, last), repeat(zero)))
+            self.runs.cut(start, end)
         self.zeroes.put(start, end, zero)
+
+    def covers(self, number: int) -> bool:
+        """Whether a write touched this block, be it zeroed since or not."""
+        return number in self.blocks or self.runs.find(number) is not None
 
     def between(self, start: int, end: int) -> Iterator[tuple[int, Entry]]:
         """What it says of the blocks [start, end); a block may come twice, the later one counts."""
@@ -67,10 +115,12 @@ class Layer:
             for first, last, zero in self.zeroes.between(start, end):
                 for number in range(first, last):
                     yield number, zero
-        blocks = self.blocks
-        for number in range(start, end):
-            if number in blocks:
-                yield number, blocks[number]
+        for first, last, run in self.runs.between(start, end):
+            yield from run.part(first, last).entries()
+        if blocks := self.blocks:
+            for number in range(start, end):
+                if number in blocks:
+                    yield number, blocks[number]
 
 
 class Memtable:

@@ -26,10 +26,17 @@ class RangeMap(Generic[V]):
 
     def put(self, start: int, end: int, value: V) -> None:
         """Lay [start, end) over what is there."""
+        self._replace(start, end, [(start, end, value)])
+
+    def cut(self, start: int, end: int) -> None:
+        """Nothing is over [start, end) any more."""
+        self._replace(start, end, [])
+
+    def _replace(self, start: int, end: int, pieces: list[tuple[int, int, V]]) -> None:
+        """What is over [start, end) gives way to `pieces`; what reaches beyond stays there."""
         assert start < end
         first = bisect_right(self._ends, start)
         last = bisect_left(self._starts, end)
-        pieces = [(start, end, value)]
         if first < last:
             if self._starts[first] < start:
                 pieces.insert(0, (self._starts[first], start, self._values[first]))

@@ -248,9 +248,12 @@ def _layers(memtables: Seq[Memtable], start: int, end: int, above: int) -> list[
 
 def _runs_of(layer: Layer, start: int, end: int, generation: Generation) -> tuple[list[Run], list[Run]]:
     zeroes = [Run(first, last, Kind.ZERO, generation) for first, last, _ in layer.zeroes.between(start, end)]
+    pieces = [Run(first, last, Kind.DATA, generation) for first, last, _ in layer.runs.between(start, end)]
+    for number in (number for number in layer.blocks if start <= number < end):
+        pieces.append(Run(number, number + 1, _kind_of(layer.blocks[number]), generation))
     written: list[Run] = []
-    for number in sorted(number for number in layer.blocks if start <= number < end):
-        _add(written, Run(number, number + 1, _kind_of(layer.blocks[number]), generation))
+    for piece in sorted(pieces):
+        _add(written, piece)
     return zeroes, written
 
 
