@@ -214,6 +214,16 @@ def test_reads_before_the_epoch_serves_wait() -> None:
     assert asked(group).start == 1
 
 
+def test_no_member_is_asked_before_the_epoch_serves_whoever_answers_its_seal_meanwhile() -> None:
+    group = Group()
+    read(group)
+    for member in (A, B, C):
+        assert reads(group.seal(member)) == []
+    group.ack(A)
+    group.ack(B)
+    assert asked(group).start == 1
+
+
 def test_a_read_that_is_over_time_is_dropped_where_it_is_under_way() -> None:
     group = Group().serve()
     read(group)

@@ -1,4 +1,4 @@
-"""The front-end's side of the log: attach, order the guest's writes, know when they are safe.
+"""The front-end's side of the log: attach, and know what is safe on the members; the guest's requests are in requests.
 
 Pure: requests, answers and the time in, effects out. Source: docs/replication.md (the numbers of the
 rules are those of that page); Raft, sections 5.3 and 5.4.
@@ -8,58 +8,41 @@ Invariants:
   record is on a quorum and no older lease can be left;
 - a record is committed when a quorum of whole members has it on disk; the guest's answers and the
   commit position follow from that alone;
-- records are numbered, sent and committed in one order, that of submission;
 - one member at a time gives up what it holds, and only while a quorum of the others is sound and has all that is
   committed; from that word on nothing is committed by its ack.
 """
 
-from collections import deque
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from collections.abc import Hashable
 
 from blockstore.domain import Configuration, Position, ReplicaId
-from blockstore.errors import CairnError, Conflict, Corrupt, Fenced, InvalidRequest, NoSpace, QuorumUnavailable
+from blockstore.errors import CairnError, Corrupt, Fenced, QuorumUnavailable
 from blockstore.log import UNKNOWN_FLOOR
-from blockstore.record import MAX_OPERATION_BLOCKS, Operation, OperationKind
+from blockstore.record import Operation, OperationKind
 from blockstore.replication.attaching import Attaching
-from blockstore.replication.in_flight import Write
 from blockstore.replication.leader_log import LeaderLog
 from blockstore.replication.lease import Lease
 from blockstore.replication.member import Member
 from blockstore.replication.messages import (
     AppendAnswer,
-    Completed,
     Failed,
     FencedBy,
     LeaderEffect,
     Over,
     Reconnect,
-    Relieved,
     SealAnswer,
-    Sealed,
     SealEpoch,
     Send,
-    Serving,
 )
 from blockstore.replication.quorum import Quorum
-from blockstore.replication.reads import Read, Reads
+from blockstore.replication.reads import Reads
 from blockstore.replication.recovery import ChosenLog
-from blockstore.replication.room import QuorumRoom, Room
+from blockstore.replication.requests import Requests
+from blockstore.replication.room import QuorumRoom
 from blockstore.replication.settings import LeaderSettings
 from blockstore.replication.status import LeaderStatus, MemberStatus, member_status
-from blockstore.replication.write_queue import NEEDS_ROOM, WriteQueue
-from blockstore.units import BlockNumber, Epoch, Generation
+from blockstore.units import BlockNumber, Epoch
 
 __all__ = ["Leader", "LeaderSettings", "LeaderStatus", "MemberStatus"]
-
-
-@dataclass(slots=True, eq=False)
-class _InFlight:
-    """A record of this epoch that is not committed yet; no writes for the one that opens the epoch."""
-
-    position: Position
-    generation: Generation
-    writes: list[Write]
 
 
 class Leader:
@@ -93,12 +76,9 @@ class Leader:
         self._reads = Reads(self._readable(), settings.lease_s)
         #: Of the first record under this configuration, in this epoch.
         self._configured_at = 0
-        self._writes = WriteQueue(settings.max_record_bytes, settings.queue_bytes)
-        self._in_flight: deque[_InFlight] = deque()
         self._over: CairnError | None = None
-        self._serving = False
         self._room = QuorumRoom(configuration, self._members, settings.retry_limit_s, now)
-        self._hydrated = False
+        self._requests = Requests(settings, self._log, self._reads, self._room)
 
     @property
     def commit(self) -> Position:
@@ -107,12 +87,13 @@ class Leader:
 
     @property
     def serving(self) -> bool:
-        return self._serving
+        """The guest's requests are carried out."""
+        return self._requests.serving
 
     @property
     def congested(self) -> bool:
         """So much waits that no more should be submitted until Relieved."""
-        return self._writes.congested
+        return self._requests.congested
 
     # ---- rule 7: the members change
 
@@ -123,16 +104,15 @@ class Leader:
         all of those, once it is committed, says that they are where the new quorum needs them: see `settled`.
         """
         older = configuration.number < self.configuration.number
-        if not self._serving or older or configuration == self.configuration:
+        if not self.serving or older or configuration == self.configuration:
             return []
         counts = configuration.number > self.configuration.number
         self.configuration = configuration
         effects = self._change_members(now)
         if counts:
             self._append_configuration()
-        for member in self._members.values():
-            effects += self._log.stream(member, now)
-        return effects + self._advance(now) + self._look_for_room(now)
+        effects += self._log.stream_to_all(now)
+        return effects + self._advance(now) + self._requests.look_for_room(now)
 
     def _change_members(self, now: float) -> list[LeaderEffect]:
         """Those of the configuration take part, and nobody else."""
@@ -157,14 +137,18 @@ class Leader:
 
     def _append_configuration(self) -> None:
         number = self.configuration.number
-        self._append_record((Operation(OperationKind.CONFIGURATION, argument=str(number).encode()),), [])
+        self._append_own(Operation(OperationKind.CONFIGURATION, argument=str(number).encode()))
+
+    def _append_own(self, operation: Operation) -> None:
+        """A record of the leader's own: what is committed with it, or later, is so under this configuration."""
+        self._log.append((operation,))
         self._configured_at = self._log.end.sequence
 
     @property
     def settled(self) -> int:
         """The number of the configuration whose quorum holds everything that is committed; 0: none does for sure."""
         log = self._log
-        opened = self._serving and log.commit.epoch == self.epoch
+        opened = self.serving and log.commit.epoch == self.epoch
         return self.configuration.number if opened and log.commit.sequence >= self._configured_at else 0
 
     # ---- the members
@@ -181,7 +165,7 @@ class Leader:
         """Everything under way to this member may be lost."""
         if self._over is not None or replica not in self._members:
             return []
-        return self._lost(replica, now) + self._look_for_room(now)
+        return self._lost(replica, now) + self._requests.look_for_room(now)
 
     def _lost(self, replica: ReplicaId, now: float) -> list[LeaderEffect]:
         self._members[replica].close()
@@ -223,8 +207,8 @@ class Leader:
             effects += self._log.rejoin(member, now)
         if self._over is None:
             effects += self._advance(now)
-            effects += self._reads.retry(self._log.commit, now)
-            effects += self._look_for_room(now)
+            effects += self._requests.retry(now)
+            effects += self._requests.look_for_room(now)
         return effects
 
     def _choose(self, now: float) -> list[LeaderEffect]:
@@ -233,8 +217,7 @@ class Leader:
         if not isinstance(chosen, ChosenLog):
             return self._end(Corrupt(f"acknowledged writes may be lost: {chosen.why}")) if chosen.lost else []
         self._log.go_on_from(chosen)
-        self._append_record((Operation(OperationKind.EPOCH_START),), [])
-        self._configured_at = self._log.end.sequence
+        self._append_own(Operation(OperationKind.EPOCH_START))
         effects: list[LeaderEffect] = []
         for member in self._members.values():
             if member.sealed:
@@ -263,7 +246,7 @@ class Leader:
         """
         effects: list[LeaderEffect] = []
         for member in self._members.values():
-            if self._serving and member.damaged and member.takes_part and not member.emptied:
+            if self.serving and member.damaged and member.takes_part and not member.emptied:
                 others = [m for m in self._members.values() if m is not member and self._has_everything(m)]
                 if self._quorum.reached([other.replica for other in others]):
                     effects.append(self._log.fill_anew(member, now))
@@ -273,76 +256,13 @@ class Leader:
     def _has_everything(self, member: Member) -> bool:
         return member.sound and member.matched.sequence >= self._log.commit.sequence
 
-    # ---- rule 2: records
+    # ---- rule 2: the guest's writes
 
     def submit(self, ticket: Hashable, operation: Operation, now: float) -> list[LeaderEffect]:
         """Queue one operation; answered by Completed or Sealed once it is committed, or by Failed."""
         if self._over is not None:
             return [Failed((ticket,), self._over)]
-        limit = self.settings.max_record_bytes
-        if len(operation.data) > limit or operation.count > MAX_OPERATION_BLOCKS:
-            what = f"{operation.count} blocks with {len(operation.data)} bytes in one operation"
-            return [Failed((ticket,), InvalidRequest(f"{what}, {MAX_OPERATION_BLOCKS} and {limit} at most"))]
-        if self._room.room is Room.NONE and operation.kind in NEEDS_ROOM:
-            return [Failed((ticket,), self._no_room())]
-        if operation.kind is OperationKind.HYDRATED:
-            self._hydrated = True
-        elif self._hydrated and operation.kind is OperationKind.FILL:
-            # Also where the HYDRATED failed: its record may commit yet, and a fill behind it would bring trimmed blocks
-            # back.
-            return [Failed((ticket,), Conflict("a volume that is hydrated, or about to be, takes no fills"))]
-        self._writes.add(ticket, operation, now)
-        return self._send_queued(now)
-
-    def _look_for_room(self, now: float) -> list[LeaderEffect]:
-        """Hold, refuse or let go what needs room, as the members have it now. Only once all that are sealed stream."""
-        if not self._room.look(now):
-            return []
-        if self._room.room is Room.ENOUGH:
-            self._writes.let_go()
-            return self._send_queued(now)
-        effects = self._ask_again(self._writes.hold(), now)
-        tickets = self._writes.refuse_held() if self._room.room is Room.NONE else ()
-        if tickets:
-            effects.append(Failed(tickets, self._no_room()))
-        return effects + self._relieve()
-
-    def _no_room(self) -> NoSpace:
-        return NoSpace(
-            f"too few of the volume's nodes have room for new writes ({self._room.why()}); "
-            "free space on those that are full, or bring back those that are away"
-        )
-
-    def _relieve(self) -> list[LeaderEffect]:
-        return [Relieved()] if self._writes.relieved() else []
-
-    def _may_append(self) -> bool:
-        """Whether a record is due: nothing is in flight, or enough waits to be worth another message."""
-        in_flight = len(self._in_flight)
-        if not self._writes or in_flight >= self.settings.max_records_in_flight:
-            return False
-        return not in_flight or self._writes.waiting_bytes >= self.settings.batch_bytes
-
-    def _send_queued(self, now: float) -> list[LeaderEffect]:
-        """Make records of what waits, as long as fewer than the limit are in flight, and send them."""
-        if not self._serving:
-            return []
-        taken = False
-        while self._may_append():
-            taken = True
-            batch = self._writes.next_batch()
-            if batch:
-                self._append_record((write.operation for write in batch), batch)
-        if not taken:
-            return []
-        effects: list[LeaderEffect] = []
-        for member in self._members.values():
-            effects += self._log.stream(member, now)
-        return effects + self._relieve()
-
-    def _append_record(self, operations: Iterable[Operation], writes: list[Write]) -> None:
-        record = self._log.append(operations)
-        self._in_flight.append(_InFlight(record.position, record.generation, writes))
+        return self._requests.submit(ticket, operation, now)
 
     def _acked(self, member: Member, answer: AppendAnswer, now: float) -> list[LeaderEffect]:
         log = self._log
@@ -358,7 +278,7 @@ class Leader:
         if member.catching_up:
             effects += log.go_on_with(member, now, moved=moved or lost_track)
         if effects or (member.whole, member.full) != (was_whole, was_full):
-            effects += self._look_for_room(now)
+            effects += self._requests.look_for_room(now)
         if moved or member.whole != was_whole:
             effects += self._advance(now)
         effects += log.stream(member, now)
@@ -375,50 +295,17 @@ class Leader:
         level = self._quorum.level({m.replica: m.matched.sequence if m.whole else 0 for m in self._members.values()})
         effects: list[LeaderEffect] = []
         if self._log.commit_up_to(level):
-            effects += self._complete(now)
+            effects += self._requests.complete(now)
             self._log.forget()
         effects += self._serve_if_due(now)
-        effects += self._send_queued(now)
-        return effects
-
-    def _complete(self, now: float) -> list[LeaderEffect]:
-        tickets: list[Hashable] = []
-        effects: list[LeaderEffect] = []
-        while self._in_flight and self._in_flight[0].position.sequence <= self._log.commit.sequence:
-            record = self._in_flight.popleft()
-            for write in record.writes:
-                self._writes.committed(write)
-                if write.answered:
-                    continue
-                write.answered = True
-                if write.operation.kind is OperationKind.SEAL:
-                    effects.append(Sealed(write.ticket, record.generation, record.position))
-                else:
-                    tickets.append(write.ticket)
-            for write in record.writes:
-                if write.waiters:
-                    effects += self._release(write, now)
-            if record.writes and record.writes[-1].operation.kind is OperationKind.SEAL:
-                # Not with the next record: a generation can be read where it is known to be committed.
-                effects += self._log.tell_commit(now)
-        return [Completed(tuple(tickets)), *effects] if tickets else effects
-
-    def _release(self, write: Write, now: float) -> list[LeaderEffect]:
-        """Reads that waited for this write go on."""
-        effects: list[LeaderEffect] = []
-        for read in write.waiters:
-            assert isinstance(read, Read)
-            effects += self._ask(read, now)
-        write.waiters.clear()
+        effects += self._requests.send_queued(now)
         return effects
 
     def _serve_if_due(self, now: float) -> list[LeaderEffect]:
         """Serve once the epoch's first record is committed and every older lease has run out."""
-        if self._serving or self._log.commit.epoch != self.epoch or not self._attaching.older_leases_are_over(now):
+        if self.serving or self._log.commit.epoch != self.epoch or not self._attaching.older_leases_are_over(now):
             return []
-        self._serving = True
-        effects: list[LeaderEffect] = [Serving()]
-        return effects + self._send_queued(now) + self._reads.retry(self._log.commit, now)
+        return self._requests.serve(now)
 
     # ---- rule 4: reads
 
@@ -426,32 +313,7 @@ class Leader:
         """Read `count` blocks; answered by ReadDone for an attempt whose data has arrived, or by Failed."""
         if self._over is not None:
             return [Failed((ticket,), self._over)]
-        read = Read(ticket, start, count, now)
-        self._reads.add(read)
-        return self._ask_when_clear(read, now)
-
-    def _ask_when_clear(self, read: Read, now: float) -> list[LeaderEffect]:
-        write = self._writes.newest_over(read.start, read.count)
-        if write is None:
-            return self._ask(read, now)
-        write.waiters.append(read)
-        return []
-
-    def _ask_again(self, writes: Iterable[Write], now: float) -> list[LeaderEffect]:
-        """Reads that waited for these wait for them no more, but for what else is in their way."""
-        effects: list[LeaderEffect] = []
-        for write in writes:
-            waiters, write.waiters = write.waiters, []
-            for read in waiters:
-                assert isinstance(read, Read)
-                effects += self._ask_when_clear(read, now)
-        return effects
-
-    def _ask(self, read: Read, now: float) -> list[LeaderEffect]:
-        if not self._serving:
-            self._reads.park(read)
-            return []
-        return self._reads.ask(read, self._log.commit, now)
+        return self._requests.read(ticket, start, count, now)
 
     def read_arrived(self, attempt: int, now: float) -> list[LeaderEffect]:
         """The data of `attempt` is here and passed its checksum."""
@@ -472,39 +334,25 @@ class Leader:
         if self._over is not None:
             return []
         effects: list[LeaderEffect] = [*self._log.heartbeats(now)]
-        effects += self._expire(now - self.settings.retry_limit_s, now)
+        effects += self._requests.expire(now)
         effects += self._serve_if_due(now)
-        if self._serving:
-            effects += self._reads.retry(self._log.commit, now)
+        effects += self._requests.retry(now)
         effects += self._have_filled_anew(now)
-        effects += self._look_for_room(now)
+        effects += self._requests.look_for_room(now)
         if self._log.chosen is None and self._attaching.accept_loss:
             effects += self._choose(now)
         return effects + self._give_up_attach(now)
 
-    def _expire(self, before: float, now: float) -> list[LeaderEffect]:
-        """Fail what is older than the retry limit. A record stays in flight, and overlapping reads wait."""
-        tickets, dropped = self._writes.expire(before)
-        effects: list[LeaderEffect] = []
-        if tickets:
-            late = f"fewer than a quorum of the members acked within {self.settings.retry_limit_s} s"
-            effects.append(Failed(tuple(tickets), QuorumUnavailable(f"{late} ({self._room.why() or 'all are here'})")))
-        return effects + self._ask_again(dropped, now) + self._relieve() + self._reads.expire(before)
-
     def _give_up_attach(self, now: float) -> list[LeaderEffect]:
         chosen = self._log.chosen
-        if self._serving or chosen is None or not self._attaching.is_stuck(chosen, now):
+        if self.serving or chosen is None or not self._attaching.is_stuck(chosen, now):
             return []
         return self._end(QuorumUnavailable(f"the attachment made no progress ({self._attaching.why}); attach again"))
 
     def _end(self, error: CairnError) -> list[LeaderEffect]:
         """Fail everything; nothing leaves this leader any more."""
-        self._over, self._serving = error, False
-        tickets = self._writes.close()
-        effects: list[LeaderEffect] = [Failed(tickets, error)] if tickets else []
-        effects += self._reads.fail_all(error)
-        self._in_flight.clear()
-        return [*effects, Over(error)]
+        self._over = error
+        return [*self._requests.end(error), Over(error)]
 
     # ---- for people
 
@@ -513,7 +361,7 @@ class Leader:
         log, over = self._log, self._over
         why = str(over) if over is not None else self._attaching.why
         return LeaderStatus(
-            serving=self._serving,
+            serving=self.serving,
             epoch=self.epoch,
             end=log.end,
             commit=log.commit,
@@ -522,6 +370,6 @@ class Leader:
             why=why,
             members=tuple(member_status(member, log) for member in self._members.values()),
             settled=self.settled,
-            held=self._writes.held_count,
-            lacks_room="" if self._room.room is Room.ENOUGH else self._room.why(),
+            held=self._requests.held_count,
+            lacks_room=self._requests.lacks_room,
         )

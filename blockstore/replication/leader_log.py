@@ -70,6 +70,11 @@ class LeaderLog:
         """The position of the last record."""
         return self._run.end
 
+    @property
+    def uncommitted(self) -> int:
+        """How many records are not known to be committed."""
+        return self._run.end.sequence - self.commit.sequence
+
     def append(self, operations: Iterable[Operation]) -> Record:
         """The next record; a SEAL in it is the last of them."""
         end = self._run.end
@@ -122,6 +127,10 @@ class LeaderLog:
             request = member.sending(now, records[-1].sequence, sum(len(record.encoded) for record in records))
             sends.append(Send(member.replica, self._append(member, request, now, records)))
         return sends
+
+    def stream_to_all(self, now: float) -> list[Send]:
+        """To each member the records that it may be sent now."""
+        return [send for member in self._members for send in self.stream(member, now)]
 
     def tell_commit(self, now: float) -> list[Send]:
         """To all that take part, at once and not with the next record."""

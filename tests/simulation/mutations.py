@@ -16,7 +16,6 @@ from blockstore.record import Operation, Record
 from blockstore.replication import attaching as attaching_module
 from blockstore.replication.attaching import Attaching
 from blockstore.replication.follower import Follower
-from blockstore.replication.in_flight import Write
 from blockstore.replication.leader import Leader
 from blockstore.replication.leader_log import LeaderLog
 from blockstore.replication.member import Member
@@ -27,7 +26,6 @@ from blockstore.replication.messages import (
     SealAnswer,
     SealEpoch,
     Send,
-    Serving,
 )
 from blockstore.replication.quorum import Quorum
 from blockstore.replication.reads import Reads
@@ -178,9 +176,6 @@ def _learn_nothing_of_others(attaching: Attaching, member: Member, answer: SealA
 
 
 _ADVANCE: Final = Leader._advance
-_APPEND: Final = Leader._append_record
-
-
 _REJOIN: Final = LeaderLog.rejoin
 
 
@@ -194,18 +189,16 @@ def _rejoin_by_number(log: LeaderLog, member: Member, now: float) -> list[Send]:
     return sends
 
 
-def _append_no_epoch_start(leader: Leader, operations: Iterable[Operation], writes: list[Write]) -> None:
-    if writes:
-        _APPEND(leader, operations, writes)
+def _append_no_epoch_start(leader: Leader, operation: Operation) -> None:
+    leader._configured_at = leader._log.end.sequence
 
 
 def _serve_without_epoch_start(leader: Leader, now: float) -> list[LeaderEffect]:
     """As soon as the log that was chosen is on a quorum."""
     log = leader._log
-    if leader._serving or log.chosen is None or log.commit < log.chosen.end:
+    if leader.serving or log.chosen is None or log.commit < log.chosen.end:
         return []
-    leader._serving = True
-    return [Serving(), *leader._send_queued(now), *leader._reads.retry(log.commit, now)]
+    return leader._requests.serve(now)
 
 
 def _count_older_records(leader: Leader, now: float) -> list[LeaderEffect]:
@@ -258,7 +251,7 @@ MUTATIONS: Final[dict[str, tuple[Patch, ...]]] = {
     "forget_what_peers_know_of_an_old_copy": ((Attaching, "_learn", _learn_nothing_of_others),),
     "attach_without_a_quorum": ((attaching_module, "choose_log", _choose_by_one),),
     "drop_the_epoch_start_record": (
-        (Leader, "_append_record", _append_no_epoch_start),
+        (Leader, "_append_own", _append_no_epoch_start),
         (Leader, "_advance", _count_older_records),
         (Leader, "_serve_if_due", _serve_without_epoch_start),
     ),

@@ -45,7 +45,7 @@ class RoomChecker:
                 seen.away_since.setdefault(member.replica, front_end.clock())
         full, with_room = _full(front_end), _with_room(front_end)
         enough = not full or _is_quorum(front_end, with_room)
-        held = leader._writes.held_count
+        held = leader._requests.held_count
         front_end.world.seen["held for room"] += held
         expect(not held or not enough, f"{front_end.name} holds {held} requests, and {with_room} have room")
         before, seen.end = seen.end, leader._log.end
