@@ -116,7 +116,7 @@ class _Checked:
         zone = getattr(self, "zone", "default")
         if not zone.strip():
             raise InvalidRequest(f"--zone {zone!r} is empty: name the failure domain, such as a rack or a host")
-        for name in ("listen", "advertise", "nbd_listen", "nbd_advertise"):
+        for name in ("listen", "advertise", "metrics", "nbd_listen", "nbd_advertise"):
             if getattr(self, name, ""):
                 split_address(getattr(self, name))
         if hasattr(self, "control"):
@@ -125,6 +125,10 @@ class _Checked:
 
 _LISTEN: Final = "Address for gRPC; port 0 takes a free one. Anyone who reaches it can read and write: keep it private."
 _CONTROL: Final = "Address of control; with several control processes those of all of them, separated by commas."
+_METRICS: Final = (
+    "Address for Prometheus over HTTP, at /metrics, such as 127.0.0.1:%d; port 0 takes a free one. Empty: none. "
+    "Nothing there is secret, and nothing can be changed."
+)
 _ADVERTISE: Final = "Address that others dial, where it is not the one listened at (0.0.0.0, a container)."
 
 
@@ -135,6 +139,7 @@ class ControlSettings(_Checked):
     state: Path = setting(Path("cairn-control"), "Directory of the embedded metastore, and of the address file.")
     listen: str = setting(DEFAULT_CONTROL, _LISTEN)
     advertise: str = setting("", _ADVERTISE)
+    metrics: str = setting("", _METRICS % 7309)
     metastore: str = setting(
         "",
         "The etcd that keeps the catalog: etcd://HOST:PORT,HOST:PORT/PREFIX, or etcds:// for TLS. "
@@ -199,6 +204,7 @@ class NodeSettings(_Checked):
     zone: str = setting("default", "Failure domain: what fails together (a rack, a host) has one name.")
     listen: str = setting("127.0.0.1:0", _LISTEN)
     advertise: str = setting("", _ADVERTISE)
+    metrics: str = setting("", _METRICS % 7409)
     streams_port: int = setting(
         0, "TCP port of records and reads, at --listen's host; 0: a free one, -1: they go over gRPC.", minimum=-1
     )
@@ -250,6 +256,7 @@ class FrontEndSettings(_Checked):
     )
     listen: str = setting("127.0.0.1:0", _LISTEN)
     advertise: str = setting("", _ADVERTISE)
+    metrics: str = setting("", _METRICS % 7509)
     control: str = setting(DEFAULT_CONTROL, _CONTROL)
     heartbeat_s: float = setting(1.0, "Seconds between heartbeats to control.", minimum=0.05)
     call_timeout_s: float = setting(5.0, "Deadline of each call to control or a node.", minimum=0.1)
@@ -318,6 +325,7 @@ class SnapshotdSettings(_Checked):
     state: Path = setting(Path("cairn-snapshotd"), "Directory of the daemon's id and of its cache of block hashes.")
     listen: str = setting("127.0.0.1:0", _LISTEN)
     advertise: str = setting("", _ADVERTISE)
+    metrics: str = setting("", _METRICS % 7609)
     control: str = setting(DEFAULT_CONTROL, _CONTROL)
     heartbeat_s: float = setting(1.0, "Seconds between heartbeats to control.", minimum=0.05)
     call_timeout_s: float = setting(5.0, "Deadline of each call to control or a node.", minimum=0.1)

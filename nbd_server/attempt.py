@@ -153,11 +153,16 @@ class Attempt:
             commit=from_position(self.volume.first.status().commit),
             size_bytes=self.volume.size_bytes,
             members=[report for each in self.volume.segments for report in member_reports(each)],
-            hydration=whole_report(self.segments),
+            hydration=self.hydration,
             hydrated=all(each.hydrated for each in self.segments),
             settled={each.segment: each.settled for each in self.volume.segments},
             lacks_room=self.volume.lacks_room,
         )
+
+    @property
+    def hydration(self) -> pb.Hydration | None:
+        """How far it is; None where none has begun."""
+        return whole_report(self.segments)
 
     def _state(self) -> tuple[pb.ServingState.ValueType, str]:
         match self.failure:

@@ -11,6 +11,7 @@ connection has its own buffers and counters: a hostile client harms itself.
 
 import asyncio
 from functools import partial
+from time import perf_counter
 from typing import Any, Final, Protocol, cast
 
 import structlog
@@ -19,6 +20,7 @@ from blockstore.errors import CairnError, Fenced
 from blockstore.units import KIB
 from nbd_server import commands, handshake_states, transmission
 from nbd_server.budget import Budget, Share
+from nbd_server.command_counts import CommandCounts, CommandDurations
 from nbd_server.exports import ClientExports, Export, Exports
 from nbd_server.handshake import Handshake
 from nbd_server.phases import PHASES, Phase
@@ -42,7 +44,9 @@ _SHUTTING_DOWN: Final = Refusal(WireError.ESHUTDOWN, "the server ends: connect a
 
 
 class Owner(Protocol):
-    """The server, as its connections see it."""
+    """The server, as its connections see it. durations: of all of them."""
+
+    durations: CommandDurations
 
     def opened(self, connection: "Connection") -> None:
         """A client has connected; the connection may be dropped at once."""
@@ -83,6 +87,8 @@ class Connection(asyncio.BufferedProtocol):
         self._buffer = memoryview(bytearray(_HANDSHAKE_BUFFER_BYTES))
         self._parser: RequestParser
         self._terms: Terms
+        self._counts: CommandCounts
+        self._durations = owner.durations.by_command
         self._answers: Replies
         self._deadline: asyncio.TimerHandle | None = None
         self._farewell: asyncio.TimerHandle | None = None
@@ -298,6 +304,7 @@ class Connection(asyncio.BufferedProtocol):
             self.abort()  # it was taken out, or the rules changed, while the client left the answer unread
             return
         self.export, self.client = export, options.client
+        self._counts = export.device.counts
         self._read_only = export.read_only or options.read_only
         self._owner.chosen(self)
         self._move(Phase.TRANSMISSION)
@@ -352,36 +359,38 @@ class Connection(asyncio.BufferedProtocol):
 
     def _begin(self, request: Request) -> None:
         if request.refusal is not None:
-            self._reply(self._answers.failed(request, request.refusal))
+            self._reply_error(request, request.refusal)
             return
         if request.command == Command.DISC:
             self.drain()
             return
         assert self.export is not None
         self.in_flight_requests += 1
+        began = perf_counter()
         try:
             started = commands.start(request, self.export.device, self._terms)
         except Exception as error:
-            self._finish(request, error)
+            self._finish(request, began, error)
             return
         if isinstance(started, Refusal):
             self.in_flight_requests -= 1
             self._ended_bytes += commands.memory_bytes(request, self._terms)
-            self._reply(self._answers.failed(request, started))
+            self._reply_error(request, started)
         else:
-            started.add_done_callback(partial(self._ended, request))
+            started.add_done_callback(partial(self._ended, request, began))
 
-    def _ended(self, request: Request, future: asyncio.Future[Any]) -> None:
+    def _ended(self, request: Request, began: float, future: asyncio.Future[Any]) -> None:
         export = self.export
         if export is not None and (hold := export.device.hold) is not None and transmission.changes(request):
-            hold.keep(partial(self._ended, request, future))
+            hold.keep(partial(self._ended, request, began, future))
             return
         error = asyncio.CancelledError() if future.cancelled() else future.exception()
-        self._finish(request, error, future.result() if error is None else None)
+        self._finish(request, began, error, future.result() if error is None else None)
 
-    def _finish(self, request: Request, error: BaseException | None, result: Any = None) -> None:
-        """Reply, if there is still a client."""
+    def _finish(self, request: Request, began: float, error: BaseException | None, result: Any = None) -> None:
+        """Reply, if there is still a client. began: when it was, by perf_counter."""
         self.in_flight_requests -= 1
+        self._count(request, perf_counter() - began)
         held_bytes = commands.memory_bytes(request, self._terms)
         if error is not None and not isinstance(error, CairnError):
             _log.error("request failed unexpectedly", export=self._name, request=_describe(request), exc_info=error)
@@ -393,7 +402,7 @@ class Connection(asyncio.BufferedProtocol):
         if self.client and isinstance(error, Fenced):
             self.abort()
         elif error is not None:
-            self._reply(self._answers.failed(request, transmission.failure(request.command, error)))
+            self._reply_error(request, transmission.failure(request.command, error))
         elif request.command == _READ:
             assert len(result) == request.length
             self._reply(self._answers.data(request, result))
@@ -401,6 +410,17 @@ class Connection(asyncio.BufferedProtocol):
             self._reply(self._answers.status(request, result))
         else:
             self._reply(self._answers.done(request))
+
+    def _count(self, request: Request, seconds: float) -> None:
+        command, counts = request.command, self._counts
+        counts.ended[command] += 1
+        counts.size_bytes[command] += request.length
+        counts.seconds[command] += seconds
+        self._durations[command].add(seconds)
+
+    def _reply_error(self, request: Request, refusal: Refusal) -> None:
+        self._counts.note_error(request.command, refusal.error)
+        self._reply(self._answers.failed(request, refusal))
 
     def _reply(self, parts: Parts) -> None:
         if not self._replies:

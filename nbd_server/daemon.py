@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,11 +12,14 @@ from blockstore.config import FrontEndSettings, Tls, join_address, split_address
 from blockstore.daemon import stop_signals, tell_ready, write_address
 from blockstore.errors import Conflict
 from blockstore.grpc_endpoint import Endpoint
+from blockstore.metrics import Sample
+from blockstore.metrics_endpoint import serving_metrics
 from blockstore.rpc import control_pb2, control_pb2_grpc
 from blockstore.systemd import listening_sockets
 from nbd_server.exports import Exports
 from nbd_server.front_end import FrontEnd
 from nbd_server.limits import limits_of
+from nbd_server.metrics import METRICS, samples
 from nbd_server.security import Security
 from nbd_server.server import Listening, NbdServer
 from nbd_server.uri import NbdTarget, make_uri
@@ -32,6 +36,11 @@ async def run(settings: FrontEndSettings) -> int:
     Raises Fenced where another process runs with this front-end's id.
     """
     stopped = stop_signals()
+    async with AsyncExitStack() as stack:
+        return await _serve(settings, stopped, stack)
+
+
+async def _serve(settings: FrontEndSettings, stopped: "asyncio.Future[int]", stack: AsyncExitStack) -> int:
     server = NbdServer(Exports(), limits_of(settings), security=Security(settings))
     server.watch_files()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
@@ -39,6 +48,7 @@ async def run(settings: FrontEndSettings) -> int:
     endpoint = Endpoint(settings.listen, settings.advertise)
     control_pb2_grpc.add_FrontEndServicer_to_server(front_end, endpoint.server)
     endpoint.add_names([control_pb2.DESCRIPTOR.services_by_name["FrontEnd"].full_name])
+    await stack.enter_async_context(_serving_metrics(settings, server, front_end))
     await _listen(server, settings, front_end)
     await endpoint.start()
     front_end.address = endpoint.address
@@ -60,6 +70,15 @@ async def run(settings: FrontEndSettings) -> int:
     if not stopped.done() and isinstance(ended[0], Exception):
         raise ended[0]
     return 0
+
+
+def _serving_metrics(
+    settings: FrontEndSettings, server: NbdServer, front_end: FrontEnd
+) -> AbstractAsyncContextManager[str]:
+    async def collect() -> list[Sample]:
+        return samples(server, front_end)
+
+    return serving_metrics(settings.metrics, settings.state, METRICS, collect)
 
 
 def _advertised(address: str, port: int) -> str:

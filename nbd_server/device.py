@@ -20,6 +20,7 @@ from typing import Any, Final
 from blockstore.errors import CairnError
 from blockstore.units import BLOCK_SIZE, Generation
 from blockstore.volume.block_status import Changed, Shown
+from nbd_server.command_counts import CommandCounts
 from nbd_server.hold import Hold
 from nbd_server.volume import Buffer, Volume
 
@@ -57,6 +58,8 @@ class Device:
         self._asking = asyncio.Semaphore(QUESTIONS)
         self.hold: Hold | None = None
         """While it is there, it keeps the answers to changes; see hold.py."""
+        self.counts = CommandCounts()
+        """What clients asked of it."""
 
     def replace_volume(self, volume: Volume) -> None:
         """From now on `volume` is asked: the same bytes, by a shorter way. What was called before goes on as it is."""

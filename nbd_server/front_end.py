@@ -6,6 +6,7 @@ attempt that failed is made anew with another epoch; one that was fenced is not.
 
 import asyncio
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +27,7 @@ from blockstore.units import Generation
 from nbd_server.attachments import Attachments
 from nbd_server.attempt import Attempt
 from nbd_server.clone_overlay import CloneSpace
+from nbd_server.command_counts import CommandCounts
 from nbd_server.exports import Exports
 from nbd_server.sealing import sealed_message
 from nbd_server.server import NbdServer
@@ -80,6 +82,16 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
         self._growing: set[asyncio.Task[None]] = set()
         self._taken_away: dict[VolumeId, asyncio.Task[bool]] = {}
         """Volumes that control took away, until their clients are gone."""
+
+    @property
+    def attempts(self) -> Iterator[Attempt]:
+        """The latest of each volume that is attached here."""
+        return iter(self._attachments)
+
+    @property
+    def snapshot_counts(self) -> CommandCounts:
+        """What clients asked of snapshots and clones."""
+        return CommandCounts() if self._snapshots is None else self._snapshots.counts
 
     # ---- control calls
 

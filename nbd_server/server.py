@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nbd_server.budget import Budget, Client
+from nbd_server.command_counts import CommandDurations
 from nbd_server.connection import Connection
 from nbd_server.exports import Export, Exports
 from nbd_server.limits import Limits
@@ -42,6 +43,7 @@ class NbdServer:
     def __init__(self, exports: Exports, limits: Limits | None = None, security: Security | None = None) -> None:
         """security: what is asked of clients; None: nothing."""
         self.exports = exports
+        self.durations = CommandDurations()
         self._security = security
         self._look_timer: asyncio.TimerHandle | None = None
         self._budget = Budget(limits or Limits())
@@ -143,6 +145,16 @@ class NbdServer:
     def in_flight_bytes(self) -> int:
         """Of all connections: payloads of writes and results of reads; see Limits.total_bytes."""
         return self._budget.used_bytes
+
+    @property
+    def in_flight_limit_bytes(self) -> int:
+        """The most that those may be."""
+        return self._budget.limits.total_bytes
+
+    @property
+    def waiting_connections(self) -> int:
+        """That wait for memory which others hold."""
+        return self._budget.waiting_count
 
     def opened(self, connection: Connection) -> None:
         """A client has connected: beyond the limit somebody has to give way."""

@@ -30,9 +30,11 @@ from blockstore.volume.snapshot_content import Content, SealedContent, SnapshotC
 from blockstore.volume.snapshot_volume import SnapshotVolume
 from nbd_server.clone_overlay import CloneOverlay, CloneSpace
 from nbd_server.clone_volume import CloneVolume
+from nbd_server.command_counts import CommandCounts
 from nbd_server.device import Device
 from nbd_server.exports import Export
 from nbd_server.uri import CLONE
+from nbd_server.volume import Volume
 
 _log = structlog.get_logger(__name__)
 
@@ -75,6 +77,8 @@ class SnapshotExports:
         self._call_timeout_s = call_timeout_s
         self._directory = directory
         self._space = space
+        self.counts = CommandCounts()
+        """What clients asked of all snapshots and clones."""
         self._channels = NodeChannels()
         self._opened: dict[SnapshotId, _Opened] = {}
         self._overlays: dict[Export, CloneOverlay] = {}
@@ -157,7 +161,8 @@ class SnapshotExports:
             f"snapshot {opened.snapshot}", found.snapshot.size_bytes, opened.content, lambda: self._find(opened)
         )
         opened.volume = SnapshotVolume(content, self._patience_s)
-        opened.export = Export(opened.snapshot, Device(opened.volume), _description(found.snapshot), read_only=True)
+        device = self._device(opened.volume)
+        opened.export = Export(opened.snapshot, device, _description(found.snapshot), read_only=True)
         where = "nodes" if found.segments else "object store"
         _log.info("a snapshot is open", snapshot=opened.snapshot, where=where)
 
@@ -166,10 +171,15 @@ class SnapshotExports:
         assert opened.export is not None
         overlay = CloneOverlay(self._directory, opened.volume.size_bytes // BLOCK_SIZE, self._space)
         description = f"writable clone, gone with its connection: {opened.export.description}"
-        device = Device(CloneVolume(opened.volume, overlay))
+        device = self._device(CloneVolume(opened.volume, overlay))
         export = Export(opened.snapshot + CLONE, device, description, aliases=(opened.snapshot,), shared=False)
         self._overlays[export] = overlay
         return export
+
+    def _device(self, volume: Volume) -> Device:
+        device = Device(volume)
+        device.counts = self.counts
+        return device
 
     # ---- where the content is
 

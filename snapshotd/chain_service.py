@@ -28,6 +28,7 @@ from snapshotd.reader import SnapshotReader
 from snapshotd.repository import Repository
 from snapshotd.root import Root
 from snapshotd.roots import Catalog
+from snapshotd.totals import PruneTotals, ServedTotals
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -54,6 +55,8 @@ class ChainService:
     """The methods have the names and shapes of service SnapshotStore; errors leave as CairnError."""
 
     def __init__(self, parts: ChainParts) -> None:
+        self.served = ServedTotals()
+        self.pruned = PruneTotals()
         self._parts = parts
         self._importing: set[str] = set()
         """Snapshots that are being imported here: control does not know them yet, so prune is told by us."""
@@ -113,9 +116,20 @@ class ChainService:
             lambda: frozenset(self._importing),
         )
         await self._parts.repository.check_owner(self._parts.cluster)
+        self.pruned.begun += not request.dry_run
         async with aclosing(pruner.run(dry_run=request.dry_run)) as progress:
             async for each in progress:
+                self._count(each)
                 yield prune.to_progress_message(each)
+
+    def _count(self, progress: prune.Progress) -> None:
+        """What a prune did, once it is through."""
+        if progress.ended and progress.plan is not None:
+            plan = prune.to_plan_message(progress.plan)
+            self.pruned.ended += 1
+            self.pruned.objects_deleted += plan.objects_deleted
+            self.pruned.packs_repacked += plan.packs_repacked
+            self.pruned.bytes_freed += plan.bytes_freed
 
     async def CheckStore(self, request: pb.CheckStoreRequest, context: Context) -> AsyncIterator[pb.CheckStoreResponse]:
         async with aclosing(check.check(self._parts.repository, self._parts.catalog, self._parts.keyring)) as progress:

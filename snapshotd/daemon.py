@@ -22,9 +22,12 @@ from blockstore.domain import check_id, make_id
 from blockstore.durable_files import make_directory, write_durably
 from blockstore.errors import CairnError, Conflict, NotFound, QuorumUnavailable
 from blockstore.grpc_endpoint import Endpoint
+from blockstore.metrics_endpoint import serving_metrics
 from snapshotd.chain_service import ChainParts
 from snapshotd.control_client import ControlClient
 from snapshotd.dedupe import Dedupe
+from snapshotd.measured_store import StoreRequests
+from snapshotd.metrics import METRICS, Parts, SnapshotdMetrics
 from snapshotd.object_store import ObjectStore
 from snapshotd.pack_index import PackIndex
 from snapshotd.pack_store import PackStore
@@ -67,13 +70,15 @@ async def run(settings: SnapshotdSettings) -> int:
 async def _serve(settings: SnapshotdSettings, stack: AsyncExitStack) -> None:
     """Until cancelled. What is opened goes onto `stack`."""
     _lock_state(settings.state, stack)
+    metrics = SnapshotdMetrics()
+    await stack.enter_async_context(serving_metrics(settings.metrics, settings.state, METRICS, metrics.samples))
     endpoint = Endpoint(settings.listen, settings.advertise)
     daemon = daemon_id(settings.state)
     control = ControlClient(settings.control, daemon, secrets.token_hex(8), settings.call_timeout_s)
     stack.push_async_callback(control.close)
     await control.announce(settings.store, "")
     try:
-        store = await _open_store(settings, control)
+        store = await _open_store(settings, control, metrics.requests)
         stack.push_async_callback(store.close)
         repository, cluster = await _open_repository(settings, store, control)
     except CairnError as error:
@@ -90,7 +95,7 @@ async def _serve(settings: SnapshotdSettings, stack: AsyncExitStack) -> None:
     chain = ChainParts(
         repository, packs, reader, control.catalog, cluster, lambda: open_keyring(store_settings(settings))
     )
-    add_snapshot_store_service(chain, endpoint)
+    metrics.parts = Parts(tasks, reader, add_snapshot_store_service(chain, endpoint))
     await endpoint.start()
     stack.push_async_callback(endpoint.stop, _GRACE_S)
     tasks.address = endpoint.address
@@ -136,11 +141,11 @@ def _lock_state(state: Path, stack: AsyncExitStack) -> None:
         raise Conflict(f"another process uses {state}: stop that snapshotd first") from error
 
 
-async def _open_store(settings: SnapshotdSettings, control: ControlClient) -> ObjectStore:
+async def _open_store(settings: SnapshotdSettings, control: ControlClient, requests: StoreRequests) -> ObjectStore:
     """Raises InvalidRequest where it refuses us; one that does not answer is waited for."""
     while True:
         try:
-            store = await open_store(store_settings(settings))
+            store = await open_store(store_settings(settings), requests)
             return Throttled(store, up=TokenBucket(settings.upload_rate_bytes))
         except QuorumUnavailable as error:
             _log.warning("the object store does not answer; trying on", error=str(error))

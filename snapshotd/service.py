@@ -30,12 +30,13 @@ else:
 MAX_FETCH_BLOCKS: Final = EXTENT_BLOCKS
 
 
-def add_snapshot_store_service(parts: ChainParts, endpoint: Endpoint) -> None:
+def add_snapshot_store_service(parts: ChainParts, endpoint: Endpoint) -> "SnapshotStoreService":
     """Serve the repository at `endpoint`, the hot call with messages as bytes."""
     service = SnapshotStoreService(parts)
     fetch = grpc.unary_unary_rpc_method_handler(service.Fetch, pb.FetchRequest.FromString, None)
     name = snapshot_pb2.DESCRIPTOR.services_by_name["SnapshotStore"].full_name
     endpoint.add_service(name, snapshot_pb2_grpc.add_SnapshotStoreServicer_to_server, service, {"Fetch": fetch})
+    return service
 
 
 class SnapshotStoreService(ChainService, snapshot_pb2_grpc.SnapshotStoreServicer):
@@ -58,6 +59,10 @@ class SnapshotStoreService(ChainService, snapshot_pb2_grpc.SnapshotStoreServicer
             raise InvalidRequest(f"{request.count} blocks in one call: 1 to {MAX_FETCH_BLOCKS}")
         root = await self._served_root(request.snapshot, request.root, background=request.background)
         mapped, payload = await self._reader.read(root, request.start, request.count, background=request.background)
+        if request.background:
+            self.served.background_bytes += len(payload)
+        else:
+            self.served.guest_bytes += len(payload)
         rest = pb.FetchResponse(mapped=mapped, checksum=xxhash.xxh3_64_intdigest(payload))
         return b"".join(put_in(rest, pb.FetchResponse.PAYLOAD_FIELD_NUMBER, [payload]))
 

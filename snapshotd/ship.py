@@ -16,7 +16,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 import structlog
@@ -35,6 +35,7 @@ from snapshotd.progress import Progress
 from snapshotd.prune_plan import Marks, merge_marks
 from snapshotd.reader import SnapshotReader
 from snapshotd.root import Root
+from snapshotd.totals import ShipTotals
 from snapshotd.writer import SnapshotWriter
 
 _log = structlog.get_logger(__name__)
@@ -53,7 +54,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class ShipParts:
-    """What all ships of a daemon share. attempts: as many at once, each holds some MiB. cluster: the owner."""
+    """What all ships of a daemon share. attempts: as many at once, each holds some MiB. cluster: the owner.
+
+    totals: of all of them.
+    """
 
     packs: PackStore
     reader: SnapshotReader
@@ -62,6 +66,7 @@ class ShipParts:
     call_timeout_s: float
     attempts: asyncio.Semaphore
     cluster: str
+    totals: ShipTotals = field(default_factory=ShipTotals)
 
 
 class Ship:
@@ -107,6 +112,7 @@ class Ship:
                     await self._fail(str(error))
                     return
                 self.progress.why = str(error)
+                self._parts.totals.pauses += 1
                 _log.warning("shipping pauses", snapshot=self.snapshot, error=str(error), pause_s=pause_s)
             except CairnError as error:
                 await self._fail(str(error))
@@ -121,6 +127,7 @@ class Ship:
     async def _fail(self, reason: str) -> None:
         """Tell control, which may be away for now; it may have taken the task away meanwhile."""
         _log.warning("the snapshot failed", snapshot=self.snapshot, reason=reason)
+        self._parts.totals.failed += 1
         while True:
             try:
                 await self._parts.control.fail(self.snapshot, reason, self._task.retries)
@@ -188,6 +195,7 @@ class _Attempt:
             async for runs, payload in parts:
                 await writer.put_runs([Run(first + start, length) for start, length in runs], payload)
                 self._progress.add(len(payload))
+                self._parts.totals.read_bytes += len(payload)
                 self._progress.bytes_stored = writer.stored_bytes
 
     async def _patiently(self, call: Callable[[], Awaitable[Result]], writer: SnapshotWriter) -> Result:
@@ -260,14 +268,23 @@ class _Attempt:
             try:
                 await control.complete(writer.snapshot, digest, root.statistics, self._number, self._task.retries)
                 _log.info("snapshot is whole in the object store", snapshot=writer.snapshot, stored=writer.stored_bytes)
+                self._count(root)
                 return
             except AlreadyExists:
                 # With the root of an earlier attempt whose end nobody heard of, or of another daemon: it has that one.
                 _log.info("snapshot was whole in the object store before", snapshot=writer.snapshot)
+                self._parts.totals.completed += 1
                 return
             except Fenced:
                 if await catalog.prune_number() == self._number:
                     raise
+
+    def _count(self, root: Root) -> None:
+        totals, found = self._parts.totals, root.statistics
+        totals.completed += 1
+        totals.changed_bytes += found.changed_bytes
+        totals.deduplicated_bytes += found.deduplicated_bytes
+        totals.stored_bytes += found.stored_bytes
 
 
 def generations_of(task: pb.ShipTask) -> list[tuple[int, int]]:

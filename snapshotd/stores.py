@@ -17,6 +17,7 @@ import structlog
 from blockstore.errors import InvalidRequest
 from snapshotd.keyring import FileKeyring, Keyring
 from snapshotd.local_store import LocalStore
+from snapshotd.measured_store import MeasuredStore, StoreRequests
 from snapshotd.memory_store import MemoryStore
 from snapshotd.object_store import ObjectStore
 from snapshotd.passphrase_keyring import read_passphrases
@@ -28,15 +29,17 @@ from snapshotd.store_settings import StoreSettings
 _log: Final = structlog.get_logger(__name__)
 
 
-async def open_store(settings: StoreSettings) -> ObjectStore:
+async def open_store(settings: StoreSettings, requests: StoreRequests | None = None) -> ObjectStore:
     """The store, after it has shown that it can be listed, written, read and deleted from.
 
+    requests: where all that it is asked is noted; None: nowhere.
     Raises InvalidRequest for an address, a bucket, a credential or a region that it refuses, and QuorumUnavailable
     where it does not answer within `open_limit_s`.
     """
-    inner = _make(settings)
+    made = _make(settings)
+    inner: ObjectStore = made if requests is None else MeasuredStore(made, requests)
     try:
-        await _try_out(inner, settings)
+        await _try_out(inner, made, settings)
     except BaseException:
         await inner.close()
         raise
@@ -66,14 +69,15 @@ def _make(settings: StoreSettings) -> ObjectStore:
     raise InvalidRequest(f"a {parts.scheme} address names no object store: write a directory, or s3://bucket/prefix")
 
 
-async def _try_out(inner: ObjectStore, settings: StoreSettings) -> None:
+async def _try_out(inner: ObjectStore, made: ObjectStore, settings: StoreSettings) -> None:
+    """made: what is behind `inner`."""
     trying: ObjectStore = Retrying(
         inner, RetryLimits(settings.request_timeout_s, settings.retries, settings.open_limit_s)
     )
     await check_access(trying)
-    if isinstance(inner, S3Store):
-        inner.conditional_put = await has_one_winner(trying)
-        if not inner.conditional_put:
+    if isinstance(made, S3Store):
+        made.conditional_put = await has_one_winner(trying)
+        if not made.conditional_put:
             _log.warning(
                 "this server's conditional put is no promise: two clusters could claim one store", store=inner.url
             )

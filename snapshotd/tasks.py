@@ -21,6 +21,7 @@ from snapshotd.pack_store import PackStore
 from snapshotd.reader import SnapshotReader
 from snapshotd.root_objects import roots_of
 from snapshotd.ship import Ship, ShipParts
+from snapshotd.totals import ShipTotals
 
 _log = structlog.get_logger(__name__)
 
@@ -51,7 +52,10 @@ class Tasks:
         self._cluster = cluster
         self._channels = NodeChannels()
         attempts = asyncio.Semaphore(_ATTEMPTS)
-        self._parts = ShipParts(packs, reader, control, self._channels, settings.call_timeout_s, attempts, cluster)
+        self.totals = ShipTotals()
+        self._parts = ShipParts(
+            packs, reader, control, self._channels, settings.call_timeout_s, attempts, cluster, self.totals
+        )
         self._ships: dict[str, tuple[Ship, asyncio.Task[None]]] = {}
         self._ended: set[str] = set()
         """What was shipped, or given up, since the last heartbeat was sent."""
@@ -60,6 +64,11 @@ class Tasks:
         """Of each root that could not be deleted: why, as it was told."""
         self._known: frozenset[str] = frozenset()
         """What control's last answer named."""
+
+    @property
+    def ship_count(self) -> int:
+        """Snapshots that are being shipped."""
+        return len(self._ships)
 
     async def run(self) -> None:
         """Until cancelled. Raises Fenced where another process has this daemon's id, or control is another's."""

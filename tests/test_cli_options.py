@@ -26,7 +26,7 @@ from blockstore.errors import InvalidRequest
 
 KINDS = [ControlSettings, NodeSettings, FrontEndSettings, SnapshotdSettings]
 OTHERS: dict[Enum, Enum] = {Placement.STRICT: Placement.WARN, Addressing.PATH: Addressing.HOST, Tls.NONE: Tls.OFFER}
-ADDRESSES = {"listen", "advertise", "control", "nbd_listen", "nbd_advertise"}
+ADDRESSES = {"listen", "advertise", "metrics", "control", "nbd_listen", "nbd_advertise"}
 
 
 def other(kind: type[Any]) -> Any:

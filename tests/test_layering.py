@@ -2,8 +2,8 @@
 
 Imports are read from the source by ast, wherever they stand: at the top, in a function, under
 TYPE_CHECKING. Three rules hold over all modules of the three packages: arrows run downward only, no
-circle exists, and lmdb has three importers. A fourth holds over what the pure modules reach, through
-however many steps: no I/O, no clock, no randomness. Source: docs/architecture.md.
+circle exists, lmdb has three importers and Prometheus' library one. A fourth holds over what the pure
+modules reach, through however many steps: no I/O, no clock, no randomness. Source: docs/architecture.md.
 """
 
 import ast
@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("blockstore", "nbd_server", "snapshotd")
 
-NOUNS = tuple(f"blockstore.{name}" for name in ("units", "domain", "errors", "config", "record", "log"))
+NOUNS = tuple(f"blockstore.{name}" for name in ("units", "domain", "errors", "config", "record", "log", "metrics"))
 #: The system's files, clock and tasks; they know nothing of Cairn, but for its errors.
 _SYSTEM = ("blockstore.durable_files", "blockstore.boot_clock", "blockstore.rate_limit", "blockstore.waiting")
 _SYSTEMD = ("blockstore.systemd",)
@@ -36,6 +36,7 @@ _SHELL = (
     *_SYSTEM,
     *_SYSTEMD,
     "blockstore.daemon",
+    "blockstore.metrics_endpoint",
     "blockstore.heartbeat",
     "blockstore.replica_codec",
     "blockstore.replication",
@@ -63,6 +64,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "blockstore.heartbeat": _GRPC,
     "blockstore.systemd": NOUNS,
     "blockstore.daemon": _SYSTEMD,
+    "blockstore.metrics_endpoint": (*NOUNS, "blockstore.daemon"),
     "blockstore.pki": ("blockstore.errors", "blockstore.durable_files"),
     "blockstore.node": _SHELL,
     "blockstore.volume": _SHELL,
@@ -74,12 +76,15 @@ LAYERS: dict[str, tuple[str, ...]] = {
 }
 
 LMDB_IMPORTERS = ("blockstore.storage", "blockstore.control.metastore", "snapshotd.dedupe")
+#: All others count; this one shows it, when somebody asks.
+PROMETHEUS_IMPORTERS = ("blockstore.metrics_endpoint",)
 _FORMAT = ("bitmap", "fields", "compression", "crypto", "frame", "pack", "index", "manifest", "root", "quarantine")
 PURE = (
     *NOUNS,
     "blockstore.replication",
     "nbd_server.wire",
     "nbd_server.access",
+    "nbd_server.command_counts",
     "nbd_server.exported",
     "nbd_server.handshake",
     "nbd_server.handshake_states",
@@ -95,7 +100,18 @@ PURE = (
     "nbd_server.request_parser",
     *(f"snapshotd.{name}" for name in _FORMAT),
 )
-IMPURE_LIBRARIES = {"grpc", "asyncio", "socket", "lmdb", "time", "random", "threading", "secrets", "uvloop"}
+IMPURE_LIBRARIES = {
+    "grpc",
+    "asyncio",
+    "socket",
+    "lmdb",
+    "time",
+    "random",
+    "threading",
+    "secrets",
+    "uvloop",
+    "prometheus_client",
+}
 
 Imports = Mapping[str, frozenset[str]]
 """Of each module: the modules that it imports, ours by their full names."""
@@ -165,11 +181,11 @@ def circle(imports: Imports) -> list[str]:
     return []
 
 
-def unexpected_lmdb_importers(imports: Imports) -> list[str]:
+def unexpected_importers(library: str, expected: Iterable[str], imports: Imports) -> list[str]:
     return sorted(
         module
         for module, targets in imports.items()
-        if "lmdb" in targets and not any(inside(module, allowed) for allowed in LMDB_IMPORTERS)
+        if any(inside(target, library) for target in targets) and not any(inside(module, each) for each in expected)
     )
 
 
@@ -210,7 +226,11 @@ def test_no_circle(imports: Imports) -> None:
 
 
 def test_only_those_that_keep_tables_know_lmdb(imports: Imports) -> None:
-    assert unexpected_lmdb_importers(imports) == []
+    assert unexpected_importers("lmdb", LMDB_IMPORTERS, imports) == []
+
+
+def test_only_the_endpoint_knows_prometheus(imports: Imports) -> None:
+    assert unexpected_importers("prometheus_client", PROMETHEUS_IMPORTERS, imports) == []
 
 
 def test_pure_modules_reach_no_io_clock_or_chance(imports: Imports) -> None:
@@ -218,7 +238,7 @@ def test_pure_modules_reach_no_io_clock_or_chance(imports: Imports) -> None:
 
 
 def test_every_rule_speaks_of_something_that_exists(imports: Imports) -> None:
-    rules = {*LAYERS, *LMDB_IMPORTERS, *PURE}
+    rules = {*LAYERS, *LMDB_IMPORTERS, *PROMETHEUS_IMPORTERS, *PURE}
     assert [rule for rule in sorted(rules) if not any(inside(module, rule) for module in imports)] == []
 
 
@@ -270,7 +290,16 @@ def test_a_circle_is_found(tmp_path: Path) -> None:
 
 def test_another_lmdb_importer_is_found(tmp_path: Path) -> None:
     files = {"blockstore/control/metastore.py": "import lmdb", "blockstore/node/x.py": "from lmdb import open"}
-    assert unexpected_lmdb_importers(_tree(tmp_path, files)) == ["blockstore.node.x"]
+    assert unexpected_importers("lmdb", LMDB_IMPORTERS, _tree(tmp_path, files)) == ["blockstore.node.x"]
+
+
+def test_another_importer_of_prometheus_is_found(tmp_path: Path) -> None:
+    files = {
+        "blockstore/metrics_endpoint.py": "from prometheus_client.core import CounterMetricFamily",
+        "nbd_server/connection.py": "from prometheus_client.exposition import choose_encoder",
+    }
+    found = unexpected_importers("prometheus_client", PROMETHEUS_IMPORTERS, _tree(tmp_path, files))
+    assert found == ["nbd_server.connection"]
 
 
 def test_impurity_is_found_behind_another_module(tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ _KERNEL = {"pyroute2"}
 #: What only somebody who looks in with grpcurl needs.
 _REFLECTION = {"grpc_reflection.v1alpha.reflection", "google.protobuf.descriptor_pb2"}
 
+#: What only somebody who looks at metrics needs: imported when the first of them asks.
+_METRICS = {"prometheus_client"}
+
 _SAY = "import sys; print('imported', *sys.modules)"
 
 
@@ -58,7 +61,7 @@ assert main.run([{name!r}, "run", "--listen", "127.0.0.1:0"]) == 7
 def test_a_daemon_imports_what_it_needs(name: str, unneeded: set[str], tmp_path: Path) -> None:
     reached = imported_by(started(name), tmp_path)
     assert {"uvloop", "structlog", "grpc"} <= reached, "that was no daemon's start"
-    assert reached & (unneeded | _FOR_PEOPLE | _REFLECTION) == set()
+    assert reached & (unneeded | _FOR_PEOPLE | _REFLECTION | _METRICS) == set()
 
 
 @pytest.mark.parametrize(

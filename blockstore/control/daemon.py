@@ -29,6 +29,8 @@ from blockstore.control.metastore.embedded import open_embedded
 from blockstore.control.metastore.etcd_address import read_address
 from blockstore.control.metastore.etcd_client import EtcdClient
 from blockstore.control.metastore.interface import Metastore
+from blockstore.control.metastore.measured import MeasuredMetastore
+from blockstore.control.metrics import METRICS, ControlMetrics
 from blockstore.control.peers import Peers
 from blockstore.control.pins import Unpinning
 from blockstore.control.placing import Placing
@@ -51,6 +53,7 @@ from blockstore.daemon import stop_signals, tell_ready, write_address
 from blockstore.durable_files import make_directory
 from blockstore.errors import QuorumUnavailable
 from blockstore.grpc_endpoint import Endpoint
+from blockstore.metrics_endpoint import serving_metrics
 from blockstore.waiting import while_running
 
 _log = structlog.get_logger(__name__)
@@ -81,16 +84,22 @@ async def serving(settings: ControlSettings) -> AsyncIterator[tuple[str, asyncio
     address_file = settings.state / ADDRESS_FILE
     etcd = read_address(settings)
     async with AsyncExitStack() as stack:
+        metrics = ControlMetrics()
         store = None if etcd else open_embedded(settings.state, settings.map_size_bytes)
         if store:
             stack.push_async_callback(store.close)
         make_directory(settings.state)
+        await stack.enter_async_context(serving_metrics(settings.metrics, settings.state, METRICS, metrics.samples))
         address_file.unlink(missing_ok=True)
         endpoint = Endpoint(settings.listen, settings.advertise)
         gate = Gate(endpoint)
         await gate.shut()
         await endpoint.start()
-        work = _alone(settings, gate, store, endpoint.address) if store else _on_etcd(settings, gate, endpoint.address)
+        work = (
+            _alone(settings, gate, store, endpoint.address, metrics)
+            if store
+            else _on_etcd(settings, gate, endpoint.address, metrics)
+        )
         working = asyncio.ensure_future(work)
         try:
             if store:
@@ -104,13 +113,16 @@ async def serving(settings: ControlSettings) -> AsyncIterator[tuple[str, asyncio
             await asyncio.gather(working, return_exceptions=True)
 
 
-async def _alone(settings: ControlSettings, gate: Gate, store: Metastore, address: str) -> None:
+async def _alone(
+    settings: ControlSettings, gate: Gate, store: Metastore, address: str, metrics: ControlMetrics
+) -> None:
     """Active from now on."""
-    async with _tenure(settings, gate, store, lambda: (ControlPlace(address, active=True),)) as reconciling:
+    place = ControlPlace(address, active=True)
+    async with _tenure(settings, gate, store, lambda: (place,), metrics) as reconciling:
         await reconciling
 
 
-async def _on_etcd(settings: ControlSettings, gate: Gate, address: str) -> None:
+async def _on_etcd(settings: ControlSettings, gate: Gate, address: str, metrics: ControlMetrics) -> None:
     """Active whenever it is its turn."""
     etcd = read_address(settings)
     assert etcd is not None
@@ -120,7 +132,7 @@ async def _on_etcd(settings: ControlSettings, gate: Gate, address: str) -> None:
         client,
         roster,
         gate,
-        lambda store: _tenure(settings, gate, store, roster.places),
+        lambda store: _tenure(settings, gate, store, roster.places, metrics),
         address=address,
         lease_s=settings.leader_lease_s,
     )
@@ -132,16 +144,19 @@ async def _on_etcd(settings: ControlSettings, gate: Gate, address: str) -> None:
 
 @asynccontextmanager
 async def _tenure(
-    settings: ControlSettings, gate: Gate, store: Metastore, controls: Controls
+    settings: ControlSettings, gate: Gate, store: Metastore, controls: Controls, metrics: ControlMetrics
 ) -> AsyncIterator["asyncio.Task[None]"]:
     """Control at work as the active one: the reconcile loop, which ends only by failing."""
     peers = Peers(settings)
-    services, reconciler, floors = await assemble(settings, store, peers, controls)
+    measured = MeasuredMetastore(store, metrics.calls)
+    services, reconciler, floors = await assemble(settings, measured, peers, controls)
     reconciling = asyncio.ensure_future(reconciler.run())
     try:
         await gate.open(*services)
+        metrics.service = services[0]
         yield reconciling
     finally:
+        metrics.service = None
         await gate.shut()
         reconciling.cancel()
         await asyncio.gather(reconciling, return_exceptions=True)

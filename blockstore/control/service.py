@@ -26,7 +26,7 @@ from blockstore.control.repair_requests import RepairRequests
 from blockstore.control.replacing import Replacing
 from blockstore.control.scrubbing import Scrubbing
 from blockstore.control.snapshot_catalog import SnapshotCatalog
-from blockstore.control.snapshot_records import SnapshotState
+from blockstore.control.snapshot_records import Snapshot, SnapshotState
 from blockstore.control.snapshot_status import StoreObserver
 from blockstore.control.status import Observer
 from blockstore.domain import VolumeState, check_id
@@ -234,6 +234,17 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self, request: control_pb2.GetAttachmentRequest, context: _Context
     ) -> control_pb2.OpenTicket:
         return await self._registrar.get_attachment(request)
+
+    # ---- for metrics, beside Status
+
+    async def snapshots(self) -> Sequence[Snapshot]:
+        """All of the catalog."""
+        return await self._snapshots.snapshots()
+
+    @property
+    def store_daemons_up(self) -> int:
+        """How many snapshotd are up."""
+        return len(self._presence.daemons_up())
 
     # ---- attaching and detaching
 

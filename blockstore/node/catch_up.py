@@ -37,6 +37,10 @@ class CatchUpClient:
         self._memory = memory
         self._rate = rate
         self._idle_timeout_s = idle_timeout_s
+        self.log_bytes = 0
+        """Of records that peers sent."""
+        self.copied_bytes = 0
+        """Of what they sent of their tables."""
         self._running: dict[tuple[ReplicaId, type], asyncio.Task[None]] = {}
 
     def start(self, hosted: HostedReplica, effect: FetchLog | FetchDelta) -> None:
@@ -67,11 +71,13 @@ class CatchUpClient:
                 if response.not_held:
                     hosted.carry_out(hosted.follower.log_not_held(effect.attempt))
                     return
+                received_bytes = sum(map(len, response.records))
+                self.log_bytes += received_bytes
                 await self._memory.wait_for_room(hosted.replica)
                 hosted.carry_out(hosted.follower.log_fetched(effect.attempt, to_records(response.records)))
                 if not hosted.follower.whole:
                     # Who is whole was away for a moment, and is brought up at once.
-                    await self._rate.after(sum(map(len, response.records)))
+                    await self._rate.after(received_bytes)
         except Exception as error:
             _note_failure("fetching the log failed", hosted, effect.peer, error)
             hosted.carry_out(hosted.follower.fetch_failed(effect.attempt))
@@ -99,6 +105,7 @@ class CatchUpClient:
         parts: list[bytes] = []
         async for response in self._responses(self._stub(hosted, effect.peer).FetchDelta(request)):
             parts += response.parts
+            self.copied_bytes += sum(map(len, response.parts))
             if response.continues:
                 continue
             extents = [parts] if parts else []

@@ -8,12 +8,14 @@ disk and one interpreter, and each would take twice as long.
 
 import asyncio
 from collections.abc import Callable, Iterable
+from time import perf_counter
 
 import structlog
 
 from blockstore.config import NodeSettings
 from blockstore.domain import ReplicaId
 from blockstore.errors import Corrupt, NoSpace
+from blockstore.metrics import Durations
 from blockstore.node.hosted_replica import HostedReplica
 from blockstore.node.memory import MemoryBudget
 from blockstore.storage.journal import Journal
@@ -33,6 +35,10 @@ class Checkpointer:
         repair: Callable[[HostedReplica, Corrupt], None],
     ) -> None:
         """repair: called with what a checkpoint found damaged."""
+        self.durations = Durations()
+        """Of checkpoints, also of those that did not go through."""
+        self.failures = 0
+        """Of these: for want of room, or because tables were damaged."""
         self._repair = repair
         self._settings = settings
         self._journal = journal
@@ -66,6 +72,7 @@ class Checkpointer:
                 await self._wait()
                 continue
             self._urgent.discard(due.replica)
+            began = perf_counter()
             try:
                 await due.checkpoint()
             except NoSpace as error:
@@ -74,8 +81,11 @@ class Checkpointer:
             except Corrupt as error:
                 self._repair(due, error)  # which lets it pass
                 self._rest(due)
+            finally:
+                self.durations.add(perf_counter() - began)
 
     def _rest(self, hosted: HostedReplica) -> None:
+        self.failures += 1
         self._resting[hosted.replica] = asyncio.get_running_loop().time() + self._settings.heartbeat_s
         self._urgent.add(hosted.replica)
 

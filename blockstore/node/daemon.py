@@ -2,6 +2,8 @@
 
 import asyncio
 import sys
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
 from typing import Any
 
 import structlog
@@ -10,6 +12,8 @@ from blockstore.config import EXIT_DO_NOT_RESTART, NodeSettings, split_address
 from blockstore.daemon import stop_signals, tell_ready, write_address
 from blockstore.errors import Fenced
 from blockstore.grpc_endpoint import Endpoint
+from blockstore.metrics_endpoint import serving_metrics
+from blockstore.node.metrics import METRICS, samples
 from blockstore.node.node import Node
 from blockstore.node.registration import Registration
 from blockstore.node.replica_streams import ReplicaStreams
@@ -33,10 +37,12 @@ async def run(settings: NodeSettings) -> int:
     node = Node(settings)
     endpoint = Endpoint(settings.listen, settings.advertise)
     streams = ReplicaStreams(node)
+    stack = AsyncExitStack()
     add_replica_service(node, streams, settings, endpoint)
     try:
         if settings.streams_port >= 0:
             await streams.start(split_address(settings.listen)[0], settings.streams_port)
+        await stack.enter_async_context(_serving_metrics(node, settings))
         await endpoint.start()
         write_address(settings.data / "address", endpoint.address)
         _log.info("node serves", node=node.node, zone=settings.zone, address=endpoint.address)
@@ -48,6 +54,7 @@ async def run(settings: NodeSettings) -> int:
         await asyncio.gather(registration, return_exceptions=True)
         await endpoint.stop(0 if node.failed.done() else _GRACE_S)
     finally:
+        await stack.aclose()
         streams.stop()
         await node.close()
     if node.failed.done():
@@ -59,3 +66,8 @@ async def run(settings: NodeSettings) -> int:
     if error is not None:
         raise error
     return 0
+
+
+def _serving_metrics(node: Node, settings: NodeSettings) -> AbstractAsyncContextManager[str]:
+    collect = partial(samples, node, settings.zone, settings.data)
+    return serving_metrics(settings.metrics, settings.data, METRICS, collect)

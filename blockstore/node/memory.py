@@ -29,6 +29,10 @@ class MemoryBudget:
         return self._total
 
     @property
+    def limit_bytes(self) -> int:
+        return self._limit
+
+    @property
     def pressing(self) -> bool:
         """Half is used: checkpoint what is largest, whatever its age."""
         return self._total * 2 > self._limit

@@ -68,8 +68,8 @@ class Node:
         self._hosted: dict[ReplicaId, HostedReplica] = {}
         self._peers = Connections(lambda channel: channel)
         self._deletions: set[asyncio.Task[None]] = set()
-        self._catch_up = CatchUpClient(self._peers.to, self.memory, self.rebuild_rate, settings.call_timeout_s)
-        self._repairer = Repairer(self._peers.to, settings.call_timeout_s, self._note_damage)
+        self.catch_up = CatchUpClient(self._peers.to, self.memory, self.rebuild_rate, settings.call_timeout_s)
+        self.repairer = Repairer(self._peers.to, settings.call_timeout_s, self._note_damage)
         replicas = self.store.replicas()
         stores = open_sound(self.store, replicas)
         lost = [replica for replica in replicas if self.store.lacks_tables(replica)]
@@ -83,12 +83,12 @@ class Node:
             _log.error("the tables are gone: the replica is filled anew from its peers", replica=replica)
             stores[replica] = self.store.make_anew(replica, mark=self.journal.last)
             recovered.entries.pop(replica, None)
-        self._checkpointer = Checkpointer(settings, self.journal, self.memory, self.replicas, self.repair)
+        self.checkpointer = Checkpointer(settings, self.journal, self.memory, self.replicas, self.repair)
         self._writer = JournalWriter(
             self.journal,
             self._loop,
             on_failure=self.fail,
-            on_full=self._checkpointer.journal_full,
+            on_full=self.checkpointer.journal_full,
         )
         self._services = Services(
             self.journal,
@@ -96,8 +96,8 @@ class Node:
             self.memory,
             ThreadPoolExecutor(_TABLE_THREADS, thread_name_prefix="tables"),
             ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="readers"),
-            self._catch_up,
-            self._checkpointer.soon,
+            self.catch_up,
+            self.checkpointer.soon,
             self.repair,
             self._forget_damage,
             self.fail,
@@ -111,7 +111,7 @@ class Node:
             traffic=self.traffic,
             wall_ms=lambda: time.time_ns() // 1_000_000,
         )
-        work = (self._checkpointer.run, self._watch_space, upkeep.tidy, self.scrubber.run)
+        work = (self.checkpointer.run, self._watch_space, upkeep.tidy, self.scrubber.run)
         self._tasks = [self._loop.create_task(self._guard(run)) for run in work]
         self._writer.start()
         for store in stores.values():
@@ -171,17 +171,17 @@ class Node:
         return True
 
     async def _delete(self, hosted: HostedReplica) -> None:
-        self._catch_up.stop(hosted.replica)
+        self.catch_up.stop(hosted.replica)
         await hosted.close()
         await self._loop.run_in_executor(None, self.store.delete_replica, hosted.replica)
-        self._repairer.forget(hosted.replica)
+        self.repairer.forget(hosted.replica)
         if self.journal.forget(hosted.replica):
             self._writer.room_made()
         _log.info("replica deleted", replica=hosted.replica, volume=hosted.address.volume)
 
     def repair(self, hosted: HostedReplica, error: Corrupt) -> None:
         """Fetch the blocks that `error` names from peers, in the background; or have the replica filled anew."""
-        self._repairer.start(hosted, error)
+        self.repairer.start(hosted, error)
 
     def replica_statuses(self) -> list[pb.ReplicaStatus]:
         return [self._status(hosted) for hosted in self._hosted.values()]
@@ -216,10 +216,10 @@ class Node:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*self._deletions, return_exceptions=True)
-        self._repairer.stop()
+        self.repairer.stop()
         self.scrubber.note_all()
         for hosted in self.replicas():
-            self._catch_up.stop(hosted.replica)
+            self.catch_up.stop(hosted.replica)
             if not self.failed.done():
                 with contextlib.suppress(CairnError):  # it stays in the journal
                     await hosted.checkpoint()
@@ -241,7 +241,7 @@ class Node:
         hosted = self._add(store, follower)
         hosted.carry_out(effects)
         if what := self.store.damage_of(replica):
-            self._repairer.start(hosted, Corrupt(what))
+            self.repairer.start(hosted, Corrupt(what))
         if self.store.is_suspect(replica):
             # Once what the follower has just written about it is durable, the journal itself says so.
             hosted.when_durable(lambda: self.store.clear_suspect(replica))
@@ -275,9 +275,9 @@ class Node:
             generation=follower.generation,
             unapplied_bytes=follower.unapplied_bytes,
             file_bytes=hosted.store.file_bytes(),
-            corrupt_blocks_found=self._repairer.found.get(hosted.replica, 0),
-            corrupt_blocks_repaired=self._repairer.repaired.get(hosted.replica, 0),
-            damage=self._repairer.damage(hosted),
+            corrupt_blocks_found=self.repairer.found.get(hosted.replica, 0),
+            corrupt_blocks_repaired=self.repairer.repaired.get(hosted.replica, 0),
+            damage=self.repairer.damage(hosted),
             scrub=self.scrubber.status(hosted),
             needs_peers=hosted.peers_moved or not hosted.peers,
         )

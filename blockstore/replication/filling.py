@@ -90,6 +90,11 @@ class FillingReplica(ReplicaLog):
         """What has become possible: to copy, to become whole."""
         return [*self._copy_if_due(), *self._finish_filling()] if self.filling is not None else []
 
+    @property
+    def copied_extents(self) -> tuple[int, int]:
+        """Of a copy under way: extents that are here, and all; (0, 0) where none is."""
+        return self._delta.extents_done, self._delta.extents_total
+
     # ---- from a peer's log
 
     def _catch_up_by(self, catch_up: CatchUp) -> list[FollowerEffect]:

@@ -372,4 +372,7 @@ class Leader:
             settled=self.settled,
             held=self._requests.held_count,
             lacks_room=self._requests.lacks_room,
+            waiting_bytes=self._requests.waiting_bytes,
+            unleased=self._reads.unleased,
+            commits=self._requests.commits,
         )

@@ -47,6 +47,8 @@ class Reads:
         self._lease_s = lease_s
         self._turn = self._run = 0
         self._attempt = 0
+        self.unleased = 0
+        """How many had their data before the lease allowed to hand it on."""
         self._under_way: dict[int, Read] = {}
         self._parked: list[Read] = []
         self._arrived: list[Read] = []
@@ -125,6 +127,7 @@ class Reads:
         if leased:
             read.done = True
             return [ReadDone(read.ticket, attempt)]
+        self.unleased += 1
         self._arrived.append(read)
         return []
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from blockstore.domain import Position
 from blockstore.errors import CairnError, Conflict, InvalidRequest, NoSpace, QuorumUnavailable
+from blockstore.metrics import Durations
 from blockstore.record import MAX_OPERATION_BLOCKS, Operation, OperationKind
 from blockstore.replication.in_flight import Write
 from blockstore.replication.leader_log import LeaderLog
@@ -47,6 +48,8 @@ class Requests:
         self._queue = WriteQueue(settings.max_record_bytes, settings.queue_bytes)
         self._in_flight: deque[_InFlight] = deque()
         self._hydrated = False
+        self.commits = Durations()
+        """Of each record, from when its first write came until it was committed."""
 
     @property
     def congested(self) -> bool:
@@ -57,6 +60,11 @@ class Requests:
     def held_count(self) -> int:
         """How many wait for room."""
         return self._queue.held_count
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Of writes that are in no record yet, and not held."""
+        return self._queue.waiting_bytes
 
     @property
     def lacks_room(self) -> str:
@@ -139,6 +147,7 @@ class Requests:
         effects: list[LeaderEffect] = []
         while self._in_flight and self._in_flight[0].position.sequence <= self._log.commit.sequence:
             record = self._in_flight.popleft()
+            self.commits.add(now - record.writes[0].since)
             for write in record.writes:
                 self._queue.committed(write)
                 if write.answered:

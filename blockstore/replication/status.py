@@ -1,9 +1,10 @@
 """What a leader tells operators about itself and its members."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from blockstore.domain import Position, ReplicaId
 from blockstore.errors import CairnError
+from blockstore.metrics import Durations
 from blockstore.replication.leader_log import LeaderLog
 from blockstore.replication.member import Member
 from blockstore.units import Epoch, Generation
@@ -43,7 +44,8 @@ class LeaderStatus:
 
     settled: the number of the configuration whose quorum has all that was committed before; 0 for none yet.
     lacks_room: who is full and who is away, where new writes are held or refused for that; else empty. held: how many
-    wait for it.
+    wait for it. waiting_bytes: of writes that are in no record yet. commits: of each record, from when its first write
+    came until it was committed. unleased: reads whose data was here before the lease allowed to hand it on.
     """
 
     serving: bool
@@ -57,6 +59,9 @@ class LeaderStatus:
     settled: int = 0
     held: int = 0
     lacks_room: str = ""
+    waiting_bytes: int = 0
+    unleased: int = 0
+    commits: Durations = field(default_factory=Durations)
 
 
 def member_status(member: Member, log: LeaderLog) -> MemberStatus:

@@ -17,12 +17,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Final
 
 from blockstore import units
 from blockstore.domain import Position, ReplicaId
 from blockstore.errors import InvalidRequest
 from blockstore.log import EntryKind, LogEntry, TruncateEntry, encode_entry
+from blockstore.metrics import Durations
 from blockstore.record import Record
 from blockstore.storage.journal_chain import JournalFile, file_path
 from blockstore.storage.journal_disk import Disk, JournalFailed, JournalFull, create_file, open_file
@@ -92,6 +94,11 @@ class Journal:
         self._max_files = max_files
         self._forgotten: set[ReplicaId] = set()
         self._failure: str | None = None
+        self.groups = 0
+        """Written since it was opened, and their bytes."""
+        self.written_bytes = 0
+        self.syncs = Durations()
+        """Of fdatasync, one for each group."""
         self._reserved = 0
         """Free files that the append under way will begin."""
         self._lock = threading.Lock()
@@ -316,7 +323,11 @@ class Journal:
         assert place is not None
         buffers = draft.encode(place.salt)
         self._disk.write(state.fd, buffers, state.offset)
+        began = perf_counter()
         self._disk.sync(state.fd)
+        self.syncs.add(perf_counter() - began)
+        self.groups += 1
+        self.written_bytes += draft.size_bytes
         with self._lock:
             self._appended(draft, place)
 

@@ -167,6 +167,11 @@ class OpenVolume:
         return self._segment
 
     @property
+    def configuration(self) -> Configuration:
+        """Its members."""
+        return self._leader.configuration
+
+    @property
     def settled(self) -> int:
         """The number of the configuration whose quorum holds all that is committed; 0 where none does for sure."""
         return self._leader.settled
