@@ -206,7 +206,7 @@ class Pair:
                 assert replica.store.read(start, count) == self.log.content(start, count)
             for generation in self.pinned() if not self.away else ():
                 for start, count in WINDOWS if generation < replica.store.image.generation else ():
-                    found = replica.store.read_generation(Generation(generation), start, count)
+                    found = replica.store.sealed.read(Generation(generation), start, count)
                     assert found == self.log.content(start, count, generation, replica.store.applied.sequence)
             if not self.away:
                 self.check_changes(replica)
@@ -228,7 +228,7 @@ class Pair:
         for older, newer in combinations(pinned, 2):
             before, after = self.log.blocks[older], self.log.blocks[newer]
             differing = {number for number in {*before, *after} if before.get(number) != after.get(number)}
-            changes = replica.store.changes(older + 1, newer, 0, 1000)
+            changes = replica.store.sealed.changes(older + 1, newer, 0, 1000)
             assert differing <= {number for extent, bits in changes for number in blocks_of(extent, bits)}
 
     def check_absent(self, replica: Replica, start: int, count: int) -> None:

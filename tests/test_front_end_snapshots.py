@@ -212,7 +212,7 @@ def test_a_snapshot_is_sealed_once_and_pins_its_generation(tmp_path: Path) -> No
             ]
             content = stack.hosted(0).store
             await stack.hosted(0).checkpoint()
-            assert bytes(content.read_generation(1, 0, 1)).startswith(b"before")  # type: ignore[arg-type]
+            assert bytes(content.sealed.read(Generation(1), 0, 1)).startswith(b"before")
 
     in_loop(test)
 
@@ -224,7 +224,7 @@ def test_once_it_is_answered_the_members_know_of_it_also_without_the_front_end(t
             await served.front_end.close()
             for index in range(3):
                 await stack.hosted(index).checkpoint()
-                assert stack.hosted(index).store.read_generation(Generation(generation), 0, 1) == bytes(BLOCK_SIZE)
+                assert stack.hosted(index).store.sealed.read(Generation(generation), 0, 1) == bytes(BLOCK_SIZE)
 
     in_loop(test)
 

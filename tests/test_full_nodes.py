@@ -167,6 +167,6 @@ def test_a_merge_that_finds_no_room_waits_for_it(tmp_path: Path) -> None:
                 assert not stack.failed(0).done()
                 assert bytes(await volume.read(0, 1)) == bytes(BLOCK_SIZE)
             assert await hosted.in_thread(hosted.store.merge)
-            assert not hosted.store.describe().sealed
+            assert not hosted.store.sealed.describe().sealed
 
     in_loop(test)

@@ -147,7 +147,7 @@ def test_two_seals_for_one_snapshot_are_both_told_and_let_go_one_by_one(tmp_path
             await committed_everywhere(stack, volume)
             await node.describe(applied=from_position(volume.status().commit))
             hosted = stack.hosted(0)
-            await until(lambda: len(hosted.store.describe().sealed) == 1, "the second one is merged away")
+            await until(lambda: len(hosted.store.sealed.describe().sealed) == 1, "the second one is merged away")
             assert await node.read(1, (1, 1)) == b"a" * BLOCK_SIZE
             with pytest.raises(NotFound):
                 await node.read(second, (1, 1))

@@ -228,7 +228,7 @@ def test_a_sealed_generation_keeps_what_it_showed(tmp_path: Path) -> None:
                 hosted = stack.hosted(index)
                 await until(lambda hosted=hosted: hosted.follower.commit == volume.status().commit, "commit arrives")  # type: ignore[misc]
                 await hosted.checkpoint()
-                assert hosted.store.read_generation(generation, 9, 1) == block("in the first layer")
+                assert hosted.store.sealed.read(generation, 9, 1) == block("in the first layer")
                 assert hosted.store.read(9, 1) == block("in the second")
 
     in_loop(test)

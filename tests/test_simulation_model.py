@@ -165,7 +165,7 @@ class Replica:
         """What the store shows, now and in each pinned generation, as numbers."""
         yield None, [self._number(self.real.read(real_block(block), 1)) for block in range(BLOCKS)]
         for generation in self._pinned():
-            blocks = (self.real.read_generation(Generation(generation), real_block(b), 1) for b in range(BLOCKS))
+            blocks = (self.real.sealed.read(Generation(generation), real_block(b), 1) for b in range(BLOCKS))
             yield generation, [self._number(block) for block in blocks]
 
     def modelled(self) -> Iterator[tuple[int | None, list[int]]]:
@@ -175,7 +175,7 @@ class Replica:
 
     def check_the_rest(self, mapped: frozenset[int]) -> None:
         """What reads do not show: pins, the source, and what of it is absent."""
-        found = self.real.describe()
+        found = self.real.sealed.describe()
         assert {(pin.generation, pin.holder) for pin in found.pins} == set(self.model.tables.pins)
         assert bool(found.source) == self.real.has_source == self.model.has_source
         if self.real.has_source:

@@ -41,7 +41,7 @@ def listed(
     found: set[int] = set()
     first = 0
     while True:
-        changes = store.changes(lowest, highest, first, page)
+        changes = store.sealed.changes(lowest, highest, first, page)
         assert [extent for extent, _ in changes] == sorted({extent for extent, _ in changes if extent >= first})
         found |= {number for extent, bits in changes for number in blocks_of(extent, bits)}
         if len(changes) < page:
@@ -116,7 +116,7 @@ def test_a_list_is_whole_while_generations_merge_between_its_pages(
         assert listed(store, 2, 6) >= wanted
         store.merge()
         assert listed(store, 2, 6) >= wanted
-        assert [sealed.generation for sealed in store.describe().sealed] == [1, 6]
+        assert [sealed.generation for sealed in store.sealed.describe().sealed] == [1, 6]
         store.close()
 
 
@@ -145,7 +145,7 @@ def test_a_generation_that_is_let_go_ends_its_list(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         listed(store, 1, 2, page=1, between=let_go)
     with pytest.raises(NotFound):
-        store.changes(1, 3, 0, 10)
+        store.sealed.changes(1, 3, 0, 10)
 
 
 def test_fills_are_listed_only_where_generation_0_is(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_fills_are_listed_only_where_generation_0_is(tmp_path: Path) -> None:
     assert listed(store, 1, 1) == {2}
     assert listed(store, 0, 1) == {1, 2}
     assert listed(store, 0, MAX_GENERATION) == {1, 2}
-    assert store.read_generation(Generation(1), 0, 4) == log.content(0, 4, 1)
+    assert store.sealed.read(Generation(1), 0, 4) == log.content(0, 4, 1)
 
 
 def test_a_row_whose_key_was_damaged_is_not_passed_over(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_row_whose_key_was_damaged_is_not_passed_over(tmp_path: Path) -> None:
     path.write_bytes(content.replace(key, extent_key(3, first + 1)))
     store = ReplicaStore.open(tmp_path)
     with pytest.raises(Corrupt):
-        store.changes(1, 1, 0, 100)
+        store.sealed.changes(1, 1, 0, 100)
     store.close()
 
 
@@ -185,11 +185,11 @@ def test_a_replica_that_fills_lists_nothing(tmp_path: Path) -> None:
     filling = Filling(image.applied, position(log.sequence), image.applied.sequence)
     store.checkpoint(type(image)(image.applied, image.epoch, 1, filling, (), image.generation), 0)
     with pytest.raises(QuorumUnavailable):
-        store.changes(1, 2, 0, 100)
+        store.sealed.changes(1, 2, 0, 100)
     with pytest.raises(QuorumUnavailable):
-        store.read_generation(Generation(1), 0, 1)
+        store.sealed.read(Generation(1), 0, 1)
     with pytest.raises(QuorumUnavailable):
-        store.describe()
+        store.sealed.describe()
 
 
 def test_a_lost_entry_is_never_read_as_the_older_version(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_lost_entry_is_never_read_as_the_older_version(tmp_path: Path) -> None
         log.record(write(5, block(generation), block(generation), block(generation)))
         log.record(seal(b"snap-%d" % generation))
     apply(store, log, log.records)
-    newest, other = store.read_generation(Generation(2), 5, 1), store.read_generation(Generation(2), 6, 2)
+    newest, other = store.sealed.read(Generation(2), 5, 1), store.sealed.read(Generation(2), 6, 2)
     assert newest == block(2)
 
     def lose(transaction: Any) -> None:
@@ -208,7 +208,7 @@ def test_a_lost_entry_is_never_read_as_the_older_version(tmp_path: Path) -> None
 
     store._tables.change(lose)
     with pytest.raises(CorruptBlocks) as raised:
-        store.read_ranges(Generation(2), [(0, 2), (4, 9)])
+        store.sealed.read_ranges(Generation(2), [(0, 2), (4, 9)])
     assert [tuple(version) for version in raised.value.versions] == [(5, None, None)]
-    assert store.read_generation(Generation(2), 6, 2) == other
-    assert store.read_generation(Generation(1), 5, 1) == block(1)
+    assert store.sealed.read(Generation(2), 6, 2) == other
+    assert store.sealed.read(Generation(1), 5, 1) == block(1)

@@ -45,7 +45,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_state(tmp_path: Path) -> None:
         assert store.read(0, BLOCKS) == log.content(0, BLOCKS)
         for generation, pins in log.pins.items():
             if pins:
-                assert store.read_generation(Generation(generation), 0, BLOCKS) == log.content(0, BLOCKS, generation)
+                assert store.sealed.read(Generation(generation), 0, BLOCKS) == log.content(0, BLOCKS, generation)
         store.close()
         assert check_replica(tmp_path / FILE_NAME).problems == []
 

@@ -77,19 +77,19 @@ def test_a_flipped_bit_in_a_block_is_corrupt_until_a_peer_mends_it(tmp_path: Pat
         with pytest.raises(CorruptBlocks) as caught:
             bad.read(start, count)
         assert caught.value.versions == ((NUMBER, SECOND, Sequence(3)),)
-    assert bad.read_generation(FIRST, 0, 8) == log.content(0, 8, FIRST)
+    assert bad.sealed.read(FIRST, 0, 8) == log.content(0, 8, FIRST)
     for call in (bad.digest, lambda: bad.copy_extent(0)):
         with pytest.raises(CorruptBlocks):
             call()
     (version,) = caught.value.versions
     assert version.generation is not None
     assert version.sequence is not None
-    assert bad.block_version(NUMBER, version.generation, version.sequence) is None
-    mended = good.block_version(NUMBER, version.generation, version.sequence)
+    assert bad.repairs.version(NUMBER, version.generation, version.sequence) is None
+    mended = good.repairs.version(NUMBER, version.generation, version.sequence)
     assert mended == block(50)
-    assert not bad.repair(NUMBER, version.generation, Sequence(2), mended)
-    assert bad.repair(NUMBER, version.generation, version.sequence, mended)
-    assert not bad.repair(NUMBER, version.generation, version.sequence, mended)
+    assert not bad.repairs.mend(NUMBER, version.generation, Sequence(2), mended)
+    assert bad.repairs.mend(NUMBER, version.generation, version.sequence, mended)
+    assert not bad.repairs.mend(NUMBER, version.generation, version.sequence, mended)
     assert bad.read(0, 8) == log.content(0, 8)
     bad.close()
     assert problems(tmp_path / "bad") == []
@@ -109,8 +109,8 @@ def test_a_flipped_bit_in_an_index_entry_is_corrupt(tmp_path: Path, offset: int)
     assert generation == SECOND
     assert sequence is not None
     # A bit in the sequence leaves nothing to recognize the version by; all else is mended.
-    assert not store.repair(NUMBER, SECOND, sequence, block(51))
-    assert store.repair(NUMBER, SECOND, Sequence(3), block(50)) == (offset > 7)
+    assert not store.repairs.mend(NUMBER, SECOND, sequence, block(51))
+    assert store.repairs.mend(NUMBER, SECOND, Sequence(3), block(50)) == (offset > 7)
     if offset > 7:
         assert store.read(0, 8) == log.content(0, 8)
     store.close()
@@ -125,8 +125,8 @@ def test_a_damaged_zero_entry_is_corrupt_and_mended(tmp_path: Path, offset: int)
     store = ReplicaStore.open(tmp_path)
     with pytest.raises(CorruptBlocks):
         store.read(6, 1)
-    assert not store.repair(6, SECOND, Sequence(3), block(6))
-    assert store.repair(6, SECOND, Sequence(3), bytes(BLOCK_SIZE))
+    assert not store.repairs.mend(6, SECOND, Sequence(3), block(6))
+    assert store.repairs.mend(6, SECOND, Sequence(3), bytes(BLOCK_SIZE))
     assert store.read(0, 8) == log.content(0, 8)
     store.close()
     assert problems(tmp_path) == []

@@ -75,13 +75,13 @@ def test_a_sealed_generation_is_read_as_it_was(tmp_path: Path) -> None:
     first = [log.record(write(0, block(1), block(2), block(3))), log.record(seal(b"snap-a"))]
     second = [log.record(write(1, block(4)), trim(2, 1)), log.record(seal(b"snap-b")), log.record(zero(0, 1))]
     with pytest.raises(NotFound):
-        store.read_generation(Generation(1), 0, 1)
+        store.sealed.read(Generation(1), 0, 1)
     apply(store, log, first + second)
     for generation in (1, 2):
-        assert store.read_generation(Generation(generation), 0, 5) == log.content(0, 5, generation)
+        assert store.sealed.read(Generation(generation), 0, 5) == log.content(0, 5, generation)
     assert store.read(0, 5) == log.content(0, 5) == bytes(BLOCK_SIZE) + block(4) + bytes(3 * BLOCK_SIZE)
     with pytest.raises(NotFound):
-        store.read_generation(Generation(3), 0, 1)
+        store.sealed.read(Generation(3), 0, 1)
 
 
 @pytest.mark.parametrize("width", [3, 8, 40])
@@ -99,7 +99,7 @@ def test_long_chains_are_read_right_in_runs(tmp_path: Path, width: int) -> None:
     for start, length in ((0, 100), (0, 4), (7, 13), (45, 60), (0, 3), (3, 2), (11, 1)):
         assert store.read(start, length) == log.content(start, length)
         for generation in range(1, 61):
-            found = store.read_generation(Generation(generation), start, length)
+            found = store.sealed.read(Generation(generation), start, length)
             assert found == log.content(start, length, generation), generation
 
 
@@ -109,7 +109,7 @@ def test_a_block_with_many_versions_is_found_by_seeks(tmp_path: Path) -> None:
         store.commit([log.record(write(2, *[block(turn + i) for i in range(6)])), log.record(seal(b"snap"))])
     store.checkpoint(log.image(), 0)
     for generation in range(1, 41):
-        assert store.read_generation(Generation(generation), 0, 12) == log.content(0, 12, generation)
+        assert store.sealed.read(Generation(generation), 0, 12) == log.content(0, 12, generation)
     assert store.read(0, 12) == log.content(0, 12)
 
 
@@ -179,10 +179,10 @@ def test_a_copy_leaves_records_in_memory_as_they_are(tmp_path: Path) -> None:
     source, target, log = new_store(tmp_path / "a", 1), new_store(tmp_path / "b", 2), Log()
     apply(source, log, [log.record(write(5, block(5)))])
     target.commit([log.record(write(6, block(6)))])
-    held = target._active
+    held = target._unapplied._active
     image = LogImage(applied=position(1), filling=Filling(position(1), position(1), Sequence(0)))
     target.write_copy(source.delta_meta(), [source.copy_extent(0)], position(1), image)
     with pytest.raises(Corrupt):
         target.write_copy(None, [[b"rubbish"]], position(1), image)
-    assert target._active is held
+    assert target._unapplied._active is held
     assert target.read(5, 2) == block(5) + block(6)

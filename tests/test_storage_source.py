@@ -78,7 +78,7 @@ def test_absence_means_the_source_until_hydrated_is_committed(tmp_path: Path) ->
 
     store = ReplicaStore.open(tmp_path)
     assert not store.has_source
-    assert (store.origin, store.describe().source) == (SOURCE, b"")
+    assert (store.origin, store.sealed.describe().source) == (SOURCE, b"")
 
 
 def test_what_was_committed_and_given_up_ends_no_source(tmp_path: Path) -> None:
@@ -120,8 +120,8 @@ def test_a_discard_leaves_a_zero_only_over_an_older_version(tmp_path: Path) -> N
     apply(store, log, [log.record(write(1, block(1))), log.record(seal(b"snap-2"))])
     apply(store, log, [log.record(discard(0, 4))])
     assert store.read_with_absent(0, 4) == (4 * ZERO, [(0, 1), (2, 2)])
-    assert store.read_generation(log.records[0].generation, 1, 1) == block(1)
-    assert [(extent, bits) for extent, bits in store.changes(2, (1 << 32) - 1, 0, 9)] == [(0, 0b10)]
+    assert store.sealed.read(log.records[0].generation, 1, 1) == block(1)
+    assert [(extent, bits) for extent, bits in store.sealed.changes(2, (1 << 32) - 1, 0, 9)] == [(0, 0b10)]
 
 
 def test_a_zero_stays_in_a_merge_while_absence_means_something(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_a_fill_that_comes_again_changes_nothing(tmp_path: Path) -> None:
     apply(store, log, [log.record(fill(1, block(1)))])
     apply(store, log, [log.record(fill(0, block(0), block(1), block(2)))])
     assert store.read(0, 4) == block(0) + block(1) + block(2) + ZERO
-    assert [(extent, bits) for extent, bits in store.changes(0, (1 << 32) - 1, 0, 9)] == [(0, 0b111)]
+    assert [(extent, bits) for extent, bits in store.sealed.changes(0, (1 << 32) - 1, 0, 9)] == [(0, 0b111)]
     store.close()
     assert check_replica(tmp_path / FILE_NAME).problems == []
 

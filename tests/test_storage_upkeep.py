@@ -55,10 +55,10 @@ def test_merging_deletes_what_no_pinned_generation_can_see(tmp_path: Path) -> No
     assert store.merge()
     assert blocks_stored(store) == 8  # the shared block in generations 3 and 6 only
     for generation in (3, 6):
-        assert store.read_generation(Generation(generation), 0, 9) == log.content(0, 9, generation)
+        assert store.sealed.read(Generation(generation), 0, 9) == log.content(0, 9, generation)
     for generation in (1, 2, 4, 5):
         with pytest.raises(NotFound):
-            store.read_generation(Generation(generation), 0, 1)
+            store.sealed.read(Generation(generation), 0, 1)
     assert store.read(0, 9) == log.content(0, 9)
     assert not store.merge()
     assert store.delta_extents(Sequence(12)) == []
@@ -75,7 +75,7 @@ def test_one_of_two_pins_keeps_a_generation(tmp_path: Path) -> None:
     chain(store, log, 2)
     apply(store, log, [log.record(pin(1, b"restore")), log.record(unpin(1, b"snap"))])
     assert not store.merge()
-    assert store.read_generation(Generation(1), 0, 3) == log.content(0, 3, 1)
+    assert store.sealed.read(Generation(1), 0, 3) == log.content(0, 3, 1)
     apply(store, log, [log.record(unpin(1, b"restore"))])
     assert store.merge()
     check(store)
@@ -193,7 +193,7 @@ def test_compactions_merges_checkpoints_and_reads_at_once(tmp_path: Path) -> Non
     assert store.read(0, 600) == log.content(0, 600)
     for generation in log.pins:
         if log.pins[generation]:
-            assert store.read_generation(Generation(generation), 0, 600) == log.content(0, 600, generation)
+            assert store.sealed.read(Generation(generation), 0, 600) == log.content(0, 600, generation)
     check(store)
 
 

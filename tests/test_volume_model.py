@@ -118,5 +118,5 @@ async def compare_replicas(stack: Stack, model: Model) -> None:
         await hosted.checkpoint()
         assert b"".join(bytes(hosted.store.read(at, 200)) for at in range(0, BLOCKS, 200)) == model.content
         for generation, content in model.sealed.items():
-            shown = b"".join(bytes(hosted.store.read_generation(generation, at, 200)) for at in range(0, BLOCKS, 200))
+            shown = b"".join(bytes(hosted.store.sealed.read(generation, at, 200)) for at in range(0, BLOCKS, 200))
             assert shown == content, generation

@@ -28,7 +28,7 @@ MAX_READ_BLOCKS: Final = MIB // BLOCK_SIZE
 async def describe(hosted: HostedReplica, request: pb.DescribeRequest) -> pb.DescribeResponse:
     """Generations, pins and source, once the tables reflect what was asked for. Raises QuorumUnavailable, Corrupt."""
     await _bring_up_to(hosted, to_position(request.applied))
-    found: MetaCopy = await hosted.in_reader(hosted.store.describe)
+    found: MetaCopy = await hosted.in_reader(hosted.store.sealed.describe)
     holders: dict[Generation, list[bytes]] = {}
     for pin in filter(_is_held, found.pins):
         holders.setdefault(pin.generation, []).append(pin.holder)
@@ -63,7 +63,9 @@ async def list_changes(hosted: HostedReplica, request: pb.ListChangesRequest) ->
     first: int | None = 0
     while first is not None:
         hosted.check_serves()
-        page: list[ChangedExtent] = await hosted.in_reader(hosted.store.changes, lowest, highest, first, PAGE_EXTENTS)
+        page: list[ChangedExtent] = await hosted.in_reader(
+            hosted.store.sealed.changes, lowest, highest, first, PAGE_EXTENTS
+        )
         first = page[-1][0] + 1 if len(page) == PAGE_EXTENTS else None
         if page:
             yield pb.ListChangesResponse(
@@ -84,7 +86,7 @@ async def read_generation(hosted: HostedReplica, request: pb.ReadGenerationReque
         raise InvalidRequest(f"generation {request.generation} is none that a guest's write belongs to")
     generation = Generation(request.generation)
     await bring_to_seal(hosted, generation)
-    payload: bytes = await hosted.in_reader(hosted.store.read_ranges, generation, ranges)
+    payload: bytes = await hosted.in_reader(hosted.store.sealed.read_ranges, generation, ranges)
     return encode_generation(payload, guests=traffic.busy)
 
 

@@ -230,7 +230,7 @@ class HostedReplica:
         async with self._exclusive():
             if self.closed:
                 return False
-            return bool(await self.in_thread(self.store.repair, *version, block))
+            return bool(await self.in_thread(self.store.repairs.mend, *version, block))
 
     @asynccontextmanager
     async def reading_tables(self) -> AsyncIterator[None]:

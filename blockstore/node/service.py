@@ -195,7 +195,7 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
 def _good_copy(hosted: HostedReplica, version: pb.BlockVersion) -> bytes:
     """The tables' copy of exactly this version; empty where they have none that is good."""
     number, generation = BlockNumber(version.number), Generation(version.generation)
-    return hosted.store.block_version(number, generation, Sequence(version.sequence)) or b""
+    return hosted.store.repairs.version(number, generation, Sequence(version.sequence)) or b""
 
 
 class _Outbox:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
-from blockstore.errors import Corrupt
+from blockstore.errors import Corrupt, OutOfRange
 from blockstore.record import block_checksum, block_checksums
 from blockstore.storage.keys import (
     DATA_FLAG,
@@ -27,7 +27,7 @@ from blockstore.storage.keys import (
     version_key,
 )
 from blockstore.storage.tables import Reading, Tables
-from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, MAX_GENERATION, BlockNumber, Generation, Sequence
+from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, MAX_BLOCKS, MAX_GENERATION, BlockNumber, Generation, Sequence
 
 ZERO_BLOCK: Final = bytes(BLOCK_SIZE)
 #: Below this a seek a block is as fast as setting up two walks.
@@ -55,6 +55,14 @@ class CorruptBlocks(Corrupt):
         names = ", ".join(str(tuple(version)) for version in self.versions[:4])
         more = f" and {len(self.versions) - 4} more" if len(self.versions) > 4 else ""
         super().__init__(f"stored blocks are damaged (number, generation, sequence): {names}{more}")
+
+
+def check_range(start: int, count: int) -> None:
+    """Raises OutOfRange unless [start, start + count) are blocks that a segment can have."""
+    if start < 0 or count < 1 or start + count > MAX_BLOCKS:
+        raise OutOfRange(
+            f"{count} blocks from {start}: a segment has the blocks 0 to {MAX_BLOCKS - 1}, and one is read at least"
+        )
 
 
 class Found(NamedTuple):

@@ -3,9 +3,12 @@
 commit() and read() run on the event loop and never wait for a disk write; checkpoint() runs in a
 thread. A checkpoint freezes what is committed up to its image, applies it in one transaction
 together with the image, and only then lets go of the memory: a read at any moment finds each block
-in the active memtable, the frozen one, or the tables, newest first. A checkpoint that fails puts
-the frozen records back, so nothing that was committed is lost while the process lives; the journal
-keeps it beyond that. Tables are only ever changed by whole transactions (docs/storage.md).
+there or in the tables. A checkpoint that fails puts the frozen records back, so nothing that was
+committed is lost while the process lives; the journal keeps it beyond that. Tables are only ever
+changed by whole transactions (docs/storage.md).
+
+What is asked of the tables beside reads and checkpoints has a class for each purpose: `sealed`
+generations, `status` of blocks, `scrub`, `repairs`.
 """
 
 import threading
@@ -18,29 +21,27 @@ from typing import Final
 
 from blockstore.domain import Position, ReplicaAddress
 from blockstore.durable_files import sync_path
-from blockstore.errors import Conflict, Corrupt, InvalidRequest, NoSpace, NotFound, OutOfRange
+from blockstore.errors import Conflict, Corrupt, NoSpace, NotFound
 from blockstore.log import LogImage
 from blockstore.record import Record, block_checksum
 from blockstore.storage.apply import Applier
-from blockstore.storage.changes import ChangedExtent, changed_extents, hidden_changes
 from blockstore.storage.compaction import compact, remove_leftovers, replacement_of
-from blockstore.storage.copies import MetaCopy, decode_extent, decode_meta, encode_extent, encode_meta
+from blockstore.storage.copies import decode_extent, decode_meta, encode_extent, encode_meta
 from blockstore.storage.delta import CopyWriter, extents_above, held_extents, lowest_stated, read_extent, read_meta
 from blockstore.storage.digest import digest_of
-from blockstore.storage.memtable import Entry, Memtable, overlay
+from blockstore.storage.memtable import Entry
 from blockstore.storage.merge import merge
 from blockstore.storage.meta import Meta
-from blockstore.storage.reads import ZERO_BLOCK, BlockVersion, CorruptBlocks, TableReader
-from blockstore.storage.repair import mend
+from blockstore.storage.reads import ZERO_BLOCK, BlockVersion, CorruptBlocks, TableReader, check_range
+from blockstore.storage.repair import Repairs
 from blockstore.storage.scrub import ScrubReader
+from blockstore.storage.sealed import SealedReader
 from blockstore.storage.status import StatusReader
 from blockstore.storage.tables import MakeRoom, Reading, Tables, Writing, closed_on_error
+from blockstore.storage.unapplied import Unapplied
 from blockstore.units import (
     BLOCK_SIZE,
-    EXTENT_BLOCKS,
     FILL_GENERATION,
-    MAX_BLOCKS,
-    MAX_GENERATION,
     BlockNumber,
     Generation,
     Sequence,
@@ -69,18 +70,16 @@ class ReplicaStore:
         self.directory = directory
         self._tables = tables
         self.scrub = ScrubReader(tables)
-        self._memory = threading.Lock()
+        self.repairs = Repairs(tables)
+        self.sealed = SealedReader(tables)
         self._checkpointing = threading.Lock()
         self._upkeep = threading.Lock()
-        self._repaired: set[int] = set()
         self._copies = 0
         self._closing = False
         self.short = False
         """The last change of the tables found no room, and nothing was changed since."""
         self.damage = ""
         """What is wrong with the tables that no other block in its place mends; empty once they were made anew."""
-        self._active = Memtable()
-        self._frozen = Memtable()
         with closed_on_error(tables), tables.reading() as transaction:
             meta = Meta(tables, transaction)
             meta.check_format()
@@ -88,10 +87,8 @@ class ReplicaStore:
             self.image: LogImage = meta.image()
             self.mark: int = meta.mark()
             self.origin: bytes = meta.origin
-            self._source = meta.source
-        #: Whether absent blocks are the source's, as of all that is committed.
-        self.has_source = bool(self._source)
-        self.status = StatusReader(tables, self._memory, lambda: ((self._frozen, self._active), self.has_source))
+            self._unapplied = Unapplied(meta.source)
+        self.status = StatusReader(tables, self._unapplied)
 
     @classmethod
     def create(
@@ -110,15 +107,13 @@ class ReplicaStore:
         full, says whether it freed something. Raises NoSpace.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        tables = Tables(directory / FILE_NAME, create=True, make_room=make_room)
 
-        def write(transaction: Writing) -> None:
-            meta = Meta(tables, transaction)
+        def describe(meta: Meta) -> None:
             meta.create(address, source)
             meta.put_image(image, mark)
 
+        tables = _empty_tables(directory / FILE_NAME, make_room, describe)
         with closed_on_error(tables):
-            tables.change(write)
             sync_path(directory)
         return cls(directory, tables)
 
@@ -135,22 +130,22 @@ class ReplicaStore:
 
     def commit(self, records: Seq[Record]) -> None:
         """The next committed records, in order: reads see them from now on. O(blocks)."""
-        with self._memory:
-            for record in records:
-                self._active.add(record)
-            if self._active.hydrated:
-                self.has_source = False
+        self._unapplied.add(records)
 
     def reset(self) -> None:
         """Forget committed records that no checkpoint has applied; none may be under way."""
-        with self._checkpointing, self._memory:
-            self._active, self._frozen = Memtable(), Memtable()
-            self.has_source = bool(self._source)
+        with self._checkpointing:
+            self._unapplied.forget()
 
     @property
     def unapplied_bytes(self) -> int:
         """Memory that records hold until a checkpoint has applied them."""
-        return self._active.size_bytes + self._frozen.size_bytes
+        return self._unapplied.size_bytes
+
+    @property
+    def has_source(self) -> bool:
+        """Whether absent blocks are the source's, as of all that is committed."""
+        return self._unapplied.has_source
 
     @property
     def applied(self) -> Position:
@@ -174,8 +169,7 @@ class ReplicaStore:
     def _read(self, start: int, count: int) -> tuple[bytes, TableReader]:
         check_range(start, count)
         end = start + count
-        with self._memory:
-            in_memory = overlay((self._frozen, self._active), start, end)
+        in_memory = self._unapplied.overlay(start, end)
         with self._tables.reading() as transaction:
             reader = TableReader(self._tables, transaction)
             pieces: list[bytes | memoryview] = []
@@ -189,52 +183,6 @@ class ReplicaStore:
                 pieces += reader.read(at, end)
             reader.raise_damage()
             return pieces[0] if count == 1 and isinstance(pieces[0], bytes) else b"".join(pieces), reader
-
-    def read_generation(self, generation: Generation, start: int, count: int) -> bytes:
-        """As read_ranges, of one range."""
-        return self.read_ranges(generation, [(start, count)])
-
-    def read_ranges(self, generation: Generation, ranges: Seq[tuple[int, int]]) -> bytes:
-        """What a sealed generation shows of these (start, count), out of the applied state: one seek a block.
-
-        Zeroes for what has no entry. Raises NotFound where it was not sealed (the seal may not be applied yet)
-        or was merged away, QuorumUnavailable while filling, OutOfRange, CorruptBlocks.
-        """
-        for start, count in ranges:
-            check_range(start, count)
-        with self._tables.reading() as transaction:
-            meta = Meta(self._tables, transaction)
-            meta.check_whole()
-            meta.check_readable(generation)
-            before = meta.pinned_below(generation)
-            reader = TableReader(self._tables, transaction, before)
-            pieces = [piece for start, count in ranges for piece in reader.read(start, start + count, generation)]
-            content = b"".join(pieces)
-            if reader.old:
-                newer = meta.sealed_between(before, generation)
-                reader.damaged += hidden_changes(self._tables, transaction, newer, reader.old)
-            reader.raise_damage()
-            return content
-
-    def describe(self) -> MetaCopy:
-        """Generations, pins and source as of the applied position. Raises QuorumUnavailable while filling, Corrupt."""
-        with self._tables.reading() as transaction:
-            Meta(self._tables, transaction).check_whole()
-            return read_meta(self._tables, transaction)
-
-    def changes(self, lowest: int, highest: int, first: int, limit: int) -> list[ChangedExtent]:
-        """The first `limit` extents from `first` on with the bits of what changed in the generations lowest..highest.
-
-        highest: a sealed generation, or MAX_GENERATION for all that there is, the current one included. Never less
-        than what changed, but more where generations were merged. One transaction; blocking. Raises NotFound where
-        `highest` is not readable, QuorumUnavailable while filling, Corrupt.
-        """
-        with self._tables.reading() as transaction:
-            meta = Meta(self._tables, transaction)
-            meta.check_whole()
-            if highest != MAX_GENERATION:
-                meta.check_readable(highest)
-            return changed_extents(self._tables, transaction, range(lowest, highest + 1), first, limit)
 
     def _over_tables(
         self, transaction: Reading, reader: TableReader, number: int, generation: Generation, entry: Entry
@@ -265,7 +213,7 @@ class ReplicaStore:
 
     def _change(self, image: LogImage, mark: int, then: Callable[[Writing], None]) -> None:
         """One transaction: the records up to image.applied, then `then`, then the image."""
-        frozen = self._freeze(image.applied.sequence)
+        frozen = self._unapplied.freeze(image.applied.sequence)
         # A copied meta may know a later generation than the replica's own log does.
         image = replace(image, generation=max(image.generation, self.image.generation))
 
@@ -284,15 +232,13 @@ class ReplicaStore:
             self.short = isinstance(error, NoSpace)
             if isinstance(error, Corrupt):
                 self.note_damage(error)
-            self._thaw()
+            self._unapplied.thaw()
             raise
         self.short = False
         if self.image.filling is not None and image.filling is None:
             self.damage = ""  # everything was copied over it
         self.image, self.mark = image, mark
-        with self._memory:
-            self._frozen, self._source = Memtable(), source
-            self.has_source = bool(source) and not self._active.hydrated
+        self._unapplied.applied(source)
 
     def keep_log(self, image: LogImage, mark: int) -> None:
         """Keep the log behind what is applied in the tables, which can apply nothing more: the journal may forget it.
@@ -307,30 +253,6 @@ class ReplicaStore:
         """The tables are damaged: a copy of everything begins with empty ones. Bad blocks alone are none of that."""
         if not isinstance(error, CorruptBlocks) or self.image.filling is not None:
             self.damage = str(error)
-
-    def _freeze(self, up_to: int) -> Memtable:
-        """Records up to a sequence go to the frozen memtable; later ones stay active.
-
-        None go when a copy is written: it applies nothing, and comes for each extent. To make both anew then took
-        500 s for a replica of 4 GiB that held 256 MiB.
-        """
-        with self._memory:
-            assert not self._frozen.records
-            active = self._active
-            if active.first() > up_to:
-                return self._frozen
-            if active.last() <= up_to:
-                self._frozen, self._active = active, Memtable()
-            else:
-                self._frozen = Memtable(record for record in active.records if record.sequence <= up_to)
-                self._active = Memtable(record for record in active.records if record.sequence > up_to)
-            return self._frozen
-
-    def _thaw(self) -> None:
-        with self._memory:
-            if self._frozen.records:
-                self._active = Memtable([*self._frozen.records, *self._active.records])
-                self._frozen = Memtable()
 
     # ---- copying
 
@@ -394,51 +316,19 @@ class ReplicaStore:
 
     def _begin_anew(self, image: LogImage) -> None:
         """Empty tables in the place of damaged ones: the peer has all that those held, and copies it."""
-        path = replacement_of(self._tables.path)
+
+        def describe(meta: Meta) -> None:
+            meta.create(self.address, self.origin)
+            if not self._unapplied.source:
+                meta.delete(b"source")
+            meta.put_image(image, self.mark)
+
         with self._upkeep, self._checkpointing:
-            fresh = Tables(path, create=True, make_room=self._tables.make_room)
-
-            def write(transaction: Writing) -> None:
-                meta = Meta(fresh, transaction)
-                meta.create(self.address, self.origin)
-                if not self._source:
-                    meta.delete(b"source")
-                meta.put_image(image, self.mark)
-
-            with closing(fresh):
-                fresh.change(write)
+            path = replacement_of(self._tables.path)
+            with closing(_empty_tables(path, self._tables.make_room, describe)) as fresh:
                 self._tables.replace_by(fresh)
             remove_leftovers(self._tables.path)
             self.damage = ""
-
-    # ---- repair
-
-    def block_version(self, number: int, generation: Generation, sequence: Sequence) -> bytes | None:
-        """A good copy of exactly that version, for a peer whose own is damaged; None without one."""
-        with self._tables.reading() as transaction:
-            found = TableReader(self._tables, transaction).load(number, generation)
-            if found is None or found.sequence != sequence:
-                return None
-            return found.block or ZERO_BLOCK
-
-    def repair(self, number: int, generation: Generation, sequence: Sequence, block: bytes) -> bool:
-        """Put a peer's copy of a damaged version in its place; False where it is not damaged (any more).
-
-        Only over an entry with that very number, generation and sequence, and only a block that the
-        entry's checksum or its stored bytes agree with. Blocking.
-        """
-        if len(block) != BLOCK_SIZE:
-            raise InvalidRequest(f"a block of {len(block)} bytes, expected {BLOCK_SIZE}")
-
-        def write(transaction: Writing) -> bool:
-            mended = mend(self._tables, transaction, BlockVersion(BlockNumber(number), generation, sequence), block)
-            if mended:
-                self._repaired.add(number // EXTENT_BLOCKS)
-            return mended
-
-        if self.block_version(number, generation, sequence) is not None:
-            return False
-        return self._tables.change(write)
 
     def digest(self, generation: Generation | None = None) -> str:
         """xxh3-128 over what a generation shows (None: the current one) in the applied state.
@@ -465,10 +355,10 @@ class ReplicaStore:
         """
         with self._upkeep:
             copies = self._copies
-            self._repaired.clear()
+            self.repairs.mended.clear()
             if self._closing or self.image.filling is not None:
                 return False
-            return compact(self._tables, lambda: self._repaired, lambda: self._closing or self._copies != copies)
+            return compact(self._tables, lambda: self.repairs.mended, lambda: self._closing or self._copies != copies)
 
     def file_bytes(self) -> int:
         """What the tables take on disk."""
@@ -495,9 +385,9 @@ class ReplicaStore:
             self._tables.close()
 
 
-def check_range(start: int, count: int) -> None:
-    """Raises OutOfRange unless [start, start + count) are blocks that a segment can have."""
-    if start < 0 or count < 1 or start + count > MAX_BLOCKS:
-        raise OutOfRange(
-            f"{count} blocks from {start}: a segment has the blocks 0 to {MAX_BLOCKS - 1}, and one is read at least"
-        )
+def _empty_tables(path: Path, make_room: MakeRoom, describe: Callable[[Meta], None]) -> Tables:
+    """New ones; describe: writes who they are of. Raises NoSpace."""
+    tables = Tables(path, create=True, make_room=make_room)
+    with closed_on_error(tables):
+        tables.change(lambda transaction: describe(Meta(tables, transaction)))
+    return tables

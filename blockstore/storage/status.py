@@ -9,7 +9,6 @@ Invariant: each block is told as it was at some moment of the call. Memory is lo
 a checkpoint carries from one to the other meanwhile is seen twice, the other way round it would be seen in neither.
 """
 
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
 from enum import IntEnum
@@ -34,6 +33,7 @@ from blockstore.storage.memtable import Entry, Layer, Memtable
 from blockstore.storage.meta import Meta
 from blockstore.storage.reads import BlockVersion, CorruptBlocks
 from blockstore.storage.tables import ReadCursor, Reading, Tables
+from blockstore.storage.unapplied import Unapplied
 from blockstore.units import (
     EXTENT_BLOCKS,
     FILL_GENERATION,
@@ -48,8 +48,6 @@ PAGE_ENTRIES: Final = 65_536
 _WALKED: Final = 512
 #: Of one page of changes: 65,536 runs where every other block of them changed.
 _CHANGED_EXTENTS: Final = 512
-
-Memory = Callable[[], tuple[Seq[Memtable], bool]]
 
 
 class Kind(IntEnum):
@@ -85,17 +83,18 @@ class Page(NamedTuple):
 class StatusReader:
     """Of one replica. Its calls are blocking, and may run beside everything else."""
 
-    def __init__(self, tables: Tables, lock: threading.Lock, memory: Memory) -> None:
-        """memory: what is committed and not applied, the older first; and whether there is a source. Called locked."""
+    def __init__(self, tables: Tables, unapplied: Unapplied) -> None:
         self._tables = tables
-        self._lock = lock
-        self._memory = memory
+        self._unapplied = unapplied
+
+    def _memory(self, start: int, end: int, above: int) -> tuple[list["_LayerRuns"], bool]:
+        """What is committed and not applied, of generations above that; and whether there is a source."""
+        with self._unapplied.lock:
+            return _layers(self._unapplied.memtables, start, end, above), self._unapplied.has_source
 
     def shown(self, start: int, end: int, limit: int = PAGE_ENTRIES) -> Page:
         """What each of the blocks [start, end) shows; limit: of entries. Raises QuorumUnavailable, Corrupt."""
-        with self._lock:
-            memtables, has_source = self._memory()
-            layers = _layers(memtables, start, end, above=-1)
+        layers, has_source = self._memory(start, end, above=-1)
         with self._tables.reading() as transaction:
             meta = Meta(self._tables, transaction)
             meta.check_whole()
@@ -110,9 +109,7 @@ class StatusReader:
         """Whether each of the blocks changed in a generation above `since`: never less, but more where generations
         were merged. Raises QuorumUnavailable, Corrupt.
         """
-        with self._lock:
-            memtables, has_source = self._memory()
-            layers = _layers(memtables, start, end, above=since)
+        layers, has_source = self._memory(start, end, above=since)
         with self._tables.reading() as transaction:
             meta = Meta(self._tables, transaction)
             meta.check_whole()
