@@ -20,6 +20,7 @@ from blockstore.rpc import snapshot_pb2 as pb
 from snapshotd import adopt, check, prune, statistics, verify
 from snapshotd.diff import diff
 from snapshotd.export import export
+from snapshotd.export_frames import export_frames
 from snapshotd.import_image import Chunk, ImageFacts, import_image
 from snapshotd.keyring import Keyring
 from snapshotd.pack_store import PackStore
@@ -89,6 +90,11 @@ class ChainService:
 
     async def Export(self, request: pb.ExportRequest, context: Context) -> AsyncIterator[pb.ExportResponse]:
         root = await self._root(request.snapshot)
+        if request.frames:
+            async with aclosing(export_frames(self._parts.reader, root)) as messages:
+                async for message in messages:
+                    yield message
+            return
         async with aclosing(export(self._parts.reader, root, request.offset, request.size)) as pieces:
             async for piece in pieces:
                 yield pb.ExportResponse(offset=piece.offset, data=piece.data)

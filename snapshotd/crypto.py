@@ -74,7 +74,7 @@ class FrameCipher:
         """The stored frame: the ciphertext of `body` and the tag."""
         return self.aead.encrypt(number.to_bytes(12, "little"), body, self.prefix + number.to_bytes(4, "little"))
 
-    def decrypt(self, number: int, stored: bytes) -> bytes:
+    def decrypt(self, number: int, stored: bytes | memoryview) -> bytes:
         """The body of a stored frame. Raises cryptography's InvalidTag."""
         return self.aead.decrypt(number.to_bytes(12, "little"), stored, self.prefix + number.to_bytes(4, "little"))
 

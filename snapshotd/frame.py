@@ -6,7 +6,7 @@ than its own (another pack, number, domain) fails its authentication. Compressin
 lets the GIL go: it may run on threads, ahead of the pack. Source: docs/format.md, "Frames".
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -43,14 +43,30 @@ def open_frame(keys: DomainKeys, pack: bytes, number: int, stored: bytes) -> byt
 
     Raises Corrupt where the bytes are not that frame, whole and unchanged.
     """
-    what = f"frame {number} of pack {pack.hex()}"
-    if not MIN_STORED_FRAME <= len(stored) <= MAX_STORED_FRAME:
-        raise Corrupt(f"{what} has {len(stored)} bytes: {MIN_STORED_FRAME} to {MAX_STORED_FRAME} are possible")
-    try:
-        body = keys.frame_cipher(pack).decrypt(number, stored)
-    except InvalidTag as error:
-        raise Corrupt(f"{what} fails its authentication: it was changed, or belongs elsewhere") from error
-    content = expand(body, MAX_FRAME_CONTENT, what)
+    (body,) = open_bodies(keys, pack, [(number, stored)])
+    content = expand(body, MAX_FRAME_CONTENT, _name(pack, number))
     if not content or len(content) % BLOCK_SIZE:
-        raise Corrupt(f"{what} holds {len(content)} bytes: whole blocks are needed")
+        raise Corrupt(f"{_name(pack, number)} holds {len(content)} bytes: whole blocks are needed")
     return content
+
+
+def open_bodies(keys: DomainKeys, pack: bytes, frames: Iterable[tuple[int, bytes | memoryview]]) -> list[bytes]:
+    """The bodies of stored frames of one pack, each with its number, authenticated. Raises Corrupt as `open_frame`."""
+    cipher = keys.frame_cipher(pack)
+    bodies = []
+    for number, stored in frames:
+        if not MIN_STORED_FRAME <= len(stored) <= MAX_STORED_FRAME:
+            raise Corrupt(
+                f"{_name(pack, number)} has {len(stored)} bytes: {MIN_STORED_FRAME} to {MAX_STORED_FRAME} are possible"
+            )
+        try:
+            bodies.append(cipher.decrypt(number, stored))
+        except InvalidTag as error:
+            raise Corrupt(
+                f"{_name(pack, number)} fails its authentication: it was changed, or belongs elsewhere"
+            ) from error
+    return bodies
+
+
+def _name(pack: bytes, number: int) -> str:
+    return f"frame {number} of pack {pack.hex()}"

@@ -17,8 +17,9 @@ from blockstore.errors import Corrupt, InvalidRequest, NotFound, OutOfRange
 from blockstore.units import BLOCK_SIZE
 from snapshotd import bitmap
 from snapshotd.cache import FlightCache
-from snapshotd.frame import open_frame
+from snapshotd.frame import open_bodies, open_frame
 from snapshotd.gate import Gate, Ticket
+from snapshotd.index import Frame as Placed
 from snapshotd.layout import pack_key, shard_key
 from snapshotd.manifest import (
     MAX_DEPTH,
@@ -60,7 +61,7 @@ class SnapshotReader:
         self.frames_fetched = 0
         """From the object store; and their bytes, as they are stored."""
         self.frame_bytes = 0
-        gate = Gate(_PLACES)
+        gate = self._gate = Gate(_PLACES)
         manifest_bytes = int(cache_bytes * _MANIFEST_SHARE)
         self._frames = FlightCache[tuple[bytes, int], Frame](cache_bytes - manifest_bytes, _frame_bytes, gate)
         self._shards = FlightCache[str, Shard](manifest_bytes // 2, lambda _: _SHARD_BYTES, gate)
@@ -162,6 +163,46 @@ class SnapshotReader:
             return open_frame(self.repository.keys, pack, number, stored)
 
         return await self._frames.get((pack, number), load, background=background)
+
+    async def bodies(self, pack: bytes, numbers: Sequence[int]) -> list[bytes]:
+        """The bodies (snapshotd.frame) of these frames of one pack, in this order; they are not kept.
+
+        For the background. What lies one behind the other is read as one. Raises Corrupt as `frame`.
+        """
+        await self.index.load()
+        async with self._gate.ticket(background=True):
+            stored = await self._stored_frames(pack, numbers)
+        self.frames_fetched += len(stored)
+        self.frame_bytes += sum(map(len, stored))
+        return await asyncio.to_thread(open_bodies, self.repository.keys, pack, list(zip(numbers, stored, strict=True)))
+
+    async def _stored_frames(self, pack: bytes, numbers: Sequence[int]) -> list[bytes | memoryview]:
+        """From an object that holds all of them, if there is one; else each by itself."""
+        for entry in self.index.map.objects_of(pack):
+            part = entry.part(pack)
+            frames = [part.find(number) for number in numbers] if part else []
+            placed = [frame for frame in frames if frame is not None]
+            if placed and len(placed) == len(numbers):
+                try:
+                    return await self._read_runs(pack_key(entry.object), placed)
+                except NotFound:
+                    break
+        return [await self._stored_frame(pack, number) for number in numbers]
+
+    async def _read_runs(self, key: str, frames: Sequence[Placed]) -> list[bytes | memoryview]:
+        """Frames of one object, one request for each run without a gap."""
+        found: list[bytes | memoryview] = []
+        while len(found) < len(frames):
+            first = end = frames[len(found)].offset
+            run = []
+            for frame in frames[len(found) :]:
+                if frame.offset != end:
+                    break
+                run.append(frame)
+                end += frame.length
+            stored = memoryview(await self.store.get_range(key, first, end - first))
+            found += [stored[frame.offset - first :][: frame.length] for frame in run]
+        return found
 
     async def _parts(self, root: Root, start: int, count: int, background: bool) -> list[tuple[int, FramePart]]:
         """Where the mapped ones of these blocks are: (first block of the volume, part). Raises OutOfRange."""

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xxhash import xxh3_64_intdigest
 
 from blockstore.cli.main import run
 from blockstore.cli.snapshot_content import joined
 from blockstore.errors import Corrupt, NoSpace, QuorumUnavailable
 from blockstore.rpc import snapshot_pb2 as pb
+from snapshotd.compression import compress
 from tests.cli_output import document
 from tests.cli_snapshots import MIB, CannedSnapshots, canned_cluster, make_snapshot, snapshot_id
 
@@ -118,6 +120,44 @@ def test_export(cluster: CannedSnapshots, tmp_path: Path, capsys: pytest.Capture
     assert path.read_bytes() == (b"a" * 4096).ljust(5 * MIB, b"\0") + (b"b" * 8192).ljust(3 * MIB, b"\0")
     assert run(["snapshot", "export", ONE, str(path)]) == 5
     assert run(["snapshot", "export", ONE, str(path), "--force"]) == 0
+
+
+def frame(content: bytes, *parts: tuple[int, int, int], checksum: int | None = None) -> pb.ExportedFrame:
+    """parts: block of the volume, slot, count."""
+    body = compress(content)
+    columns: dict[str, Any] = dict(zip(("blocks", "slots", "counts"), zip(*parts, strict=True), strict=True))
+    return pb.ExportedFrame(body=body, checksum=xxh3_64_intdigest(body) if checksum is None else checksum, **columns)
+
+
+def test_export_of_frames(cluster: CannedSnapshots, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster.snapshots[ONE].size_bytes = 8 * MIB - 1024
+    first = frame(b"a" * 4096 + b"b" * 4096, (5, 1, 1), (2047, 0, 1), (0, 0, 2))
+    others = [frame(bytes([n]) * 4096, (100 + n, 0, 1)) for n in range(40)]
+    cluster.answers["Export"] = [pb.ExportResponse(frames=[first]), *(pb.ExportResponse(frames=[f]) for f in others)]
+    path = tmp_path / "image"
+    assert run(["snapshot", "export", ONE, str(path), "-o", "json"]) == 0
+    assert cluster.last(pb.ExportRequest).frames
+    assert document(capsys)["data_bytes"] == 44 * 4096
+    expected = bytearray(8 * MIB)
+    expected[: 2 * 4096] = b"a" * 4096 + b"b" * 4096
+    expected[5 * 4096 : 6 * 4096] = b"b" * 4096
+    for n in range(40):
+        expected[(100 + n) * 4096 : (101 + n) * 4096] = bytes([n]) * 4096
+    expected[2047 * 4096 :] = b"a" * 4096
+    assert path.read_bytes() == expected[:-1024]
+    assert path.stat().st_blocks * 512 < MIB, "what is left out stays a hole"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [frame(b"a" * 4096, (0, 0, 1), checksum=1), frame(b"a" * 4096, (0, 0, 2)), frame(b"a" * 4096, (0, 1, 1))],
+    ids=["changed on the way", "more blocks than it has", "behind its end"],
+)
+def test_a_frame_that_cannot_be_leaves_nothing(cluster: CannedSnapshots, tmp_path: Path, bad: pb.ExportedFrame) -> None:
+    sound = pb.ExportResponse(frames=[frame(b"b" * 4096, (9, 0, 1))])
+    cluster.answers["Export"] = [sound, pb.ExportResponse(frames=[bad]), sound]
+    assert run(["snapshot", "export", ONE, str(tmp_path / "image")]) == 9
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_failed_export_leaves_nothing(cluster: CannedSnapshots, tmp_path: Path) -> None:

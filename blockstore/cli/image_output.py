@@ -22,7 +22,7 @@ _ZEROES: Final = bytes(MIB)
 class ImageOutput(Protocol):
     """Takes data in the order of the offsets; what is left out is zero."""
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes | memoryview) -> None:
         """`data` from `offset` on; not before what was written last."""
 
     def finish(self, size_bytes: int) -> None:
@@ -30,16 +30,20 @@ class ImageOutput(Protocol):
 
 
 class HoleFile:
-    """A regular file: what is left out stays a hole."""
+    """A regular file: what is left out stays a hole, and `write` takes data in any order, from any thread."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes | memoryview) -> None:
         view = memoryview(data)
         while view:
             written = os.pwrite(self._descriptor, view, offset)
             view, offset = view[written:], offset + written
+
+    def sync(self) -> None:
+        """What was written is on the disk then, but for the file's length."""
+        os.fdatasync(self._descriptor)
 
     def finish(self, size_bytes: int) -> None:
         os.ftruncate(self._descriptor, size_bytes)
@@ -53,7 +57,7 @@ class Stream:
         self._descriptor = descriptor
         self._position = 0
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes | memoryview) -> None:
         self._zeroes_up_to(offset)
         self._put(data)
 
@@ -66,7 +70,7 @@ class Stream:
         while self._position < offset:
             self._put(_ZEROES[: offset - self._position])
 
-    def _put(self, data: bytes) -> None:
+    def _put(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(self._descriptor, view) :]

@@ -1,6 +1,5 @@
 """`cairn snapshot verify|diff|export|import`: what snapshotd does with the content of snapshots."""
 
-import asyncio
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Annotated
@@ -11,10 +10,11 @@ from blockstore.cli import snapshot_documents, snapshot_tables
 from blockstore.cli.client import run_with_control
 from blockstore.cli.completion import complete_snapshot
 from blockstore.cli.control_address import find_control
+from blockstore.cli.image_export import export_image
 from blockstore.cli.image_import import send_image
 from blockstore.cli.image_input import Format, describe, open_input
-from blockstore.cli.image_output import ImageOutput, open_output
-from blockstore.cli.meters import Amount, Meters, Rate, meters
+from blockstore.cli.image_output import open_output
+from blockstore.cli.meters import meters
 from blockstore.cli.options import ControlOption, Output, OutputOption, StateOption, key_values, size_bytes
 from blockstore.cli.screen import say, show
 from blockstore.cli.snapshot_options import DescriptionOption, SnapshotArgument, TagOption
@@ -157,7 +157,7 @@ def export(
                 f"{snapshot} is {word}, and only a completed one is exported: `cairn snapshot wait {snapshot}`"
             )
         with open_output(file, force=force) as target, meters() as show_work:
-            return found.size_bytes, await _export(store, found, target, show_work)
+            return found.size_bytes, await export_image(store, found, target, show_work)
 
     size, data = run_with_store(find_control(control, state), work)
     where = "stdout" if file == "-" else file
@@ -166,17 +166,6 @@ def export(
         say(text)
     else:
         show(output, {"id": snapshot, "file": file, "size_bytes": size, "data_bytes": data}, lambda: text)
-
-
-async def _export(store: StoreClient, snapshot: pb.Snapshot, target: ImageOutput, show_work: Meters) -> int:
-    """How many bytes came. Disk and pipe are waited for in a thread: who does not answer probes is cut off."""
-    done, total, rate = 0, snapshot.statistics.logical_bytes, Rate()
-    async for each in store.stream(store.stub.Export, pb.ExportRequest(snapshot=snapshot.id)):
-        await asyncio.to_thread(target.write, each.offset, each.data)
-        done += len(each.data)
-        show_work.update(snapshot.id, Amount(done, max(done, total), rate=rate.after(done)))
-    await asyncio.to_thread(target.finish, snapshot.size_bytes)
-    return done
 
 
 @app.command("import")
