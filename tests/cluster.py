@@ -165,8 +165,19 @@ class Cluster:
         request = snapshot_pb2.CreateSnapshotRequest(volumes=volumes)
         found = [each.id for each in self.call("CreateSnapshot", request).snapshots]
         for each in found if wait else ():
-            wait_for(f"{each} to be completed", lambda snapshot=each: self._is_completed(snapshot))  # type: ignore[misc]
+            self.wait_completed(each)
         return found
+
+    def wait_completed(self, snapshot: str) -> None:
+        """Wait until it is whole in the object store."""
+        wait_for(f"{snapshot} to be completed", lambda: self._is_completed(snapshot))
+
+    def restore(self, snapshot: str, rate_bytes: int = 0) -> str:
+        """The id of a volume made from it, once it is available; rate_bytes: of its hydration, 0 for no limit."""
+        request = control_pb2.CreateVolumeRequest(snapshot=snapshot, init_rate_bytes=rate_bytes)
+        volume = self.call("CreateVolume", request).id
+        wait_for(f"{volume} to be available", lambda: self.volume(volume).state == control_pb2.VOLUME_STATE_AVAILABLE)
+        return str(volume)
 
     def _is_completed(self, snapshot: str) -> bool:
         found = self.call("GetSnapshot", snapshot_pb2.GetSnapshotRequest(snapshot=snapshot))

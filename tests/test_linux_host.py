@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from blockstore.config import split_address
 from blockstore.units import MIB
 from tests.cluster import Cluster
 from tests.linux_host import guest
@@ -28,11 +27,10 @@ def kernel() -> Kernel:
 def test_a_file_system_on_a_volume(file_system: str, series: Series, tmp_path: Path) -> None:
     kernel = guest.require_kernel(series)
     with Cluster(tmp_path) as cluster:
-        volume = cluster.create(SIZE)
-        uri = cluster.attach(volume)
-        _, port = split_address(uri.removeprefix("nbd://").split("/")[0])
-        script = guest.file_system_script(file_system)
-        result = guest.run(kernel, script, tmp_path / "guest", port=port, export=volume, timeout_s=LIMIT_S)
+        uri = cluster.attach(cluster.create(SIZE))
+        result = guest.run(
+            kernel, guest.script("file_system", FILE_SYSTEM=file_system), tmp_path / "guest", uri, LIMIT_S
+        )
         print(result)
         assert result.status == 0, str(result)
 

@@ -12,9 +12,9 @@ from blockstore.rpc import control_pb2
 from blockstore.units import MIB
 from tests.cluster import CONTROL, FRONT_END, Cluster
 from tests.daemons import wait_for
-from tests.linux_host import guest
-from tests.linux_host.beside import Guest, running, script
+from tests.linux_host.guest import require_kernel, running, script
 from tests.linux_host.kernel import Kernel, Series
+from tests.linux_host.machine import Machine
 from tests.linux_host.python_disk import SHELL, make_python_disk
 from tests.tls_serving import Authority
 
@@ -31,7 +31,7 @@ LIMIT_S = 300
 @pytest.fixture(scope="module")
 def kernel() -> Kernel:
     """Debian 12's."""
-    return guest.require_kernel(Series.LINUX_6_1)
+    return require_kernel(Series.LINUX_6_1)
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +40,17 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_python_disk(tmp_path_factory.mktemp("disk"))
 
 
-def synced(attached: Guest) -> list[float]:
+def synced(attached: Machine) -> list[float]:
     """When each file was synced, in seconds of the guest's uptime."""
     return [float(each) for each in attached.said(r"SYNCED \d+ at ([0-9.]+)")]
 
 
-def longest_pause_s(attached: Guest, since: int) -> float:
+def longest_pause_s(attached: Machine, since: int) -> float:
     """From one synced file to the next, from the file of that number on."""
     return max(after - before for before, after in pairwise(synced(attached)[since - 1 :]))
 
 
-def goes_on(attached: Guest, more: int = 8) -> int:
+def goes_on(attached: Machine, more: int = 8) -> int:
     """Waits until it has synced some more files; how many it has."""
     count = len(synced(attached)) + more
     attached.wait_for(rf"SYNCED {count}\b")

@@ -10,14 +10,14 @@ import grpc
 import pytest
 
 from blockstore.cli.daemons import CAIRN
-from blockstore.rpc import control_pb2, snapshot_pb2
+from blockstore.rpc import snapshot_pb2
 from blockstore.units import KIB, MIB
 from tests.cluster import SNAPSHOTD, Cluster
 from tests.conftest import forget_s3
 from tests.daemons import wait_for
-from tests.linux_host import guest
-from tests.linux_host.beside import Guest, running, script
+from tests.linux_host.guest import require_kernel, running, script
 from tests.linux_host.kernel import Kernel, Series
+from tests.linux_host.machine import Machine
 from tests.programs import find_program, require_programs
 from tests.s3_server import running_own_server
 
@@ -38,15 +38,7 @@ HYDRATED_LIMIT_S = 120
 @pytest.fixture(scope="module")
 def kernel() -> Kernel:
     """Debian 12's."""
-    return guest.require_kernel(Series.LINUX_6_1)
-
-
-def restore(cluster: Cluster, snapshot: str, rate_bytes: int = RATE) -> str:
-    """The id of a volume made from it, which hydrates slowly."""
-    request = control_pb2.CreateVolumeRequest(snapshot=snapshot, init_rate_bytes=rate_bytes)
-    volume = cluster.call("CreateVolume", request).id
-    wait_for("it to be available", lambda: cluster.volume(volume).state == control_pb2.VOLUME_STATE_AVAILABLE)
-    return str(volume)
+    return require_kernel(Series.LINUX_6_1)
 
 
 def bring_the_rest(cluster: Cluster, volume: str) -> None:
@@ -79,7 +71,7 @@ def snapshot_under_load(cluster: Cluster, kernel: Kernel, directory: Path) -> tu
 def test_a_snapshot_under_load_mounts_while_it_hydrates(kernel: Kernel, tmp_path: Path) -> None:
     with Cluster(tmp_path, snapshotds=1) as cluster:
         snapshot, synced = snapshot_under_load(cluster, kernel, tmp_path / "load")
-        restored = restore(cluster, snapshot)
+        restored = cluster.restore(snapshot, RATE)
         where = cluster.attach(restored)
         text = script("recovered", AT_LEAST=synced)
         with running(kernel, text, tmp_path / "recovered", where, LIMIT_S) as mounted:
@@ -111,7 +103,7 @@ def test_the_object_store_goes_away_while_a_mounted_volume_hydrates(
             # It has what it has shipped in its memory.
             cluster.snapshotds[0].stop()
             cluster.start(cluster.snapshotds[0])
-            restored = restore(cluster, snapshot, SLOW)
+            restored = cluster.restore(snapshot, SLOW)
             uri = cluster.attach(restored)
             text = script("source_away", AT_LEAST=synced)
             with running(kernel, text, tmp_path / "away", uri, LIMIT_S) as mounted:
@@ -128,7 +120,7 @@ def test_the_object_store_goes_away_while_a_mounted_volume_hydrates(
             wait_hydrated(cluster, restored)
 
 
-def assert_clean(mounted: Guest) -> None:
+def assert_clean(mounted: Machine) -> None:
     result = mounted.end()
     assert result.status == 0, str(result)
     assert "CLEAN" in result.output
@@ -164,15 +156,15 @@ def test_hooks_that_freeze_the_file_system_make_a_snapshot_that_needs_no_recover
         frozen = newest_snapshot(cluster, volume)
         assert needs_recovery(cluster, hot, tmp_path), "this shows nothing: a mounted file system seems clean"
         assert not needs_recovery(cluster, frozen, tmp_path)
-        at = cluster.attach(restore(cluster, frozen))
+        at = cluster.attach(cluster.restore(frozen, RATE))
         with running(kernel, script("thawed", AT_LEAST=written), tmp_path / "thawed", at, LIMIT_S) as mounted:
             pass
         assert_clean(mounted)
 
 
-def create_frozen(cluster: Cluster, volume: str, loaded: Guest) -> int:
+def create_frozen(cluster: Cluster, volume: str, loaded: Machine) -> int:
     """By the command line, with hooks that speak to the guest; how many files it had written when it was frozen."""
-    words, output = (shlex.quote(str(path)) for path in (guest.words_of(loaded.directory), loaded.output))
+    words, output = (shlex.quote(str(path)) for path in (loaded.words, loaded.output))
 
     def hook(word: str, answer: str) -> str:
         return f"echo {word} >{words}; until grep -q {answer} {output}; do sleep 0.05; done"

@@ -17,14 +17,13 @@ def main() -> int:
     parser.add_argument("sequences", nargs="*", default=["ext4", "xfs"], help="ext4, xfs (default: both)")
     parser.add_argument("--kernel", default="6.1", choices=[each.value for each in Series], help="default: 6.1")
     options = parser.parse_args()
-    uri, failed = urlsplit(options.uri), 0
+    where = urlsplit(options.uri)
+    uri, failed = f"nbd://127.0.0.1:{where.port or 10809}{where.path}", 0
     with tempfile.TemporaryDirectory() as scratch:
         kernel = guest.require_kernel(Series(options.kernel))
         for name in options.sequences:
-            place = Path(scratch, name)
-            result = guest.run(
-                kernel, guest.file_system_script(name), place, port=uri.port or 10809, export=uri.path[1:]
-            )
+            text = guest.script("file_system", FILE_SYSTEM=name)
+            result = guest.run(kernel, text, Path(scratch, name), uri)
             print(f"== {name}\n{result}", flush=True)
             failed += result.status != 0
     return min(failed, 1)

@@ -1,4 +1,4 @@
-# The life of a file system (FILE_SYSTEM: ext4 or xfs) on an NBD device: each step says when it was done.
+# The life of a file system (FILE_SYSTEM: ext4 or xfs) on an NBD device of at least 320 MiB: each step says when it was done.
 set -eu -o pipefail
 say() { echo "[$(cut -d' ' -f1 /proc/uptime)] $*"; }
 make() {

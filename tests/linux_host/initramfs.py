@@ -48,8 +48,12 @@ class Initramfs:
         path = find_program(name)
         if path is None:
             raise FileNotFoundError(f"{name} is not installed: run .ci/debian-packages")
-        self.add(f"sbin/{name}", Path(path).read_bytes(), executable=True)
-        for library in libraries_of([Path(path)]):
+        self.add_executable(Path(path), f"sbin/{name}")
+
+    def add_executable(self, path: Path, place: str) -> None:
+        """A program or library of this machine, and the libraries that it loads."""
+        self.add(place, path.read_bytes(), executable=True)
+        for library in libraries_of([path]):
             self.add(f"lib/{library.name}", library.read_bytes())
         if Path(_LOADER).exists():
             self.add(_LOADER[1:], Path(_LOADER).read_bytes(), executable=True)
@@ -70,6 +74,18 @@ class Initramfs:
         """The archive."""
         entries = [*self._entries.items(), ("TRAILER!!!", (0, b""))]
         return b"".join(_entry(index, *entry) for index, entry in enumerate(entries))
+
+    def write(self, directory: Path) -> None:
+        """The same as files, for what makes a file system of a directory."""
+        for path, (mode, content) in self._entries.items():
+            place = directory / path
+            if mode == _DIRECTORY_MODE:
+                place.mkdir(parents=True, exist_ok=True)
+            elif mode == _LINK_MODE:
+                place.symlink_to(content.decode())
+            else:
+                place.write_bytes(content)
+                place.chmod(mode & 0o777)
 
     def _parents(self, path: str) -> None:
         parts = path.split("/")[:-1]
