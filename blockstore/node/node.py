@@ -223,7 +223,7 @@ class Node:
             if not self.failed.done():
                 with contextlib.suppress(CairnError):  # it stays in the journal
                     await hosted.checkpoint()
-        await self._loop.run_in_executor(None, self._writer.close)
+        await self._writer.close()
         for hosted in self.replicas():
             await hosted.close()
         await self._peers.close()

@@ -59,6 +59,8 @@ MIN_FILES: Final = 2
 """One that is written to and one that a checkpoint can free."""
 _RUNS_AT_ONCE: Final = 4
 """How many stretches of the journal one call of read_records takes in at most."""
+#: For a group's header and tables, beside an eighth of what it holds.
+_SLACK_BYTES: Final = 2 * PAGE
 _DISK: Final = Disk()
 
 
@@ -75,7 +77,7 @@ Encoded = tuple[JournalEntry, tuple[EntryKind, bytes]]
 
 
 class Journal:
-    """The open journal. `append` belongs to one thread; every other method may be called from any."""
+    """The open journal. `append` belongs to one thread at a time; every other method may be called from any."""
 
     def __init__(
         self,
@@ -163,6 +165,12 @@ class Journal:
             self._failure = str(error)
             raise JournalFailed(f"the journal in {self._directory} cannot be written: {error}") from error
         return self.last
+
+    def has_room_for(self, size_bytes: int) -> bool:
+        """Whether an append of so many bytes of records makes no file, which takes long; for who calls append."""
+        state = self._state
+        needed = size_bytes + size_bytes // 8 + _SLACK_BYTES
+        return bool(state.free) or state.offset + needed <= state.active.size_bytes
 
     def prepare(self) -> bool:
         """Make the file that the next append to need one would have to make itself; blocks, in any thread.
