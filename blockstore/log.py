@@ -125,7 +125,7 @@ def decode_filling(payload: bytes) -> Filling:
     return Filling(Position(Epoch(fe), Sequence(fs)), Position(Epoch(be), Sequence(bs)), Sequence(since))
 
 
-def encode_entry(entry: LogEntry) -> tuple[EntryKind, bytes]:
+def encode_entry(entry: LogEntry) -> tuple[EntryKind, bytes | memoryview]:
     """The kind and the payload of a journal entry."""
     match entry:
         case RecordEntry(record):

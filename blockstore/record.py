@@ -106,14 +106,17 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A decoded record; `encoded` holds the bytes that it was decoded from or encoded to."""
+    """A decoded record; `encoded` holds the bytes that it was decoded from or encoded to.
+
+    They may be part of a message that is kept as long: its records are applied, and let go, together.
+    """
 
     position: Position
     previous: Position
     generation: Generation
     configuration: int
     operations: tuple[Operation, ...]
-    encoded: bytes
+    encoded: bytes | memoryview
 
     @property
     def sequence(self) -> Sequence:
@@ -180,7 +183,7 @@ def encode_record(
     return Record(position, previous, generation, configuration, tuple(done), encoded)
 
 
-def decode_record(encoded: bytes, *, verify_blocks: bool = True) -> Record:
+def decode_record(encoded: bytes | memoryview, *, verify_blocks: bool = True) -> Record:
     """The record that `encoded` holds, whole and nothing behind it.
 
     verify_blocks: also check every block of the payload; False only for bytes that were checked

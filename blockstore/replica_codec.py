@@ -75,7 +75,7 @@ def to_address(target: pb.Target) -> ReplicaAddress:
     return ReplicaAddress(VolumeId(target.volume), SegmentNumber(target.segment), ReplicaId(target.replica))
 
 
-def to_records(encoded: Iterable[bytes]) -> tuple[Record, ...]:
+def to_records(encoded: Iterable[bytes | memoryview]) -> tuple[Record, ...]:
     """Records that came from outside; every checksum is verified. Raises Corrupt."""
     return tuple(decode_record(each) for each in encoded)
 
@@ -99,7 +99,7 @@ def decode_seal(request: pb.SealEpochRequest) -> SealEpoch:
     return SealEpoch(Epoch(target.epoch), target.configuration, to_position(request.known), request.connection)
 
 
-def encode_append(target: bytes, message: Append, peer: Callable[[ReplicaId], pb.Peer]) -> list[bytes]:
+def encode_append(target: bytes, message: Append, peer: Callable[[ReplicaId], pb.Peer]) -> list[bytes | memoryview]:
     """A serialized ReplicateRequest, in parts. target: the serialized field of a request with only its target."""
     rest = pb.ReplicateRequest(
         request=message.request, commit=from_position(message.commit), end=from_position(message.end)
@@ -110,7 +110,7 @@ def encode_append(target: bytes, message: Append, peer: Callable[[ReplicaId], pb
         rest.catch_up.peers.extend(peer(each) for each in message.catch_up.peers)
     rest.acked.extend(_from_acked(message.acked))
     rest.fill_anew = message.fill_anew
-    parts = [target, rest.SerializeToString()]
+    parts: list[bytes | memoryview] = [target, rest.SerializeToString()]
     for record in message.records:
         parts += (_RECORDS_TAG + varint(len(record.encoded)), record.encoded)
     return parts
@@ -122,17 +122,17 @@ def encode_target(address: ReplicaAddress, epoch: int, configuration: int) -> by
 
 
 def decode_replicate(message: bytes | bytearray) -> tuple[pb.ReplicateRequest, Append]:
-    """A serialized ReplicateRequest, without its records, and what it says.
+    """A serialized ReplicateRequest, without its records, and what it says: the records are views of it.
 
     Raises Corrupt where a record fails a checksum, InvalidRequest where it is no such message or
     brings too much.
     """
     rest: list[memoryview] = []
-    encoded: list[bytes] = []
+    encoded: list[memoryview] = []
     view = memoryview(message)
     for number, start, value, end in fields_of(message):
         if number == pb.ReplicateRequest.RECORDS_FIELD_NUMBER:
-            encoded.append(bytes(view[value:end]))
+            encoded.append(view[value:end])
         else:
             rest.append(view[start:end])
     if sum(map(len, encoded)) > MAX_BATCH_BYTES:

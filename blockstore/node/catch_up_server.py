@@ -30,7 +30,7 @@ async def serve_log(
             yield pb.FetchLogResponse(not_held=True)
             return
         for batch in _batches(records):
-            yield pb.FetchLogResponse(records=[record.encoded for record in batch])
+            yield pb.FetchLogResponse(records=[bytes(record.encoded) for record in batch])
         at = records[-1].position
 
 

@@ -73,7 +73,7 @@ class JournalEntry:
     position: Position
 
 
-Encoded = tuple[JournalEntry, tuple[EntryKind, bytes]]
+Encoded = tuple[JournalEntry, tuple[EntryKind, bytes | memoryview]]
 
 
 class Journal:

@@ -231,7 +231,7 @@ class Draft:
         self.number = number
         self.first_entry = first_entry
         self.previous = previous
-        self.payloads: list[bytes] = []
+        self.payloads: list[bytes | memoryview] = []
         self._table: list[tuple[int, int]] = []
         self._replicas: dict[ReplicaId, int] = {}
         self._items: list[_Growing] = []
@@ -255,7 +255,12 @@ class Draft:
         return round_up(lists + self._body_size + entry_count * _ENTRY.size + payload_size)
 
     def add(
-        self, replica: ReplicaId, entry: LogEntry, position: Position, encoded: tuple[EntryKind, bytes], before: int
+        self,
+        replica: ReplicaId,
+        entry: LogEntry,
+        position: Position,
+        encoded: tuple[EntryKind, bytes | memoryview],
+        before: int,
     ) -> int:
         """Take one entry in; returns its number."""
         kind, payload = encoded

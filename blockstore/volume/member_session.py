@@ -181,7 +181,7 @@ class MemberSession:
 
     # ---- records
 
-    def next_append(self) -> list[bytes] | None:
+    def next_append(self) -> list[bytes | memoryview] | None:
         """The next message of records, serialized and in parts."""
         if not self._outgoing or self._directory is None:
             return None
