@@ -262,7 +262,7 @@ class MemoryFrontEnd(Beating, MemorySeals, control_pb2_grpc.FrontEndServicer):
         self.volumes: dict[str, Opened] = {}
         self.newest: dict[str, int] = {}
         self.outcome: CairnError | None = None
-        self.members: dict[str, dict[str, bool]] = {}
+        self.members: dict[str, dict[str, Any]] = {}
         """By replica: what it says of it in place of "connected and whole"."""
         self.says: dict[str, control_pb2.VolumeReport] = {}
         self.fenced = False

@@ -97,6 +97,16 @@ def test_show_by_name(control: CannedControl, capsys: pytest.CaptureFixture[str]
         assert text in out
 
 
+def test_show_says_what_is_wrong_with_replicas(control: CannedControl, capsys: pytest.CaptureFixture[str]) -> None:
+    control.states = ("up", "catching-up", "up")
+    assert run(["volume", "show", "db"]) == 0
+    out = capsys.readouterr().out
+    assert "rep-00000000000000002 on node-00000000000000002 is catching-up: its node is down" in out
+    assert "is up" not in out
+    assert run(["volume", "show", "db", "-o", "json"]) == 0
+    assert [each["lag_records"] for each in document(capsys)["replicas"]] == [0, 17, 0]
+
+
 def test_show_one_that_is_not_there(control: CannedControl, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["volume", "show", "nothing", "-o", "json"]) == 4
     captured = capsys.readouterr()

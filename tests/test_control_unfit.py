@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 
 from blockstore.config import Placement
+from blockstore.control import maintenance, maintenance_work
 from blockstore.control.placement import warning
 from blockstore.control.records import Segment, Volume
-from blockstore.control.unfit import DAMAGED, LEFT_OUT, needs_front_end, to_be_replaced
+from blockstore.control.unfit import DAMAGED, LEFT_OUT, can_be_mended, can_catch_up, to_be_replaced
 from blockstore.domain import Configuration, Member, NodeId, ReplicaId, SegmentNumber, VolumeId, VolumeState
 from blockstore.errors import Conflict, InvalidRequest
 from blockstore.rpc import control_pb2
 from blockstore.rpc.control_pb2 import MemberReport
-from blockstore.rpc.replica_pb2 import ReplicaStatus
+from blockstore.rpc.replica_pb2 import Position, ReplicaStatus
 from blockstore.units import GIB
-from tests.control_cluster import Cluster, Control, MemoryNode, cluster_at, until
+from tests.control_cluster import Cluster, Control, MemoryFrontEnd, MemoryNode, cluster_at, until
 from tests.control_scenario import run, until_down
 
 A, B, C = (ReplicaId(name) for name in ("rep-a", "rep-b", "rep-c"))
@@ -78,7 +79,24 @@ def status(**changes: object) -> ReplicaStatus:
 def test_a_detached_volume_is_opened_where_that_mends_something(
     found: dict[ReplicaId, ReplicaStatus], opens: bool
 ) -> None:
-    assert needs_front_end(VOLUME, found) is opens
+    assert can_be_mended(VOLUME, found) is opens
+
+
+@pytest.mark.parametrize(
+    ("found", "behind", "opens"),
+    [
+        ({A: status(), B: status(), C: status()}, {A}, True),
+        ({A: status(), B: status()}, {A}, True),  # and the loss of B would leave nobody who has all of it
+        ({A: status(), B: status(), C: status()}, set(), False),
+        ({A: status(whole=False), B: status()}, {A}, False),
+        ({A: status()}, {A}, False),
+        ({B: status(), C: status()}, {A}, False),  # its node is away: nobody could bring it anything
+    ],
+)
+def test_a_detached_volume_is_opened_for_a_member_that_is_behind(
+    found: dict[ReplicaId, ReplicaStatus], behind: set[ReplicaId], opens: bool
+) -> None:
+    assert can_catch_up(VOLUME, found, behind) is opens
 
 
 # ---- control
@@ -160,6 +178,87 @@ def test_a_detached_volume_is_opened_until_its_replica_is_good_again(tmp_path: P
         assert (await control.get("v")).epoch == 1, "once was enough"
 
     run(tmp_path, scenario)
+
+
+async def leave_behind(cluster: Cluster, control: Control) -> tuple[MemoryNode, str]:
+    """A detached volume, and a node whose replica of it lacks 40 records."""
+    await control.create(GIB, name="v")
+    for node, sequence in zip(cluster.nodes, (100, 100, 60), strict=True):
+        [held] = node.replicas.values()
+        held.end.CopyFrom(Position(epoch=1, sequence=sequence))
+    [replica] = node.replicas
+    return node, replica
+
+
+async def why(control: Control) -> str:
+    """What is said of the replicas that are not as they should be."""
+    health = await control.call("GetVolumeHealth", control_pb2.GetVolumeRequest(volume="v"))
+    return "".join(each.why for each in health.replicas)
+
+
+def test_a_detached_volume_is_opened_until_nobody_is_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintenance_work, "BEHIND_FOR_S", 0.5)
+
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        node, replica = await leave_behind(cluster, control)
+        [front_end] = cluster.front_ends
+
+        async def opened() -> bool:
+            return bool(front_end.volumes)
+
+        async def closed() -> bool:
+            return not front_end.volumes
+
+        await until(opened, "it is open for maintenance")
+        assert f"front-end {front_end.id} brings it up to date" in await why(control)
+        front_end.members[replica] = {"lag_records": 1}  # what was appended when it was opened
+        node.replicas[replica].end.sequence = 100
+        await until(lambda: _is_up(control), "the nodes' words are equal")
+        for each in (front_end, *cluster.nodes):
+            await each.report(control.stub)
+        assert front_end.volumes, "the front-end knows better"
+        front_end.members.clear()
+        await until(closed, "it is closed again")
+        now = await control.get("v")
+        assert (now.state, now.epoch) == (control_pb2.VOLUME_STATE_AVAILABLE, 1), "once was enough"
+
+    run(tmp_path, scenario)
+
+
+async def _is_up(control: Control) -> bool:
+    health = await control.call("GetVolumeHealth", control_pb2.GetVolumeRequest(volume="v"))
+    return all(each.state == "up" for each in health.replicas)
+
+
+def test_one_that_nobody_can_bring_anything_gives_its_place_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance_work, "BEHIND_FOR_S", 0.2)
+    monkeypatch.setattr(maintenance, "STALLED_S", 1.0)
+
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        _, replica = await leave_behind(cluster, control)
+        [front_end] = cluster.front_ends
+        front_end.members[replica] = {"degraded_why": "its disk is full"}
+
+        async def given_up() -> bool:
+            return "brought nothing for 1 s: its disk is full" in await why(control)
+
+        await until(given_up, "it is closed again, and says why")
+        await until(lambda: _has_none(front_end), "it is closed")
+        assert (await control.get("v")).epoch == 1
+        [other] = await control.snapshot("v")  # which is none of its business
+        await until(lambda: _is_sealed(control, other.id), "it is sealed")
+
+    run(tmp_path, scenario)
+
+
+async def _has_none(front_end: MemoryFrontEnd) -> bool:
+    return not front_end.volumes
+
+
+async def _is_sealed(control: Control, snapshot: str) -> bool:
+    return bool((await control.get_snapshot(snapshot)).sealed_at_ms)
 
 
 def test_what_is_warned_of_is_what_is_now(tmp_path: Path) -> None:

@@ -254,6 +254,16 @@ def _replica_state(value: pb.ReplicaHealth) -> Text:
     return text.append(", newcomer") if value.replaces else text
 
 
+def troubles(value: pb.VolumeHealth) -> RenderableType | None:
+    """The replicas that are not as they should be, and why; None where all are."""
+    lines = [
+        Text(f"{each.replica} on {each.node} is {each.state}: {each.why}", style="yellow")
+        for each in value.replicas
+        if each.state != "up" and not each.replaces
+    ]
+    return Group(*lines) if lines else None
+
+
 def _front_ends(value: pb.StatusResponse) -> RenderableType:
     return grid(
         ("ID", "STATE", "VOLUMES>", "NBD", "ADDRESS"),

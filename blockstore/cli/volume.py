@@ -139,15 +139,21 @@ def show_volume(
 ) -> None:
     """Show one volume: where its replicas are, where it is attached, and how far hydration and rebuilds are."""
 
-    async def work(client: ControlClient) -> tuple[pb.Volume, list[pb.ReplicaHealth]]:
+    async def work(client: ControlClient) -> tuple[pb.Volume, pb.VolumeHealth]:
         found = await client.volume(volume)
-        health = await client.health(found.id)
-        return found, repair.rebuilds(health) if health else []
+        return found, await client.health(found.id) or pb.VolumeHealth()
 
-    found, filling = run_with_control(find_control(control, state), work)
-    document = {**documents.volume(found), "rebuilds": [repair.rebuild_document(each) for each in filling]}
+    found, health = run_with_control(find_control(control, state), work)
+    filling = repair.rebuilds(health)
+    document = {
+        **documents.volume(found),
+        "replicas": [documents.replica(each) for each in health.replicas],
+        "rebuilds": [repair.rebuild_document(each) for each in filling],
+    }
     table = repair.rebuilds_table((found.name or found.id, each) for each in filling)
-    show(output, document, lambda: Group(tables.volume(found), *([Text(), table] if table else [])))
+    troubles = tables.troubles(health)
+    more = [part for each in (troubles, table) if each for part in (Text(), each)]
+    show(output, document, lambda: Group(tables.volume(found), *more))
 
 
 app.command("rebalance")(repair.rebalance)

@@ -8,29 +8,22 @@ depends on its end being said: a front-end that was not told hears it with its n
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from enum import Enum
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 import structlog
 
 from blockstore.control import transitions
-from blockstore.control.catalog import Catalog, tombstones_of
+from blockstore.control.catalog import Catalog
 from blockstore.control.hydration import Hydrations
-from blockstore.control.membership import is_changing
+from blockstore.control.maintenance_work import MaintenanceWork, Purpose
 from blockstore.control.peers import Peers
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import MOVED_ON, Reconciler
 from blockstore.control.records import FrontEnd, Maintenance, MaintenanceState, Volume
 from blockstore.control.snapshot_catalog import SnapshotCatalog
-from blockstore.control.snapshot_records import Snapshot
-from blockstore.control.snapshot_transitions import Phase as SnapshotPhase
-from blockstore.control.snapshot_transitions import phase_of as snapshot_phase_of
-from blockstore.control.transitions import Phase, phase_of
-from blockstore.control.unfit import needs_front_end
-from blockstore.domain import FrontEndId, ReplicaId, VolumeId
+from blockstore.domain import FrontEndId, VolumeId
 from blockstore.errors import CairnError, Corrupt, NotFound, QuorumUnavailable
-from blockstore.rpc.replica_pb2 import ReplicaStatus
 
 _log = structlog.get_logger(__name__)
 
@@ -38,23 +31,22 @@ _log = structlog.get_logger(__name__)
 MAX_HYDRATING: Final = 2
 #: Those that one has open because a replica is not good: a node that was lost may leave a thousand of them at once.
 MAX_MENDING: Final = 4
-#: Before a volume that could not be opened is tried again: each attempt is an epoch, and seals at its nodes.
+#: Before a volume that could not be opened is tried again: each attempt is an epoch, and seals at its nodes. Nobody
+#: waits for a replica that is only behind.
 RETRY_S: Final = 1.0
-
-
-class Purpose(Enum):
-    """What a volume is opened for."""
-
-    SEAL = "a snapshot to be sealed"
-    SETTLE = "a seal that its replicas do not know as committed"
-    UNPIN = "a generation to be given up"
-    HYDRATE = "hydration"
-    MEMBERS = "a change of members"
-    MEND = "a replica that is not whole, or damaged"
+CATCH_UP_RETRY_S: Final = 60.0
+#: A volume that is open for a replica that is behind, and brings it nothing for so long (its front-end does not reach
+#: that node, or its disk is full), gives its place to others, and is tried again much later.
+STALLED_S: Final = 60.0
+STALLED_RETRY_S: Final = 300.0
 
 
 #: How many volumes a front-end has open for what takes object store and nodes from the guests.
-_MOST: Final = {Purpose.HYDRATE: MAX_HYDRATING, Purpose.MEND: MAX_MENDING}
+_MOST: Final = {
+    Purpose.HYDRATE: MAX_HYDRATING,
+    Purpose.MEND: MAX_MENDING,
+    Purpose.CATCH_UP: MAX_MENDING,
+}
 
 Copying = Counter[tuple[FrontEndId, Purpose]]
 """Detached volumes that are open, by front-end and purpose."""
@@ -74,37 +66,41 @@ class Upkeep:
         hydrations: Hydrations,
     ) -> None:
         self._catalog = catalog
-        self._snapshots = snapshots
         self._presence = presence
         self._peers = peers
         self._reconciler = reconciler
         self._hydrations = hydrations
-        self._retry_at: dict[VolumeId, float] = {}
+        self._work = MaintenanceWork(snapshots, presence, hydrations)
+        self._retry_at: dict[tuple[VolumeId, Purpose], float] = {}
+        self._progress: dict[VolumeId, tuple[list[tuple[int, int]], float]] = {}
+        """Of those that are open for a replica that is behind: how far it was, and since when."""
 
     async def reconcile(self, volumes: tuple[Volume, ...]) -> None:
         """Begin, go on with, and end what is to be."""
         self._hydrations.keep_only([volume.id for volume in volumes if volume.source])
-        for gone in self._retry_at.keys() - {volume.id for volume in volumes}:
-            del self._retry_at[gone]
-        wanted = await self._wanted(volumes)
+        self._forget_all_but({volume.id for volume in volumes})
+        wanted = await self._work.wanted(volumes)
         registered = await self._catalog.front_ends()
         instances = {each.id: each.instance for each in registered}
         for volume in volumes:
             if (held := volume.maintenance) is None:
+                self._progress.pop(volume.id, None)
                 continue
+            purpose = wanted.get(volume.id)
             if (
-                volume.id in wanted
+                purpose
                 and instances.get(held.front_end) == held.instance
                 and self._presence.may_be_up(held.front_end)
+                and not (purpose is Purpose.CATCH_UP and self._stalls(volume, held))
             ):
-                self._go_on(volume, held)
+                self._go_on(volume, held, purpose)
             else:
                 await self._end(volume, held)
         front_ends = [each for each in registered if self._presence.is_up(each.id)]
         loads, copying = _loads(volumes, wanted)
         for volume in volumes:
             purpose = wanted.get(volume.id)
-            if purpose is None or volume.maintenance or not self._may_try(volume.id):
+            if purpose is None or volume.maintenance or not self._may_try(volume.id, purpose):
                 continue
             if front_end := _choose(front_ends, purpose, loads, copying):
                 await self._begin(volume, front_end, purpose)
@@ -113,60 +109,31 @@ class Upkeep:
             else:
                 self._hydrations.waits(volume.id, "" if front_ends else "no front-end is up")
 
-    async def _wanted(self, volumes: Iterable[Volume]) -> dict[VolumeId, Purpose]:
-        """The work on volumes that nobody has attached."""
-        unfinished = await self._snapshots.unfinished()
-        sealing = {each.volume for each in unfinished if snapshot_phase_of(each) is SnapshotPhase.SEALING}
-        shipping: dict[VolumeId, list[Snapshot]] = {}
-        for each in unfinished:
-            if snapshot_phase_of(each) is SnapshotPhase.SHIPPING:
-                shipping.setdefault(each.volume, []).append(each)
-        unpinning = {each.volume for each in await self._snapshots.pins()}
-        served = await self._hydrations.may_be_served()
-        found = {}
-        for volume in volumes:
-            if phase_of(volume) is not Phase.AVAILABLE:
-                continue
-            if volume.id in sealing:
-                found[volume.id] = Purpose.SEAL
-            elif not all(self._is_readable(volume, each) for each in shipping.get(volume.id, ())):
-                found[volume.id] = Purpose.SETTLE
-            elif volume.id in unpinning:
-                found[volume.id] = Purpose.UNPIN
-            elif any(map(is_changing, volume.segments)):
-                found[volume.id] = Purpose.MEMBERS
-            elif needs_front_end(volume, self._statuses(volume)):
-                found[volume.id] = Purpose.MEND
-            elif volume.source and not volume.source.paused and served:
-                found[volume.id] = Purpose.HYDRATE
-        return found
+    def _forget_all_but(self, volumes: Collection[VolumeId]) -> None:
+        """The others are gone."""
+        self._retry_at = {key: at for key, at in self._retry_at.items() if key[0] in volumes}
+        self._progress = {volume: seen for volume, seen in self._progress.items() if volume in volumes}
 
-    def _statuses(self, volume: Volume) -> dict[ReplicaId, ReplicaStatus]:
-        """What nodes that are up say of its replicas."""
-        found = {}
-        for each in tombstones_of(volume):
-            word = self._presence.node(each.node)
-            if word and word.replicas and each.replica in word.replicas and self._presence.is_up(each.node):
-                found[each.replica] = word.replicas[each.replica]
-        return found
+    def _may_try(self, volume: VolumeId, purpose: Purpose) -> bool:
+        return asyncio.get_running_loop().time() >= self._retry_at.get((volume, purpose), 0.0)
 
-    def _is_readable(self, volume: Volume, snapshot: Snapshot) -> bool:
-        """A whole replica of each segment knows that its seal is committed, and so has its generation, or will soon.
-
-        A front-end tells it with what it sends next; one that let go of the volume too early never does.
-        """
-        known = set()
-        for each in tombstones_of(volume):
-            word = self._presence.node(each.node)
-            status = word.replicas.get(each.replica) if word and word.replicas else None
-            if status and status.whole and each.segment < len(snapshot.seals):
-                seal = snapshot.seals[each.segment]
-                if (status.commit.epoch, status.commit.sequence) >= (seal.epoch, seal.sequence):
-                    known.add(each.segment)
-        return len(known) == len(snapshot.seals)
-
-    def _may_try(self, volume: VolumeId) -> bool:
-        return asyncio.get_running_loop().time() >= self._retry_at.get(volume, 0.0)
+    def _stalls(self, volume: Volume, held: Maintenance) -> bool:
+        """Whether it has brought nothing to the replica that is behind for STALLED_S."""
+        report, now = self._work.report(volume), asyncio.get_running_loop().time()
+        how_far = [(each.matched.sequence, each.extents_done) for each in report.members] if report else []
+        before, since = self._progress.get(volume.id, (None, now))
+        if how_far != before:
+            self._progress[volume.id] = how_far, now
+            return False
+        if now - since < STALLED_S:
+            return False
+        why = next((each.degraded_why for each in report.members if each.degraded_why), "") if report else ""
+        error = QuorumUnavailable(
+            f"front-end {held.front_end} brought nothing for {STALLED_S:.0f} s{': ' + why if why else ''}"
+        )
+        self._reconciler.steps.tell(subject_of(volume.id), error)
+        self._retry_at[volume.id, Purpose.CATCH_UP] = now + STALLED_RETRY_S
+        return True
 
     # ---- one volume
 
@@ -177,17 +144,17 @@ class Upkeep:
             return  # A user was first.
         _log.info("volume opens for maintenance", volume=volume.id, front_end=front_end.id, purpose=purpose.value)
         assert begun.maintenance is not None
-        self._start_opening(begun, begun.maintenance)
+        self._start_opening(begun, begun.maintenance, purpose)
 
-    def _go_on(self, volume: Volume, held: Maintenance) -> None:
+    def _go_on(self, volume: Volume, held: Maintenance, purpose: Purpose) -> None:
         if held.state is MaintenanceState.OPENING and self._presence.is_up(held.front_end):
-            self._start_opening(volume, held)
+            self._start_opening(volume, held, purpose)
 
-    def _start_opening(self, volume: Volume, held: Maintenance) -> None:
+    def _start_opening(self, volume: Volume, held: Maintenance, purpose: Purpose) -> None:
         key = (volume.id, "maintenance", held.epoch)
-        self._reconciler.steps.start(key, subject_of(volume.id), lambda: self._open(volume, held))
+        self._reconciler.steps.start(key, subject_of(volume.id), lambda: self._open(volume, held, purpose))
 
-    async def _open(self, volume: Volume, held: Maintenance) -> None:
+    async def _open(self, volume: Volume, held: Maintenance, purpose: Purpose) -> None:
         front_end = await self._catalog.front_end(held.front_end)
         try:
             if front_end.instance != held.instance:
@@ -196,9 +163,9 @@ class Upkeep:
         except CairnError as error:
             if not await self._is_held(volume.id, held):
                 return  # A user was first, and that is how it ended.
-            await self._not_opened(volume.id, held, error)
+            await self._not_opened(volume.id, held, purpose, error)
             raise
-        self._retry_at.pop(volume.id, None)
+        self._retry_at.pop((volume.id, purpose), None)
         self._hydrations.waits(volume.id, "")
         await self._reconciler.end_attempt(volume.id, lambda now: transitions.maintained(now, held.epoch))
 
@@ -210,8 +177,9 @@ class Upkeep:
             return False
         return now is not None and now.epoch == held.epoch
 
-    async def _not_opened(self, volume: VolumeId, held: Maintenance, error: CairnError) -> None:
-        self._retry_at[volume] = asyncio.get_running_loop().time() + RETRY_S
+    async def _not_opened(self, volume: VolumeId, held: Maintenance, purpose: Purpose, error: CairnError) -> None:
+        pause_s = CATCH_UP_RETRY_S if purpose is Purpose.CATCH_UP else RETRY_S
+        self._retry_at[volume, purpose] = asyncio.get_running_loop().time() + pause_s
         self._hydrations.waits(volume, f"it cannot be opened: {error}")
         if isinstance(error, Corrupt):
             await self._reconciler.end_attempt(volume, lambda now: transitions.lost(now, held.epoch, str(error)))
@@ -228,7 +196,7 @@ class Upkeep:
         if self._presence.is_up(held.front_end):
             self._reconciler.steps.start(
                 (volume.id, "close", held.epoch),
-                subject_of(volume.id),
+                f"end of the {subject_of(volume.id)}",  # what stood in the way of that stays known
                 lambda: self._reconciler.close_quietly(held.front_end, volume.id, held.epoch),
             )
 
@@ -249,8 +217,8 @@ def _loads(volumes: Iterable[Volume], wanted: Mapping[VolumeId, Purpose]) -> tup
             continue
         if volume.source and not volume.source.paused:  # whatever it was opened for
             copying[volume.maintenance.front_end, Purpose.HYDRATE] += 1
-        if wanted.get(volume.id) is Purpose.MEND:
-            copying[volume.maintenance.front_end, Purpose.MEND] += 1
+        if (purpose := wanted.get(volume.id)) in (Purpose.MEND, Purpose.CATCH_UP):
+            copying[volume.maintenance.front_end, purpose] += 1
     return loads, copying
 
 

@@ -18,6 +18,7 @@ from blockstore.control.clock import now_ms
 from blockstore.control.creation import CREATE_WAIT_S, Creation
 from blockstore.control.growth import Growth
 from blockstore.control.leadership import ControlPlace
+from blockstore.control.maintenance import subject_of
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import Reconciler
 from blockstore.control.records import FrontEnd, Volume, check_client
@@ -298,6 +299,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             StoreObserver(self._presence, await self._snapshots.snapshots(), await self._snapshots.daemons()),
             rebuilds=self._replacing.rebuilds,
             waits=self._replacing.waits,
+            maintenance_trouble=lambda volume: self._reconciler.steps.why(subject_of(volume)),
             draining=await self._catalog.draining(),
         )
 

@@ -5,17 +5,18 @@ nothing. A front-end's word on a replica counts before the node's: it sees acks.
 of detached volumes. Where neither was heard, the answer is `unknown`, never a guess.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 from blockstore.control.catalog import growing_on, replicas_by_node, tombstones_of, volumes_by_front_end
+from blockstore.control.lag import lag_records
 from blockstore.control.messages import Messages
 from blockstore.control.presence import Presence
 from blockstore.control.rebuilds import Rebuilds
 from blockstore.control.records import AttachmentState, FrontEnd, Node, Segment, Tombstone, Volume
 from blockstore.control.scrubbing import scrub_problems
 from blockstore.control.snapshot_status import AT_WORK, DEGRADED, UNAVAILABLE, WARNING, StoreObserver
-from blockstore.domain import FrontEndId, Member, NodeId, ReplicaId, VolumeState
+from blockstore.domain import FrontEndId, Member, NodeId, ReplicaId, VolumeId, VolumeState
 from blockstore.grpc_parts import in_parts
 from blockstore.rpc import control_pb2
 from blockstore.rpc.control_pb2 import Problem, ReplicaHealth, VolumeHealth, VolumeReport
@@ -51,7 +52,9 @@ class Observer:
         rebuilds: Rebuilds,
         draining: Collection[NodeId],
         waits: Mapping[ReplicaId, str],
+        maintenance_trouble: Callable[[VolumeId], str],
     ) -> None:
+        """waits: what keeps replicas from moving. maintenance_trouble: why a volume was not opened for maintenance."""
         self._messages = messages
         self._presence = presence
         self._nodes = nodes
@@ -60,6 +63,7 @@ class Observer:
         self._rebuilds = rebuilds
         self._draining = draining
         self._waits = waits
+        self._maintenance_trouble = maintenance_trouble
 
     def status(
         self, volumes: tuple[Volume, ...], tombstones: Iterable[Tombstone]
@@ -115,7 +119,7 @@ class Observer:
     def _replica(self, volume: Volume, segment: Segment, member: Member, report: VolumeReport | None) -> ReplicaHealth:
         said = next((each for each in report.members if each.replica == member.replica), None) if report else None
         own = self._own_word(member)
-        lag = said.lag_records if said else self._lag(volume, segment, member)
+        lag = said.lag_records if said else 0 if volume.attachment else lag_records(self._presence, segment, member)
         state, why = self._state(volume, member, said, lag)
         node = self._nodes.get(member.node)
         rebuild = self._rebuilds.of(member.replica)
@@ -151,7 +155,14 @@ class Observer:
         own = self._own_word(member)
         if own is None and not self._presence.is_new(member.replica):
             return DOWN, "its node is up and does not have it: has its disk been emptied?"
-        return _condition(said, own, lag)
+        return _condition(said, own, lag, self._comes(volume))
+
+    def _comes(self, volume: Volume) -> str:
+        """When a detached volume's replica that is behind gets what it lacks."""
+        if volume.maintenance:
+            return f"front-end {volume.maintenance.front_end} brings it up to date"
+        trouble = self._maintenance_trouble(volume.id)
+        return f"it is tried again, as the last time failed: {trouble}" if trouble else "a front-end brings it soon"
 
     def _absence(self, member: Member) -> tuple[str, str] | None:
         """Why nothing is known from its node now."""
@@ -165,24 +176,6 @@ class Observer:
     def _own_word(self, member: Member) -> ReplicaStatus | None:
         word = self._presence.node(member.node)
         return word.replicas.get(member.replica) if word and word.replicas else None
-
-    def _lag(self, volume: Volume, segment: Segment, member: Member) -> int:
-        """Records by which a detached volume's replica ends before another one did when that was heard before.
-
-        Words of different times are no measure while records are written: then only the front-end's counts.
-        """
-        word, own = self._presence.node(member.node), self._own_word(member)
-        if volume.attachment or word is None or own is None:
-            return 0
-        others = (
-            earlier.replicas.get(each.replica)
-            for each in segment.configuration.members
-            if (earlier := self._presence.node_before(each.node, word.heard_at)) and earlier.replicas
-        )
-        own_end = (own.end.epoch, own.end.sequence)
-        longest = max(((each.end.epoch, each.end.sequence) for each in others if each), default=own_end)
-        # At one sequence in an older epoch its last record differs.
-        return max(1, longest[1] - own_end[1]) if longest > own_end else 0
 
     # ---- problems
 
@@ -270,10 +263,13 @@ class Observer:
                 )
 
 
-def _condition(said: control_pb2.MemberReport | None, own: ReplicaStatus | None, lag: int) -> tuple[str, str]:
+def _condition(
+    said: control_pb2.MemberReport | None, own: ReplicaStatus | None, lag: int, comes: str
+) -> tuple[str, str]:
     """The state of a replica that is there, and why it is not `up`.
 
-    said: by the front-end; own: by its node, None of one so new that its node has not named it yet.
+    said: by the front-end; own: by its node, None of one so new that its node has not named it yet. comes: when one
+    that nobody serves gets the records that it lacks.
     """
     if said and not said.connected:
         return DOWN, said.degraded_why or "the front-end cannot reach it"
@@ -285,7 +281,7 @@ def _condition(said: control_pb2.MemberReport | None, own: ReplicaStatus | None,
     if said and said.degraded_why:
         return CATCHING_UP, said.degraded_why
     if lag and not said:
-        return CATCHING_UP, f"it lacks {lag} records, and gets them when the volume is attached"
+        return CATCHING_UP, f"it lacks {lag} records; {comes}"
     return UP, ""
 
 

@@ -1,17 +1,17 @@
 """Which members need more than their node can do: a front-end that brings them to be whole, or another replica. Pure.
 
-    filling, or damaged          the front-end that serves the volume mends it; a detached volume is opened for that
+    filling, damaged, behind     the front-end that serves the volume mends it; a detached volume is opened for that
     left out, two are damaged    nothing that is done to the member itself helps: another replica takes its place
 
 A member is left out once it has committed what was given up with --accept-loss. Of two that are damaged neither is
 emptied (docs/replication.md, rule 6), so one of them is replaced, by a replica that is filled beside it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 from blockstore.control.records import Segment, Volume
-from blockstore.domain import Member, ReplicaId
+from blockstore.domain import ReplicaId
 from blockstore.rpc.control_pb2 import MemberReport
 from blockstore.rpc.replica_pb2 import ReplicaStatus
 
@@ -39,20 +39,41 @@ def _blocked(segment: Segment, said: Mapping[ReplicaId, MemberReport]) -> Iterat
         yield from damaged
 
 
-def needs_front_end(volume: Volume, statuses: Mapping[ReplicaId, ReplicaStatus]) -> bool:
-    """Whether a front-end would bring a member of a detached volume to be whole.
+def can_be_mended(volume: Volume, statuses: Mapping[ReplicaId, ReplicaStatus]) -> bool:
+    """Whether a member of a detached volume is filling or damaged, and a front-end would make it good.
 
+    That is where the others that are whole are a quorum. With fewer, whoever opens the volume may find that
+    acknowledged writes are missing: that is for a person to begin.
     statuses: what the nodes that are up say of their replicas.
     """
-    return any(_can_be_mended(segment.configuration.members, statuses) for segment in volume.segments)
+    return any(
+        (not each.whole or each.damage) and 2 * (_whole(here) - each.whole) > number
+        for number, here in _segments(volume, statuses)
+        for each in here.values()
+    )
 
 
-def _can_be_mended(members: Iterable[Member], statuses: Mapping[ReplicaId, ReplicaStatus]) -> bool:
-    """Whether one here is filling or damaged, and the others that are whole are a quorum.
+def can_catch_up(volume: Volume, statuses: Mapping[ReplicaId, ReplicaStatus], behind: Collection[ReplicaId]) -> bool:
+    """Whether a whole member of a detached volume is behind, and enough are here to open it.
 
-    With fewer, whoever opens it may find that acknowledged writes are missing: that is for a person to begin.
+    It has everything up to where it ends, so it counts for the quorum that opens the volume. Until it has the rest, the
+    loss of one more member may leave a single copy of the newest writes.
     """
-    everyone = list(members)
-    here = [statuses[each.replica] for each in everyone if each.replica in statuses]
-    whole = sum(each.whole for each in here)
-    return any((not each.whole or each.damage) and 2 * (whole - each.whole) > len(everyone) for each in here)
+    return any(
+        each.whole and replica in behind and 2 * _whole(here) > number
+        for number, here in _segments(volume, statuses)
+        for replica, each in here.items()
+    )
+
+
+def _segments(
+    volume: Volume, statuses: Mapping[ReplicaId, ReplicaStatus]
+) -> Iterator[tuple[int, dict[ReplicaId, ReplicaStatus]]]:
+    """Of each segment how many members it has, and those that are here."""
+    for segment in volume.segments:
+        members = [each.replica for each in segment.configuration.members]
+        yield len(members), {each: statuses[each] for each in members if each in statuses}
+
+
+def _whole(here: Mapping[ReplicaId, ReplicaStatus]) -> int:
+    return sum(each.whole for each in here.values())

@@ -1,0 +1,127 @@
+"""What volumes that nobody has attached need a front-end for, by what the catalog and the last heartbeats say.
+
+Invariants: nothing is named here that opening the volume could not do, or begin; and what is named goes away once it is
+done, so that the volume is let go of again. Of several purposes one is named, the one that waits the least.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from enum import Enum
+from typing import Final
+
+from blockstore.control.catalog import tombstones_of
+from blockstore.control.hydration import Hydrations
+from blockstore.control.lag import behind
+from blockstore.control.membership import is_changing
+from blockstore.control.presence import Presence
+from blockstore.control.records import Volume
+from blockstore.control.snapshot_catalog import SnapshotCatalog
+from blockstore.control.snapshot_records import Snapshot
+from blockstore.control.snapshot_transitions import Phase as SnapshotPhase
+from blockstore.control.snapshot_transitions import phase_of as snapshot_phase_of
+from blockstore.control.transitions import Phase, phase_of, place_of
+from blockstore.control.unfit import can_be_mended, can_catch_up
+from blockstore.domain import ReplicaId, VolumeId
+from blockstore.rpc.control_pb2 import VolumeReport
+from blockstore.rpc.replica_pb2 import ReplicaStatus
+
+#: A volume that was just detached is often attached again at once, and that does the same.
+BEHIND_FOR_S: Final = 5.0
+
+
+class Purpose(Enum):
+    """What a volume is opened for."""
+
+    SEAL = "a snapshot to be sealed"
+    SETTLE = "a seal that its replicas do not know as committed"
+    UNPIN = "a generation to be given up"
+    HYDRATE = "hydration"
+    MEMBERS = "a change of members"
+    MEND = "a replica that is not whole, or damaged"
+    CATCH_UP = "a replica that is behind the others"
+
+
+class MaintenanceWork:
+    """See the module. It remembers only since when members are behind."""
+
+    def __init__(self, snapshots: SnapshotCatalog, presence: Presence, hydrations: Hydrations) -> None:
+        self._snapshots = snapshots
+        self._presence = presence
+        self._hydrations = hydrations
+        self._behind_since: dict[VolumeId, float] = {}
+
+    async def wanted(self, volumes: Iterable[Volume]) -> dict[VolumeId, Purpose]:
+        """The work on volumes that nobody has attached."""
+        unfinished = await self._snapshots.unfinished()
+        sealing = {each.volume for each in unfinished if snapshot_phase_of(each) is SnapshotPhase.SEALING}
+        shipping: dict[VolumeId, list[Snapshot]] = {}
+        for each in unfinished:
+            if snapshot_phase_of(each) is SnapshotPhase.SHIPPING:
+                shipping.setdefault(each.volume, []).append(each)
+        unpinning = {each.volume for each in await self._snapshots.pins()}
+        served = await self._hydrations.may_be_served()
+        found, lagging = {}, dict[VolumeId, float]()
+        for volume in volumes:
+            if phase_of(volume) is not Phase.AVAILABLE:
+                continue
+            statuses = self._statuses(volume)
+            if volume.id in sealing:
+                found[volume.id] = Purpose.SEAL
+            elif not all(self._is_readable(volume, each) for each in shipping.get(volume.id, ())):
+                found[volume.id] = Purpose.SETTLE
+            elif volume.id in unpinning:
+                found[volume.id] = Purpose.UNPIN
+            elif any(map(is_changing, volume.segments)):
+                found[volume.id] = Purpose.MEMBERS
+            elif can_be_mended(volume, statuses):
+                found[volume.id] = Purpose.MEND
+            elif volume.source and not volume.source.paused and served:
+                found[volume.id] = Purpose.HYDRATE
+            elif self._lags(volume, statuses):
+                now = asyncio.get_running_loop().time()
+                since = lagging[volume.id] = self._behind_since.get(volume.id, now)
+                if volume.maintenance or now - since >= BEHIND_FOR_S:
+                    found[volume.id] = Purpose.CATCH_UP
+        self._behind_since = lagging
+        return found
+
+    def report(self, volume: Volume) -> VolumeReport | None:
+        """What the front-end that has it open says of it."""
+        place = place_of(volume)
+        word = self._presence.front_end(place.front_end) if place else None
+        report = word.volumes.get(volume.id) if word else None
+        return report if place and report and report.epoch == place.epoch else None
+
+    def _statuses(self, volume: Volume) -> dict[ReplicaId, ReplicaStatus]:
+        """What nodes that are up say of its replicas."""
+        found = {}
+        for each in tombstones_of(volume):
+            word = self._presence.node(each.node)
+            if word and word.replicas and each.replica in word.replicas and self._presence.is_up(each.node):
+                found[each.replica] = word.replicas[each.replica]
+        return found
+
+    def _is_readable(self, volume: Volume, snapshot: Snapshot) -> bool:
+        """A whole replica of each segment knows that its seal is committed, and so has its generation, or will soon.
+
+        A front-end tells it with what it sends next; one that let go of the volume too early never does.
+        """
+        known = set()
+        for each in tombstones_of(volume):
+            word = self._presence.node(each.node)
+            status = word.replicas.get(each.replica) if word and word.replicas else None
+            if status and status.whole and each.segment < len(snapshot.seals):
+                seal = snapshot.seals[each.segment]
+                if (status.commit.epoch, status.commit.sequence) >= (seal.epoch, seal.sequence):
+                    known.add(each.segment)
+        return len(known) == len(snapshot.seals)
+
+    def _lags(self, volume: Volume, statuses: dict[ReplicaId, ReplicaStatus]) -> bool:
+        """A member is behind by the words of the nodes; or, once it is open, by that of its front-end.
+
+        Who opens a volume appends a record to its log: what the nodes said before is not the end of it.
+        """
+        report = self.report(volume)
+        if report and any(each.connected and each.lag_records for each in report.members):
+            return True
+        return can_catch_up(volume, statuses, behind(self._presence, volume, statuses))
