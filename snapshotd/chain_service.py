@@ -118,7 +118,7 @@ class ChainService:
         pruner = prune.Pruner(
             self._parts.repository,
             self._parts.catalog,
-            request.repack_share or DEFAULT_REPACK_SHARE,
+            request.repack_share if request.HasField("repack_share") else DEFAULT_REPACK_SHARE,
             lambda: frozenset(self._importing),
         )
         await self._parts.repository.check_owner(self._parts.cluster)

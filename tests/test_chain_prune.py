@@ -97,6 +97,20 @@ def test_what_is_little_dead_is_not_moved(tmp_path: Path) -> None:
     asyncio.run(check())
 
 
+@pytest.mark.parametrize("share", [{"repack_share": 0.0}, {}])
+def test_a_share_of_nothing_is_no_default(tmp_path: Path, share: dict[str, float]) -> None:
+    """One of 40 blocks is dead: too little for the default, and anything is enough for 0."""
+
+    async def check() -> None:
+        async with chain_at(tmp_path) as chain:
+            first = await chain.snapshot(1, SIZE, blocks(range(1280)))
+            await chain.snapshot(2, SIZE, blocks(range(64, 1280)))
+            await chain.delete(first)
+            assert (await chain.prune(**share))[-1].plan.packs_repacked == len(share)
+
+    asyncio.run(check())
+
+
 def test_packs_of_pending_snapshots_stay(tmp_path: Path) -> None:
     async def check() -> None:
         async with chain_at(tmp_path) as chain:

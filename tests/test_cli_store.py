@@ -60,7 +60,7 @@ def test_prune(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) -> 
     planned = [pb.PruneResponse(progress=PROGRESS), pb.PruneResponse(plan=PLAN)]
     cluster.answers["Prune"] = planned
     assert run(["store", "prune", "--dry-run"]) == 0
-    assert cluster.last(pb.PruneRequest).dry_run
+    assert cluster.last(pb.PruneRequest) == pb.PruneRequest(dry_run=True)
     captured = capsys.readouterr()
     assert captured.out.splitlines()[0].split() == ["frees", "5", "MiB"]
     assert "marking: 1 snapshots of 2 snapshots (50%)" in captured.err
@@ -69,6 +69,8 @@ def test_prune(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) -> 
     assert cluster.last(pb.PruneRequest).repack_share == 0.5
     found = document(capsys)
     assert (found["bytes_freed"], found["done"], found["dry_run"]) == (5 * MIB, True, False)
+    assert run(["store", "prune", "--repack-share", "0"]) == 0
+    assert cluster.last(pb.PruneRequest) == pb.PruneRequest(repack_share=0.0), "0 is no default"
 
 
 def test_a_prune_that_does_not_come_to_its_end(cluster: CannedSnapshots, capsys: pytest.CaptureFixture[str]) -> None:

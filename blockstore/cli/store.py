@@ -49,16 +49,16 @@ def prune(
     state: StateOption,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what it would do.")] = False,
     repack_share: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--repack-share",
             metavar="SHARE",
-            help="Copy what is alive out of a pack where at least this share of it is dead.",
+            help="Copy what is alive out of a pack where at least this share of it is dead; 0: where anything is.",
             min=0,
             max=1,
             show_default="snapshotd's",
         ),
-    ] = 0.0,
+    ] = None,
     control: ControlOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:

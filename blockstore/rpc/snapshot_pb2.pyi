@@ -1647,18 +1647,20 @@ class PruneRequest(_message.Message):
     REPACK_SHARE_FIELD_NUMBER: _builtins.int
     dry_run: _builtins.bool
     repack_share: _builtins.float
-    """A pack is repacked where at least this share of it is dead, 0 to 1; 0 is the default."""
+    """A pack is repacked where at least this share of it is dead, 0 (anything) to 1; without it the default."""
     def __init__(
         self,
         *,
         dry_run: _builtins.bool = ...,
-        repack_share: _builtins.float = ...,
+        repack_share: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_repack_share", b"_repack_share", "repack_share", b"repack_share"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "repack_share", b"repack_share"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_repack_share", b"_repack_share", "dry_run", b"dry_run", "repack_share", b"repack_share"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__repack_share: _TypeAlias = _typing.Literal["repack_share"]  # noqa: Y015
+    _WhichOneofArgType__repack_share: _TypeAlias = _typing.Literal["_repack_share", b"_repack_share"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__repack_share) -> _WhichOneofReturnType__repack_share | None: ...
 
 Global___PruneRequest: _TypeAlias = PruneRequest  # noqa: Y015
 
