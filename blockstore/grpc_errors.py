@@ -57,6 +57,11 @@ def from_rpc_error(error: grpc.RpcError, peer: str = "") -> CairnError:
     """
     code: grpc.StatusCode = error.code()
     message: str = error.details() or ""
+    if code.name == "UNIMPLEMENTED":
+        return CairnError(
+            f"{peer or 'who was called'} is of an older release, which does not know this call ({message}): update it, "
+            "control before nodes, these before snapshotd, and front-ends last"
+        )
     if peer and code.name in {"UNAVAILABLE", *_BY_TRANSPORT}:
         message = f"{peer}: {message}"
     return from_status(code, message)
@@ -64,11 +69,16 @@ def from_rpc_error(error: grpc.RpcError, peer: str = "") -> CairnError:
 
 @contextmanager
 def cairn_errors(peer: str = "") -> Iterator[None]:
-    """Raises what a call inside raises as grpc.RpcError as the CairnError that it stands for."""
+    """Raises what a call inside raises as grpc.RpcError as the CairnError that it stands for.
+
+    So does a call on a channel that has been closed: whoever closed it has no use for the answer.
+    """
     try:
         yield
     except grpc.RpcError as error:
         raise from_rpc_error(error, peer) from error
+    except grpc.aio.UsageError as error:
+        raise QuorumUnavailable(f"{peer or 'who was called'}: the connection is closed ({error})") from error
 
 
 class ErrorInterceptor(_ServerInterceptor):

@@ -110,10 +110,21 @@ def test_too_late_is_unavailable_and_names_the_peer() -> None:
         asyncio.run(_call(Conflict("not raised"), "/t/slow", timeout_s=0.05))
 
 
-def test_an_unknown_method_is_an_internal_error() -> None:
-    with pytest.raises(CairnError) as caught:
+def test_an_unknown_method_says_who_is_to_be_updated() -> None:
+    with pytest.raises(CairnError, match=r"the peer is of an older release.*update it, control before nodes") as caught:
         asyncio.run(_call(Conflict("not raised"), "/t/absent"))
     assert type(caught.value) is CairnError
+
+
+def test_a_call_on_a_channel_that_was_closed_is_unavailable() -> None:
+    async def call() -> None:
+        channel = grpc.aio.insecure_channel("127.0.0.1:1")
+        await channel.close(None)
+        with cairn_errors("the peer"):
+            await channel.unary_unary("/t/unary")(b"", timeout=5)  # type: ignore[call-arg]
+
+    with pytest.raises(QuorumUnavailable, match=r"the peer: the connection is closed"):
+        asyncio.run(call())
 
 
 def test_every_code_has_a_class() -> None:
