@@ -47,6 +47,13 @@ class Attachments:
     def __iter__(self) -> Iterator[Attempt]:
         return iter(list(self._attempts.values()))
 
+    def reports(self) -> Iterator[pb.VolumeReport]:
+        """What control is to know of each."""
+        for attempt in self:
+            report = attempt.report()
+            report.clients = self._server.clients_of(attempt.exports)
+            yield report
+
     def find(self, volume: VolumeId) -> Attempt | None:
         return self._attempts.get(volume)
 

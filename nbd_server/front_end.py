@@ -80,8 +80,8 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
         self._attachments.snapshot_names = self._get_snapshot_names
         self._opening: dict[VolumeId, asyncio.Task[None]] = {}
         self._growing: set[asyncio.Task[None]] = set()
-        self._taken_away: dict[VolumeId, asyncio.Task[bool]] = {}
-        """Volumes that control took away, until their clients are gone."""
+        self._closing: dict[tuple[VolumeId, int], asyncio.Task[bool]] = {}
+        """Volumes that control took away, until their clients are gone; with the epochs that are over."""
 
     @property
     def attempts(self) -> Iterator[Attempt]:
@@ -107,7 +107,8 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
         opening = self._opening.pop(volume, None)
         if opening is not None:
             opening.cancel()
-        return pb.CloseVolumeResponse(closed=await self._attachments.close(volume, request.epoch))
+        # Who asks gives up sooner than clients go, and asks again: that joins it, and does not begin it anew.
+        return pb.CloseVolumeResponse(closed=await asyncio.shield(self._close_volume(volume, request.epoch)))
 
     async def ResizeVolume(self, request: pb.ResizeExportRequest, context: Context) -> pb.ResizeExportResponse:
         self._check_name(request.front_end)
@@ -197,7 +198,7 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
             instance=self.instance,
             address=self.address,
             uris=self.uris,
-            volumes=[attempt.report() for attempt in self._attachments],
+            volumes=self._attachments.reports(),
             reading=self._snapshots.reading if self._snapshots is not None else (),
             shows_snapshots=self._snapshots is not None,
         )
@@ -221,16 +222,16 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
                 if _may_be_tried_again(attempt) and not current[volume].maintenance:
                     self._open_again(volume)
             elif attempt.maintenance or not isinstance(attempt.fate, Fenced):
-                self._let_go(volume, epoch)
+                self._close_volume(volume, epoch)
 
-    def _let_go(self, volume: VolumeId, epoch: int) -> None:
+    def _close_volume(self, volume: VolumeId, epoch: int) -> "asyncio.Task[bool]":
         """In the background: its clients may take their time, and the heartbeat speaks for all other volumes."""
-        if volume in self._taken_away:
-            return
-        _log.info("volume was taken away", volume=volume, epoch=epoch)
-        task = asyncio.get_running_loop().create_task(self._attachments.close(volume, epoch))
-        self._taken_away[volume] = task
-        task.add_done_callback(lambda _: self._taken_away.pop(volume))
+        key = volume, epoch
+        if key not in self._closing:
+            _log.info("volume is taken away", volume=volume, epoch=epoch)
+            self._closing[key] = asyncio.get_running_loop().create_task(self._attachments.close(volume, epoch))
+            self._closing[key].add_done_callback(lambda _: self._closing.pop(key))
+        return self._closing[key]
 
     def _grow(self, attempt: Attempt, size_bytes: int) -> None:
         """In the background: control is asked, and the heartbeat must not wait for that."""

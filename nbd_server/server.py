@@ -12,7 +12,7 @@ which also ends the connections that have it.
 import asyncio
 import errno
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -130,6 +130,10 @@ class NbdServer:
         for timer in (self._stall_timer, self._look_timer):
             if timer is not None:
                 timer.cancel()
+
+    def clients_of(self, exports: Collection[Export]) -> int:
+        """How many have one of these; with those gone whose requests have not ended."""
+        return sum(any(connection.export is each for each in exports) for connection in self._connections)
 
     @property
     def connection_count(self) -> int:

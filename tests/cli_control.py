@@ -73,7 +73,8 @@ class CannedControl(ControlServicer):
 
     serving: what Status and GetVolumeHealth say of attached volumes, a word for each call; the last one stays.
     states: of each volume's replicas. waits: what keeps the first of them from moving. started: by ScrubVolume.
-    scrubs: what the replicas say, as `serving`.
+    scrubs: what the replicas say, as `serving`. clients: that keep a volume from being detached, a number for each
+    look at it.
     """
 
     def __init__(self) -> None:
@@ -93,6 +94,8 @@ class CannedControl(ControlServicer):
         self.moves: list[pb.Move] = []
         self.states: tuple[str, ...] = ("up",) * 3
         self.waits = ""
+        self.clients: list[int] = []
+        self.reason = ""
 
     def last(self, kind: type[Any]) -> Any:
         """The last request of that type."""
@@ -102,7 +105,11 @@ class CannedControl(ControlServicer):
         self._note(request, context)
         self.volumes.append(
             make_volume(
-                pb.VOLUME_STATE_CREATING, name=request.name, size_bytes=request.size_bytes, id="vol-00000000000000002"
+                pb.VOLUME_STATE_CREATING,
+                reason=self.reason,
+                name=request.name,
+                size_bytes=request.size_bytes,
+                id="vol-00000000000000002",
             )
         )
         return self.volumes[-1]
@@ -113,7 +120,7 @@ class CannedControl(ControlServicer):
         answer = pb.Volume()
         answer.CopyFrom(found)
         if found.state == pb.VOLUME_STATE_CREATING:
-            found.state = pb.VOLUME_STATE_AVAILABLE  # the next time
+            found.state, found.reason = pb.VOLUME_STATE_AVAILABLE, ""  # the next time
         return answer
 
     def ListVolumes(
@@ -145,6 +152,9 @@ class CannedControl(ControlServicer):
     def DetachVolume(self, request: pb.DetachVolumeRequest, context: grpc.ServicerContext) -> pb.Volume:
         self._note(request, context)
         found = self._find(request.volume, context)
+        if self.clients and not request.force:
+            found.attachment.state = pb.ATTACHMENT_STATE_DETACHING
+            return found
         found.state = pb.VOLUME_STATE_AVAILABLE
         found.ClearField("attachment")
         return found
@@ -219,6 +229,11 @@ class CannedControl(ControlServicer):
     def _health(self, volume: pb.Volume, word: str) -> pb.VolumeHealth:
         health = make_health(volume, word if volume.HasField("attachment") else "", self.states)
         health.replicas[0].waits = self.waits
+        if self.clients and volume.attachment.state == pb.ATTACHMENT_STATE_DETACHING:
+            health.clients = self.clients.pop(0) if len(self.clients) > 1 else self.clients[0]
+            if not health.clients:
+                health.volume.state = pb.VOLUME_STATE_AVAILABLE
+                health.volume.ClearField("attachment")
         said = self.scrubs.pop(0) if len(self.scrubs) > 1 else self.scrubs[0]
         for replica, scrub in zip(health.replicas, said, strict=bool(said)):
             replica.scrub.CopyFrom(scrub)

@@ -7,7 +7,7 @@ with canned_cluster() as cluster:
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,7 +71,7 @@ class CannedSnapshots(snapshot_pb2_grpc.SnapshotsServicer, snapshot_pb2_grpc.Sna
         self.daemons_up = True
         self.error: CairnError | None = None
         self.undeletable: dict[str, CairnError] = {}
-        self.answers: dict[str, list[Any]] = {}
+        self.answers: dict[str, Iterable[Any]] = {}
         self.imported: list[pb.ImportRequest] = []
         self.requests: list[Any] = []
 

@@ -270,6 +270,8 @@ class MemoryFrontEnd(Beating, MemorySeals, control_pb2_grpc.FrontEndServicer):
         self.opening = asyncio.Event()
         self.may_open = asyncio.Event()
         self.may_open.set()
+        self.may_close = asyncio.Event()
+        self.may_close.set()
         control_pb2_grpc.add_FrontEndServicer_to_server(self, self.endpoint.server)
 
     async def restart(self) -> "MemoryFrontEnd":
@@ -295,6 +297,7 @@ class MemoryFrontEnd(Beating, MemorySeals, control_pb2_grpc.FrontEndServicer):
     async def CloseVolume(
         self, request: control_pb2.CloseVolumeRequest, context: Any
     ) -> control_pb2.CloseVolumeResponse:
+        await self.may_close.wait()
         opened = self.volumes.get(request.volume)
         self.newest[request.volume] = max(self.newest.get(request.volume, 0), request.epoch + 1)
         if opened and opened.epoch <= request.epoch:
@@ -346,6 +349,7 @@ class MemoryFrontEnd(Beating, MemorySeals, control_pb2_grpc.FrontEndServicer):
         serving = control_pb2.VolumeReport(
             volume=name, epoch=opened.epoch, state=control_pb2.SERVING_STATE_SERVING, size_bytes=opened.size_bytes
         )
+        serving.clients = 0 if self.may_close.is_set() else 2
         for segment in opened.ticket.segments:
             configuration = segment.configuration
             serving.settled[segment.number] = configuration.number

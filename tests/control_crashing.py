@@ -66,8 +66,8 @@ class CrashingPeers(Peers):
     async def open_volume(self, *arguments: Any) -> None:
         await self._between(super().open_volume(*arguments))
 
-    async def close_volume(self, *arguments: Any) -> None:
-        await self._between(super().close_volume(*arguments))
+    async def close_volume(self, *arguments: Any) -> bool:
+        return await self._between(super().close_volume(*arguments))
 
     async def hold_writes(self, *arguments: Any) -> None:
         await self._between(super().hold_writes(*arguments))

@@ -105,7 +105,10 @@ def test_status_as_json(control: CannedControl, capsys: pytest.CaptureFixture[st
     assert volume["replicas"][0]["end"] == {"epoch": 4, "sequence": 100}
 
 
-def test_watching_prints_a_document_a_line_until_interrupted(control: CannedControl) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_watching_prints_a_document_a_line_until_interrupted(
+    control: CannedControl, number: signal.Signals, code: int
+) -> None:
     process = subprocess.Popen(
         [*CAIRN, "status", "--watch", "-o", "json", "--control", control.address],
         stdout=subprocess.PIPE,
@@ -120,8 +123,8 @@ def test_watching_prints_a_document_a_line_until_interrupted(control: CannedCont
         assert process.stderr.readline() == "cairn: control at " + f"{control.address}: control is busy\n"
         control.error = None
         assert json.loads(process.stdout.readline())["healthy"] is True
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        process.send_signal(number)
+        assert process.wait(20) == code
         assert "Traceback" not in process.stderr.read()
     finally:
         process.kill()

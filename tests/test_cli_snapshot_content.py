@@ -1,6 +1,8 @@
 """`cairn snapshot verify|diff|export|import`: what is asked of snapshotd, and what is made of its answers."""
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -164,6 +166,25 @@ def test_a_failed_export_leaves_nothing(cluster: CannedSnapshots, tmp_path: Path
     cluster.answers["Export"] = [*exported((0, b"a" * 4096)), Corrupt("packs/ab is damaged")]
     assert run(["snapshot", "export", ONE, str(tmp_path / "image")]) == 9
     assert os.listdir(tmp_path) == []
+
+
+def test_an_export_that_is_terminated_leaves_nothing(
+    cluster: CannedSnapshots, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    over = threading.Event()
+
+    def pieces() -> Iterator[Any]:
+        yield from exported((0, b"a" * 4096))
+        while not list(tmp_path.glob(".image.*.partial")):
+            assert not over.wait(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        over.wait(30)
+
+    cluster.answers["Export"] = pieces()
+    assert run(["snapshot", "export", ONE, str(tmp_path / "image")]) == 143
+    over.set()
+    assert os.listdir(tmp_path) == []
+    assert capsys.readouterr().err.splitlines()[-1] == "cairn: terminated"
 
 
 def test_export_to_stdout(cluster: CannedSnapshots, capfdbinary: pytest.CaptureFixture[bytes]) -> None:

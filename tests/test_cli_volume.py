@@ -1,5 +1,6 @@
 """`cairn volume` against a Control service with canned state: requests, tables, documents, waiting."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -25,6 +26,12 @@ def test_create_waits_until_it_is_available(control: CannedControl, capsys: pyte
     assert (request.size_bytes, request.name, dict(request.tags)) == (1536 << 20, "log", {"env": "test", "owner": ""})
     found = document(capsys)
     assert (found["name"], found["size_bytes"], found["state"]) == ("log", 1536 << 20, "available")
+
+
+def test_create_says_what_it_waits_for(control: CannedControl, capsys: pytest.CaptureFixture[str]) -> None:
+    control.reason = "cannot create a replica: node x is down"
+    assert run(["volume", "create", "--size", "1G"]) == 0
+    assert "is creating: cannot create a replica: node x is down" in capsys.readouterr().err
 
 
 def test_create_without_waiting(control: CannedControl, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,6 +183,31 @@ def test_detach(control: CannedControl, capsys: pytest.CaptureFixture[str]) -> N
     assert control.last(pb.DetachVolumeRequest).force
     found = document(capsys)
     assert (found["state"], found["attachment"]) == ("available", None)
+
+
+def test_detach_says_whom_it_waits_for(control: CannedControl, capsys: pytest.CaptureFixture[str]) -> None:
+    control.volumes = [make_volume(pb.VOLUME_STATE_IN_USE, attachment=make_attachment())]
+    control.clients = [2, 1, 0]
+    assert run(["volume", "detach", "db", "-o", "json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["attachment"] is None
+    two, one = captured.err.splitlines()
+    assert "2 NBD clients have requests in flight at front-end fe-" in two
+    assert "an NBD client has requests in flight" in one
+
+
+def test_a_detach_that_takes_longer_goes_on_by_itself(
+    control: CannedControl, capsys: pytest.CaptureFixture[str]
+) -> None:
+    control.volumes = [make_volume(pb.VOLUME_STATE_IN_USE, attachment=make_attachment())]
+    control.clients = [3]
+    assert run(["volume", "detach", "db", "--timeout", "0.3"]) == 8
+    last = capsys.readouterr().err.splitlines()[-1]
+    for text in ("not detached after", "3 NBD clients", "goes on by itself", "cairn volume show", "--force"):
+        assert text in last
+    control.serving = [""]
+    assert run(["volume", "detach", "db", "--wait", "0.3"]) == 8
+    assert "front-end fe-00000000000000001 does not answer" in capsys.readouterr().err
 
 
 def test_recover_says_first_what_may_be_missing(control: CannedControl, capsys: pytest.CaptureFixture[str]) -> None:

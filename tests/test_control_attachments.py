@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from blockstore.control import reasons
 from blockstore.errors import CairnError, Conflict, Corrupt, Fenced, QuorumUnavailable
 from blockstore.rpc import control_pb2
 from blockstore.units import GIB
@@ -308,3 +309,61 @@ def test_a_front_end_that_a_new_control_has_not_heard_yet_is_not_down(tmp_path: 
         return (await control.get("v")).attachment.state == DETACHING
 
     asyncio.run(check())
+
+
+def test_a_detach_that_waits_for_clients_is_answered_and_goes_on(tmp_path: Path) -> None:
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        await control.create(name="v")
+        await control.attach("v")
+        [front_end] = cluster.front_ends
+        front_end.may_close.clear()
+        answer = await control.detach("v")
+        assert (answer.state, answer.attachment.state) == (IN_USE, DETACHING)
+
+        async def clients() -> bool:
+            health = await control.call("GetVolumeHealth", control_pb2.GetVolumeRequest(volume="v"))
+            return bool(health.clients == 2 and health.serving == "serving")
+
+        await until(clients, "it is known whom it waits for")
+        front_end.may_close.set()
+
+        async def detached() -> bool:
+            return (await control.get("v")).state == AVAILABLE
+
+        await until(detached, "it is detached by itself")
+
+    run(tmp_path, scenario, call_timeout_s=0.5)
+
+
+def test_why_an_attach_failed_is_told_while_something_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reasons, "WELL_FOR_S", 0.5)
+
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        await control.create(name="v")
+        [held] = cluster.nodes[0].replicas.values()
+        held.damage = "a row fails its check"
+
+        async def damaged() -> bool:
+            return any(each.state == "damaged" for each in (await control.status()).volumes[0].replicas)
+
+        await until(damaged, "control knows")
+        cluster.front_ends[0].outcome = QuorumUnavailable("two nodes are away")
+        with pytest.raises(QuorumUnavailable, match="two nodes are away"):
+            await control.attach("v")
+        assert "the last attach failed: " in (await control.get("v")).reason
+        loop = asyncio.get_running_loop()
+        wrong_until = loop.time() + 1.2
+
+        async def still_told() -> bool:
+            assert (await control.get("v")).reason
+            return loop.time() > wrong_until
+
+        await until(still_told, "it was told all the time")
+        held.damage = ""
+
+        async def forgotten() -> bool:
+            return not (await control.get("v")).reason
+
+        await until(forgotten, "all has been well for long")
+
+    run(tmp_path, scenario)

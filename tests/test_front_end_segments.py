@@ -196,10 +196,38 @@ def test_clients_that_take_their_time_to_go_keep_the_front_end_from_nothing_else
             async with asyncio.timeout(1.0):
                 for _ in range(3):
                     await served.front_end._heed({}, {VOLUME: 1})
-            assert served.front_end._taken_away.keys() == {VOLUME}
+            assert served.front_end._closing.keys() == {(VOLUME, 1)}
             with pytest.raises(Disconnected):
                 await write
             await until(lambda: not list(served.front_end._attachments), "it is closed, long before the write's limit")
-            assert not served.front_end._taken_away
+            assert not served.front_end._closing
+
+    in_loop(test)
+
+
+def test_a_close_that_its_caller_gives_up_goes_on_and_is_joined(tmp_path: Path) -> None:
+    """Begun anew by each call, it would never end where clients take longer than control waits."""
+
+    async def test() -> None:
+        async with (
+            running_stack(tmp_path / "nodes") as stack,
+            serving_front_end(tmp_path / "fe", stack, limits=Limits(drain_s=1.5)) as served,
+        ):
+            await served.open(stack.ticket(SEGMENT))
+            client = await served.client()
+            for node in (1, 2):
+                await stack.stop_node(node)
+            write = asyncio.create_task(client.write(0, b"no quorum".ljust(BLOCK_SIZE)))
+            await until(lambda: served.front_end._attachments._server.in_flight_requests == 1, "it is in flight")
+            request = pb.CloseVolumeRequest(front_end=served.front_end.id, volume=VOLUME, epoch=1)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(served.front_end.CloseVolume(request, None), 0.2)  # type: ignore[arg-type]
+            [report] = served.front_end._attachments.reports()
+            assert report.clients == 1
+            [closing] = served.front_end._closing.values()
+            assert (await served.front_end.CloseVolume(request, None)).closed  # type: ignore[arg-type]
+            assert closing.result()
+            with pytest.raises(Disconnected):
+                await write
 
     in_loop(test)

@@ -1,4 +1,4 @@
-"""Waiting for a volume: until it is served to NBD clients, or reached a state."""
+"""Waiting for a volume: until it is served to NBD clients, reached a state, or is let go of."""
 
 import asyncio
 from collections.abc import Callable
@@ -69,9 +69,13 @@ def _how_far(health: pb.VolumeHealth | None) -> str:
 
 
 async def until_state(
-    client: ControlClient, volume: pb.Volume, state: pb.VolumeState.ValueType, wait_s: float
+    client: ControlClient,
+    volume: pb.Volume,
+    state: pb.VolumeState.ValueType,
+    wait_s: float,
+    update: Callable[[str], None] = lambda _: None,
 ) -> pb.Volume:
-    """The volume once it is in `state`; as it is where there is no time to wait.
+    """The volume once it is in `state`; as it is where there is no time to wait. `update` is told what it waits for.
 
     Raises QuorumUnavailable after `wait_s` seconds, and Conflict where it ends in `error`.
     """
@@ -82,6 +86,8 @@ async def until_state(
         latest = await client.volume(volume.id)
         if latest.state == pb.VOLUME_STATE_ERROR:
             raise Conflict(f"{volume.id} is in error: {latest.reason}")
+        if latest.state != state:
+            update(f"{volume.id} is {documents.volume_state(latest)}{': ' + latest.reason if latest.reason else ''}")
         return latest if latest.state == state else None
 
     if volume.state == state or not wait_s:
@@ -94,6 +100,52 @@ async def until_state(
             f"{': ' + latest.reason if latest.reason else ''}; it goes on by itself, see `cairn volume show`"
         ),
     )
+
+
+async def until_detached(
+    client: ControlClient, volume: pb.Volume, wait_s: float, update: Callable[[str], None]
+) -> pb.Volume:
+    """The volume once its front-end has let go of it; as it is where there is no time to wait.
+
+    Raises QuorumUnavailable after `wait_s` seconds, and Conflict where somebody attached it again meanwhile.
+    """
+    waits_for = ""
+
+    async def let_go() -> pb.Volume | None:
+        nonlocal waits_for
+        health = await client.health(volume.id)
+        if health is None:
+            raise NotFound(f"{volume.id} was deleted meanwhile")
+        now = health.volume
+        if not now.HasField("attachment"):
+            return now
+        if now.attachment.state != pb.ATTACHMENT_STATE_DETACHING:
+            raise Conflict(f"{volume.id} was detached, and attached again meanwhile, to {now.attachment.front_end}")
+        waits_for = _who_keeps(health)
+        update(f"{volume.id} is being detached: {waits_for}")
+        return None
+
+    if volume.state == pb.VOLUME_STATE_AVAILABLE or not wait_s:
+        return volume
+    return await wait_until(
+        let_go,
+        wait_s,
+        lambda: QuorumUnavailable(
+            f"{volume.id} is not detached after {wait_s:.0f} s: {waits_for}; it goes on by itself, see "
+            "`cairn volume show`; --force does not wait"
+        ),
+    )
+
+
+def _who_keeps(health: pb.VolumeHealth) -> str:
+    """What a volume that is being detached waits for."""
+    front_end = health.volume.attachment.front_end
+    if not health.serving:
+        return f"front-end {front_end} does not answer"
+    if not health.clients:
+        return f"front-end {front_end} lets go of it"
+    whom = "an NBD client has" if health.clients == 1 else f"{health.clients} NBD clients have"
+    return f"{whom} requests in flight at front-end {front_end}, which disconnects them after its --drain-s"
 
 
 async def recovery_needed(client: ControlClient, volume: str) -> pb.VolumeHealth:

@@ -5,12 +5,15 @@ Whether control can be reached at all is settled before the first call, so that 
 """
 
 import asyncio
+import signal
+import threading
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
 
+from blockstore.cli.ending import Terminated
 from blockstore.errors import NotFound, QuorumUnavailable
 from blockstore.grpc_endpoint import open_control_channel
 from blockstore.grpc_errors import cairn_errors
@@ -111,13 +114,28 @@ async def connected(address: str, timeout_s: float | None = None) -> AsyncIterat
 
 
 def run_with_control(address: str, work: Callable[[ControlClient], Coroutine[Any, Any, T]]) -> T:
-    """What `work` returns; it is given a client of control at `address`."""
+    """What `work` returns; it is given a client of control at `address`. Raises Terminated at SIGTERM."""
+    terminated = False
+
+    def terminate(working: "asyncio.Task[Any]") -> None:
+        nonlocal terminated
+        terminated = True
+        working.cancel()
 
     async def connect_and_work() -> T:
+        working = asyncio.current_task()
+        assert working is not None
+        if threading.current_thread() is threading.main_thread():  # no other one may
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate, working)
         async with connected(address) as client:
             return await work(client)
 
-    return asyncio.run(connect_and_work())
+    try:
+        return asyncio.run(connect_and_work())
+    except asyncio.CancelledError:
+        if terminated:
+            raise Terminated from None
+        raise
 
 
 async def wait_until(check: Callable[[], Awaitable[T | None]], limit_s: float, give_up: Callable[[], Exception]) -> T:

@@ -228,6 +228,7 @@ def status(value: pb.StatusResponse) -> Document:
             {
                 **volume(each.volume),
                 "serving": each.serving or None,
+                "clients": each.clients,
                 "replicas": [replica(one) for one in each.replicas],
             }
             for each in value.volumes

@@ -5,7 +5,12 @@ import traceback
 from typing import Final
 
 EXIT_INTERRUPTED: Final = 130
+EXIT_TERMINATED: Final = 143
 EXIT_DEFECT: Final = 1
+
+
+class Terminated(BaseException):
+    """SIGTERM: the command ends, and clears away what it has half done. No Exception, as KeyboardInterrupt is none."""
 
 
 def fail(message: str, exit_code: int, debug: bool) -> int:

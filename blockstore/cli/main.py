@@ -12,7 +12,7 @@ import os
 import sys
 
 from blockstore.cli.daemons import run_plain_line
-from blockstore.cli.ending import EXIT_DEFECT, EXIT_INTERRUPTED, fail
+from blockstore.cli.ending import EXIT_DEFECT, EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, fail
 from blockstore.errors import CairnError, NoSpace
 
 
@@ -27,6 +27,8 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return fail(str(error), NoSpace.codes.exit_code if is_full else EXIT_DEFECT, debug)
+    except Terminated:
+        return fail("terminated", EXIT_TERMINATED, debug)
     except KeyboardInterrupt:
         return fail("interrupted", EXIT_INTERRUPTED, debug)
     except Exception as error:

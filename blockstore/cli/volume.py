@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.text import Text
 
 from blockstore.cli import documents, hydrate, repair, scrub, tables
-from blockstore.cli.attaching import attach_and_wait, recovery_needed, until_state
+from blockstore.cli.attaching import attach_and_wait, recovery_needed, until_detached, until_state
 from blockstore.cli.client import ControlClient, run_with_control
 from blockstore.cli.completion import complete_snapshot, complete_volume
 from blockstore.cli.control_address import find_control
@@ -78,7 +78,10 @@ SegmentSizeOption = Annotated[
     ),
 ]
 WaitOption = Annotated[
-    float, typer.Option("--wait", metavar="SECONDS", help="Wait so long until it is done; 0 does not wait.", min=0)
+    float,
+    typer.Option(
+        "--wait", "--timeout", metavar="SECONDS", help="Wait so long until it is done; 0 does not wait.", min=0
+    ),
 ]
 
 
@@ -118,8 +121,9 @@ def create(
     )
 
     async def work(client: ControlClient) -> pb.Volume:
-        volume = await client.call(client.stub.CreateVolume, request)
-        return await until_state(client, volume, pb.VOLUME_STATE_AVAILABLE, wait)
+        with progress("creating a volume") as update:
+            volume = await client.call(client.stub.CreateVolume, request)
+            return await until_state(client, volume, pb.VOLUME_STATE_AVAILABLE, wait, update)
 
     _show(run_with_control(find_control(control, state), work), output)
 
@@ -210,16 +214,20 @@ def detach(
     force: Annotated[
         bool, typer.Option("--force", help="Although the front-end does not answer; the next attachment fences it.")
     ] = False,
-    wait: WaitOption = 30.0,
+    wait: WaitOption = 60.0,
     control: ControlOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Detach a volume; its NBD clients are disconnected."""
+    """Detach a volume; its NBD clients are disconnected, once what they have in flight is answered.
+
+    A client that takes its time keeps it for as long as its front-end lets it (`cairn nbd run --drain-s`).
+    """
     request = pb.DetachVolumeRequest(volume=volume, force=force)
 
     async def work(client: ControlClient) -> pb.Volume:
-        answer = await client.call(client.stub.DetachVolume, request)
-        return await until_state(client, answer, pb.VOLUME_STATE_AVAILABLE, wait)
+        with progress(f"detaching {volume}") as update:
+            answer = await client.call(client.stub.DetachVolume, request)
+            return await until_detached(client, answer, wait, update)
 
     _show(run_with_control(find_control(control, state), work), output)
 

@@ -35,6 +35,7 @@ from blockstore.control.peers import Peers
 from blockstore.control.pins import Unpinning
 from blockstore.control.placing import Placing
 from blockstore.control.presence import Presence
+from blockstore.control.reasons import Reasons
 from blockstore.control.reconcile import Reconciler
 from blockstore.control.registrar import Registrar
 from blockstore.control.repair_limits import repair_limits
@@ -194,7 +195,7 @@ async def assemble(
     unpinning = Unpinning(catalog, snapshots, presence, peers, reconciler)
     upkeep = Upkeep(catalog, snapshots, presence, peers, reconciler, hydrations=hydrations)
     replacing = Replacing(catalog, presence, peers, reconciler, repair)
-    for work in (sealing, shipping, unpinning, replacing, upkeep):
+    for work in (sealing, shipping, unpinning, replacing, upkeep, Reasons(catalog, presence)):
         reconciler.add(work)
     scrubbing = Scrubbing(catalog, presence, peers)
     registrar = Registrar(

@@ -7,6 +7,7 @@ said here may be out of date, and never wrong about the past; who serves a volum
 
 from collections.abc import Iterable, Mapping
 
+from blockstore.control.catalog import tombstones_of
 from blockstore.control.presence import Presence
 from blockstore.control.records import Segment, Volume
 from blockstore.domain import Member, ReplicaId
@@ -39,6 +40,16 @@ def behind(presence: Presence, volume: Volume, statuses: Mapping[ReplicaId, Repl
         for member in segment.configuration.members
         if member.replica in statuses and lag_records(presence, segment, member)
     )
+
+
+def heard(presence: Presence, volume: Volume) -> dict[ReplicaId, ReplicaStatus]:
+    """What nodes that are up say of its replicas, newcomers included."""
+    found = {}
+    for each in tombstones_of(volume):
+        word = presence.node(each.node)
+        if word and word.replicas and each.replica in word.replicas and presence.is_up(each.node):
+            found[each.replica] = word.replicas[each.replica]
+    return found
 
 
 def _differ(members: Iterable[Member], statuses: Mapping[ReplicaId, ReplicaStatus]) -> bool:

@@ -11,7 +11,7 @@ from typing import Final
 
 from blockstore.control.catalog import tombstones_of
 from blockstore.control.hydration import Hydrations
-from blockstore.control.lag import behind
+from blockstore.control.lag import behind, heard
 from blockstore.control.membership import is_changing
 from blockstore.control.presence import Presence
 from blockstore.control.records import Volume
@@ -64,7 +64,7 @@ class MaintenanceWork:
         for volume in volumes:
             if phase_of(volume) is not Phase.AVAILABLE:
                 continue
-            statuses = self._statuses(volume)
+            statuses = heard(self._presence, volume)
             if volume.id in sealing:
                 found[volume.id] = Purpose.SEAL
             elif not all(self._is_readable(volume, each) for each in shipping.get(volume.id, ())):
@@ -91,15 +91,6 @@ class MaintenanceWork:
         word = self._presence.front_end(place.front_end) if place else None
         report = word.volumes.get(volume.id) if word else None
         return report if place and report and report.epoch == place.epoch else None
-
-    def _statuses(self, volume: Volume) -> dict[ReplicaId, ReplicaStatus]:
-        """What nodes that are up say of its replicas."""
-        found = {}
-        for each in tombstones_of(volume):
-            word = self._presence.node(each.node)
-            if word and word.replicas and each.replica in word.replicas and self._presence.is_up(each.node):
-                found[each.replica] = word.replicas[each.replica]
-        return found
 
     def _is_readable(self, volume: Volume, snapshot: Snapshot) -> bool:
         """A whole replica of each segment knows that its seal is committed, and so has its generation, or will soon.

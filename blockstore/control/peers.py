@@ -61,11 +61,17 @@ class Peers:
         with _call(_name(front_end)):
             await self._front_end(front_end).OpenVolume(request, timeout=self._open_timeout_s)
 
-    async def close_volume(self, front_end: FrontEnd, volume: VolumeId, epoch: Epoch) -> None:
-        """The front-end lets go of it; it may have done so already."""
+    async def close_volume(self, front_end: FrontEnd, volume: VolumeId, epoch: Epoch) -> bool:
+        """The front-end lets go of it; it may have done so already. False where it still waits for its clients."""
         request = control_pb2.CloseVolumeRequest(front_end=front_end.id, volume=volume, epoch=epoch)
         with _call(_name(front_end)):
-            await self._front_end(front_end).CloseVolume(request, timeout=self._call_timeout_s)
+            try:
+                await self._front_end(front_end).CloseVolume(request, timeout=self._call_timeout_s)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise
+                return False
+        return True
 
     async def resize_export(self, front_end: FrontEnd, volume: VolumeId, epoch: Epoch, size_bytes: int) -> None:
         """The front-end shows the new size."""

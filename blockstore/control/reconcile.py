@@ -7,7 +7,7 @@ on: so a step may be repeated, cut off or late without harm.
 
     creating    Create at each node (creating.py)          -> available, or error
     attaching   OpenVolume at the front-end                -> attached, or available with the reason, or error
-    detaching   CloseVolume at the front-end               -> available
+    detaching   CloseVolume at the front-end               -> available; again while its clients take their time
     deleting    Delete at each node that is up             -> gone, with tombstones for the other nodes
 """
 
@@ -251,7 +251,8 @@ class Reconciler:
                 "start it, or detach with --force"
             )
         front_end = await self._catalog.front_end(attachment.front_end)
-        await self._peers.close_volume(front_end, volume.id, attachment.epoch)
+        if not await self._peers.close_volume(front_end, volume.id, attachment.epoch):
+            return  # its clients take their time: the next pass asks again, and who detaches sees that it goes on
         await self.end_attempt(volume.id, lambda now: transitions.detached(now, attachment.epoch))
         _log.info("volume detached", volume=volume.id, front_end=front_end.id)
 

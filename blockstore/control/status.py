@@ -104,6 +104,7 @@ class Observer:
             volume=self._messages.volume(volume),
             replicas=replicas,
             serving=_SERVING.get(report.state, "") if report else "",
+            clients=report.clients if report else 0,
         )
 
     # ---- replicas

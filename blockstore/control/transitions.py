@@ -218,6 +218,12 @@ def give_up(volume: Volume, epoch: Epoch, reason: str) -> Volume:
     return _move(volume, Move.GIVE_UP, reason=reason)
 
 
+def forget_reason(volume: Volume, epoch: Epoch) -> Volume:
+    """Why an attach failed is out of date. It stays where somebody has tried again since, or has the volume now."""
+    is_same = phase_of(volume) is Phase.AVAILABLE and volume.epoch == epoch
+    return replace(volume, reason="") if is_same else volume
+
+
 def lost(volume: Volume, epoch: Epoch, reason: str) -> Volume:
     """Acknowledged records may be missing: only an attach that accepts the loss goes on."""
     if volume.attachment:
@@ -313,7 +319,7 @@ def maintain(volume: Volume, front_end: FrontEnd) -> Volume:
 def maintained(volume: Volume, epoch: Epoch) -> Volume:
     """The front-end has it open for maintenance in this epoch."""
     now = _check_maintenance(volume, epoch)
-    return _move(volume, Move.MAINTAIN, maintenance=replace(now, state=MaintenanceState.OPEN))
+    return _move(volume, Move.MAINTAIN, reason="", maintenance=replace(now, state=MaintenanceState.OPEN))
 
 
 def end_maintenance(volume: Volume, epoch: Epoch) -> Volume:

@@ -1316,8 +1316,11 @@ class VolumeHealth(_message.Message):
     VOLUME_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     SERVING_FIELD_NUMBER: _builtins.int
+    CLIENTS_FIELD_NUMBER: _builtins.int
     serving: _builtins.str
     """What the front-end says: opening, serving, failed; empty while detached."""
+    clients: _builtins.int
+    """NBD clients that have it, by the word of its front-end; with those gone whose requests have not ended."""
     @_builtins.property
     def volume(self) -> Global___Volume: ...
     @_builtins.property
@@ -1328,10 +1331,11 @@ class VolumeHealth(_message.Message):
         volume: Global___Volume | None = ...,
         replicas: _abc.Iterable[Global___ReplicaHealth] | None = ...,
         serving: _builtins.str = ...,
+        clients: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["replicas", b"replicas", "serving", b"serving", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "replicas", b"replicas", "serving", b"serving", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -150,7 +150,8 @@ class OpenVolume:
     async def close(self) -> None:
         """Let go: what is not answered by now is not. The next attachment finds every acknowledged write."""
         if not self.over.done():
-            self._end(Conflict(f"{self.volume} was detached"))
+            _log.info("attachment closed", volume=self.volume, epoch=self.epoch)
+            self._conclude(Conflict(f"{self.volume} was detached"))
         tasks = [*self._dialling.values(), *self._hanging_up, self._ticking]
         for task in tasks:
             task.cancel()
@@ -461,6 +462,9 @@ class OpenVolume:
 
     def _end(self, error: CairnError) -> None:
         _log.warning("attachment ended", volume=self.volume, epoch=self.epoch, error=str(error))
+        self._conclude(error)
+
+    def _conclude(self, error: CairnError) -> None:
         _fail([self._serving], error)
         self._serving.exception()  # nobody has to wait for it
         if not self.over.done():

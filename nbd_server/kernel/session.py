@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 
 from blockstore.config import AttachSettings
-from blockstore.errors import CairnError, Conflict, Fenced, InvalidRequest, NotFound
+from blockstore.errors import CairnError, Conflict, Fenced, InvalidRequest, NotFound, QuorumUnavailable
 from blockstore.rpc import control_pb2 as pb
 from nbd_server.kernel import handover
 from nbd_server.kernel.devices import Host, LocalDevice, Owner, device_index, is_device_name
@@ -197,7 +197,10 @@ async def _detach_at_control(control: Whereabouts, owner: Owner, force: bool) ->
     found = await control.volume(owner.volume)
     if found.attachment.client != owner.client:
         return found  # it was taken over, and is not ours to detach
-    return await control.detach(owner.volume, force=force)
+    detached = await control.detach(owner.volume, force=force)
+    if detached.HasField("attachment"):
+        raise QuorumUnavailable(f"front-end {detached.attachment.front_end} has not let go of it yet, and goes on")
+    return detached
 
 
 async def _find(host: Host, control: Whereabouts, name: str) -> LocalDevice:
