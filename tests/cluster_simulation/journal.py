@@ -46,7 +46,7 @@ class SimulatedJournalWriter:
     def room_made(self) -> None:
         self._begin()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         while self._waiting and not self._failed and self._alive():
             if not self._append():
                 return
