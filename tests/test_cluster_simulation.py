@@ -1,10 +1,18 @@
 """The whole cluster in virtual time: some seeds hold, and a cluster with one rule broken does not."""
 
+import asyncio
+from random import Random
+
 import pytest
 
+from blockstore.rpc import control_pb2 as pb
+from tests.cluster_simulation.checks import check_replicas
+from tests.cluster_simulation.cluster import SimulatedCluster
 from tests.cluster_simulation.faults import PASSING
+from tests.cluster_simulation.guests import Guests
 from tests.cluster_simulation.mutations import CHEAP, MUTATIONS, find
-from tests.cluster_simulation.run import simulate
+from tests.cluster_simulation.run import in_simulation, simulate
+from tests.cluster_simulation.users import create
 
 _LASTS_S = 10.0
 
@@ -16,6 +24,28 @@ def test_a_cluster_under_faults_loses_nothing_and_heals(seed: int) -> None:
     assert report.operations > 20
     assert report.faults
     assert report.done
+
+
+def test_a_detached_volume_is_brought_up_to_date_by_itself() -> None:
+    """One of its nodes is away while it is written, and comes back when it is detached."""
+
+    async def scenario(cluster: SimulatedCluster) -> None:
+        guests = Guests(cluster)
+        guest = await create(cluster, guests, Random(1))
+        await guests.check(guest)
+        behind = next(name for name in cluster.of_kind("node") if list(cluster.place(name).glob("replicas/*")))
+        cluster.kill(behind)
+        await asyncio.sleep(4.0)
+        await guests.stop(guest)
+        assert guest.model.operations > 20
+        await cluster.call("DetachVolume", pb.DetachVolumeRequest(volume=guest.volume))
+        cluster.start(behind)
+        await cluster.until("its replicas have all of it", cluster.whole, 30.0)
+        health = await cluster.call("GetVolumeHealth", pb.GetVolumeRequest(volume=guest.volume))
+        assert not health.volume.HasField("attachment")
+        await check_replicas(cluster)
+
+    in_simulation(4, scenario)
 
 
 def test_the_same_seed_is_the_same_run() -> None:

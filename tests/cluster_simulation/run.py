@@ -4,11 +4,11 @@ import asyncio
 import gc
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
@@ -21,6 +21,8 @@ from tests.cluster_simulation.machine import simulated_machine
 from tests.cluster_simulation.users import Users, create
 
 _VOLUMES: Final = 2
+
+Ending = TypeVar("Ending")
 
 
 @dataclass(slots=True)
@@ -47,6 +49,13 @@ def simulate(seed: int, lasts_s: float = 40.0, kinds: Mapping[str, int] = KINDS,
 
     Raises AssertionError, or what a daemon raised, where something is not as it must be.
     """
+    return in_simulation(seed, lambda cluster: _scenario(cluster, seed, lasts_s, kinds), controls)
+
+
+def in_simulation(
+    seed: int, scenario: Callable[[SimulatedCluster], Awaitable[Ending]], controls: int | None = None
+) -> Ending:
+    """What the scenario returns; it has a cluster that is up. Raises what it raises, with the log in log_of(seed)."""
     loop = SimulationLoop(Random(seed))
     parent = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
     directory = Path(tempfile.mkdtemp(prefix="simulation-", dir=parent))
@@ -67,10 +76,10 @@ def simulate(seed: int, lasts_s: float = 40.0, kinds: Mapping[str, int] = KINDS,
 
             loop.set_exception_handler(told)
 
-            async def run() -> Report:
+            async def run() -> Ending:
                 number = controls or (3 if seed % 2 else 1)
                 async with simulated_cluster(directory, loop, machines, controls=number) as cluster:
-                    return await _scenario(cluster, seed, lasts_s, kinds)
+                    return await scenario(cluster)
 
             return runner.run(run())
     except BaseException:
