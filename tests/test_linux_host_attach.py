@@ -110,7 +110,8 @@ def files_of(place: Path) -> str:
     return f"mkdir /tmp/pki\n{texts}"
 
 
-def test_a_device_by_kernel_tls(kernel: Kernel, disk: Path, tmp_path: Path) -> None:
+def test_a_device_by_kernel_tls(disk: Path, tmp_path: Path) -> None:
+    kernel = require_kernel(Series.LINUX_6_12)
     authority = Authority(tmp_path / "pki")
     server = authority.issue(Use.SERVER, "fe", (HOST_ADDRESS,))
     settings = dataclasses.replace(
