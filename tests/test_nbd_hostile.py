@@ -11,9 +11,9 @@ import uvloop
 from blockstore.units import BLOCK_SIZE, MIB
 from nbd_server import wire
 from nbd_server.wire import Command, Option
+from tests.nbd_by_hand import session
 from tests.nbd_client import NbdClient
 from tests.nbd_serving import Raw, Served, serving, settled, until
-from tests.test_nbd_conformance import session
 
 RunLoop = Callable[[Any], Any]
 OPEN_FILES = "/proc/self/fd"

@@ -2,13 +2,12 @@
 
 import re
 import subprocess
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
+from tests.background_load import BackgroundLoad
 from tests.nbd_client import Disconnected
 from tests.programs import find_program
 
@@ -39,7 +38,7 @@ def verify(uri: str, directory: Path, *, offset: int, size: int, seed: int, only
         raise kind(f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
 
 
-class FioLoop:
+class FioLoop(BackgroundLoad):
     """Runs `verify` over and over in a thread, each time with another seed, until the block ends.
 
     interruptible: a round that is Interrupted, or finds no server, is followed by the next one.
@@ -48,37 +47,20 @@ class FioLoop:
     def __init__(
         self, uri_now: Callable[[], str], directory: Path, *, offset: int, size: int, interruptible: bool = False
     ) -> None:
+        super().__init__("fio")
         self.rounds = self.interrupted = 0
         self._interruptible = interruptible
         self._uri_now = uri_now
         self._directory = directory
         self._offset, self._size = offset, size
-        self._stopping = False
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="fio")
-
-    def __enter__(self) -> "FioLoop":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stopping = True
-        self._thread.join()
-        if kind is None and self._failure is not None:
-            raise self._failure
 
     def check_last(self) -> None:
         """What the last round wrote is still there."""
         self._verify(self.rounds - 1, only=True)
 
-    def _run(self) -> None:
-        try:
-            while not self._stopping or not self.rounds:
-                self._round()
-        except BaseException as error:
-            self._failure = error
+    def _work(self) -> None:
+        while not self._stopping or not self.rounds:
+            self._round()
 
     def _round(self) -> None:
         try:

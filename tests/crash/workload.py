@@ -14,13 +14,11 @@ raised in the test's thread.
 import asyncio
 import errno
 import random
-import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Final
 
+from tests.background_load import BackgroundLoad
 from tests.crash.model import SECTOR_SIZE, ZERO, Model
-from tests.daemons import wait_for
 from tests.nbd_client import Disconnected, NbdClient, NbdError
 
 _RECONNECT_S: Final = 0.1
@@ -31,7 +29,7 @@ _MOST_SECTORS: Final = 64
 _READS, _TRIMS, _ZEROES = 6, 8, 10
 
 
-class Workload:
+class Workload(BackgroundLoad):
     """clients: how many, each with its share of `sectors`. tolerated: errors (errno) that a request may end with."""
 
     def __init__(
@@ -43,52 +41,26 @@ class Workload:
         seed: int = 1,
         tolerated: frozenset[int] = frozenset(),
     ) -> None:
+        super().__init__("workload")
         share = len(sectors) // clients
         self._models = [Model(sectors[at * share], share) for at in range(clients)]
         self._random = random.Random(seed)
         self._uri_now = uri_now
         self._tolerated = tolerated
-        self._stopping = False
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="workload")
         self.acknowledged = 0
         self.errors: dict[int, int] = {}
-
-    def __enter__(self) -> "Workload":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stopping = True
-        self._thread.join()
-        if kind is None:
-            self._raise_failure()
 
     def wait_progress(self, count: int) -> None:
         """Wait until `count` more requests were acknowledged. Raises what ended the load, and TimeoutError."""
         goal = self.acknowledged + count
-
-        def reached() -> bool:
-            self._raise_failure()
-            return self.acknowledged >= goal
-
-        wait_for(f"{count} acknowledged requests", reached, _PROGRESS_LIMIT_S)
+        self._wait_for(f"{count} acknowledged requests", lambda: self.acknowledged >= goal, _PROGRESS_LIMIT_S)
 
     def verify(self, uri: str) -> None:
         """Read every sector and judge it. Raises Wrong."""
         asyncio.run(self._verify(uri))
 
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._run_all())
-        except BaseException as error:
-            self._failure = error
+    def _work(self) -> None:
+        asyncio.run(self._run_all())
 
     async def _run_all(self) -> None:
         async with asyncio.TaskGroup() as group:

@@ -15,16 +15,14 @@ successor both have clients.
 import asyncio
 import random
 import struct
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from enum import Enum
-from types import TracebackType
 from typing import Final
 
 from blockstore.units import BLOCK_SIZE
-from tests.daemons import wait_for
+from tests.background_load import BackgroundLoad
 from tests.faults.linearizable import INITIAL, UNKNOWN, NotLinearizable, Request, check_register
 from tests.nbd_client import Disconnected, NbdClient, NbdError
 
@@ -120,7 +118,7 @@ class Service:
         self._last = now
 
 
-class RegisterLoad:
+class RegisterLoad(BackgroundLoad):
     """connections, depth: how many, and how many requests each has under way.
 
     service: of the time since `watch` was called last. errors: answers that were errors, by errno.
@@ -129,28 +127,14 @@ class RegisterLoad:
     def __init__(
         self, history: History, uri_now: Callable[[], str], *, connections: int = 5, depth: int = 2, seed: int = 1
     ) -> None:
+        super().__init__("registers")
         self._history = history
         self._uri_now = uri_now
         self._connections, self._depth = connections, depth
         self._random = random.Random(seed)
-        self._stopping = False
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="registers")
         self.answered = 0
         self.errors: Counter[int] = Counter()
         self.service = Service()
-
-    def __enter__(self) -> "RegisterLoad":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stopping = True
-        self._thread.join()
-        if kind is None and self._failure is not None:
-            raise self._failure
 
     def watch(self) -> Service:
         """Measure service anew from here on."""
@@ -160,19 +144,10 @@ class RegisterLoad:
     def wait_progress(self, count: int, limit_s: float = _PROGRESS_LIMIT_S) -> None:
         """Wait until `count` more requests were answered. Raises what ended the load, and TimeoutError."""
         goal = self.answered + count
+        self._wait_for(f"{count} answered requests", lambda: self.answered >= goal, limit_s)
 
-        def reached() -> bool:
-            if self._failure is not None:
-                raise self._failure
-            return self.answered >= goal
-
-        wait_for(f"{count} answered requests", reached, limit_s)
-
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._run_all())
-        except BaseException as error:
-            self._failure = error
+    def _work(self) -> None:
+        asyncio.run(self._run_all())
 
     async def _run_all(self) -> None:
         async with asyncio.TaskGroup() as group:
