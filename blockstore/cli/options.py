@@ -90,6 +90,11 @@ def size_bytes(text: str) -> int:
         raise typer.BadParameter(str(error)) from error
 
 
+def size_option(help_text: str, shown_default: str | bool = True) -> Any:
+    """--size, in bytes. shown_default: what `--help` calls the default, where that is no fixed one."""
+    return typer.Option("--size", "-s", metavar="SIZE", parser=size_bytes, help=help_text, show_default=shown_default)
+
+
 def rate_bytes(text: str) -> int:
     """The option's value in bytes a second; "/s" may be written or not. Raises BadParameter."""
     return size_bytes(text.removesuffix("/s"))

@@ -15,7 +15,7 @@ from blockstore.cli.image_import import send_image
 from blockstore.cli.image_input import Format, describe, open_input
 from blockstore.cli.image_output import open_output
 from blockstore.cli.meters import meters
-from blockstore.cli.options import ControlOption, Output, OutputOption, StateOption, key_values, size_bytes
+from blockstore.cli.options import ControlOption, Output, OutputOption, StateOption, key_values, size_option
 from blockstore.cli.screen import say, show
 from blockstore.cli.snapshot_options import DescriptionOption, SnapshotArgument, TagOption
 from blockstore.cli.store_client import StoreClient, find_store, run_with_store
@@ -175,13 +175,9 @@ def import_image(
     state: StateOption,
     size: Annotated[
         int | None,
-        typer.Option(
-            "--size",
-            "-s",
-            metavar="SIZE",
-            parser=size_bytes,
-            help="Of the snapshot: needed with stdin, which must bring just as much; more than a file has is zeroes.",
-            show_default="the image's",
+        size_option(
+            "Of the snapshot: needed with stdin, which must bring just as much; more than a file has is zeroes.",
+            "the image's",
         ),
     ] = None,
     kind: Annotated[

@@ -1,7 +1,7 @@
 """`cairn volume`: virtual disks."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.console import Group
@@ -20,6 +20,7 @@ from blockstore.cli.options import (
     key_values,
     rate_bytes,
     size_bytes,
+    size_option,
 )
 from blockstore.cli.screen import print_table, progress, say, show
 from blockstore.errors import Conflict, InvalidRequest
@@ -32,21 +33,9 @@ app.add_typer(hydrate.app, name="hydrate")
 VolumeArgument = Annotated[
     str, typer.Argument(metavar="VOLUME", help="The volume's id or name.", autocompletion=complete_volume)
 ]
-SizeOption = Annotated[
-    int,
-    typer.Option("--size", "-s", metavar="SIZE", parser=size_bytes, help="Like 512M, 10G or 1T; a multiple of 4 KiB."),
-]
-NewSizeOption = Annotated[
-    int | None,
-    typer.Option(
-        "--size",
-        "-s",
-        metavar="SIZE",
-        parser=size_bytes,
-        help="Like 512M, 10G or 1T; a multiple of 4 KiB.",
-        show_default="the snapshot's",
-    ),
-]
+_SIZE_HELP: Final = "Like 512M, 10G or 1T; a multiple of 4 KiB."
+SizeOption = Annotated[int, size_option(_SIZE_HELP)]
+NewSizeOption = Annotated[int | None, size_option(_SIZE_HELP, "the snapshot's")]
 SnapshotOption = Annotated[
     str,
     typer.Option(
