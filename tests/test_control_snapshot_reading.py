@@ -29,13 +29,26 @@ async def opened(cluster: Cluster, control: Control, snapshot: str) -> snapshot_
     return found
 
 
-async def is_kept(control: Control, snapshot: str) -> None:
-    """For longer than a lease: it is asked for all the time."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + 2 * LEASE_S
-    while loop.time() < end:
-        assert (await control.get_snapshot(snapshot)).state == DELETING
-        await asyncio.sleep(0.05)
+async def is_kept(cluster: Cluster, control: Control, snapshot: str) -> None:
+    """For longer than a lease: what was opened later goes meanwhile, and after that what nobody has opened."""
+    later, unread = await completed(control, "later"), await completed(control, "unread")
+    await opened(cluster, control, later)
+    for other in (later, unread):
+        await delete(control, other)
+        await gone(control, other)
+    assert (await control.get_snapshot(snapshot)).state == DELETING
+
+
+async def on_the_nodes(cluster: Cluster, control: Control, name: str) -> tuple[str, str]:
+    """A new volume and its snapshot, which the daemon does not ship."""
+    daemon, front_end = cluster.daemons[0], cluster.front_ends[0]
+    daemon.ships = False
+    volume = await control.create(GIB, name=name)
+    await control.attach(name)
+    front_end.write(volume.id)
+    (snapshot,) = await control.snapshot(name)
+    await task_of(daemon, snapshot.id)
+    return volume.id, snapshot.id
 
 
 async def delete(control: Control, snapshot: str) -> None:
@@ -51,7 +64,7 @@ def test_a_completed_one_is_kept_until_its_last_reader_says_so_no_more(tmp_path:
         assert not found.segments
         front_end.reading = {snapshot}
         await delete(control, snapshot)
-        await is_kept(control, snapshot)
+        await is_kept(cluster, control, snapshot)
         with pytest.raises(Conflict, match="deleting"):
             await opened(cluster, control, snapshot)
         again = await control.call("OpenSnapshot", request_of(front_end, snapshot, again=True))
@@ -85,7 +98,7 @@ def test_a_new_control_deletes_nothing_before_all_have_been_heard(tmp_path: Path
                 await opened(cluster, control, snapshot)
                 await delete(control, snapshot)
             async with cluster.control(lease_s=LEASE_S) as control:
-                await is_kept(control, snapshot)
+                await is_kept(cluster, control, snapshot)
                 front_end.reading = set()
                 await gone(control, snapshot)
 
@@ -94,22 +107,21 @@ def test_a_new_control_deletes_nothing_before_all_have_been_heard(tmp_path: Path
 
 def test_one_on_the_nodes_is_told_with_its_generation_which_stays_pinned_while_it_is_read(tmp_path: Path) -> None:
     async def scenario(cluster: Cluster, control: Control) -> None:
-        daemon, front_end = cluster.daemons[0], cluster.front_ends[0]
-        daemon.ships = False
-        volume = await control.create(GIB, name="v")
-        await control.attach("v")
-        front_end.write(volume.id)
-        (snapshot,) = await control.snapshot("v")
-        await task_of(daemon, snapshot.id)
-        found = await opened(cluster, control, snapshot.id)
+        front_end = cluster.front_ends[0]
+        volume, snapshot = await on_the_nodes(cluster, control, "v")
+        found = await opened(cluster, control, snapshot)
         assert (list(found.generations), len(found.segments), found.HasField("source")) == ([1], 1, False)
         assert [each.address for each in found.segments[0].configuration.members]
-        front_end.reading = {snapshot.id}
-        await delete(control, snapshot.id)
-        await asyncio.sleep(2 * LEASE_S)
-        await pins_of(cluster, volume.id, {(1, snapshot.id)})
+        front_end.reading = {snapshot}
+        await delete(control, snapshot)
+        later, unread = await on_the_nodes(cluster, control, "later"), await on_the_nodes(cluster, control, "unread")
+        await opened(cluster, control, later[1])
+        for other, its_snapshot in (later, unread):
+            await delete(control, its_snapshot)
+            await pins_of(cluster, other, set())
+        assert cluster.layers[volume].pins == {(1, snapshot)}
         front_end.reading = set()
-        await pins_of(cluster, volume.id, set())
+        await pins_of(cluster, volume, set())
 
     run(tmp_path, scenario, lease_s=LEASE_S)
 

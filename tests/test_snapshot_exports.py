@@ -91,7 +91,7 @@ def test_a_snapshot_is_read_by_its_name_and_kept_while_it_is_read(tmp_path: Path
         compare(tmp_path, image, server + snapshot)
         run(check_clones(server, snapshot, model))
         assert not [each for each in (tmp_path / "front-end-0").iterdir() if each.stat().st_size > MIB]
-        run(check_deletion(cluster, server, snapshot, bytes(model)))
+        run(check_deletion(cluster, server, volume, snapshot, bytes(model)))
         assert cluster.volume(volume).epoch == 1
 
 
@@ -182,26 +182,28 @@ async def until_written(client: NbdClient, data: bytes) -> None:
             await asyncio.sleep(0.05)
 
 
-async def check_deletion(cluster: Cluster, server: str, snapshot: str, model: bytes) -> None:
+async def check_deletion(cluster: Cluster, server: str, volume: str, snapshot: str, model: bytes) -> None:
     """It is kept for those who have it, refused to others, and gone after them."""
     client = await NbdClient.connect(server + snapshot)
-    deleted = snapshot_pb2.DeleteSnapshotRequest(snapshot=snapshot)
-    await asyncio.to_thread(cluster.call, "DeleteSnapshot", deleted)
+    await asyncio.to_thread(delete, cluster, snapshot)
     # Longer than a lease, over a restart of control, and with a daemon that has nothing in memory.
     cluster.control.kill()
     await started(cluster.control)
     cluster.snapshotds[0].kill()
     await started(cluster.snapshotds[0])
-    await asyncio.sleep(2 * 2.0)
+    (later,) = await asyncio.to_thread(cluster.snapshot, volume)
+    await (await NbdClient.connect(server + later)).close()
+    await asyncio.to_thread(delete, cluster, later)
+    await asyncio.to_thread(wait_for, "one that was read later is gone", lambda: later not in listed(cluster))
     assert snapshot in await asyncio.to_thread(listed, cluster)
     assert await read_all(client) == model
     await client.close()
-
-    def is_gone() -> bool:
-        return snapshot not in listed(cluster)
-
-    await asyncio.to_thread(wait_for, "the snapshot is gone", is_gone)
+    await asyncio.to_thread(wait_for, "the snapshot is gone", lambda: snapshot not in listed(cluster))
     await refused(server + snapshot, OptionReply.ERR_UNKNOWN)
+
+
+def delete(cluster: Cluster, snapshot: str) -> None:
+    cluster.call("DeleteSnapshot", snapshot_pb2.DeleteSnapshotRequest(snapshot=snapshot))
 
 
 def test_one_that_is_on_the_nodes_only_is_read_from_there_and_goes_on_when_it_is_shipped(tmp_path: Path) -> None:
