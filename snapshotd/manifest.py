@@ -130,11 +130,19 @@ class Shard:
 
     def apply(self, changes: Mapping[int, BlockRef | None]) -> None:
         """Sets the blocks of `changes`; removes those that it maps to None."""
+        cells, numbers = self._cells, self._numbers
         for block, ref in changes.items():
             if ref is None:
-                self._cells[_within(block)] = _UNMAPPED
+                cells[_within(block)] = _UNMAPPED
             else:
-                self[block] = ref
+                number = numbers.get(ref.pack) or self._number(ref.pack)
+                cells[_within(block)] = number << _PACK_SHIFT | _position(ref)
+
+    def differing(self, changes: Mapping[int, BlockRef | None]) -> dict[int, BlockRef | None]:
+        """Those of `changes` that change something."""
+        if not self._packs:  # nothing was ever mapped
+            return {block: ref for block, ref in changes.items() if ref is not None}
+        return {block: ref for block, ref in changes.items() if self[block] != ref}
 
     def copy(self) -> "Shard":
         other = Shard()

@@ -52,7 +52,7 @@ class Packer:
         ref = pack.add(digest, block)
         self._packs.dedupe.claim(digest, ref)
         self.blocks += 1
-        if pack.full:
+        if ref.slot == FRAME_BLOCKS - 1 and pack.full:  # only by a frame more does it become so
             self.close_pack()
         return ref
 

@@ -7,9 +7,11 @@ stays the base's. One that changes again after it was written is patched or writ
 
 import asyncio
 import secrets
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
 
 from blockstore.errors import Corrupt, NotFound, QuorumUnavailable
 from blockstore.units import BLOCK_SIZE
@@ -60,21 +62,23 @@ class ShardWriter:
         """Numbers of the shards that are not the base's."""
         self._changes: dict[int, dict[int, BlockRef | None]] = {}
 
-    def set(self, block: int, ref: BlockRef | None) -> None:
-        """Of a block of the volume: where it is now, None where it is all zeroes."""
-        number, block = divmod(block, SHARD_BLOCKS)
+    def set(self, start: int, refs: Sequence[BlockRef | None]) -> None:
+        """Of the volume's blocks from `start` on, within one shard: where each is now, None where it is all zeroes."""
+        number, first = divmod(start, SHARD_BLOCKS)
         changes = self._changes.get(number)
         if changes is None:
             changes = self._changes[number] = {}
-        self.count += block not in changes
-        changes[block] = ref
+        before = len(changes)
+        changes.update(enumerate(refs, first))
+        self.count += len(changes) - before
 
     async def write(self) -> None:
         """Write all shards with changes. Raises QuorumUnavailable where a pack that they name was given up."""
         work, self._changes, self.count = self._changes, {}, 0
         frames: dict[bytes, set[int]] = {}
-        for ref in (ref for changes in work.values() for ref in changes.values() if ref is not None):
-            frames.setdefault(ref.pack, set()).add(ref.frame)
+        refs = filter(None, chain.from_iterable(changes.values() for changes in work.values()))
+        for pack, frame in set(map(itemgetter(0, 1), refs)):
+            frames.setdefault(pack, set()).add(frame)
         await self._packs.indexed(frames)
         async with aclosing(ahead(self._write_one, list(work.items()))) as written:
             async for each in written:
@@ -138,7 +142,7 @@ class ShardWriter:
         name = self.shards.get(number)
         with self._reading(number):
             old = await self._reader.shard_named(name, background=True) if name else Shard()
-        differing = {block: ref for block, ref in changes.items() if old[block] != ref}
+        differing = old.differing(changes)
         if not differing:
             return _Written(number, name)
         added = sum(ref is not None and old[block] is None for block, ref in differing.items())

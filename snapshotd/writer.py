@@ -14,12 +14,12 @@ import asyncio
 import dataclasses
 import secrets
 from collections import deque
-from collections.abc import Collection, Container, Sequence
-from itertools import chain
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 from blockstore.errors import Corrupt, InvalidRequest, OutOfRange, QuorumUnavailable
 from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, MIB
+from blockstore.volume.block_bits import set_bits
 from blockstore.volume.changes import Run
 from snapshotd import bitmap
 from snapshotd.crypto import SALT_SIZE, DomainKeys
@@ -62,7 +62,7 @@ class SnapshotWriter:
         self, packs: PackStore, reader: SnapshotReader, snapshot: str, size_bytes: int, base: Root | None = None
     ) -> None:
         self.snapshot = snapshot
-        self.shunned: Container[bytes] = frozenset()
+        self.shunned: Collection[bytes] = frozenset()
         """Packs in which no block is found: somebody means to delete them, as this snapshot's writer saw it."""
         self._packs = packs
         self._reader = reader
@@ -191,29 +191,38 @@ class SnapshotWriter:
             await self._write_manifest()
 
     def _place(self, batch: _Batch) -> None:
-        find_recent, found, shards, shunned = self._packs.dedupe.find_recent, batch.found, self._shards, self.shunned
-        numbers = chain.from_iterable(range(run.start, run.start + run.length) for run in batch.runs)
-        for block, digest, content in zip(numbers, batch.digests, batch.blocks, strict=True):
-            if digest is None:
-                shards.set(block, None)
-                continue
-            ref = found.get(digest)
-            if ref is None or ref.pack in shunned:
-                ref = find_recent(digest)
-            if ref is None or ref.pack in shunned:
-                ref = self._packer.add(digest, content)
-            shards.set(block, ref)
+        refs = self._refs(batch)
         self._packer.let_go()
+        at = 0
         for run in batch.runs:
-            self._note_put(run)
+            for start, length in _in_shards(run):
+                self._shards.set(start, refs[at : at + length])
+                self._note_put(start, length)
+                at += length
 
-    def _note_put(self, run: Run) -> None:
-        for block in range(run.start, run.start + run.length):
-            number, at = divmod(block, SHARD_BLOCKS)
-            bits = self._put.get(number)
-            if bits is None:
-                bits = self._put[number] = bytearray(SHARD_BLOCKS // 8)
-            bits[at >> 3] |= 1 << (at & 7)
+    def _refs(self, batch: _Batch) -> list[BlockRef | None]:
+        """Where each block is, or will be from here on."""
+        find_recent, add, shunned = self._packs.dedupe.find_recent, self._packer.add, self.shunned
+        found = batch.found
+        if shunned:
+            found = {digest: ref for digest, ref in found.items() if ref.pack not in shunned}
+        refs: list[BlockRef | None] = []
+        for digest, content in zip(batch.digests, batch.blocks, strict=True):
+            ref = None
+            if digest is not None:
+                ref = found.get(digest) or find_recent(digest)
+                if ref is None or ref.pack in shunned:
+                    ref = add(digest, content)
+            refs.append(ref)
+        return refs
+
+    def _note_put(self, start: int, count: int) -> None:
+        """Within one shard."""
+        number, first = divmod(start, SHARD_BLOCKS)
+        bits = self._put.get(number)
+        if bits is None:
+            bits = self._put[number] = bytearray(SHARD_BLOCKS // 8)
+        set_bits(bits, first, count)
 
     async def _write_manifest(self) -> None:
         """Begin to write the shards that changed, once those before are written."""
@@ -226,6 +235,15 @@ class SnapshotWriter:
         if self._manifest is not None:
             await self._manifest
             self._manifest = None
+
+
+def _in_shards(run: Run) -> Iterator[Run]:
+    """The parts of `run` that lie in one shard each."""
+    start, end = run.start, run.start + run.length
+    while start < end:
+        length = min(end - start, SHARD_BLOCKS - start % SHARD_BLOCKS)
+        yield Run(start, length)
+        start += length
 
 
 def _names(ref: BlockRef | None, frames: Collection[tuple[bytes, int]]) -> bool:
