@@ -33,6 +33,7 @@ _MAX_MEMBERS: Final = 32
 #: What the greetings of streams of messages begin with; the number is that of this encoding.
 REPLICATE_GREETING: Final = b"cairn 1 records"
 READ_GREETING: Final = b"cairn 1 reads"
+GENERATION_GREETING: Final = b"cairn 1 generations"
 _RESULT: Final = struct.Struct("<QII")
 _RECORDS_TAG: Final = tag_of(pb.ReplicateRequest.RECORDS_FIELD_NUMBER)
 
@@ -240,21 +241,30 @@ def _absent_runs(results: list[tuple[int, int, int]], absent: bytes) -> dict[int
 # ---- sealed generations
 
 
-def encode_generation(payload: bytes, *, guests: bool) -> bytes:
-    """A serialized ReadGenerationResponse."""
-    rest = pb.ReadGenerationResponse(checksum=xxhash.xxh3_64_intdigest(payload), guests=guests)
-    return b"".join(put_in(rest, pb.ReadGenerationResponse.PAYLOAD_FIELD_NUMBER, [payload]))
+class GenerationRead(NamedTuple):
+    """payload: of all ranges. guests: whether guests use the node. streams_port: where it takes streams, 0 nowhere."""
+
+    payload: memoryview
+    guests: bool
+    streams_port: int
 
 
-def decode_generation(message: bytes) -> tuple[memoryview, bool]:
-    """The payload of a serialized ReadGenerationResponse, and whether guests use the node.
+def encode_generation(payload: bytes, *, guests: bool, streams_port: int) -> list[bytes]:
+    """A serialized ReadGenerationResponse, in parts."""
+    checksum = xxhash.xxh3_64_intdigest(payload)
+    rest = pb.ReadGenerationResponse(checksum=checksum, guests=guests, streams_port=streams_port)
+    return put_in(rest, pb.ReadGenerationResponse.PAYLOAD_FIELD_NUMBER, [payload])
+
+
+def decode_generation(message: bytes | bytearray) -> GenerationRead:
+    """A serialized ReadGenerationResponse.
 
     Raises InvalidRequest where it is no such message, Corrupt where the payload fails its checksum.
     """
     response, payload = cut_out(pb.ReadGenerationResponse, message, pb.ReadGenerationResponse.PAYLOAD_FIELD_NUMBER)
     if xxhash.xxh3_64_intdigest(payload) != response.checksum:
         raise Corrupt("what a node sent of a generation fails its checksum")
-    return payload, response.guests
+    return GenerationRead(payload, response.guests, response.streams_port)
 
 
 # ---- what a replica answers

@@ -1,11 +1,13 @@
 """Sealed generations read from real nodes: what changed, what it holds, and the next replica where one is away."""
 
+import asyncio
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from blockstore.errors import NotFound, QuorumUnavailable
+from blockstore.node.replica_streams import ReplicaStreams
 from blockstore.rpc import control_pb2
 from blockstore.units import BLOCK_SIZE, MIB, BlockNumber
 from blockstore.volume.changes import Run
@@ -145,6 +147,92 @@ def test_what_counts_fills_is_not_asked_of_a_replica_that_lacks_some(tmp_path: P
             assert list(changes.runs()) == [Run(5, 1), Run(7, 1)]
             segment._best = stack.replicas[2]
             assert await segment.read(first, [Run(5, 3)]) == old + bytes(BLOCK_SIZE) + old
+            await channels.close()
+
+    in_loop(check)
+
+
+# ---- over streams of messages
+
+
+def open_streams(stack: Stack) -> int:
+    """Beside the two of the front-end to each node."""
+    return sum(stack.streams(index).open_count for index in range(3)) - 6
+
+
+def test_reads_go_over_streams_once_a_node_has_said_where(tmp_path: Path) -> None:
+    """As many as there are reads at once, each of its own content; they are kept for the next ones."""
+
+    async def check() -> None:
+        async with running_stack(tmp_path, streams_port=0) as stack:
+            volume = await stack.open(SIZE)
+            contents = [Random(number).randbytes(MIB) for number in range(4)]
+            for number, data in enumerate(contents):
+                await write(volume, number * 256, data)
+            generation = await sealed(volume, 1)
+            await stack.until_all_whole(volume)
+            channels = NodeChannels()
+            segment = SealedSegment(VOLUME, segment_of(stack), SIZE // BLOCK_SIZE, channels, LIMIT_S)
+            assert await segment.read(generation, [Run(0, 256)]) == contents[0]
+            assert open_streams(stack) == 0, "the first answer says where"
+            for _ in range(3):
+                reads = [segment.read(generation, [Run(number * 256, 256)]) for number in range(4)]
+                assert await asyncio.gather(*reads) == contents
+                assert open_streams(stack) == 4
+            with pytest.raises(NotFound):
+                await segment.read(generation + 1, [Run(5, 1)])
+            assert await segment.read(generation, [Run(256, 256)]) == contents[1]
+            await channels.close()
+            await until(lambda: open_streams(stack) == 0, "the streams to end")
+
+    in_loop(check)
+
+
+def test_a_node_that_started_anew_is_read_from_over_its_new_streams(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with running_stack(tmp_path, streams_port=0) as stack:
+            volume = await stack.open(SIZE)
+            data = Random(3).randbytes(BLOCK_SIZE)
+            await write(volume, 7, data)
+            generation = await sealed(volume, 1)
+            await stack.until_all_whole(volume)
+            await volume.close()
+            channels = NodeChannels()
+            segment = SealedSegment(VOLUME, segment_of(stack), SIZE // BLOCK_SIZE, channels, LIMIT_S)
+            for _ in range(2):
+                assert await segment.read(generation, [Run(7, 1)]) == data
+            for index in range(3):
+                await stack.stop_node(index)
+            with pytest.raises(QuorumUnavailable):
+                await segment.read(generation, [Run(7, 1)])
+            for index in range(3):
+                await stack.start_node(index)
+            segment.move(segment_of(stack))
+            for _ in range(3):
+                assert await segment.read(generation, [Run(7, 1)]) == data
+            assert sum(stack.streams(index).open_count for index in range(3)) == 1
+            await channels.close()
+
+    in_loop(check)
+
+
+@pytest.mark.parametrize("port", [-1, 1], ids=["it has none", "nobody reaches them"])
+def test_without_streams_generations_are_read_by_grpc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int
+) -> None:
+    async def check() -> None:
+        async with running_stack(tmp_path, streams_port=-1) as stack:
+            volume = await stack.open(SIZE)
+            data = Random(3).randbytes(BLOCK_SIZE)
+            await write(volume, 7, data)
+            generation = await sealed(volume, 1)
+            await stack.until_all_whole(volume)
+            if port > 0:
+                monkeypatch.setattr(ReplicaStreams, "port", port)
+            channels = NodeChannels()
+            segment = SealedSegment(VOLUME, segment_of(stack), SIZE // BLOCK_SIZE, channels, LIMIT_S)
+            for _ in range(3):
+                assert await segment.read(generation, [Run(7, 1)]) == data
             await channels.close()
 
     in_loop(check)

@@ -10,9 +10,8 @@ from typing import Final
 
 from blockstore.domain import Position
 from blockstore.errors import InvalidRequest, NoSpace, QuorumUnavailable
-from blockstore.node.guest_traffic import GuestTraffic
 from blockstore.node.hosted_replica import HostedReplica
-from blockstore.replica_codec import encode_generation, from_position, to_position
+from blockstore.replica_codec import from_position, to_position
 from blockstore.rpc import replica_pb2 as pb
 from blockstore.storage.changes import ChangedExtent
 from blockstore.storage.copies import MetaCopy
@@ -73,8 +72,8 @@ async def list_changes(hosted: HostedReplica, request: pb.ListChangesRequest) ->
             )
 
 
-async def read_generation(hosted: HostedReplica, request: pb.ReadGenerationRequest, traffic: GuestTraffic) -> bytes:
-    """Blocks as a sealed generation shows them: a serialized ReadGenerationResponse. traffic: the node's.
+async def read_generation(hosted: HostedReplica, request: pb.ReadGenerationRequest) -> bytes:
+    """Blocks as a sealed generation shows them.
 
     Raises InvalidRequest, OutOfRange, NotFound, QuorumUnavailable, Corrupt.
     """
@@ -87,7 +86,7 @@ async def read_generation(hosted: HostedReplica, request: pb.ReadGenerationReque
     generation = Generation(request.generation)
     await bring_to_seal(hosted, generation)
     payload: bytes = await hosted.in_reader(hosted.store.sealed.read_ranges, generation, ranges)
-    return encode_generation(payload, guests=traffic.busy)
+    return payload
 
 
 def _is_held(pin: Pin) -> bool:

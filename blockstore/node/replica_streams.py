@@ -1,8 +1,9 @@
-"""The two streams of the hot path on the node's side: a leader's records, and reads.
+"""The streams of the hot path on the node's side: a leader's records, reads, and reads of sealed generations.
 
 They come as streams of messages (blockstore.message_stream) or, where somebody cannot connect to these, of gRPC. What
 a message does is the same here: it is carried out as it arrives, and no further one is taken while the node holds as
-much as it may. Reads are answered inline: the tables take microseconds, a thread would take more.
+much as it may. Reads are answered inline: the tables take microseconds, a thread would take more. Those of sealed
+generations are long and nobody's hurry: they run in threads (blockstore.node.generations), one of a stream at a time.
 """
 
 from collections.abc import Awaitable, Iterable, Iterator
@@ -12,10 +13,13 @@ from typing import Final
 from blockstore.domain import ReplicaId
 from blockstore.errors import CairnError, Corrupt, Fenced, InvalidRequest
 from blockstore.grpc_errors import status_of
+from blockstore.grpc_payload import parse
 from blockstore.message_stream import Message, MessageServer, MessageStream, OnMessage
+from blockstore.node.generations import read_generation
 from blockstore.node.hosted_replica import AnswerMessage, HostedReplica, Reply
 from blockstore.node.node import Node
 from blockstore.replica_codec import (
+    GENERATION_GREETING,
     READ_GREETING,
     REPLICATE_GREETING,
     absent_entry,
@@ -23,6 +27,7 @@ from blockstore.replica_codec import (
     decode_read_request,
     decode_replicate,
     encode_append_answer,
+    encode_generation,
     encode_read_response,
     greeting_to,
     result_entry,
@@ -90,6 +95,17 @@ def _read(
         results.refuse(asked.request, error)
 
 
+async def answer_generation(node: Node, request: pb.ReadGenerationRequest, streams_port: int) -> list[bytes]:
+    """A serialized ReadGenerationResponse, in parts. Who asks is told of damage; meanwhile it is mended here."""
+    hosted = node.find(to_address(request.target))
+    try:
+        payload = await read_generation(hosted, request)
+    except Corrupt as error:
+        node.repair(hosted, error)
+        raise
+    return encode_generation(payload, guests=node.traffic.busy, streams_port=streams_port)
+
+
 class _Results:
     """What one message answers."""
 
@@ -129,7 +145,7 @@ class ReplicaStreams:
 
     @property
     def open_count(self) -> int:
-        """Two for each leader's connection."""
+        """Two for each leader's connection, one for each read of a generation that somebody has under way."""
         return self._server.open_count
 
     async def start(self, host: str, port: int) -> None:
@@ -147,6 +163,8 @@ class ReplicaStreams:
             return _Records(self._node, stream).take
         if greeting == greeting_to(READ_GREETING, hosted.address):
             return _Reads(self._node, stream).take
+        if greeting == greeting_to(GENERATION_GREETING, hosted.address):
+            return _Generations(self._node, stream, self.port).take
         raise InvalidRequest(f"no stream to {hosted.replica} begins with {greeting[:128]!r}")
 
 
@@ -178,3 +196,17 @@ class _Reads:
         for answer in answer_reads(self._node, message):
             self._stream.send(*answer)
         return None if self._stream.writable else self._stream.drained()
+
+
+class _Generations:
+    """A stream of reads of sealed generations: each is answered before the next one is taken."""
+
+    def __init__(self, node: Node, stream: MessageStream, streams_port: int) -> None:
+        self._node = node
+        self._stream = stream
+        self._streams_port = streams_port
+
+    async def take(self, message: Message) -> None:
+        request = parse(pb.ReadGenerationRequest, message)
+        self._stream.send(*await answer_generation(self._node, request, self._streams_port))
+        await self._stream.drained()

@@ -17,10 +17,10 @@ from blockstore.errors import Corrupt
 from blockstore.grpc_endpoint import Endpoint
 from blockstore.node.block_status import block_status
 from blockstore.node.catch_up_server import serve_delta, serve_log
-from blockstore.node.generations import describe, list_changes, read_generation
+from blockstore.node.generations import describe, list_changes
 from blockstore.node.hosted_replica import AnswerMessage, HostedReplica
 from blockstore.node.node import Node
-from blockstore.node.replica_streams import ReplicaStreams, answer_reads, take_append
+from blockstore.node.replica_streams import ReplicaStreams, answer_generation, answer_reads, take_append
 from blockstore.node.scrub_server import digest, show_extent
 from blockstore.replica_codec import (
     decode_seal,
@@ -165,9 +165,7 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
     async def ReadGeneration(  # type: ignore[override]  # serialized by hand
         self, request: pb.ReadGenerationRequest, context: Context
     ) -> bytes:
-        hosted = self._node.find(to_address(request.target))
-        with self._repairing(hosted):
-            return await read_generation(hosted, request, self._traffic)
+        return b"".join(await answer_generation(self._node, request, self._streams.port))
 
     @contextmanager
     def _repairing(self, hosted: HostedReplica) -> Iterator[None]:

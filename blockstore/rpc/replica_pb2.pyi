@@ -1024,22 +1024,26 @@ class ReadGenerationResponse(_message.Message):
     PAYLOAD_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
     GUESTS_FIELD_NUMBER: _builtins.int
+    STREAMS_PORT_FIELD_NUMBER: _builtins.int
     payload: _builtins.bytes
     """Of all ranges, one after the other; zeroes for what has no entry."""
     checksum: _builtins.int
     """xxh3-64 of the payload."""
     guests: _builtins.bool
     """Guests want something of this node now: leave them some time before the next call."""
+    streams_port: _builtins.int
+    """Where the node takes streams of messages, as a seal's answer says: further reads may come that way."""
     def __init__(
         self,
         *,
         payload: _builtins.bytes = ...,
         checksum: _builtins.int = ...,
         guests: _builtins.bool = ...,
+        streams_port: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "guests", b"guests", "payload", b"payload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "guests", b"guests", "payload", b"payload", "streams_port", b"streams_port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

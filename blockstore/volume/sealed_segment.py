@@ -13,11 +13,12 @@ import grpc
 from blockstore.errors import CairnError, Corrupt, InvalidRequest, NotFound, QuorumUnavailable
 from blockstore.grpc_connections import Connections
 from blockstore.grpc_errors import cairn_errors
-from blockstore.replica_codec import decode_generation
+from blockstore.replica_codec import GenerationRead, decode_generation
 from blockstore.rpc import control_pb2, replica_pb2_grpc
 from blockstore.rpc import replica_pb2 as pb
 from blockstore.units import BLOCK_SIZE, FILL_GENERATION
 from blockstore.volume.changes import Changes, Run
+from blockstore.volume.generation_streams import GenerationStreams
 from blockstore.volume.guest_pace import GuestPace
 
 #: Of the whole list of changes; a segment of 1 TiB has a million extents, listed in seconds.
@@ -33,12 +34,25 @@ class NodeChannels:
     def __init__(self) -> None:
         self.pace = GuestPace()
         self._nodes = Connections(_replica_stub)
+        self._streams = GenerationStreams()
 
     def stub(self, address: str) -> Any:
         """The Replica service there; ReadGeneration gives bytes, for `decode_generation`."""
         return self._nodes.to(address)
 
+    async def read_generation(
+        self, address: str, request: pb.ReadGenerationRequest, timeout_s: float
+    ) -> GenerationRead:
+        """What the node there answers: over a stream where it takes them, as its first answer says, else by gRPC."""
+        message = await self._streams.ask(address, request, timeout_s)
+        if message is None:
+            message = await self.stub(address).ReadGeneration(request, timeout=timeout_s)
+        found = decode_generation(message)
+        self._streams.note(address, found.streams_port)
+        return found
+
     async def close(self) -> None:
+        self._streams.close()
         await self._nodes.close()
 
 
@@ -98,10 +112,10 @@ class SealedSegment:
         Raises NotFound where no replica has the generation, QuorumUnavailable where one may later.
         """
 
-        async def ask(stub: Any, target: pb.Target) -> Changes:
+        async def ask(address: str, target: pb.Target) -> Changes:
             changes = Changes(self.blocks)
             request = pb.ListChangesRequest(target=target, lowest=lowest, highest=highest)
-            async for response in stub.ListChanges(request, timeout=_LIST_TIMEOUT_S):
+            async for response in self._channels.stub(address).ListChanges(request, timeout=_LIST_TIMEOUT_S):
                 for each in response.extents:
                     changes.add(each.extent, each.blocks)
             return changes
@@ -119,10 +133,10 @@ class SealedSegment:
 
         pace = self._channels.pace
 
-        async def ask(stub: Any, target: pb.Target) -> memoryview:
+        async def ask(address: str, target: pb.Target) -> memoryview:
             ranges = [pb.BlockRange(start=run.start, count=run.length) for run in runs]
             request = pb.ReadGenerationRequest(target=target, generation=generation, ranges=ranges)
-            payload, guests = decode_generation(await stub.ReadGeneration(request, timeout=self._call_timeout_s))
+            payload, guests, _ = await self._channels.read_generation(address, request, self._call_timeout_s)
             if len(payload) != sum(run.length for run in runs) * BLOCK_SIZE:
                 raise InvalidRequest(f"replica {target.replica} answered {len(payload)} bytes to {runs}")
             pace.note(busy=guests)
@@ -130,7 +144,8 @@ class SealedSegment:
 
         return await pace.read(lambda: self._ask_any(ask))
 
-    async def _ask_any(self, ask: Callable[[Any, pb.Target], Awaitable[Answer]]) -> Answer:
+    async def _ask_any(self, ask: Callable[[str, pb.Target], Awaitable[Answer]]) -> Answer:
+        """ask: told a node's address, and which replica it has."""
         errors: list[CairnError] = []
         for member in self._members():
             target = pb.Target(volume=self._volume, segment=self._segment.number, replica=member.replica)
@@ -139,7 +154,7 @@ class SealedSegment:
                     stub = self._channels.stub(member.address)
                     if self._counts_fills:
                         await self._check_filled(stub, target)
-                    answer = await ask(stub, target)
+                    answer = await ask(member.address, target)
                     await self._check_seal(stub, target)
                 self._best = member.replica
                 return answer
