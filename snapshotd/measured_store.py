@@ -48,8 +48,11 @@ class StoreRequests:
         except CairnError as error:
             outcome = next((name for kind, name in _OUTCOMES.items() if isinstance(error, kind)), _FAILED)
             raise
-        except (asyncio.CancelledError, GeneratorExit):
+        except asyncio.CancelledError:
             outcome = CUT_OFF
+            raise
+        except GeneratorExit:  # of a listing whose rest nobody wants
+            outcome = OK
             raise
         finally:
             self.ended[operation, outcome] += 1

@@ -23,7 +23,8 @@ def taken() -> Iterator[int]:
 
 
 def addresses(plan: Plan) -> list[str]:
-    return [plan.control, plan.nbd, plan.front_end, plan.snapshotd, *(node.listen for node in plan.nodes)]
+    listening = [plan.control, plan.nbd, plan.front_end, plan.snapshotd, *(node.listen for node in plan.nodes)]
+    return [*listening, *plan.metrics.values()]
 
 
 def test_a_new_cluster_has_three_nodes_in_three_zones() -> None:
@@ -31,7 +32,8 @@ def test_a_new_cluster_has_three_nodes_in_three_zones() -> None:
     assert [(node.name, node.zone) for node in plan.nodes] == [
         ("node-1", "zone-1"), ("node-2", "zone-2"), ("node-3", "zone-3")
     ]  # fmt: skip
-    assert len(set(addresses(plan))) == 7
+    assert len(set(addresses(plan))) == 13
+    assert list(plan.metrics) == ["control", "node-1", "node-2", "node-3", "nbd", "snapshotd"]
     assert all(split_address(each)[1] for each in addresses(plan))
 
 

@@ -15,6 +15,7 @@ from blockstore.cli.daemons import CAIRN
 from blockstore.cli.state_directory import StateDirectory
 from tests.cli_guest import read, write
 from tests.daemons import wait_for
+from tests.metrics_page import DECLARED, Page, fetch
 
 LIMIT_S = 60.0
 pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(240)]
@@ -67,6 +68,7 @@ def test_a_cluster_stops_and_goes_on_with_its_data(state: StateDirectory) -> Non
     assert [node["zone"] for node in first["nodes"]] == ["zone-1", "zone-2", "zone-3"]
     uri = served(state)
     write(uri, 4096, b"kept" * 1024)
+    check_metrics(state, first["metrics"])
     pids = state.read_processes()
     assert set(pids) == {"control", "node-1", "node-2", "node-3", "nbd", "snapshotd"}
 
@@ -92,6 +94,18 @@ def test_a_cluster_stops_and_goes_on_with_its_data(state: StateDirectory) -> Non
     assert str(data) in cairn("node", "check", data, expect=5)  # it runs
     cairn("down")
     check_finds_a_changed_byte(data)
+
+
+def check_metrics(state: StateDirectory, addresses: dict[str, str]) -> None:
+    """Each process serves its own where it was told, and Prometheus is told the same."""
+    for name, address in addresses.items():
+        kind = "node" if name.startswith("node-") else name
+        declared = {metric.name for metric in DECLARED[kind]}
+        assert {each.name for each in Page(fetch(address)).samples} & declared, name
+    targets = json.loads(state.targets.read_text())
+    assert {each["labels"]["process"]: each["targets"] for each in targets} == {
+        name: [address] for name, address in addresses.items()
+    }
 
 
 def check_finds_a_changed_byte(data: Path) -> None:

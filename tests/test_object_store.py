@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from blockstore.errors import Corrupt, InvalidRequest, NotFound
 from blockstore.units import KIB, MIB
+from snapshotd.measured_store import StoreRequests
 from snapshotd.object_store import Data, ObjectInfo, ObjectStore, check_folder, check_key
 from snapshotd.store_settings import StoreSettings
 from snapshotd.stores import open_store
@@ -23,10 +24,10 @@ Run = Callable[[Body], None]
 
 
 def open_and(settings: StoreSettings, body: Body, *, throttled: bool = False) -> None:
-    """Run `body` with the store of `settings`."""
+    """Run `body` with the store of `settings`. throttled: with all wrappers that there are around it."""
 
     async def main() -> None:
-        store = await open_store(settings)
+        store = await open_store(settings, StoreRequests() if throttled else None)
         try:
             await body(Throttled(store, up=TokenBucket(), down=TokenBucket(1e9)) if throttled else store)
         finally:

@@ -177,8 +177,11 @@ class LocalCluster:
 
     def _control_arguments(self) -> list[str]:
         settings = ControlSettings(
-            **{"state": self._directory.data("control"), "listen": self.plan.control, **self._overrides["control"]}
-        )
+            **{
+                "state": self._directory.data("control"), "listen": self.plan.control,
+                "metrics": self._metrics_address("control"), **self._overrides["control"],
+            }
+        )  # fmt: skip
         return ["control", "run", *arguments_of(settings)]
 
     def _node_arguments(self, name: str) -> list[str]:
@@ -192,7 +195,7 @@ class LocalCluster:
         settings = NodeSettings(
             **{
                 "data": self._directory.data(name), "zone": node.zone, "listen": listen,
-                "control": self.plan.control, **self._overrides["node"],
+                "control": self.plan.control, "metrics": self._metrics_address(name), **self._overrides["node"],
             }
         )  # fmt: skip
         return ["node", "run", *arguments_of(settings)]
@@ -201,7 +204,8 @@ class LocalCluster:
         settings = FrontEndSettings(
             **{
                 "state": self._directory.data("nbd"), "nbd_listen": self.plan.nbd, "nbd_socket": self._nbd_socket,
-                "listen": self.plan.front_end, "control": self.plan.control, **self._overrides["nbd"],
+                "listen": self.plan.front_end, "control": self.plan.control,
+                "metrics": self._metrics_address("nbd"), **self._overrides["nbd"],
             }
         )  # fmt: skip
         return ["nbd", "run", *arguments_of(settings)]
@@ -212,10 +216,19 @@ class LocalCluster:
             **{
                 "state": self._directory.data("snapshotd"), "listen": self.plan.snapshotd,
                 "control": self.plan.control, "store": self.plan.store or str(self._directory.data("store")),
-                "s3_endpoint": self.plan.s3_endpoint, **self._overrides["snapshotd"],
+                "s3_endpoint": self.plan.s3_endpoint, "metrics": self._metrics_address("snapshotd"),
+                **self._overrides["snapshotd"],
             }
         )  # fmt: skip
         return ["snapshotd", "run", *arguments_of(settings)]
+
+    def _metrics_address(self, name: str) -> str:
+        """Another one where its port was taken while it was down; Prometheus finds it in the file of targets."""
+        address = free_address(self.plan.metrics[name])
+        if address != self.plan.metrics[name]:
+            self.plan = replace(self.plan, metrics={**self.plan.metrics, name: address})
+            self._directory.write_plan(self.plan)
+        return address
 
     def _planned(self, name: str) -> PlannedNode:
         return next(node for node in self.plan.nodes if node.name == name)

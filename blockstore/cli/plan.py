@@ -4,7 +4,7 @@ import errno
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -85,7 +85,7 @@ def make_plan(remembered: Plan | None, wishes: Wishes) -> Plan:
     """
     zones = _zones(remembered.nodes if remembered else (), wishes)
     with free_ports(wishes.host) as ports:
-        return Plan(
+        plan = Plan(
             ports.take(wishes.control_port, _port(remembered.control if remembered else None, DEFAULT_CONTROL_PORT)),
             ports.take(wishes.nbd_port, _port(remembered.nbd if remembered else None, DEFAULT_NBD_PORT)),
             ports.take(None, _port(remembered.front_end if remembered else None, 0)),
@@ -97,6 +97,8 @@ def make_plan(remembered: Plan | None, wishes: Wishes) -> Plan:
             _store(wishes.store) if wishes.store is not None else remembered.store if remembered else "",
             wishes.s3_endpoint if wishes.s3_endpoint is not None else remembered.s3_endpoint if remembered else "",
         )
+        known = remembered.metrics if remembered else {}
+        return replace(plan, metrics={name: ports.take(None, _port(known.get(name), 0)) for name in plan.processes})
 
 
 def free_address(address: str) -> str:

@@ -3,6 +3,7 @@
     lock            held while a cluster runs here; holds the pid of its supervisor
     cluster.json    the plan: which nodes there are, and where everything listens
     processes.json  the pids of the processes that run now
+    prometheus-targets.json  where each process serves its metrics, for file_sd_configs of Prometheus
     control/  node-1/ … node-N/  nbd/  snapshotd/       the data of each process
     store/          snapshots, unless an object store elsewhere was given; not the keys, which are in snapshotd/
     log/            what each process says
@@ -16,7 +17,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,11 @@ from blockstore.errors import Conflict, Corrupt
 #: The state directory holds guests' data: nobody else may look.
 _PRIVATE: Final = 0o700
 _FORMAT: Final = 1
+_LATER: Final = ("snapshotd", "store", "s3_endpoint", "metrics")
+
+
+#: For Prometheus: "File-based service discovery".
+TARGETS_FILE: Final = "prometheus-targets.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,8 @@ class Plan:
     """Where each process of a cluster listens, HOST:PORT. nbd is for NBD clients, front_end for gRPC.
 
     store: URL or path of the object store, empty for the directory's own; s3_endpoint: of its server, if it has one.
-    A plan of an older cairn has none of the last three.
+    metrics: where each process serves its own, by the process's name.
+    A plan of an older cairn has none of the last four.
     """
 
     control: str
@@ -52,6 +59,12 @@ class Plan:
     snapshotd: str = ""
     store: str = ""
     s3_endpoint: str = ""
+    metrics: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def processes(self) -> tuple[str, ...]:
+        """The names of all that run."""
+        return ("control", *(node.name for node in self.nodes), "nbd", "snapshotd")
 
 
 def _is_alive(pid: int) -> bool:
@@ -79,6 +92,11 @@ class StateDirectory:
     def data(self, name: str) -> Path:
         """The directory of the process `name`."""
         return self.path / name
+
+    @property
+    def targets(self) -> Path:
+        """The file that tells Prometheus where metrics are."""
+        return self.path / TARGETS_FILE
 
     def log(self, name: str) -> Path:
         """The file for what the process `name` says."""
@@ -133,7 +151,7 @@ class StateDirectory:
             return None
         try:
             nodes = tuple(PlannedNode(**each) for each in document["nodes"])
-            later = {name: document[name] for name in ("snapshotd", "store", "s3_endpoint") if name in document}
+            later = {name: document[name] for name in _LATER if name in document}
             return Plan(document["control"], document["nbd"], document["front_end"], nodes, **later)
         except (KeyError, TypeError) as error:
             raise Corrupt(
@@ -143,6 +161,8 @@ class StateDirectory:
     def write_plan(self, plan: Plan) -> None:
         """Durably: the next `up` must find the nodes that have data."""
         self._write("cluster.json", {"format": _FORMAT, **asdict(plan)}, durable=True)
+        targets = [{"targets": [address], "labels": {"process": name}} for name, address in plan.metrics.items()]
+        self._write(TARGETS_FILE, targets, durable=False)
 
     def read_processes(self) -> dict[str, int]:
         """The pid of each process that runs, by name. Raises Corrupt."""
@@ -160,7 +180,7 @@ class StateDirectory:
             raise Corrupt(f"{self.path / name} is no JSON ({error}): mend or remove it") from error
         return document if isinstance(document, dict) else {}
 
-    def _write(self, name: str, document: dict[str, Any], durable: bool) -> None:
+    def _write(self, name: str, document: object, durable: bool) -> None:
         fresh = self.path / f"{name}.new"
         with fresh.open("w") as file:
             json.dump(document, file, indent=2)

@@ -31,8 +31,10 @@ from blockstore.errors import Conflict, InvalidRequest
 #: Of `cairn down`: longer than the supervisor gives its processes, one after the other.
 STOP_TIMEOUT_S: Final = 90.0
 
-_GIVEN: Final = {"state", "data", "zone", "control", "listen", "advertise", "nbd_listen", "nbd_socket", "store"}
-"""Settings that differ from process to process."""
+#: Settings that differ from process to process.
+_GIVEN: Final = frozenset(
+    ("state", "data", "zone", "control", "listen", "advertise", "metrics", "nbd_listen", "nbd_socket", "store")
+)
 
 
 def up(
@@ -177,6 +179,7 @@ def _announce(directory: StateDirectory, plan: Plan, steps: Steps, output: Outpu
     steps.line("Try:" if detached else "Try, in another terminal:")
     for line in lines:
         steps.line(f"  {line}")
+    steps.line(f"Metrics: {len(plan.metrics)} addresses for Prometheus (file_sd_configs) in {directory.targets}")
     stop = f"`{cairn} down`" if detached else "Ctrl-C"
     steps.line(f"{stop} stops the cluster; `{cairn} up` goes on with its data. Logs: {directory.path / 'log'}")
 
@@ -189,6 +192,7 @@ def _document(directory: StateDirectory, plan: Plan) -> documents.Document:
         "front_end": plan.front_end,
         "snapshotd": plan.snapshotd,
         "store": plan.store or str(directory.data("store")),
+        "metrics": dict(plan.metrics),
         "nodes": [{"name": each.name, "zone": each.zone, "address": each.listen} for each in plan.nodes],
         "supervisor": os.getpid(),
     }

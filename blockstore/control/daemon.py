@@ -154,10 +154,10 @@ async def _tenure(
     reconciling = asyncio.ensure_future(reconciler.run())
     try:
         await gate.open(*services)
-        metrics.service = services[0]
+        metrics.become_active(services[0])
         yield reconciling
     finally:
-        metrics.service = None
+        await metrics.stand_by()
         await gate.shut()
         reconciling.cancel()
         await asyncio.gather(reconciling, return_exceptions=True)
