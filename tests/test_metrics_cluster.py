@@ -55,9 +55,13 @@ def check_that_all_are_there(running: Cluster) -> None:
         (running.control, "control"), (running.nodes[0], "node"), (running.front_ends[0], "nbd"),
         (running.snapshotds[0], "snapshotd"),
     ):  # fmt: skip
-        names = wait_for(f"the metrics of {kind}", lambda daemon=daemon: scrape(daemon).names)  # type: ignore[misc]
-        lacking = {metric.name for metric in DECLARED[kind] if not metric.labels} - names
-        assert {name for name in lacking if f"{name}_count" not in names} == set()
+        wait_for(f"all metrics of {kind}", lambda daemon=daemon, kind=kind: not lacking(scrape(daemon), kind))  # type: ignore[misc]
+
+
+def lacking(page: Page, kind: str) -> set[str]:
+    """Control's first look at its catalog may take longer than a scrape waits."""
+    declared = {metric.name for metric in DECLARED[kind] if not metric.labels}
+    return {name for name in declared - page.names if f"{name}_count" not in page.names}
 
 
 def check_front_end(running: Cluster, volume: str, uri: str) -> None:
@@ -83,33 +87,33 @@ def check_front_end(running: Cluster, volume: str, uri: str) -> None:
     assert 0 < after.value("cairn_nbd_command_seconds_total", volume=volume, command="write") < 60
     assert after.value("cairn_volume_commit_seconds_count", volume=volume) >= 5
     assert after.value("cairn_volume_served", volume=volume) == 1
-    assert after.sum("cairn_volume_member_connected", volume=volume) == 3
+    wait_for("all members", lambda: scrape(front_end).sum("cairn_volume_member_connected", volume=volume) == 3)
     assert after.value("cairn_volume_size_bytes", volume=volume) == 16 * MIB
 
 
 def check_nodes(running: Cluster) -> None:
     for node in running.nodes:
         page = wait_for("a checkpoint", lambda node=node: checkpointed(scrape(node)))  # type: ignore[misc]
-        assert page.value("cairn_journal_groups_total") == page.value("cairn_journal_sync_seconds_count") > 0
+        assert 0 < page.value("cairn_journal_groups_total") <= page.value("cairn_journal_sync_seconds_count")
         assert page.value("cairn_journal_written_bytes_total") >= 5 * 4096
         assert page.value("cairn_replicas", state="whole") == page.sum("cairn_replica_whole") == 1
-        assert page.sum("cairn_replica_user_bytes") == 5 * 4096
         assert page.sum("cairn_replica_file_bytes") > page.sum("cairn_replica_free_bytes")
         assert 0 < page.value("cairn_disk_free_bytes") < page.value("cairn_disk_capacity_bytes")
         assert page.value("cairn_disk_full") == 0
 
 
 def checkpointed(page: Page) -> Page | None:
-    return page if page.sum("cairn_replica_user_bytes") and page.value("cairn_checkpoint_seconds_count") else None
+    whole = page.sum("cairn_replica_user_bytes") == 5 * 4096 and page.value("cairn_checkpoint_seconds_count") > 0
+    return page if whole else None
 
 
 def check_snapshotd(running: Cluster) -> None:
     page = wait_for("the ship", lambda: shipped(scrape(running.snapshotds[0])))
     assert page.value("cairn_snapshotd_open") == 1
-    assert page.value("cairn_ship_read_bytes_total") == page.value("cairn_ship_changed_bytes_total") == 5 * 4096
-    # Five times the same block.
-    assert page.value("cairn_ship_deduplicated_bytes_total") == 4 * 4096
-    assert 0 < page.value("cairn_ship_stored_bytes_total") < 4096
+    # Five times the same block; on a machine that is too busy, by more than one attempt.
+    assert page.value("cairn_ship_read_bytes_total") >= page.value("cairn_ship_changed_bytes_total") == 5 * 4096
+    assert page.value("cairn_ship_deduplicated_bytes_total") >= 4 * 4096
+    assert page.value("cairn_ship_stored_bytes_total") < 4096
     assert page.value("cairn_store_requests_total", operation="put", outcome="ok") >= 3
     assert page.value("cairn_store_sent_bytes_total") > 0
 
@@ -140,7 +144,7 @@ def check_hydration(running: Cluster, snapshot: str) -> None:
     uri = running.attach(restored)
     assert read(uri, 0, 4096) == BLOCK
     page = wait_for("what was fetched", lambda: fetched(scrape(running.snapshotds[0])))
-    assert page.value("cairn_frames_fetched_total") == 1
+    assert page.value("cairn_frames_fetched_total") >= 1
     assert page.value("cairn_frame_bytes_total") < 4096
 
     def hydrated() -> bool:
