@@ -1,8 +1,6 @@
 """What the NBD text says of block status and its contexts, asked of the server.
 
-Each row names the heading of doc/proto.md that it follows. The tables are written from the text, apart from those that
-the server goes by; bytes are made and parsed by hand (tests/nbd_by_hand.py). `docs/nbd.md` says which choices of the
-text's MAYs are ours.
+Written from the text, as test_nbd_conformance_options is.
 """
 
 import asyncio

@@ -16,7 +16,7 @@ from blockstore.units import BLOCK_SIZE, KIB, MIB
 from nbd_server.budget import Budget, Client, Share
 from nbd_server.limits import Limits
 from tests.nbd_client import Disconnected, NbdClient, NbdError
-from tests.nbd_serving import serving, until
+from tests.nbd_serving import serving, settled, until
 
 GREEDY, POLITE = "127.0.0.2", "127.0.0.1"
 
@@ -126,8 +126,7 @@ def test_all_connections_of_one_address_hold_so_much_together(run: Callable[[Any
             greedy = [await served.client(source=GREEDY) for _ in range(4)]
             reads = [asyncio.create_task(each.read(0, 8 * MIB)) for each in greedy for _ in range(4)]
             await until(lambda: sum(served.volume.held_lengths) >= 32 * MIB - 8 * MIB)
-            await asyncio.sleep(0.05)
-            assert served.server.in_flight_bytes <= 32 * MIB + 4 * 256 * KIB
+            assert await settled(lambda: served.server.in_flight_bytes) <= 32 * MIB + 4 * 256 * KIB
             polite = await served.client(source=POLITE)
             large = asyncio.create_task(polite.read(0, 32 * MIB))
             await until(lambda: 32 * MIB in served.volume.held_lengths)
