@@ -77,19 +77,22 @@ class Layer:
         self.zeroes: RangeMap[Entry] = RangeMap()
 
     def write(self, operation: Operation, sequence: int) -> None:
-        run = WriteRun(operation.start, sequence, memoryview(operation.data), operation.checksums)
         if operation.count >= RUN_BLOCKS:
-            if self.blocks:
-                for number in range(operation.start, operation.end):
-                    self.blocks.pop(number, None)
-            self.runs.put(operation.start, operation.end, run)
+            self._put_run(WriteRun(operation.start, sequence, memoryview(operation.data), operation.checksums))
             return
         if self.runs:
             self.runs.cut(operation.start, operation.end)
-        if operation.count == 1:
-            self.blocks[operation.start] = Entry(sequence, run.data, operation.checksums[0])
+        data, checksums = memoryview(operation.data), operation.checksums
+        if len(checksums) == 1:
+            self.blocks[operation.start] = Entry(sequence, data, checksums[0])
         else:
-            self.blocks.update(run.entries())
+            self.blocks.update(WriteRun(operation.start, sequence, data, checksums).entries())
+
+    def _put_run(self, run: WriteRun) -> None:
+        if self.blocks:
+            for number in range(run.start, run.end):
+                self.blocks.pop(number, None)
+        self.runs.put(run.start, run.end, run)
 
     def zero(self, start: int, end: int, zero: Entry) -> None:
         """O(blocks in the range or blocks in the layer, whichever is less)."""
