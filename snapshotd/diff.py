@@ -81,7 +81,7 @@ async def _differing(hashes: "_StoredHashes", before: Shard | None, after: Shard
 
 
 def _refs(shard: Shard | None) -> Iterator[BlockRef | None]:
-    return iter(shard.refs(0, SHARD_BLOCKS) if shard else [None] * SHARD_BLOCKS)
+    return iter([None] * SHARD_BLOCKS if shard is None else shard.refs(0, SHARD_BLOCKS))
 
 
 class _StoredHashes:

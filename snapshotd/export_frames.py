@@ -58,7 +58,8 @@ async def export_frames(reader: SnapshotReader, root: Root) -> AsyncGenerator[pb
 async def _batches(reader: SnapshotReader, root: Root) -> AsyncGenerator[_Batch, None]:
     for number in sorted(root.shards):
         shard = await reader.shard(root, number, background=True)
-        for batch in _batches_of(shard, number * SHARD_BLOCKS) if shard else ():
+        assert shard is not None, "the root names it"
+        for batch in _batches_of(shard, number * SHARD_BLOCKS):
             yield batch
 
 

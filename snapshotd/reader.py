@@ -212,7 +212,8 @@ class SnapshotReader:
         for number in range(start // SHARD_BLOCKS, -(-(start + count) // SHARD_BLOCKS)):
             shard, base = await self.shard(root, number, background=background), number * SHARD_BLOCKS
             first, end = max(start - base, 0), min(start + count - base, SHARD_BLOCKS)
-            found += [(base + part.start, part) for part in (shard.parts(first, end - first) if shard else ())]
+            if shard is not None:  # whose length takes as long to tell as all its parts
+                found += [(base + part.start, part) for part in shard.parts(first, end - first)]
         return found
 
     async def _gather(self, wanted: Sequence[tuple[bytes, int]], background: bool) -> list[Frame]:

@@ -14,6 +14,7 @@ from snapshotd.crypto import SALT_SIZE
 from snapshotd.gate import Gate
 from snapshotd.index import Index, IndexEntry, encode_index
 from snapshotd.layout import index_key, pack_key, root_key, shard_key
+from snapshotd.manifest import Shard
 from snapshotd.memory_store import MemoryStore
 from snapshotd.pack import ObjectWriter
 from snapshotd.reader import SnapshotReader
@@ -55,6 +56,21 @@ def test_a_reader_that_gives_up_takes_nothing_from_the_others(tmp_path: Path) ->
             assert [payload for _, payload in await asyncio.gather(*tasks[1:])] == [CONTENT[10]] * 2
             with pytest.raises(asyncio.CancelledError):
                 await tasks[0]
+
+    asyncio.run(check())
+
+
+def test_a_read_counts_no_blocks_of_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To count them takes longer than all else that a read does: a shard that is asked whether it is true does so."""
+
+    def count(shard: Shard) -> int:
+        raise AssertionError("the blocks of a shard are counted")
+
+    async def check() -> None:
+        async with stored(tmp_path) as (parts, _, root, _):
+            monkeypatch.setattr(Shard, "__len__", count)
+            _, payload = await parts.reader.read(root, 10, 1)
+            assert payload == CONTENT[10]
 
     asyncio.run(check())
 
