@@ -104,7 +104,7 @@ class Shard:
                 yield block, ref
 
     def __len__(self) -> int:
-        """How many blocks are mapped: counted, which takes milliseconds. `is not None` tells whether there is a shard."""
+        """How many blocks are mapped. To count them takes milliseconds: ask `is not None` whether there is a shard."""
         return SHARD_BLOCKS - self._cells.count(_UNMAPPED)
 
     def mapped(self) -> bytes:
