@@ -196,8 +196,8 @@ def test_the_second_try_is_another_barrier_with_other_seals(tmp_path: Path, call
         written = {volume: cluster.layers[volume].writes for volume in ids}
         assert set(written.values()) == {1}
         for each in made:
-            generation, writes = list(cluster.layers[each.volume].sealed.values())[-1]
-            assert (each.generation, writes) == (generation, written[each.volume])
+            # Not always the newest: what the first try may have sealed is sealed, where it is not, to be unpinned.
+            assert (each.generation, written[each.volume]) in cluster.layers[each.volume].sealed.values()
         assert cluster.front_ends[0].held == cluster.front_ends[1].held == {}
         await only_pins(cluster, {each.volume: each.generation for each in made})
         for each in made:

@@ -70,6 +70,25 @@ async def check_snapshots(cluster: SimulatedCluster, guests: Guests) -> None:
         check_one_moment(done, moments)
 
 
+async def scrub_all(cluster: SimulatedCluster) -> None:
+    """Of what has rotted, that which nobody has read since is found by scrub alone; and mended."""
+    for volume in (await cluster.status()).volumes:
+        await _scrub(cluster, volume.volume.id)
+    await cluster.until("what scrub found is mended", cluster.whole)
+
+
+async def _scrub(cluster: SimulatedCluster, volume: str) -> None:
+    begun = (await cluster.call("ScrubVolume", pb.ScrubVolumeRequest(volume=volume))).replicas
+    assert all(each.number for each in begun), f"scrub of {volume} did not begin: {begun}"
+
+    async def has_ended() -> bool:
+        health = await cluster.call("GetVolumeHealth", pb.GetVolumeRequest(volume=volume))
+        ended = {each.replica: each.scrub.ended for each in health.replicas}
+        return all(ended.get(each.replica, 0) >= each.number for each in begun)
+
+    await cluster.until(f"scrub of {volume} has ended", has_ended)
+
+
 async def check_replicas(cluster: SimulatedCluster) -> None:
     """Nodes are stopped, and their files looked at: sound, and of a segment the same in all that is pinned."""
     for volume in (await cluster.status()).volumes:

@@ -12,7 +12,13 @@ from typing import Final, TypeVar
 
 import structlog
 
-from tests.cluster_simulation.checks import check_healed, check_nothing_left, check_replicas, check_snapshots
+from tests.cluster_simulation.checks import (
+    check_healed,
+    check_nothing_left,
+    check_replicas,
+    check_snapshots,
+    scrub_all,
+)
 from tests.cluster_simulation.cluster import SimulatedCluster, simulated_cluster
 from tests.cluster_simulation.faults import KINDS, Faults
 from tests.cluster_simulation.guests import Guests
@@ -107,6 +113,8 @@ async def _scenario(cluster: SimulatedCluster, seed: int, lasts_s: float, kinds:
     await check_snapshots(cluster, guests)
     for guest in guests.guests:
         guest.model.check()
+    if faults.count["rot"]:
+        await scrub_all(cluster)
     await check_replicas(cluster)
     await check_nothing_left(cluster)
     return Report(
