@@ -24,7 +24,7 @@ from blockstore.replication.messages import (
     SealEpoch,
 )
 from blockstore.rpc import replica_pb2 as pb
-from blockstore.units import BLOCK_SIZE, MAX_RECORD_PAYLOAD, Epoch, Generation, Sequence
+from blockstore.units import BLOCK_SIZE, KIB, MAX_RECORD_PAYLOAD, Epoch, Generation, Sequence
 
 #: Of one message: a full record, or many small ones.
 MAX_BATCH_BYTES: Final = MAX_RECORD_SIZE
@@ -34,6 +34,8 @@ _MAX_MEMBERS: Final = 32
 REPLICATE_GREETING: Final = b"cairn 1 records"
 READ_GREETING: Final = b"cairn 1 reads"
 GENERATION_GREETING: Final = b"cairn 1 generations"
+#: Up to here protobuf takes a message with its records apart in less time than we need to find them in it.
+_SMALL_MESSAGE_BYTES: Final = 16 * KIB
 _RESULT: Final = struct.Struct("<QII")
 _RECORDS_TAG: Final = tag_of(pb.ReplicateRequest.RECORDS_FIELD_NUMBER)
 
@@ -123,23 +125,32 @@ def encode_target(address: ReplicaAddress, epoch: int, configuration: int) -> by
 
 
 def decode_replicate(message: bytes | bytearray) -> tuple[pb.ReplicateRequest, Append]:
-    """A serialized ReplicateRequest, without its records, and what it says: the records are views of it.
+    """A serialized ReplicateRequest, of which nobody asks the records, and what it says; they may be views of it.
 
     Raises Corrupt where a record fails a checksum, InvalidRequest where it is no such message or
     brings too much.
     """
+    if len(message) <= _SMALL_MESSAGE_BYTES:
+        request = parse(pb.ReplicateRequest, message)
+        encoded: list[bytes | memoryview] = list(request.records)
+    else:
+        request, encoded = _cut_out_records(message)
+    if sum(map(len, encoded)) > MAX_BATCH_BYTES:
+        raise InvalidRequest(f"a batch of more than {MAX_BATCH_BYTES} bytes of records")
+    return request, _to_append(request, to_records(encoded))
+
+
+def _cut_out_records(message: bytes | bytearray) -> tuple[pb.ReplicateRequest, list[bytes | memoryview]]:
+    """A serialized ReplicateRequest without its records; these, as they lie in it."""
     rest: list[memoryview] = []
-    encoded: list[memoryview] = []
+    encoded: list[bytes | memoryview] = []
     view = memoryview(message)
     for number, start, value, end in fields_of(message):
         if number == pb.ReplicateRequest.RECORDS_FIELD_NUMBER:
             encoded.append(view[value:end])
         else:
             rest.append(view[start:end])
-    if sum(map(len, encoded)) > MAX_BATCH_BYTES:
-        raise InvalidRequest(f"a batch of more than {MAX_BATCH_BYTES} bytes of records")
-    request = parse(pb.ReplicateRequest, b"".join(rest))
-    return request, _to_append(request, to_records(encoded))
+    return parse(pb.ReplicateRequest, b"".join(rest)), encoded
 
 
 def _to_append(request: pb.ReplicateRequest, records: tuple[Record, ...]) -> Append:

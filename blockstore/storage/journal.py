@@ -296,11 +296,12 @@ class Journal:
         whole journal must not wait for ever.
         """
         state = self._state
-        offset, size, needed = state.offset, state.active.size_bytes, 0
+        offset, file_bytes, needed = state.offset, state.active.size_bytes, 0
         for draft in drafts:
-            if offset + draft.size_bytes > size:
-                offset, size, needed = FIRST_OFFSET, state.file_bytes, needed + 1
-            offset += draft.size_bytes
+            size = draft.size_bytes
+            if offset + size > file_bytes:
+                offset, file_bytes, needed = FIRST_OFFSET, state.file_bytes, needed + 1
+            offset += size
         with self._lock:
             self._reserved = needed
         while len(state.free) < needed:
@@ -324,8 +325,8 @@ class Journal:
             state.free.appendleft(JournalFile(path, state.file_bytes, None))
 
     def _write(self, draft: Draft) -> None:
-        state = self._state
-        if state.offset + draft.size_bytes > state.active.size_bytes:
+        state, size = self._state, draft.size_bytes
+        if state.offset + size > state.active.size_bytes:
             self._next_file()
         place = state.active.place
         assert place is not None
@@ -337,14 +338,13 @@ class Journal:
         self.groups += 1
         self.written_bytes += draft.size_bytes
         with self._lock:
-            self._appended(draft, place)
+            self._appended(draft, place, state.offset + size)
 
-    def _appended(self, draft: Draft, place: Place) -> None:
+    def _appended(self, draft: Draft, place: Place, end: int) -> None:
         """The group is on the disk: from here on it counts."""
         state = self._state
         items = draft.items
         known = tuple(item for item in items if item.replica not in self._forgotten)
-        end = state.offset + draft.size_bytes
         state.index.add(known, place, state.offset, end)
         for item in known:
             state.active.last[item.replica] = state.last_numbers[item.replica] = item.number

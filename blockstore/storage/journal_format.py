@@ -235,6 +235,8 @@ class Draft:
         self._table: list[tuple[int, int]] = []
         self._replicas: dict[ReplicaId, int] = {}
         self._items: list[_Growing] = []
+        self._grown: Items | None = ()
+        """What `items` said, unless more came since."""
         self._body_size = 0
 
     def __len__(self) -> int:
@@ -242,7 +244,9 @@ class Draft:
 
     @property
     def items(self) -> Items:
-        return tuple(item.grown() for item in self._items)
+        if self._grown is None:
+            self._grown = tuple([item.grown() for item in self._items])
+        return self._grown
 
     @property
     def size_bytes(self) -> int:
@@ -269,6 +273,7 @@ class Draft:
         if index == len(self._items):
             self._items.append(_Growing(replica, position, number, before))
         self._items[index].take(entry, position, number)
+        self._grown = None
         self._table.append((index, kind))
         self.payloads.append(payload)
         self._body_size += _ENTRY.size + len(payload)
