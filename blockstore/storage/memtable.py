@@ -15,7 +15,7 @@ from collections.abc import Sequence as Seq
 from itertools import repeat
 from typing import Final, NamedTuple
 
-from blockstore.record import ZEROING, Operation, OperationKind, Record
+from blockstore.record import WITH_PAYLOAD, ZEROING, Operation, OperationKind, Record
 from blockstore.storage.ranges import RangeMap
 from blockstore.units import BLOCK_SIZE, Generation, Sequence
 
@@ -143,7 +143,7 @@ class Memtable:
     def add(self, record: Record) -> None:
         """The next record in order."""
         for operation in record.operations:
-            if operation.kind in (OperationKind.WRITE, OperationKind.FILL):
+            if operation.kind in WITH_PAYLOAD:
                 self._layer(record.generation_of(operation)).write(operation, record.sequence)
             elif operation.kind in ZEROING:
                 zero = Entry(record.sequence, None, 0, operation.kind is OperationKind.DISCARD)
