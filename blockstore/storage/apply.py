@@ -143,9 +143,7 @@ class Applier:
         highest = max([run.sequence for run in touched.runs] + [entry.sequence for _, entry in touched.entries])
         index_from, data_from = len(self._index_puts), len(self._data_puts)
         for run in touched.runs:
-            keys = version_keys(run.start, run.end, generation)
-            self._index_puts += zip(keys, data_values(run.sequence, run.checksums, run.data), strict=True)
-            self._data_puts += zip(keys, heads(run.data), strict=True)
+            self._put_run(generation, run)
             changed |= _bits_of(run)
         present |= changed
         for number, entry in touched.entries:
@@ -161,13 +159,19 @@ class Applier:
                 present |= bit
             else:
                 present &= ~bit
-        if touched.runs and touched.entries:
+        if touched.runs and touched.entries:  # what is put has to be in the order of keys
             self._index_puts[index_from:] = sorted(self._index_puts[index_from:], key=itemgetter(0))
             self._data_puts[data_from:] = sorted(self._data_puts[data_from:], key=itemgetter(0))
         if present != before:
             put_present(self._tables, self._transaction, touched.extent, present)
         key = extent_key(generation, touched.extent)
         raise_extent(self._tables, self._transaction, key, ExtentRow(Sequence(highest), changed))
+
+    def _put_run(self, generation: Generation, run: WriteRun) -> None:
+        """Its rows, by a few calls over all of its blocks: one by one they took most of a checkpoint's time."""
+        keys = version_keys(run.start, run.end, generation)
+        self._index_puts += zip(keys, data_values(run.sequence, run.checksums, run.data), strict=True)
+        self._data_puts += zip(keys, heads(run.data), strict=True)
 
     def _put_zero(self, number: int, generation: Generation, zero: Entry, *, exists: bool) -> bool:
         """Make a block read as zeroes in a generation; whether it has any entry then."""
