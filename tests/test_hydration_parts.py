@@ -197,10 +197,12 @@ class Log:
 
     def __init__(self) -> None:
         self.fills: list[tuple[int, int, asyncio.Future[None]]] = []
+        self.contents: list[bytes] = []
 
     def fill(self, start: int, data: bytes | memoryview) -> "asyncio.Future[None]":
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.fills.append((start, len(data), future))
+        self.contents.append(bytes(data))
         return future
 
     def commit(self) -> None:
@@ -228,6 +230,26 @@ def test_fills_are_few_at_a_time_and_fewer_while_a_guest_is_busy() -> None:
             await asyncio.sleep(0)
             assert len(log.fills) == offered or log.in_flight_bytes <= 512 * 1024
         assert offered < len(filled) < 200, "what was too much is dropped"
+        await queue.idle()
+
+    in_loop(test)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_long_fill_is_one_but_for_a_busy_guest(busy: bool) -> None:
+    async def test() -> None:
+        log, filled = Log(), list[tuple[int, int]]()
+        queue = FillQueue(log, lambda start, count: filled.append((start, count)), lambda: busy)
+        data = memoryview(os.urandom(200 * BLOCK_SIZE))
+        await queue.put(1000, data)
+        while log.in_flight_bytes:
+            assert log.in_flight_bytes <= (256 * 1024 if busy else len(data))
+            log.commit()
+            await asyncio.sleep(0)
+        expected = [(1000, 64), (1064, 64), (1128, 64), (1192, 8)] if busy else [(1000, 200)]
+        assert filled == expected
+        assert b"".join(log.contents) == data
+        assert queue.filled_blocks == 200
         await queue.idle()
 
     in_loop(test)

@@ -17,7 +17,8 @@ from blockstore.units import BLOCK_SIZE, KIB, MIB
 
 #: Of what guests' reads brought, and the background pass has in hand.
 _WAITING_BYTES: Final = 16 * MIB
-#: In the log's queue: four records; one window where a guest is busy, whose write waits for no more than that then.
+#: In the log's queue: four records; one window where a guest is busy, whose write waits for no more than that then:
+#: what is longer is divided.
 _IN_FLIGHT_BYTES: Final = 4 * MIB
 _BUSY_IN_FLIGHT_BYTES: Final = 256 * KIB
 
@@ -44,7 +45,7 @@ class FillQueue:
         self._less = asyncio.Event()
 
     def offer(self, start: int, data: memoryview) -> None:
-        """Fill these blocks from `start` on, unless there is too much to do."""
+        """Fill these blocks from `start` on, at most 1 MiB, unless there is too much to do."""
         if not self._closed and self._waiting_bytes < _WAITING_BYTES:
             self._take(start, data)
 
@@ -86,9 +87,12 @@ class FillQueue:
         self._submit()
 
     def _submit(self) -> None:
-        limit = _BUSY_IN_FLIGHT_BYTES if self._busy() else _IN_FLIGHT_BYTES
-        while self._waiting and self._in_flight_bytes < limit:
+        busy = self._busy()
+        while self._waiting and self._in_flight_bytes < (_BUSY_IN_FLIGHT_BYTES if busy else _IN_FLIGHT_BYTES):
             start, data = self._waiting.popleft()
+            if busy and len(data) > _BUSY_IN_FLIGHT_BYTES:
+                data, rest = data[:_BUSY_IN_FLIGHT_BYTES], data[_BUSY_IN_FLIGHT_BYTES:]
+                self._waiting.appendleft((start + len(data) // BLOCK_SIZE, rest))
             self._waiting_bytes -= len(data)
             self._in_flight_bytes += len(data)
             self._volume.fill(start, data).add_done_callback(partial(self._ended, start, len(data)))

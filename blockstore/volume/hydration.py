@@ -206,9 +206,7 @@ class Hydration:
         if wanted & ~fetched.mapped:
             raise Corrupt(f"the source maps blocks from {start} on and does not bring them")
         for first, count in runs_of(wanted):
-            for at in range(first, first + count, WINDOW_BLOCKS):
-                length = min(WINDOW_BLOCKS, first + count - at)
-                await self._hydrating.fills.put(start + at, fetched.blocks(at, length))
+            await self._hydrating.fills.put(start + first, fetched.blocks(first, count))
         if self._hydrating.activity.busy:
             await self._hydrating.fills.idle()
         await self._pace.after(size_bytes, self._loop.time() - began)
