@@ -22,7 +22,7 @@ import grpc
 from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, SnapshotdSettings, arguments_of
 from blockstore.grpc_endpoint import control_target
 from blockstore.rpc import control_pb2, control_pb2_grpc, snapshot_pb2, snapshot_pb2_grpc
-from tests.daemons import Daemon, wait_for
+from tests.daemons import START_LIMIT_S, Daemon, wait_for
 from tests.nbd_client import Disconnected
 from tests.proxy import Cable, free_address
 
@@ -168,9 +168,9 @@ class Cluster:
             self.wait_completed(each)
         return found
 
-    def wait_completed(self, snapshot: str) -> None:
+    def wait_completed(self, snapshot: str, limit_s: float = START_LIMIT_S) -> None:
         """Wait until it is whole in the object store."""
-        wait_for(f"{snapshot} to be completed", lambda: self._is_completed(snapshot))
+        wait_for(f"{snapshot} to be completed", lambda: self._is_completed(snapshot), limit_s)
 
     def restore(self, snapshot: str, rate_bytes: int = 0) -> str:
         """The id of a volume made from it, once it is available; rate_bytes: of its hydration, 0 for no limit."""

@@ -96,7 +96,7 @@ def load(cluster: Cluster, machine: Machine, volume: str) -> tuple[str, State]:
     cluster.nodes[0].kill()
     goes_on(machine)
     cluster.start(cluster.nodes[0])
-    cluster.wait_whole(volume)
+    cluster.wait_whole(volume, LIMIT_S)
     state = goes_on(machine)
     (snapshot,) = cluster.snapshot(volume, wait=False)
     cluster.nodes[1].kill()
@@ -118,13 +118,13 @@ def test_a_machine_boots_and_its_database_survives_nodes_and_power_cuts(tmp_path
             machine.kill()
             acknowledged = state_of(machine)
         cluster.start(cluster.front_ends[0])
-        wait_for("it to be served", lambda: cluster.health(volume).serving == "serving")
+        wait_for("it to be served", lambda: cluster.health(volume).serving == "serving", LIMIT_S)
         with Machine(boot_disk.options(cluster.uri(volume)), tmp_path / "second", LIMIT_S) as machine:
             check(machine, acknowledged)
 
         cluster.start(cluster.nodes[1])
-        cluster.wait_whole(volume)
-        cluster.wait_completed(snapshot)
+        cluster.wait_whole(volume, LIMIT_S)
+        cluster.wait_completed(snapshot, LIMIT_S)
         restored = cluster.restore(snapshot, SLOW)
         with Machine(boot_disk.options(cluster.attach(restored)), tmp_path / "third", LIMIT_S) as machine:
             check(machine, in_snapshot)
