@@ -8,6 +8,7 @@ import struct
 import subprocess
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from blockstore.units import MIB
 from tests.linux_host.initramfs import Initramfs
@@ -20,6 +21,8 @@ _MODULES: Final = ("virtio_pci", "virtio_blk", "crc32c_generic", "crc32c_intel",
 _SECTOR: Final = 512
 _BOOT_START: Final = MIB
 _ROOT_START: Final = 48 * MIB
+#: More than a front-end takes to start, on a machine that is busy.
+_RECONNECT_S: Final = 200
 _FAT16: Final = 0x0E
 _LINUX: Final = 0x83
 _MBR_CODE: Final = Path("/usr/lib/SYSLINUX/mbr.bin")
@@ -70,8 +73,11 @@ def make_boot_disk(directory: Path, kernel: Kernel, root: Path, size_bytes: int)
 
 
 def options(uri: str) -> list[str]:
-    """QEMU's, for a machine whose only disk is that export."""
-    return ["-drive", f"file={uri},format=raw,if=virtio,discard=unmap"]
+    """QEMU's, for a machine whose only disk is that export; it waits for a server that is away, and asks again."""
+    where = urlsplit(uri)
+    server = f"file.server.type=inet,file.server.host={where.hostname},file.server.port={where.port}"
+    export = f"file.driver=nbd,{server},file.export={where.path[1:]},file.reconnect-delay={_RECONNECT_S}"
+    return ["-drive", f"driver=raw,{export},if=virtio,discard=unmap"]
 
 
 def _partition(kind: int, start: int, end: int, *, active: bool) -> bytes:

@@ -15,7 +15,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -91,13 +91,13 @@ class Machine:
         return re.findall(pattern, self._read("output"))
 
     def wait_for(self, pattern: str) -> None:
-        """Raises AssertionError, with all that it said, where it ends without having said this."""
-        wait_for(
-            f"the guest to say {pattern}",
-            lambda: self.said(pattern) or self._process.poll() is not None,
-            self._limit_s,
-        )
-        assert self.said(pattern), str(self.end())
+        """Until it has said what fits."""
+        self.wait_until(f"the guest to say {pattern}", lambda: bool(self.said(pattern)))
+
+    def wait_until(self, what: str, condition: Callable[[], bool]) -> None:
+        """Until that is so. Raises AssertionError, with all that it said, where it ends without."""
+        wait_for(what, lambda: condition() or self._process.poll() is not None, self._limit_s)
+        assert condition(), f"waited for {what}: {self.end()}"
 
     def tell(self, word: str) -> None:
         """A line, once it has begun to speak: before that nobody reads. Raises OSError where it has ended."""
