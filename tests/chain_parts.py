@@ -170,3 +170,11 @@ def content(seed: int, size: int = BLOCK_SIZE) -> bytes:
 def blocks(numbers: range, seed: int = 0) -> dict[int, bytes]:
     """Different content for each block."""
     return {number: content(seed * 1_000_003 + number) for number in numbers}
+
+
+async def exported(chain: Chain, **request: Any) -> dict[int, bytes]:
+    """Snapshot 1 by offset, as Export gives it. request: its further fields."""
+    return {
+        each.offset: each.data
+        async for each in chain.service.Export(pb.ExportRequest(snapshot=snapshot_id(1), **request), CONTEXT)
+    }

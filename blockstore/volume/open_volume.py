@@ -41,6 +41,7 @@ from blockstore.rpc import replica_pb2
 from blockstore.units import BLOCK_SIZE, MAX_RECORD_PAYLOAD, BlockNumber, Generation
 from blockstore.volume.block_status import Changed, Shown, StatusQuery, changed_runs, shown_runs
 from blockstore.volume.directory import MemberDirectory, Refresh
+from blockstore.volume.futures import complete, fail, finished, joined, resolve
 from blockstore.volume.member_link import MemberLink
 from blockstore.volume.member_queries import MemberQueries
 from blockstore.volume.member_session import AbsentRuns
@@ -221,7 +222,7 @@ class OpenVolume:
         parts = [
             self._read(at, min(_MAX_BLOCKS, start + count - at)) for at in range(start, start + count, _MAX_BLOCKS)
         ]
-        return cast("asyncio.Future[bytes | memoryview]", self._loop.create_task(_joined(parts)))
+        return cast("asyncio.Future[bytes | memoryview]", self._loop.create_task(joined(parts)))
 
     def write(self, start: int, data: bytes | bytearray | memoryview) -> asyncio.Future[None]:
         size = len(data)
@@ -389,7 +390,7 @@ class OpenVolume:
 
     def _all(self, parts: Iterable[asyncio.Future[None]]) -> asyncio.Future[None]:
         """Done when all are; with the first error where one failed."""
-        return cast("asyncio.Future[None]", self._loop.create_task(_gathered(list(parts))))
+        return cast("asyncio.Future[None]", self._loop.create_task(finished(list(parts))))
 
     # ---- what links tell
 
@@ -429,7 +430,7 @@ class OpenVolume:
                 case Reconnect(replica):
                     self._links[replica].reconnect()
                 case Completed(tickets):
-                    _complete(tickets)
+                    complete(tickets)
                 case ReadFrom():
                     self._ask(effect)
                 case ReadDone(ticket, attempt):
@@ -437,12 +438,12 @@ class OpenVolume:
                 case ReadDropped(attempt):
                     self._arrived.pop(attempt, None)
                 case Failed(tickets, error):
-                    _fail(tickets, error)
+                    fail(tickets, error)
                 case Sealed(ticket, generation, position):
-                    _resolve(ticket, SealedAt(generation, position))
+                    resolve(ticket, SealedAt(generation, position))
                 case Serving():
                     _log.info("volume is served", volume=self.volume, epoch=self.epoch)
-                    _resolve(self._serving, None)
+                    resolve(self._serving, None)
                 case Relieved():
                     pass  # the NBD server's own limits hold its clients back
                 case Over(error):
@@ -458,14 +459,14 @@ class OpenVolume:
     def _read_done(self, ticket: object, found: memoryview | SparseBlocks | replica_pb2.BlockStatusResponse) -> None:
         if isinstance(found, SparseBlocks) and ticket not in self._naming_absent:
             found = found.data
-        _resolve(ticket, found)
+        resolve(ticket, found)
 
     def _end(self, error: CairnError) -> None:
         _log.warning("attachment ended", volume=self.volume, epoch=self.epoch, error=str(error))
         self._conclude(error)
 
     def _conclude(self, error: CairnError) -> None:
-        _fail([self._serving], error)
+        fail([self._serving], error)
         self._serving.exception()  # nobody has to wait for it
         if not self.over.done():
             self.over.set_result(error)
@@ -477,32 +478,3 @@ class OpenVolume:
             for link in self._links.values():
                 link.check()
             await asyncio.sleep(self._heartbeat_s / 2)
-
-
-def _resolve(ticket: object, value: Any) -> None:
-    future = cast("asyncio.Future[Any]", ticket)
-    if not future.done():
-        future.set_result(value)
-
-
-def _complete(tickets: Iterable[object]) -> None:
-    for ticket in tickets:
-        _resolve(ticket, None)
-
-
-def _fail(tickets: Iterable[object], error: CairnError) -> None:
-    for ticket in tickets:
-        future = cast("asyncio.Future[Any]", ticket)
-        if not future.done():
-            future.set_exception(error)
-
-
-async def _gathered(parts: list[asyncio.Future[None]]) -> None:
-    await asyncio.wait(parts)
-    for part in parts:
-        part.result()
-
-
-async def _joined(parts: list[asyncio.Future[bytes | memoryview]]) -> bytes:
-    await asyncio.wait(parts)
-    return b"".join([part.result() for part in parts])

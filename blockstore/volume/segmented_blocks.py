@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 from blockstore.errors import CairnError, NotFound
 from blockstore.units import BLOCK_SIZE, Generation
 from blockstore.volume.block_status import Changed, Shown
+from blockstore.volume.futures import finished, joined
 
 Data = bytes | bytearray | memoryview
 Run = TypeVar("Run", Shown, Changed)
@@ -82,7 +83,7 @@ class SegmentedBlocks:
         return self._starts[-1] * BLOCK_SIZE + self._segments[-1].size_bytes
 
     def read(self, start: int, count: int) -> "asyncio.Future[bytes | memoryview]":
-        return self._ask(start, count, lambda segment, piece, _: segment.read(piece.start, piece.count), _joined)
+        return self._ask(start, count, lambda segment, piece, _: segment.read(piece.start, piece.count), joined)
 
     def write(self, start: int, data: Data) -> "asyncio.Future[None]":
         def write(segment: Blocks, piece: Piece, at: int) -> "asyncio.Future[None]":
@@ -90,28 +91,28 @@ class SegmentedBlocks:
                 return segment.write(piece.start, data)
             return segment.write(piece.start, memoryview(data)[at : at + piece.count * BLOCK_SIZE])
 
-        return self._ask(start, len(data) // BLOCK_SIZE, write, _finished)
+        return self._ask(start, len(data) // BLOCK_SIZE, write, finished)
 
     def trim(self, start: int, count: int) -> "asyncio.Future[None]":
-        return self._ask(start, count, lambda segment, piece, _: segment.trim(piece.start, piece.count), _finished)
+        return self._ask(start, count, lambda segment, piece, _: segment.trim(piece.start, piece.count), finished)
 
     def zero(self, start: int, count: int, *, allocate: bool) -> "asyncio.Future[None]":
         def zero(segment: Blocks, piece: Piece, _: int) -> "asyncio.Future[None]":
             return segment.zero(piece.start, piece.count, allocate=allocate)
 
-        return self._ask(start, count, zero, _finished)
+        return self._ask(start, count, zero, finished)
 
     @property
     def zero_is_fast(self) -> bool:
         return all(segment.zero_is_fast for segment in self._segments)
 
     def cache(self, start: int, count: int) -> "asyncio.Future[None]":
-        return self._ask(start, count, lambda segment, piece, _: segment.cache(piece.start, piece.count), _finished)
+        return self._ask(start, count, lambda segment, piece, _: segment.cache(piece.start, piece.count), finished)
 
     def flush(self) -> "asyncio.Future[None]":
         if self._over.done():
             return self._failed(self._over.result())
-        return self._loop.create_task(_finished([segment.flush() for segment in self._segments]))
+        return self._loop.create_task(finished([segment.flush() for segment in self._segments]))
 
     def shown(self, start: int, count: int) -> "asyncio.Future[list[Shown]]":
         return self._loop.create_task(self._told(start, count, lambda segment, *piece: segment.shown(*piece)))
@@ -170,16 +171,3 @@ class SegmentedBlocks:
         future: asyncio.Future[Any] = self._loop.create_future()
         future.set_exception(error)
         return future
-
-
-async def _finished(parts: "list[asyncio.Future[Any]]") -> None:
-    """All have ended. Raises what the first one raised that did."""
-    await asyncio.wait(parts)
-    errors = [error for part in parts if (error := part.exception()) is not None]
-    if errors:
-        raise errors[0]
-
-
-async def _joined(parts: "list[asyncio.Future[bytes | memoryview]]") -> bytes:
-    await _finished(parts)
-    return b"".join([part.result() for part in parts])
