@@ -4,7 +4,7 @@ Through protobuf a payload would be copied twice more on either side; here it is
 rest, found and cut out as it lies (protobuf, "Encoding"). A parser of the whole message reads the same.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -14,15 +14,18 @@ from blockstore.errors import InvalidRequest
 _VARINT, _FIXED64, _LENGTH = 0, 1, 2
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
+Piece = TypeVar("Piece", bytes, bytes | memoryview)
 
 
-def put_in(rest: Message, number: int, payload: list[bytes]) -> list[bytes]:
+def put_in(rest: Message, number: int, payload: Sequence[Piece]) -> list[Piece]:
     """The serialized message `rest` with `payload`, in pieces, as its field `number` (below 16), which it lacks.
 
     In parts: whoever sends them puts them together, or need not.
     """
     head = b"".join((rest.SerializeToString(), tag_of(number), varint(sum(map(len, payload)))))
-    return [head, *payload]
+    parts: list[Piece] = [head]
+    parts.extend(payload)
+    return parts
 
 
 def cut_out(kind: type[AnyMessage], message: bytes | bytearray, number: int) -> tuple[AnyMessage, memoryview]:

@@ -138,13 +138,20 @@ class SnapshotReader:
 
         Raises OutOfRange, InvalidRequest for more than MAX_READ_BLOCKS, Corrupt, QuorumUnavailable.
         """
+        mapped, pieces = await self.read_pieces(root, start, count, background=background)
+        return mapped, b"".join(pieces)
+
+    async def read_pieces(
+        self, root: Root, start: int, count: int, *, background: bool = False
+    ) -> tuple[bytes, list[memoryview]]:
+        """As `read`, with the content as it lies in frames: for who puts it together with something else."""
         if count > MAX_READ_BLOCKS:
             raise InvalidRequest(f"{count} blocks at once: at most {MAX_READ_BLOCKS}")
         parts = await self._parts(root, start, count, background)
         wanted = list(dict.fromkeys((part.pack, part.frame) for _, part in parts))
         frames = dict(zip(wanted, await self._gather(wanted, background), strict=True))
-        content = b"".join([_cut(frames[part.pack, part.frame], part) for _, part in parts])
-        return bitmap.from_runs(((first - start, part.length) for first, part in parts), count), content
+        pieces = [_cut(frames[part.pack, part.frame], part) for _, part in parts]
+        return bitmap.from_runs(((first - start, part.length) for first, part in parts), count), pieces
 
     async def block(self, ref: BlockRef, *, background: bool = False) -> bytes:
         """One block. Raises Corrupt where it is damaged or gone."""
