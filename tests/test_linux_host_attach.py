@@ -18,14 +18,14 @@ from tests.linux_host.machine import Machine
 from tests.linux_host.python_disk import SHELL, make_python_disk
 from tests.tls_serving import Authority
 
-pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(600)]
 
 SIZE = 256 * MIB
 TLS_SIZE = 48 * MIB
 #: This machine, as the guest reaches it.
 HOST_ADDRESS = "10.0.2.2"
-#: A quiet machine takes a fifth of it.
-LIMIT_S = 300
+#: A quiet machine takes a quarter of it.
+LIMIT_S = 420
 
 
 @pytest.fixture(scope="module")

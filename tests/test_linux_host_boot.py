@@ -16,7 +16,7 @@ from tests.linux_host.kernel import Kernel, Series
 from tests.linux_host.machine import Machine
 from tests.programs import require_programs
 
-pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(1000)]
 
 SIZE = 256 * MIB
 #: Of each boot; a quiet machine takes a tenth of it.

@@ -45,7 +45,7 @@ def test_connections_zeroes_snapshots_and_clones(tmp_path: Path) -> None:
             guest.tell("go on")
             guest.wait_for("WRITTEN")
             assert sent("write_zeroes") > 5 * MIB, "mkfs zeroes what lies between its tables"
-            (snapshot,) = cluster.snapshot(volume)
+            (snapshot,) = cluster.snapshot(volume, wait=False)
             guest.tell(snapshot)
         result = guest.end()
         print(result)

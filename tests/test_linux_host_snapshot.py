@@ -21,13 +21,13 @@ from tests.linux_host.machine import Machine
 from tests.programs import find_program, require_programs
 from tests.s3_server import running_own_server
 
-pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(700)]
 
 SIZE = 256 * MIB
-FILES = 40
+FILES = 24
 #: Of these the snapshot must have all that were synced before it was asked for.
 SYNCED = 12
-LIMIT_S = 180
+LIMIT_S = 300
 #: So slow that the guest is done before the background pass.
 RATE = 2 * MIB
 #: So slow that most is absent when the object store goes away.
@@ -61,9 +61,10 @@ def snapshot_under_load(cluster: Cluster, kernel: Kernel, directory: Path) -> tu
     with running(kernel, script("load", FILES=FILES), directory, uri, LIMIT_S) as loaded:
         loaded.wait_for(rf"SYNCED {SYNCED}\b")
         synced = len(loaded.said(r"SYNCED \d+"))
-        (snapshot,) = cluster.snapshot(volume)
+        (snapshot,) = cluster.snapshot(volume, wait=False)
     result = loaded.end()
     assert result.status == 0, str(result)
+    cluster.wait_completed(snapshot, LIMIT_S)
     cluster.detach(volume)
     return snapshot, synced
 
@@ -144,7 +145,7 @@ def test_hooks_that_freeze_the_file_system_make_a_snapshot_that_needs_no_recover
         text = script("freezing", MOST_FILES=MOST_FILES)
         with running(kernel, text, tmp_path / "frozen", uri, LIMIT_S) as loaded:
             loaded.wait_for(rf"WRITTEN {WRITTEN}\b")
-            (hot,) = cluster.snapshot(volume)
+            (hot,) = cluster.snapshot(volume, wait=False)
             written = create_frozen(cluster, volume, loaded)
             # It goes on where it stood.
             loaded.wait_for(rf"WRITTEN {written + 5}\b")
@@ -154,6 +155,7 @@ def test_hooks_that_freeze_the_file_system_make_a_snapshot_that_needs_no_recover
         assert result.output.index("FROZEN") < result.output.index("THAWED")
         cluster.detach(volume)
         frozen = newest_snapshot(cluster, volume)
+        cluster.wait_completed(hot, LIMIT_S)
         assert needs_recovery(cluster, hot, tmp_path), "this shows nothing: a mounted file system seems clean"
         assert not needs_recovery(cluster, frozen, tmp_path)
         at = cluster.attach(cluster.restore(frozen, RATE))
