@@ -1,7 +1,8 @@
 """One client's connection: a thin loop around the handshake and the request parser.
 
 Receive, step, start, reply. The state stands in `Phase`. Requests run side by side and are answered
-in the order in which they end; replies that end in one turn of the event loop go out as one write.
+in the order in which they end; replies that end in one turn of the event loop go out as one write,
+and at once where there can be no other.
 
 Invariants: no request is begun while the client has its limits in flight, leaves its replies unread,
 or finds no memory in the budget; its socket is not read meanwhile, so that nothing queues here
@@ -359,7 +360,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _begin(self, request: Request) -> None:
         if request.refusal is not None:
-            self._reply_error(request, request.refusal)
+            self._reply(self._failed(request, request.refusal))
             return
         if request.command == Command.DISC:
             self.drain()
@@ -370,12 +371,12 @@ class Connection(asyncio.BufferedProtocol):
         try:
             started = commands.start(request, self.export.device, self._terms)
         except Exception as error:
-            self._finish(request, began, error)
+            self._reply(self._finish(request, began, error))
             return
         if isinstance(started, Refusal):
             self.in_flight_requests -= 1
             self._ended_bytes += commands.memory_bytes(request, self._terms)
-            self._reply_error(request, started)
+            self._reply(self._failed(request, started))
         else:
             started.add_done_callback(partial(self._ended, request, began))
 
@@ -385,10 +386,16 @@ class Connection(asyncio.BufferedProtocol):
             hold.keep(partial(self._ended, request, began, future))
             return
         error = asyncio.CancelledError() if future.cancelled() else future.exception()
-        self._finish(request, began, error, future.result() if error is None else None)
+        parts = self._finish(request, began, error, future.result() if error is None else None)
+        if parts and not self._replies and not self.in_flight_requests:
+            # Nothing else of this client's can end in this turn of the loop, and another turn is a system call.
+            self._replies = parts
+            self._send_replies()
+        else:
+            self._reply(parts)
 
-    def _finish(self, request: Request, began: float, error: BaseException | None, result: Any = None) -> None:
-        """Reply, if there is still a client. began: when it was, by perf_counter."""
+    def _finish(self, request: Request, began: float, error: BaseException | None, result: Any = None) -> Parts:
+        """What is replied, nothing where there is no client any more. began: when it was, by perf_counter."""
         self.in_flight_requests -= 1
         self._count(request, perf_counter() - began)
         held_bytes = commands.memory_bytes(request, self._terms)
@@ -397,19 +404,19 @@ class Connection(asyncio.BufferedProtocol):
         if self._lost:
             self.share.give_back(held_bytes)
             self._end_if_idle()
-            return
+            return []
         self._ended_bytes += held_bytes
         if self.client and isinstance(error, Fenced):
             self.abort()
-        elif error is not None:
-            self._reply_error(request, transmission.failure(request.command, error))
-        elif request.command == _READ:
+            return []
+        if error is not None:
+            return self._failed(request, transmission.failure(request.command, error))
+        if request.command == _READ:
             assert len(result) == request.length
-            self._reply(self._answers.data(request, result))
-        elif request.command == Command.BLOCK_STATUS:
-            self._reply(self._answers.status(request, result))
-        else:
-            self._reply(self._answers.done(request))
+            return self._answers.data(request, result)
+        if request.command == Command.BLOCK_STATUS:
+            return self._answers.status(request, result)
+        return self._answers.done(request)
 
     def _count(self, request: Request, seconds: float) -> None:
         command, counts = request.command, self._counts
@@ -418,12 +425,13 @@ class Connection(asyncio.BufferedProtocol):
         counts.seconds[command] += seconds
         self._durations[command].add(seconds)
 
-    def _reply_error(self, request: Request, refusal: Refusal) -> None:
+    def _failed(self, request: Request, refusal: Refusal) -> Parts:
         self._counts.note_error(request.command, refusal.error)
-        self._reply(self._answers.failed(request, refusal))
+        return self._answers.failed(request, refusal)
 
     def _reply(self, parts: Parts) -> None:
-        if not self._replies:
+        """With all else that ends in this turn of the loop."""
+        if parts and not self._replies:
             self._loop.call_soon(self._send_replies)
         self._replies += parts
 
