@@ -162,8 +162,11 @@ class Observer:
         """When a detached volume's replica that is behind gets what it lacks."""
         if volume.maintenance:
             return f"front-end {volume.maintenance.front_end} brings it up to date"
-        trouble = self._maintenance_trouble(volume.id)
-        return f"it is tried again, as the last time failed: {trouble}" if trouble else "a front-end brings it soon"
+        if volume.state is not VolumeState.AVAILABLE:
+            return "it gets them once the volume can be attached"
+        if trouble := self._maintenance_trouble(volume.id):
+            return f"it is tried again, as the last time failed: {trouble}"
+        return "a front-end brings it up to date as soon as one can open the volume"
 
     def _absence(self, member: Member) -> tuple[str, str] | None:
         """Why nothing is known from its node now."""
