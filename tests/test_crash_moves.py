@@ -191,7 +191,7 @@ def test_two_replicas_that_rotted_are_made_good_one_after_the_other_by_themselve
 
     All that take part are killed meanwhile, the one good replica's node among them.
     """
-    with Cluster(tmp_path, control_settings=dataclasses.replace(PATIENT, rebuild_rate_bytes=MIB)) as cluster:
+    with Cluster(tmp_path, control_settings=dataclasses.replace(PATIENT, rebuild_rate_bytes=MIB // 8)) as cluster:
         volume = cluster.create(SIZE)
         uri, content = cluster.attach(volume), os.urandom(2 * MIB)
         write(uri, 0, content)

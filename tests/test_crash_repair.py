@@ -108,7 +108,7 @@ def test_a_node_that_is_lost_for_good_is_replaced_and_discarded_when_it_returns(
 
 
 def test_a_drain_goes_on_while_all_that_take_part_in_it_are_killed(tmp_path: Path) -> None:
-    slow = dataclasses.replace(PATIENT, rebuild_rate_bytes=MIB)
+    slow = dataclasses.replace(PATIENT, rebuild_rate_bytes=MIB // 4)  # else it ends before all are killed
     with Cluster(tmp_path, zones=ZONES, control_settings=slow) as cluster:
         volume = cluster.create(SIZE)
         cluster.attach(volume)
