@@ -1,6 +1,7 @@
 """Sealed generations read from real nodes: what changed, what it holds, and the next replica where one is away."""
 
 import asyncio
+import socket
 from pathlib import Path
 from random import Random
 
@@ -9,7 +10,9 @@ import pytest
 from blockstore.errors import NotFound, QuorumUnavailable
 from blockstore.node.replica_streams import ReplicaStreams
 from blockstore.rpc import control_pb2
+from blockstore.rpc import replica_pb2 as pb
 from blockstore.units import BLOCK_SIZE, MIB, BlockNumber
+from blockstore.volume import generation_streams
 from blockstore.volume.changes import Run
 from blockstore.volume.open_volume import OpenVolume
 from blockstore.volume.sealed_segment import NodeChannels, SealedSegment
@@ -172,16 +175,23 @@ def test_reads_go_over_streams_once_a_node_has_said_where(tmp_path: Path) -> Non
             generation = await sealed(volume, 1)
             await stack.until_all_whole(volume)
             channels = NodeChannels()
-            segment = SealedSegment(VOLUME, segment_of(stack), SIZE // BLOCK_SIZE, channels, LIMIT_S)
-            assert await segment.read(generation, [Run(0, 256)]) == contents[0]
+            member = segment_of(stack).configuration.members[0]
+
+            async def read(number: int, generation: int = generation) -> bytes:
+                target = pb.Target(volume=VOLUME, segment=0, replica=member.replica)
+                ranges = [pb.BlockRange(start=number * 256, count=256)]
+                request = pb.ReadGenerationRequest(target=target, generation=generation, ranges=ranges)
+                return bytes((await channels.read_generation(member.address, request, LIMIT_S)).payload)
+
+            assert await read(0) == contents[0]
             assert open_streams(stack) == 0, "the first answer says where"
             for _ in range(3):
-                reads = [segment.read(generation, [Run(number * 256, 256)]) for number in range(4)]
-                assert await asyncio.gather(*reads) == contents
+                assert await asyncio.gather(*map(read, range(4))) == contents
                 assert open_streams(stack) == 4
             with pytest.raises(NotFound):
-                await segment.read(generation + 1, [Run(5, 1)])
-            assert await segment.read(generation, [Run(256, 256)]) == contents[1]
+                await read(0, generation + 1)
+            await until(lambda: open_streams(stack) == 3, "the one that was refused ends")
+            assert await asyncio.gather(*map(read, range(4))) == contents
             await channels.close()
             await until(lambda: open_streams(stack) == 0, "the streams to end")
 
@@ -216,10 +226,12 @@ def test_a_node_that_started_anew_is_read_from_over_its_new_streams(tmp_path: Pa
     in_loop(check)
 
 
-@pytest.mark.parametrize("port", [-1, 1], ids=["it has none", "nobody reaches them"])
+@pytest.mark.parametrize("why", ["it has none", "nobody listens there", "who listens there says nothing"])
 def test_without_streams_generations_are_read_by_grpc(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
+    monkeypatch.setattr(generation_streams, "_CONNECT_S", 0.2)
+
     async def check() -> None:
         async with running_stack(tmp_path, streams_port=-1) as stack:
             volume = await stack.open(SIZE)
@@ -227,12 +239,14 @@ def test_without_streams_generations_are_read_by_grpc(
             await write(volume, 7, data)
             generation = await sealed(volume, 1)
             await stack.until_all_whole(volume)
-            if port > 0:
-                monkeypatch.setattr(ReplicaStreams, "port", port)
-            channels = NodeChannels()
-            segment = SealedSegment(VOLUME, segment_of(stack), SIZE // BLOCK_SIZE, channels, LIMIT_S)
-            for _ in range(3):
-                assert await segment.read(generation, [Run(7, 1)]) == data
-            await channels.close()
+            with socket.create_server(("127.0.0.1", 0)) as silent:
+                if why != "it has none":
+                    port = silent.getsockname()[1] if "says nothing" in why else 1
+                    monkeypatch.setattr(ReplicaStreams, "port", port)
+                channels = NodeChannels()
+                segment = SealedSegment(VOLUME, segment_of(stack), SIZE // BLOCK_SIZE, channels, LIMIT_S)
+                for _ in range(3):
+                    assert await segment.read(generation, [Run(7, 1)]) == data
+                await channels.close()
 
     in_loop(check)

@@ -2,7 +2,7 @@
 
 A stream carries one request at a time: a node that refuses one ends the stream, and so says it of that request alone.
 Streams that wait for the next request are kept. Where a node takes them its answers say; one that nobody reaches there
-is asked by gRPC, until it names another port.
+is asked by gRPC, for a while or until it names another port.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import structlog
 
 from blockstore.config import split_address
 from blockstore.domain import ReplicaAddress
-from blockstore.errors import CairnError, InvalidRequest, QuorumUnavailable
+from blockstore.errors import CairnError, InvalidRequest, NotFound, QuorumUnavailable
 from blockstore.message_stream import Message, MessageStream, connect
 from blockstore.replica_codec import GENERATION_GREETING, greeting_to, to_address
 from blockstore.rpc import replica_pb2 as pb
@@ -20,6 +20,10 @@ from blockstore.rpc import replica_pb2 as pb
 _log = structlog.get_logger(__name__)
 #: That wait for a request, over all replicas: as many as some ships have under way.
 _KEPT: Final = 16
+#: A firewall that lets nothing through does not say so.
+_CONNECT_S: Final = 2.0
+#: Until a node that was not to be reached is tried again: it may just have been down.
+_AGAIN_S: Final = 60.0
 
 
 class GenerationStreams:
@@ -27,8 +31,8 @@ class GenerationStreams:
 
     def __init__(self) -> None:
         self._ports: dict[str, int] = {}
-        self._refused: dict[str, int] = {}
-        """The port at which a node was not to be reached."""
+        self._refused: dict[str, tuple[int, float]] = {}
+        """The port at which a node was not to be reached, and the loop's time until which it is not tried."""
         self._idle: list[tuple[str, ReplicaAddress, _Exchange]] = []
         """The one that carried something last comes last."""
 
@@ -59,7 +63,8 @@ class GenerationStreams:
     async def _exchange_with(self, address: str, replica: ReplicaAddress) -> "_Exchange | None":
         """One that waits, or a new one."""
         port = self._ports.get(address, 0)
-        if not port or self._refused.get(address) == port:
+        refused, until = self._refused.get(address, (0, 0.0))
+        if not port or (refused == port and asyncio.get_running_loop().time() < until):
             return None
         self._idle = [each for each in self._idle if not each[2].ended]
         for each in reversed(self._idle):
@@ -67,10 +72,14 @@ class GenerationStreams:
                 self._idle.remove(each)
                 return each[2]
         try:
-            return await _Exchange.to(split_address(address)[0], port, replica)
-        except CairnError as error:
-            self._refused[address] = port
-            _log.warning("generations are read over gRPC", node=address, why=str(error))
+            async with asyncio.timeout(_CONNECT_S):
+                return await _Exchange.to(split_address(address)[0], port, replica)
+        except NotFound:
+            return None  # by gRPC it says so, too
+        except (CairnError, TimeoutError) as error:
+            self._refused[address] = port, asyncio.get_running_loop().time() + _AGAIN_S
+            why = str(error) or f"nobody answered at port {port} within {_CONNECT_S:g} s"
+            _log.warning("generations are read over gRPC", node=address, why=why)
             return None
 
     def _keep(self, address: str, replica: ReplicaAddress, exchange: "_Exchange") -> None:
