@@ -5,8 +5,7 @@ is imported when the first scrape comes. So a daemon starts as fast as without, 
 scrape longer than the picture takes.
 
 A page for anybody who reaches the address: nothing in it is secret, and nothing can be changed by it. A client may
-send MAX_HEAD_BYTES and take LIMIT_S; MAX_CLIENTS are answered at once, further ones wait in the socket's backlog or
-are dropped.
+send MAX_HEAD_BYTES and take LIMIT_S; MAX_CLIENTS are answered at once, further ones are dropped.
 """
 
 import asyncio
