@@ -1,8 +1,7 @@
 """One client's connection: a thin loop around the handshake and the request parser.
 
 Receive, step, start, reply. The state stands in `Phase`. Requests run side by side and are answered
-in the order in which they end; replies that end in one turn of the event loop go out as one write,
-and at once where there can be no other.
+in the order in which they end; replies that end in one turn of the event loop go out as one write.
 
 Invariants: no request is begun while the client has its limits in flight, leaves its replies unread,
 or finds no memory in the budget; its socket is not read meanwhile, so that nothing queues here
@@ -360,7 +359,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _begin(self, request: Request) -> None:
         if request.refusal is not None:
-            self._reply(self._failed(request, request.refusal))
+            self._reply_error(request, request.refusal)
             return
         if request.command == Command.DISC:
             self.drain()
@@ -371,12 +370,12 @@ class Connection(asyncio.BufferedProtocol):
         try:
             started = commands.start(request, self.export.device, self._terms)
         except Exception as error:
-            self._reply(self._finish(request, began, error))
+            self._finish(request, began, error)
             return
         if isinstance(started, Refusal):
             self.in_flight_requests -= 1
             self._ended_bytes += commands.memory_bytes(request, self._terms)
-            self._reply(self._failed(request, started))
+            self._reply_error(request, started)
         else:
             started.add_done_callback(partial(self._ended, request, began))
 
@@ -386,16 +385,10 @@ class Connection(asyncio.BufferedProtocol):
             hold.keep(partial(self._ended, request, began, future))
             return
         error = asyncio.CancelledError() if future.cancelled() else future.exception()
-        parts = self._finish(request, began, error, future.result() if error is None else None)
-        if parts and not self._replies and not self.in_flight_requests:
-            # Nothing else of this client's can end in this turn of the loop, and another turn is a system call.
-            self._replies = parts
-            self._send_replies()
-        else:
-            self._reply(parts)
+        self._finish(request, began, error, future.result() if error is None else None)
 
-    def _finish(self, request: Request, began: float, error: BaseException | None, result: Any = None) -> Parts:
-        """What is replied, nothing where there is no client any more. began: when it was, by perf_counter."""
+    def _finish(self, request: Request, began: float, error: BaseException | None, result: Any = None) -> None:
+        """Reply, if there is still a client. began: when it was, by perf_counter."""
         self.in_flight_requests -= 1
         self._count(request, perf_counter() - began)
         held_bytes = commands.memory_bytes(request, self._terms)
@@ -404,19 +397,19 @@ class Connection(asyncio.BufferedProtocol):
         if self._lost:
             self.share.give_back(held_bytes)
             self._end_if_idle()
-            return []
+            return
         self._ended_bytes += held_bytes
         if self.client and isinstance(error, Fenced):
             self.abort()
-            return []
-        if error is not None:
-            return self._failed(request, transmission.failure(request.command, error))
-        if request.command == _READ:
+        elif error is not None:
+            self._reply_error(request, transmission.failure(request.command, error))
+        elif request.command == _READ:
             assert len(result) == request.length
-            return self._answers.data(request, result)
-        if request.command == Command.BLOCK_STATUS:
-            return self._answers.status(request, result)
-        return self._answers.done(request)
+            self._reply(self._answers.data(request, result))
+        elif request.command == Command.BLOCK_STATUS:
+            self._reply(self._answers.status(request, result))
+        else:
+            self._reply(self._answers.done(request))
 
     def _count(self, request: Request, seconds: float) -> None:
         command, counts = request.command, self._counts
@@ -425,13 +418,12 @@ class Connection(asyncio.BufferedProtocol):
         counts.seconds[command] += seconds
         self._durations[command].add(seconds)
 
-    def _failed(self, request: Request, refusal: Refusal) -> Parts:
+    def _reply_error(self, request: Request, refusal: Refusal) -> None:
         self._counts.note_error(request.command, refusal.error)
-        return self._answers.failed(request, refusal)
+        self._reply(self._answers.failed(request, refusal))
 
     def _reply(self, parts: Parts) -> None:
-        """With all else that ends in this turn of the loop."""
-        if parts and not self._replies:
+        if not self._replies:
             self._loop.call_soon(self._send_replies)
         self._replies += parts
 

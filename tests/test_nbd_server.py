@@ -5,11 +5,8 @@ Each test runs on both event loops: uvloop, which the daemon has, and asyncio's 
 
 import asyncio
 import errno
-import fcntl
 import os
 import socket
-import struct
-import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,28 +69,6 @@ def test_answers_come_in_the_order_of_their_end(run: RunLoop) -> None:
             for index, cookie in ((2, 2), (0, 0), (0, 1)):
                 served.volume.release(index)
                 assert await raw.reply(BLOCK_SIZE) == (0, cookie)
-            raw.writer.close()
-
-    run(main())
-
-
-def test_the_answer_to_the_only_request_is_sent_in_the_turn_in_which_it_ends(run: RunLoop) -> None:
-    async def main() -> None:
-        async with serving() as served:
-            served.volume.holding = True
-            raw = await served.raw()
-            received = raw.writer.get_extra_info("socket").fileno()
-            for in_flight, sent_bytes in ((1, 16 + BLOCK_SIZE), (2, 0)):
-                for cookie in range(in_flight):
-                    raw.request(Command.READ, 0, BLOCK_SIZE, cookie)
-                await until(lambda wanted=in_flight: len(served.volume.held) == wanted)  # type: ignore[misc]
-                served.volume.release()
-                await asyncio.sleep(
-                    0
-                )  # the volume's answer is told in this turn, and nothing is received before the next
-                (waiting,) = struct.unpack("i", fcntl.ioctl(received, termios.FIONREAD, bytes(4)))
-                assert waiting == sent_bytes, "others may end in this turn, and share one write with it"
-                assert await raw.reply(BLOCK_SIZE) == (0, 0)
             raw.writer.close()
 
     run(main())
