@@ -5,7 +5,7 @@ beyond it in a word that is *older* than its own: then it lacked at that time wh
 said here may be out of date, and never wrong about the past; who serves a volume knows better.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from blockstore.control.catalog import tombstones_of
 from blockstore.control.presence import Presence
@@ -33,12 +33,12 @@ def lag_records(presence: Presence, segment: Segment, member: Member) -> int:
 
 def behind(presence: Presence, volume: Volume, statuses: Mapping[ReplicaId, ReplicaStatus]) -> frozenset[ReplicaId]:
     """The members of a detached volume that lack records. statuses: what the nodes that are up say of its replicas."""
+    candidates = shorter(volume, statuses)  # of nearly all volumes there are none
     return frozenset(
         member.replica
         for segment in volume.segments
-        if _differ(segment.configuration.members, statuses)
         for member in segment.configuration.members
-        if member.replica in statuses and lag_records(presence, segment, member)
+        if member.replica in candidates and lag_records(presence, segment, member)
     )
 
 
@@ -52,9 +52,15 @@ def heard(presence: Presence, volume: Volume) -> dict[ReplicaId, ReplicaStatus]:
     return found
 
 
-def _differ(members: Iterable[Member], statuses: Mapping[ReplicaId, ReplicaStatus]) -> bool:
-    """Whether they end at different positions by their last words: of nearly all volumes they do not."""
-    return len({_place(statuses[each.replica].end) for each in members if each.replica in statuses}) > 1
+def shorter(volume: Volume, statuses: Mapping[ReplicaId, ReplicaStatus]) -> frozenset[ReplicaId]:
+    """The members that end before another one by their last words, of whatever times these are."""
+    found = set[ReplicaId]()
+    for segment in volume.segments:
+        members = [each.replica for each in segment.configuration.members]
+        ends = {each: _place(statuses[each].end) for each in members if each in statuses}
+        longest = max(ends.values(), default=(0, 0))
+        found.update(replica for replica, end in ends.items() if end < longest)
+    return frozenset(found)
 
 
 def _place(position: Position) -> tuple[int, int]:

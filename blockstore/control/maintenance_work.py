@@ -11,7 +11,7 @@ from typing import Final
 
 from blockstore.control.catalog import tombstones_of
 from blockstore.control.hydration import Hydrations
-from blockstore.control.lag import behind, heard
+from blockstore.control.lag import behind, heard, shorter
 from blockstore.control.membership import is_changing
 from blockstore.control.presence import Presence
 from blockstore.control.records import Volume
@@ -115,4 +115,7 @@ class MaintenanceWork:
         report = self.report(volume)
         if report and any(each.connected and each.lag_records for each in report.members):
             return True
-        return can_catch_up(volume, statuses, behind(self._presence, volume, statuses))
+        found = behind(self._presence, volume, statuses)
+        if volume.id in self._behind_since:
+            found |= shorter(volume, statuses)  # a word that is late takes nothing back
+        return can_catch_up(volume, statuses, found)
