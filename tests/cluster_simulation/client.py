@@ -56,9 +56,9 @@ class Client:
         count = min(self._random.choice((1, 1, 2, 16)), self._end - start)
         roll = self._random.random()
         if roll < 0.5:
-            await self._write(start, count, self._model.next_number())
+            await self.write(start, count, self._model.next_number())
         elif roll < 0.6:
-            await self._write(start, count, 0)
+            await self.write(start, count, 0)
         else:
             await self._read(start, count)
 
@@ -78,7 +78,8 @@ class Client:
             return
         requests[at] = Request(True, value, sent, self._now)
 
-    async def _write(self, start: int, count: int, value: int) -> None:
+    async def write(self, start: int, count: int, value: int) -> None:
+        """Blocks that nobody else writes. value: 0 for zeroes."""
         client = await self._connected()
         blocks = self._model.blocks[start : start + count]
         writes = [block.begin(value, self._now) for block in blocks]

@@ -28,7 +28,7 @@ from tests.cluster_simulation.disk import SimulatedJournal, lose_power
 from tests.cluster_simulation.journal import SimulatedJournalWriter
 from tests.cluster_simulation.loop import SimulationLoop
 from tests.cluster_simulation.machine import Machines
-from tests.cluster_simulation.network import Network
+from tests.cluster_simulation.network import Network, name_of
 from tests.cluster_simulation.processes import Process
 from tests.cluster_simulation.rpc import channel_to
 from tests.cluster_simulation.server import Server
@@ -90,6 +90,11 @@ class SimulatedCluster:
     def of_kind(self, kind: str) -> list[str]:
         """The names of the nodes, the front-ends, the controls..."""
         return [name for name in self._work if name.startswith(kind)]
+
+    def name_at(self, address: str) -> str:
+        """Who serves there; empty for nobody."""
+        server = self.network.servers.get(address)
+        return name_of(server.process) if server else ""
 
     def is_up(self, name: str) -> bool:
         return name in self.processes and self.processes[name].alive

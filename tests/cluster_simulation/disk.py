@@ -27,6 +27,8 @@ SECTOR: Final = 512
 JOURNAL_FILE_BYTES: Final = 4 * MIB
 #: LMDB's header of a page with a block's head, and what follows in that page.
 _PAGE, _HEADER = 4096, 16
+#: How many rot at once.
+_BAD_BLOCKS: Final = 1, 8, 64
 
 
 class PowerLost(OSError):
@@ -108,27 +110,30 @@ def lose_power(process: Process, left: Path, random: Random) -> int:
     return sum(disk.lose(left, random) for disk in process.disks)
 
 
-def rot(directory: Path, random: Random) -> str:
-    """Flip a bit of a stopped node's data: of a block in some replica's tables, or of its journal.
+def rot(directory: Path, random: Random) -> bool:
+    """Flip a bit of a stopped node's data: of blocks in some replica's tables, or of its journal.
 
-    Tells where; empty where there is nothing yet. Other pages of LMDB's are left alone: a bad one may end the process,
+    Tells whether it is in the journal. Other pages of LMDB's are left alone: a bad one may end the process,
     and all are one here (tests/test_node_broken_tables.py does that).
     """
     blocks = [(path, at) for path in sorted(directory.glob(f"replicas/*/{FILE_NAME}")) for at in _block_pages(path)]
     if blocks and random.random() < 0.7:
-        path, page = random.choice(blocks)
-        at = page + random.randrange(_HEADER, _PAGE)
-    else:
-        journals = sorted(directory.glob("journal/journal-*"))
-        used = [(path, size) for path in journals if (size := len(path.read_bytes().rstrip(b"\0")))]
-        if not used:
-            return ""
+        hit = random.sample(blocks, min(len(blocks), random.choice(_BAD_BLOCKS)))
+        for path, page in hit:
+            _flip(path, page + random.randrange(_HEADER, _PAGE), random)
+        return False
+    journals = sorted(directory.glob("journal/journal-*"))
+    used = [(path, size) for path in journals if (size := len(path.read_bytes().rstrip(b"\0")))]
+    if used:
         path, size = random.choice(used)
-        at = random.randrange(size)
+        _flip(path, random.randrange(size), random)
+    return bool(used)
+
+
+def _flip(path: Path, at: int, random: Random) -> None:
     with path.open("r+b") as file:
         (byte,) = os.pread(file.fileno(), 1, at)
         os.pwrite(file.fileno(), bytes([byte ^ 1 << random.randrange(8)]), at)
-    return f"{path.relative_to(directory)} at {at}"
 
 
 def _block_pages(path: Path) -> list[int]:

@@ -9,6 +9,8 @@ Two kinds of them, by what the cluster promises:
   That is no more than a minority of any segment where all others are whole: so before it everything rests until the
   cluster is whole, which is a check by itself, and it stays the only one until the cluster is whole again. The node is
   away for some seconds first, so that the others know what it has acked (design, rule 10).
+
+Scenes (scenes.py) begin with a cluster that is whole as well, and have it for themselves.
 """
 
 import asyncio
@@ -16,19 +18,23 @@ import shutil
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from random import Random
-from typing import Final
+from typing import Final, TypeVar
 
 from tests.cluster_simulation.cluster import SimulatedCluster
 from tests.cluster_simulation.disk import rot
+from tests.cluster_simulation.guests import Guests
 from tests.cluster_simulation.journal import SimulatedJournalWriter
+from tests.cluster_simulation.scenes import Scenes
 
 _REST_S: Final = 0.0, 3.0
 #: Mostly shorter than a lease or a keepalive, at times longer than a request may wait.
 _LASTS_S: Final = (0.0, 0.5), (0.0, 0.5), (0.5, 5.0), (0.5, 5.0), (5.0, 20.0)
 #: How many faults that pass may overlap.
 _AT_ONCE: Final = 2
-#: Between two that take data; how long a node is away before; within which the cluster is whole again after all faults.
+#: Between two that have the cluster for themselves, and where there are no others; how long a node is away before;
+#: within which the cluster is whole again after all faults.
 _BETWEEN_S: Final = 5.0, 15.0
+_BETWEEN_ALONE_S: Final = 0.5, 3.0
 _AWAY_S: Final = 4.0, 12.0
 #: How long a node lacks what others write, or is away; until control has heard who has acked what.
 _BEHIND_S: Final = 2.0, 6.0
@@ -52,19 +58,23 @@ PASSING: Final = {
     "etcd_compacts": 1,
 }
 TAKING: Final = {"old_copy": 1, "rot": 1, "lost_disk": 1}
-KINDS: Final = PASSING | TAKING
+#: Orders of events that a rule is for (scenes.py).
+STAGED: Final = {"taken_over": 2, "cut_off_changing": 1, "sealed_late": 1, "used_while_it_hydrates": 1}
+KINDS: Final = PASSING | TAKING | STAGED
 
 Mend = Callable[[], None]
+K = TypeVar("K")
 
 
 class Faults:
     """kinds: of faults that happen, each with its weight. count: of what was done, by kind."""
 
-    def __init__(self, cluster: SimulatedCluster, kinds: Mapping[str, int] = KINDS) -> None:
+    def __init__(self, cluster: SimulatedCluster, guests: Guests, kinds: Mapping[str, int] = KINDS) -> None:
         self._cluster = cluster
         self._random = Random(cluster.loop.random.getrandbits(64))
         self._passing = {kind: weight for kind, weight in kinds.items() if kind in PASSING}
-        self._taking = {kind: weight for kind, weight in kinds.items() if kind in TAKING}
+        self._alone = {kind: weight for kind, weight in kinds.items() if kind in TAKING | STAGED}
+        self._scenes = Scenes(cluster, guests, Random(self._random.getrandbits(64)))
         self._going_on = 0
         self._may_begin = asyncio.Event()
         self._may_begin.set()
@@ -72,6 +82,8 @@ class Faults:
         self._copy = ""
         """The node of which there is an old copy."""
         self.lost_writes = 0
+        self.rotten_journals: set[str] = set()
+        """The nodes with a bit flipped in what may be there still, though nobody needs it."""
         self.count: Counter[str] = Counter()
 
     async def run(self) -> None:
@@ -79,8 +91,8 @@ class Faults:
         async with asyncio.TaskGroup() as group:
             for _ in range(_AT_ONCE if self._passing else 0):
                 group.create_task(self._pass())
-            if self._taking:
-                group.create_task(self._take())
+            if self._alone:
+                group.create_task(self._one_alone())
 
     def heal(self) -> None:
         """The last ones are over, too."""
@@ -191,22 +203,29 @@ class Faults:
             self._cluster.records.compact()
         return lambda: None
 
-    # ---- what takes data
+    # ---- one at a time
 
-    async def _take(self) -> None:
+    async def _one_alone(self) -> None:
+        """What takes data, and scenes: each from a cluster that is whole."""
         while True:
-            await asyncio.sleep(self._random.uniform(*_BETWEEN_S))
+            await asyncio.sleep(self._random.uniform(*(_BETWEEN_S if self._passing else _BETWEEN_ALONE_S)))
             self._may_begin.clear()
             await self._until_whole()
-            (kind,) = self._random.choices(list(self._taking), weights=list(self._taking.values()))
-            name = self._any("node")
-            if kind == "old_copy" and not self._copy:
-                await self._remember(name)
+            (kind,) = self._random.choices(list(self._alone), weights=list(self._alone.values()))
+            self.count[kind] += 1
+            if kind in STAGED:
+                await getattr(self._scenes, kind)()
             else:
-                self.count[kind] += 1
-                hit = self._put_back(self._copy) if kind == "old_copy" else self._hit(name, getattr(self, f"_{kind}"))
-                await hit
+                await self._take(kind, self._any("node"))
             self._may_begin.set()
+
+    async def _take(self, kind: str, name: str) -> None:
+        if kind != "old_copy":
+            await self._hit(name, getattr(self, f"_{kind}"))
+        elif self._copy:
+            await self._put_back(self._copy)
+        else:
+            await self._remember(name)
 
     async def _until_whole(self) -> None:
         async def whole() -> bool:
@@ -234,28 +253,30 @@ class Faults:
     async def _put_back(self, name: str) -> None:
         """The old copy, in the worst moment: one node lacks what the copy lacks, and the third one is away.
 
-        So the first two alone must not be taken for a quorum that knows. Guests pause before the node goes: what it
-        acked has been told to control by then, which is all that the rule promises to know.
+        So the first two alone must not be taken for a quorum that knows, above all not by who attaches then. Guests
+        pause before the node goes: what it acked has been told to control by then, which is all that the rule promises
+        to know.
         """
-        behind, away = self._random.sample([each for each in self._cluster.of_kind("node") if each != name], 2)
+        behind, away = await self._scenes.beside(name)
         self._cluster.kill(behind)
         await asyncio.sleep(self._random.uniform(*_BEHIND_S))
         self._cluster.busy.clear()
         await asyncio.sleep(_TOLD_S)
-        self._cluster.kill(name)
-        self._cluster.kill(away)
+        attached_anew = self._cluster.of_kind("front-end") if self._random.random() < 0.7 else []
+        for gone in (name, away, *attached_anew):
+            self._cluster.kill(gone)
         self._cluster.busy.set()
         place = self._cluster.place(name)
         shutil.rmtree(place)
         shutil.copytree(self._cluster.scratch("old"), place)
         self._copy = ""
-        for node in (name, behind):
-            self._cluster.start(node)
+        self._start((name, behind, *attached_anew))
         await asyncio.sleep(self._random.uniform(*_BEHIND_S))
         self._cluster.start(away)
 
     async def _rot(self, name: str) -> None:
-        rot(self._cluster.place(name), self._random)
+        if rot(self._cluster.place(name), self._random):
+            self.rotten_journals.add(name)
 
     async def _lost_disk(self, name: str) -> None:
         """It comes back as another node, with an empty disk."""
@@ -264,10 +285,10 @@ class Faults:
             self._copy = ""
 
 
-def _set_for_now(table: dict[str, tuple[float, float]], name: str, value: tuple[float, float]) -> Mend:
+def _set_for_now(table: dict[K, tuple[float, float]], name: K, value: tuple[float, float]) -> Mend:
     table[name] = value
     return lambda: _forget(table, name)
 
 
-def _forget(table: dict[str, tuple[float, float]], name: str) -> None:
+def _forget(table: dict[K, tuple[float, float]], name: K) -> None:
     table.pop(name, None)

@@ -11,7 +11,7 @@ from blockstore.rpc import snapshot_pb2
 from blockstore.units import BLOCK_SIZE
 from tests.cluster_simulation.client import Client
 from tests.cluster_simulation.cluster import SimulatedCluster
-from tests.cluster_simulation.model import HOT, VolumeModel
+from tests.cluster_simulation.model import IN_TURN, VolumeModel
 
 #: Blocks that one client writes alone.
 SHARE: Final = 176
@@ -60,7 +60,7 @@ class Guests:
         """Clients for all its blocks, from now on."""
         guest = Guest(volume, model)
         self.guests.append(guest)
-        self._add_clients(guest, HOT, len(model.blocks))
+        self._add_clients(guest, IN_TURN + 1, len(model.blocks))
         return guest
 
     def grow(self, guest: Guest, blocks: int) -> None:
@@ -104,6 +104,27 @@ class Guests:
     def operations(self) -> int:
         """Of those whose clients have ended."""
         return self._operations
+
+    async def snapshot(self, chosen: list[Guest], token: str) -> list[Part]:
+        """Of these volumes at one instant; sealed, or failed, by now."""
+        now = self._cluster.loop.time()
+        parts = [Part("", each.volume, each.model, each.model.mark(), now) for each in chosen]
+        request = snapshot_pb2.CreateSnapshotRequest(volumes=[each.volume for each in chosen], client_token=token)
+        for part, made in zip(parts, (await self._cluster.call("CreateSnapshot", request)).snapshots, strict=True):
+            part.id = made.id
+        self.parts.append(parts)
+        # It may be answered while they are pending: their content is fixed a little later.
+        for part in parts:
+            await self._until_sealed(part)
+            part.high, part.sealed_at = part.model.begun(), self._cluster.loop.time()
+        return parts
+
+    async def _until_sealed(self, part: Part) -> None:
+        async def sealed() -> bool:
+            found = await self._cluster.call("GetSnapshot", snapshot_pb2.GetSnapshotRequest(snapshot=part.id))
+            return bool(found.sealed_at_ms) or found.state != snapshot_pb2.SNAPSHOT_STATE_PENDING
+
+        await self._cluster.until(f"{part.id} is sealed, or failed", sealed)
 
     # ---- looking at what is there
 
@@ -161,6 +182,16 @@ class Guests:
         part.model.saw_hot(content, part.asked_at, part.sealed_at or self._cluster.loop.time())
         self.restored += 1
         return volume, content, moment
+
+    async def check_together(self, parts: list[Part]) -> None:
+        """Each in a volume made from it, those that came to be, and all of them together."""
+        done = [part for part in parts if await self.is_completed(part)]
+        moments = []
+        for part in done:
+            volume, _, moment = await self.restore(part)
+            await self.delete(volume)
+            moments.append(moment)
+        check_one_moment(done, moments)
 
 
 def check_one_moment(parts: list[Part], moments: list[tuple[float, float]]) -> None:

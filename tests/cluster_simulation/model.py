@@ -17,6 +17,8 @@ from blockstore.units import BLOCK_SIZE
 from tests.faults.linearizable import Request, check_register
 
 HOT: Final = 4
+#: The one behind these is written by a single client of all volumes, one volume after the other (in_turn.py).
+IN_TURN: Final = HOT
 
 
 @dataclass(slots=True)

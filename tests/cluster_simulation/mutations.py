@@ -7,21 +7,27 @@ Each says which faults bring it out, so that few seeds are enough; found is what
 block or a snapshot that holds what it cannot, some with a cluster that does not heal.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from unittest import mock
 
 import tests.cluster_simulation.cluster
-from blockstore.domain import ReplicaId
+from blockstore.domain import Configuration, ReplicaId
 from blockstore.node.journal_writer import Durable
+from blockstore.record import Operation, OperationKind
+from blockstore.replication import recovery
 from blockstore.replication.attaching import Attaching
 from blockstore.replication.follower import Follower
+from blockstore.replication.leader import Leader
+from blockstore.replication.messages import Append, LeaderEffect, Persist, SealEpoch
 from blockstore.replication.quorum import Quorum, V
 from blockstore.replication.reads import Reads
+from blockstore.storage import reads as storage_reads
 from blockstore.storage.journal import JournalEntry
-from nbd_server.hold import Hold
+from blockstore.storage.meta import Meta
+from nbd_server import transmission
 from tests.cluster_simulation.disk import SimulatedDisk
 from tests.cluster_simulation.journal import SimulatedJournalWriter
 from tests.cluster_simulation.run import simulate
@@ -32,12 +38,13 @@ Patch = tuple[Any, str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """kinds: of faults that bring it out. seeds: how many are tried, each for lasts_s."""
+    """kinds: of faults that bring it out; with_users: beside what people do. found_by: a seed, run for lasts_s."""
 
     patches: tuple[Patch, ...]
     kinds: Mapping[str, int]
-    seeds: int = 6
+    with_users: bool = False
     lasts_s: float = 15.0
+    found_by: int = 0
 
 
 class _AcksBeforeTheDisk(SimulatedJournalWriter):
@@ -65,7 +72,55 @@ def _highest(quorum: Quorum, values: Mapping[ReplicaId, V]) -> V:
     return max(values.values())
 
 
+_INIT: Final = Quorum.__init__
+_ADVANCE: Final = Leader._advance
+_ENTER: Final = Follower._enter
+_SUBMIT: Final = Leader.submit
 _ARRIVED: Final = Reads.arrived
+
+
+def _new_members_only(quorum: Quorum, configuration: Configuration) -> None:
+    _INIT(quorum, Configuration(configuration.number, configuration.members))
+
+
+def _as_if_all_were_whole(leader: Leader, now: float) -> Any:
+    filling = [member for member in leader._members.values() if not member.whole]
+    for member in filling:
+        member.whole = True
+    try:
+        return _ADVANCE(leader, now)
+    finally:
+        for member in filling:
+            member.whole = False
+
+
+def _enter_with_what_is_committed(follower: Follower, message: SealEpoch | Append) -> Persist:
+    """As if the tail that a replica has not heard to be committed were nobody's."""
+    if message.epoch == follower.epoch or follower.filling is not None:
+        return _ENTER(follower, message)
+    follower._run.truncate(follower.commit.sequence)
+    follower._durable = min(follower._durable, int(follower.commit.sequence))
+    return _ENTER(follower, message)
+
+
+def _fill_like_the_guest(leader: Leader, ticket: Hashable, operation: Operation, now: float) -> list[LeaderEffect]:
+    if operation.kind is OperationKind.FILL:
+        operation = replace(operation, kind=OperationKind.WRITE)
+    return _SUBMIT(leader, ticket, operation, now)
+
+
+class _Anything:
+    """Equal to whatever it is compared with."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 _POWER: Final = {"power_cut": 1, "kill_several": 1}
 
 MUTATIONS: Final[dict[str, Mutation]] = {
@@ -75,33 +130,67 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     "a_journal_that_is_not_synced": Mutation(((SimulatedDisk, "sync", lambda disk, fd: None),), _POWER),
     "any_one_is_a_quorum": Mutation(
         ((Quorum, "reached", _any), (Quorum, "reached_before", _all_of_the_old), (Quorum, "level", _highest)),
-        {"partition": 1},
+        {"taken_over": 1},
     ),
-    "answers_while_it_holds": Mutation(
-        ((Hold, "keep", lambda hold, answer: answer()),), {"slow_front_end": 1}, lasts_s=25.0
-    ),
+    "answers_while_it_holds": Mutation(((transmission, "changes", lambda request: False),), {"sealed_late": 1}),
     "reads_without_a_lease": Mutation(
-        ((Reads, "arrived", lambda reads, attempt, leased: _ARRIVED(reads, attempt, True)),), {"partition": 1}
+        ((Reads, "arrived", lambda reads, attempt, leased: _ARRIVED(reads, attempt, True)),), {"taken_over": 1}
     ),
     "serves_before_the_old_lease_is_over": Mutation(
-        ((Attaching, "older_leases_are_over", lambda attaching, now: True),), {"partition": 1}
+        ((Attaching, "older_leases_are_over", lambda attaching, now: True),), {"taken_over": 1}
     ),
     "believes_an_old_copy": Mutation(
-        ((Follower, "know_acked", lambda follower, position: []),), {"old_copy": 1}, seeds=3, lasts_s=60.0
+        (
+            (Follower, "know_acked", lambda follower, position: []),
+            (Attaching, "_learn", lambda attaching, member, answer: []),
+        ),
+        {"old_copy": 1},
+        lasts_s=60.0,
+    ),
+    "counts_the_new_members_only": Mutation(((Quorum, "__init__", _new_members_only),), {"cut_off_changing": 1}),
+    "counts_the_acks_of_who_fills": Mutation(
+        ((Leader, "_advance", _as_if_all_were_whole),), {"old_copy": 1}, lasts_s=60.0
+    ),
+    "commits_what_one_member_has": Mutation(((Quorum, "level", _highest),), {"taken_over": 1}),
+    "cuts_what_a_replica_knows_no_commit_of": Mutation(
+        ((Follower, "_enter", _enter_with_what_is_committed),), {"kill_several": 1}, found_by=1
+    ),
+    "fills_cover_the_guest": Mutation(
+        ((Leader, "submit", _fill_like_the_guest),), {"used_while_it_hydrates": 1}, found_by=2
+    ),
+    "merges_what_is_pinned": Mutation(((Meta, "pinned", lambda meta: set()),), {"sealed_late": 1}),
+    "believes_what_fails_its_checksum": Mutation(
+        (
+            (storage_reads, "block_checksum", lambda *_: _Anything()),
+            (storage_reads, "block_checksums", lambda *_: _Anything()),
+        ),
+        {"rot": 1},
+        lasts_s=60.0,
+    ),
+    "forgets_floors": Mutation(
+        ((recovery, "_may_be_above", lambda answer, end: answer is None),), {"old_copy": 1}, lasts_s=60.0
     ),
 }
-#: Those that a few seconds find, in the order of what they cost.
-CHEAP: Final = ("a_journal_that_is_not_synced",)
 
 
-def find(mutation: Mutation) -> tuple[int, Exception] | None:
-    """The first seed that finds it, and how; None where none does."""
+def find(mutation: Mutation, seeds: Iterable[int]) -> tuple[int, Exception] | None:
+    """The first seed that finds it, and how; None where none does. Raises what is no finding: a mistake in here."""
     with ExitStack() as stack:
         for owner, name, value in mutation.patches:
             stack.enter_context(mock.patch.object(owner, name, value))
-        for seed in range(mutation.seeds):
+        for seed in seeds:
             try:
-                simulate(seed, mutation.lasts_s, mutation.kinds)
+                simulate(seed, mutation.lasts_s, mutation.kinds, with_users=mutation.with_users)
             except Exception as error:
-                return seed, error
+                found = _innermost(error)
+                if not isinstance(found, AssertionError):
+                    raise
+                return seed, found
     return None
+
+
+def _innermost(error: Exception) -> Exception:
+    """Of several tasks the first one's."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error

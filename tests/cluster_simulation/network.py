@@ -43,12 +43,12 @@ class _Cut:
 
 
 class Network:
-    """servers: by address. latency_s: of every message, between these; that of a process may be another."""
+    """servers: by address. latency_of: what messages take, between these, to and from a process or over a link."""
 
     def __init__(self, loop: SimulationLoop) -> None:
         self.loop = loop
         self.servers: dict[str, Listener] = {}
-        self.latency_of: dict[str, tuple[float, float]] = {}
+        self.latency_of: dict[str | Link, tuple[float, float]] = {}
         self._cut: dict[Link, _Cut] = {}
         self._connections: dict[Connection, None] = {}
 
@@ -71,9 +71,10 @@ class Network:
     def is_cut(self, source: str, target: str) -> bool:
         return (source, target) in self._cut
 
-    def delay_s(self, *ends: str) -> float:
-        """For one message between these processes: of the slowest."""
-        low, high = max((self.latency_of.get(each, LATENCY_S) for each in ends), default=LATENCY_S)
+    def delay_s(self, source: str, target: str = "") -> float:
+        """For one message: of the slowest of both ends, as far as they are known, and the link."""
+        those = source, target, (source, target)
+        low, high = max((self.latency_of.get(each, LATENCY_S) for each in those), key=lambda each: each[1])
         return self.loop.random.uniform(low, high)
 
     def add(self, connection: "Connection") -> None:

@@ -4,11 +4,11 @@ import asyncio
 import gc
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -22,6 +22,7 @@ from tests.cluster_simulation.checks import (
 from tests.cluster_simulation.cluster import SimulatedCluster, simulated_cluster
 from tests.cluster_simulation.faults import KINDS, Faults
 from tests.cluster_simulation.guests import Guests
+from tests.cluster_simulation.in_turn import InTurn
 from tests.cluster_simulation.loop import SimulationLoop
 from tests.cluster_simulation.machine import simulated_machine
 from tests.cluster_simulation.users import Users, create
@@ -50,12 +51,21 @@ def log_of(seed: int) -> Path:
     return Path(tempfile.gettempdir(), f"simulation-{seed}.log")
 
 
-def simulate(seed: int, lasts_s: float = 40.0, kinds: Mapping[str, int] = KINDS, controls: int | None = None) -> Report:
+def simulate(
+    seed: int,
+    lasts_s: float = 40.0,
+    kinds: Mapping[str, int] = KINDS,
+    controls: int | None = None,
+    *,
+    with_users: bool = True,
+) -> Report:
     """kinds: of faults. controls: how many; else one with the embedded metastore, or three on etcd, by the seed.
+
+    with_users: else nothing but reads and writes goes on beside the faults.
 
     Raises AssertionError, or what a daemon raised, where something is not as it must be.
     """
-    return in_simulation(seed, lambda cluster: _scenario(cluster, seed, lasts_s, kinds), controls)
+    return in_simulation(seed, lambda cluster: _scenario(cluster, seed, lasts_s, kinds, with_users), controls)
 
 
 def in_simulation(
@@ -98,24 +108,27 @@ def in_simulation(
         shutil.rmtree(directory, ignore_errors=True)
 
 
-async def _scenario(cluster: SimulatedCluster, seed: int, lasts_s: float, kinds: Mapping[str, int]) -> Report:
+async def _scenario(
+    cluster: SimulatedCluster, seed: int, lasts_s: float, kinds: Mapping[str, int], with_users: bool
+) -> Report:
     guests, random = Guests(cluster), Random(cluster.loop.random.getrandbits(64))
     for _ in range(_VOLUMES):
         await create(cluster, guests, random)
-    faults, users = Faults(cluster, kinds), Users(cluster, guests)
-    await _for_a_while(lasts_s, guests, faults, users)
+    faults, users = Faults(cluster, guests, kinds), Users(cluster, guests)
+    works = [faults.run(), InTurn(cluster, guests).run(), *([users.run()] if with_users else [])]
+    await _for_a_while(lasts_s, guests, works)
     faults.heal()
     await users.end()
     await guests.rest(guests.guests)
     await check_healed(cluster)
     for guest in guests.guests:
         await guests.check(guest)
-    await check_snapshots(cluster, guests)
+    await check_snapshots(guests)
     for guest in guests.guests:
         guest.model.check()
     if faults.count["rot"]:
         await scrub_all(cluster)
-    await check_replicas(cluster)
+    await check_replicas(cluster, faults.rotten_journals)
     await check_nothing_left(cluster)
     return Report(
         seed,
@@ -129,9 +142,9 @@ async def _scenario(cluster: SimulatedCluster, seed: int, lasts_s: float, kinds:
     )
 
 
-async def _for_a_while(lasts_s: float, guests: Guests, faults: Faults, users: Users) -> None:
-    """Faults and users at work. Raises what one of them, or a client, found."""
-    at_work = {asyncio.create_task(faults.run()), asyncio.create_task(users.run())}
+async def _for_a_while(lasts_s: float, guests: Guests, works: list[Coroutine[Any, Any, None]]) -> None:
+    """Raises what one of these works, or a client, found."""
+    at_work = [asyncio.create_task(work) for work in works]
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + lasts_s
     while loop.time() < ends_at and not any(task.done() for task in at_work):

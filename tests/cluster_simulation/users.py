@@ -80,24 +80,7 @@ class Users:
         """Of one volume, or of several at one instant."""
         volumes = list(self._guests.guests)
         chosen = self._random.sample(volumes, self._random.choice((1, len(volumes))))
-        now = self._cluster.loop.time()
-        parts = [Part("", each.volume, each.model, each.model.mark(), now) for each in chosen]
-        token = f"snapshot-{self._random.getrandbits(64):x}"
-        request = snapshot_pb2.CreateSnapshotRequest(volumes=[each.volume for each in chosen], client_token=token)
-        for part, made in zip(parts, (await self._cluster.call("CreateSnapshot", request)).snapshots, strict=True):
-            part.id = made.id
-        self._guests.parts.append(parts)
-        # It may be answered while they are pending: their content is fixed a little later.
-        for part in parts:
-            await self._until_sealed(part)
-            part.high, part.sealed_at = part.model.begun(), self._cluster.loop.time()
-
-    async def _until_sealed(self, part: Part) -> None:
-        async def sealed() -> bool:
-            found = await self._cluster.call("GetSnapshot", snapshot_pb2.GetSnapshotRequest(snapshot=part.id))
-            return bool(found.sealed_at_ms) or found.state != snapshot_pb2.SNAPSHOT_STATE_PENDING
-
-        await self._cluster.until(f"{part.id} is sealed, or failed", sealed)
+        await self._guests.snapshot(chosen, f"snapshot-{self._random.getrandbits(64):x}")
 
     async def _delete_snapshots(self) -> None:
         """Also those that are shipped at the moment."""
