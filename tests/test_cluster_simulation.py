@@ -54,6 +54,7 @@ def test_the_same_seed_is_the_same_run() -> None:
     assert simulate(3, 2.0, PASSING) == simulate(3, 2.0, PASSING)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_broken_rule_is_found_out(name: str) -> None:
     mutation = MUTATIONS[name]

@@ -304,9 +304,11 @@ class SimulatedCluster:
     async def uri(self, volume: str) -> str:
         """Where it is served, empty where that is nowhere; then somebody attaches it to whoever is up, but seldom.
 
-        Attaching takes its time: those who ask again at once would end each other's attempts for ever.
+        Attaching takes its time: those who ask again at once would end each other's attempts for ever. Raises
+        AssertionError where acknowledged writes are said to be lost: no fault here takes as much as that.
         """
         health = await self.call("GetVolumeHealth", pb.GetVolumeRequest(volume=volume))
+        assert health.volume.state != pb.VOLUME_STATE_ERROR, f"{volume} is in error: {health.volume.reason}"
         if health.serving == "serving":
             return str(health.volume.attachment.uris[0]) if health.volume.attachment.uris else ""
         up = [each.id for each in (await self.status()).front_ends if each.up]

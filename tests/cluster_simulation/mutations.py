@@ -73,7 +73,6 @@ def _highest(quorum: Quorum, values: Mapping[ReplicaId, V]) -> V:
 
 
 _INIT: Final = Quorum.__init__
-_ADVANCE: Final = Leader._advance
 _ENTER: Final = Follower._enter
 _SUBMIT: Final = Leader.submit
 _ARRIVED: Final = Reads.arrived
@@ -81,17 +80,6 @@ _ARRIVED: Final = Reads.arrived
 
 def _new_members_only(quorum: Quorum, configuration: Configuration) -> None:
     _INIT(quorum, Configuration(configuration.number, configuration.members))
-
-
-def _as_if_all_were_whole(leader: Leader, now: float) -> Any:
-    filling = [member for member in leader._members.values() if not member.whole]
-    for member in filling:
-        member.whole = True
-    try:
-        return _ADVANCE(leader, now)
-    finally:
-        for member in filling:
-            member.whole = False
 
 
 def _enter_with_what_is_committed(follower: Follower, message: SealEpoch | Append) -> Persist:
@@ -127,7 +115,7 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     "acks_before_the_disk": Mutation(
         ((tests.cluster_simulation.cluster, "SimulatedJournalWriter", _AcksBeforeTheDisk),), _POWER
     ),
-    "a_journal_that_is_not_synced": Mutation(((SimulatedDisk, "sync", lambda disk, fd: None),), _POWER),
+    "a_journal_that_is_not_synced": Mutation(((SimulatedDisk, "sync", lambda disk, fd: None),), {"power_cut": 1}),
     "any_one_is_a_quorum": Mutation(
         ((Quorum, "reached", _any), (Quorum, "reached_before", _all_of_the_old), (Quorum, "level", _highest)),
         {"taken_over": 1},
@@ -148,9 +136,6 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         lasts_s=60.0,
     ),
     "counts_the_new_members_only": Mutation(((Quorum, "__init__", _new_members_only),), {"cut_off_changing": 1}),
-    "counts_the_acks_of_who_fills": Mutation(
-        ((Leader, "_advance", _as_if_all_were_whole),), {"old_copy": 1}, lasts_s=60.0
-    ),
     "commits_what_one_member_has": Mutation(((Quorum, "level", _highest),), {"taken_over": 1}),
     "cuts_what_a_replica_knows_no_commit_of": Mutation(
         ((Follower, "_enter", _enter_with_what_is_committed),), {"kill_several": 1}, found_by=1
@@ -166,6 +151,7 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         ),
         {"rot": 1},
         lasts_s=60.0,
+        found_by=1,
     ),
     "forgets_floors": Mutation(
         ((recovery, "_may_be_above", lambda answer, end: answer is None),), {"old_copy": 1}, lasts_s=60.0
