@@ -175,7 +175,10 @@ class Guests:
         blocks = found.size_bytes // BLOCK_SIZE
         high = part.high or part.model.begun()
         what = f"{part.id} of {part.volume}"
-        assert len(part.low) <= blocks <= len(high), f"{what} has {blocks} blocks: {len(part.low)} to {len(high)}"
+        most = max(len(high), part.model.asked_blocks)
+        assert len(part.low) <= blocks <= most, f"{what} has {blocks} blocks: {len(part.low)} to {most}"
+        part.model.grow(blocks)
+        high = [*high, *([0] * (blocks - len(high)))]
         volume = await self._cluster.create(snapshot=part.id)
         content = await self.content(volume, blocks)
         moment = part.model.moment(content, part.low, high, what)

@@ -76,6 +76,8 @@ class VolumeModel:
         content = [*content, *([0] * (blocks - len(content)))]
         self.hot = [HotBlock(each) for each in content[:HOT]]
         self.blocks = [BlockHistory([each]) for each in content]
+        self.asked_blocks = blocks
+        """What it may have grown to by now, though who asked for that was not told."""
         self.operations = 0
         self._number = last_number
 

@@ -137,6 +137,7 @@ class Users:
     async def _grow(self) -> None:
         guest = self._random.choice(self._guests.guests)
         blocks = min(_MOST_BLOCKS, len(guest.model.blocks) + self._random.choice((1, 64, 256)))
+        guest.model.asked_blocks = max(guest.model.asked_blocks, blocks)
         request = pb.ResizeVolumeRequest(volume=guest.volume, size_bytes=blocks * BLOCK_SIZE)
         await self._cluster.call("ResizeVolume", request)
         found = await self._cluster.call("GetVolume", pb.GetVolumeRequest(volume=guest.volume))
