@@ -138,7 +138,10 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     "counts_the_new_members_only": Mutation(((Quorum, "__init__", _new_members_only),), {"cut_off_changing": 1}),
     "commits_what_one_member_has": Mutation(((Quorum, "level", _highest),), {"taken_over": 1}),
     "cuts_what_a_replica_knows_no_commit_of": Mutation(
-        ((Follower, "_enter", _enter_with_what_is_committed),), {"kill_several": 1}, found_by=1
+        ((Follower, "_enter", _enter_with_what_is_committed),),
+        {"taken_over": 1, "kill_several": 2},
+        lasts_s=30.0,
+        found_by=1,
     ),
     "fills_cover_the_guest": Mutation(
         ((Leader, "submit", _fill_like_the_guest),), {"used_while_it_hydrates": 1}, found_by=2
@@ -151,7 +154,7 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         ),
         {"rot": 1},
         lasts_s=60.0,
-        found_by=1,
+        found_by=2,
     ),
     "forgets_floors": Mutation(
         ((recovery, "_may_be_above", lambda answer, end: answer is None),), {"old_copy": 1}, lasts_s=60.0
