@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,29 @@ def test_a_detached_volume_is_opened_for_a_member_that_is_behind(
     found: dict[ReplicaId, ReplicaStatus], behind: set[ReplicaId], opens: bool
 ) -> None:
     assert can_catch_up(VOLUME, found, behind) is opens
+
+
+@pytest.mark.parametrize(
+    ("second", "opens"),
+    [
+        ([status(), status(), status()], True),
+        ([status(), status(), status(whole=False)], True),
+        ([status(), status()], True),
+        ([status(), status(whole=False), status(whole=False)], False),  # acknowledged writes may be missing there
+        ([status()], False),
+    ],
+)
+def test_a_detached_volume_of_two_segments_is_opened_where_both_have_a_quorum(
+    second: list[ReplicaStatus], opens: bool
+) -> None:
+    others = [ReplicaId(f"rep-{letter}") for letter in "def"]
+    members = tuple(Member(each, NodeId(f"node-{each}")) for each in others)
+    segments = (*VOLUME.segments, Segment(SegmentNumber(1), GIB, Configuration(1, members)))
+    volume = replace(VOLUME, size_bytes=2 * GIB, segments=segments)
+    found = {A: status(), B: status(), C: status(), **dict(zip(others, second, strict=False))}
+    assert can_catch_up(volume, found, {A}) is opens
+    found[A] = status(whole=False)
+    assert can_be_mended(volume, found) is opens
 
 
 # ---- control

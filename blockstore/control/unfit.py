@@ -42,11 +42,11 @@ def _blocked(segment: Segment, said: Mapping[ReplicaId, MemberReport]) -> Iterat
 def can_be_mended(volume: Volume, statuses: Mapping[ReplicaId, ReplicaStatus]) -> bool:
     """Whether a member of a detached volume is filling or damaged, and a front-end would make it good.
 
-    That is where the others that are whole are a quorum. With fewer, whoever opens the volume may find that
-    acknowledged writes are missing: that is for a person to begin.
+    That is where the others that are whole are a quorum, and each other segment has one. With fewer, whoever opens the
+    volume may find that acknowledged writes are missing: that is for a person to begin.
     statuses: what the nodes that are up say of their replicas.
     """
-    return any(
+    return _can_be_opened(volume, statuses) and any(
         (not each.whole or each.damage) and 2 * (_whole(here) - each.whole) > number
         for number, here in _segments(volume, statuses)
         for each in here.values()
@@ -59,11 +59,14 @@ def can_catch_up(volume: Volume, statuses: Mapping[ReplicaId, ReplicaStatus], be
     It has everything up to where it ends, so it counts for the quorum that opens the volume. Until it has the rest, the
     loss of one more member may leave a single copy of the newest writes.
     """
-    return any(
-        each.whole and replica in behind and 2 * _whole(here) > number
-        for number, here in _segments(volume, statuses)
-        for replica, each in here.items()
+    return _can_be_opened(volume, statuses) and any(
+        each.whole and replica in behind for _, here in _segments(volume, statuses) for replica, each in here.items()
     )
+
+
+def _can_be_opened(volume: Volume, statuses: Mapping[ReplicaId, ReplicaStatus]) -> bool:
+    """Whether each segment has a quorum of whole members here: who opens a volume opens all of them."""
+    return all(2 * _whole(here) > number for number, here in _segments(volume, statuses))
 
 
 def _segments(
