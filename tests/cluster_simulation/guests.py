@@ -1,6 +1,7 @@
 """The volumes that clients use, each with its model; and the snapshots of them, with what these must hold."""
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -54,6 +55,8 @@ class Guests:
         self.guests: list[Guest] = []
         self.parts: list[list[Part]] = []
         """The snapshots that were taken and not deleted; those of one moment together."""
+        self.held = Counter[Part]()
+        """Those of which somebody makes volumes, and how many do: they are not deleted meanwhile."""
         self.restored = 0
 
     def use(self, volume: str, model: VolumeModel) -> Guest:

@@ -14,7 +14,7 @@ import grpc
 
 from blockstore.rpc import control_pb2 as pb
 from tests.cluster_simulation.cluster import SimulatedCluster
-from tests.cluster_simulation.guests import Guest, Guests
+from tests.cluster_simulation.guests import Guest, Guests, Part
 from tests.cluster_simulation.model import VolumeModel
 from tests.cluster_simulation.network import Link
 from tests.cluster_simulation.visitors import Visitor
@@ -132,8 +132,14 @@ class Scenes:
     async def used_while_it_hydrates(self) -> None:
         """A volume is written to from its first moment on, while its source is slow: no fill covers a write."""
         (part,) = await self._guests.snapshot(self._guests.guests[:1], f"scene-{self._random.getrandbits(64):x}")
-        if not await self._guests.is_completed(part):
-            return
+        self._guests.held[part] += 1
+        try:
+            if await self._guests.is_completed(part):
+                await self._use_while_it_hydrates(part)
+        finally:
+            self._guests.held[part] -= 1
+
+    async def _use_while_it_hydrates(self, part: Part) -> None:
         looked_at, content, _ = await self._guests.restore(part)
         await self._guests.delete(looked_at)
         with self._slow(*self._cluster.of_kind("snapshotd")):

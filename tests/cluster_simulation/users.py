@@ -16,7 +16,7 @@ from blockstore.rpc import control_pb2 as pb
 from blockstore.rpc import snapshot_pb2
 from blockstore.units import BLOCK_SIZE, MIB
 from tests.cluster_simulation.cluster import SimulatedCluster
-from tests.cluster_simulation.guests import COMPLETED, Guest, Guests, Part, check_one_moment
+from tests.cluster_simulation.guests import COMPLETED, Guest, Guests, check_one_moment
 from tests.cluster_simulation.model import VolumeModel
 
 _MOST_VOLUMES: Final = 4
@@ -41,8 +41,6 @@ class Users:
         self._cluster, self._guests = cluster, guests
         self._random = Random(cluster.loop.random.getrandbits(64))
         self._drained: list[str] = []
-        self._held: set[Part] = set()
-        """Being restored: they are not deleted meanwhile."""
         self.count: Counter[str] = Counter()
 
     async def run(self) -> None:
@@ -85,7 +83,7 @@ class Users:
     async def _delete_snapshots(self) -> None:
         """Also those that are shipped at the moment."""
         for parts in self._random.sample(self._guests.parts, len(self._guests.parts) // 2):
-            if not self._held.intersection(parts):
+            if not any(self._guests.held[part] for part in parts):
                 self._guests.parts.remove(parts)
                 for part in parts:
                     await self._cluster.call("DeleteSnapshot", snapshot_pb2.DeleteSnapshotRequest(snapshot=part.id))
@@ -98,13 +96,13 @@ class Users:
         if not self._guests.parts:
             return
         parts = self._random.choice(self._guests.parts)
-        self._held.update(parts)
+        self._guests.held.update(parts)
         try:
             done = [part for part in parts if await self._guests.state(part) == COMPLETED]
             restored = [await self._guests.restore(part) for part in done]
             check_one_moment(done, [moment for _, _, moment in restored])
         finally:
-            self._held.difference_update(parts)
+            self._guests.held.subtract(parts)
         for part, (volume, content, _) in zip(done, restored, strict=True):
             if len(self._guests.guests) < _MOST_VOLUMES:
                 self._guests.use(volume, VolumeModel(len(content), content, part.model.last_number))
