@@ -281,8 +281,11 @@ class SimulatedCluster:
         return nodes == len(self.of_kind("node")) and front_ends == len(self.of_kind("front-end"))
 
     async def whole(self) -> bool:
-        """Whether all are up, and every member of every volume has all of it."""
+        """Whether all are up, every member of every volume has all of it, and no volume is still being attached."""
         status = await self.status()
+        attached = (each.volume.attachment.state for each in status.volumes if each.volume.HasField("attachment"))
+        if any(state == pb.ATTACHMENT_STATE_ATTACHING for state in attached):
+            return False
         replicas = (each for volume in status.volumes for each in volume.replicas if not each.replaces)
         return status.healthy and self._all_up(status) and all(each.state == "up" for each in replicas)
 
