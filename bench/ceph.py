@@ -14,7 +14,7 @@ from bench.serving import Serving
 from blockstore.config import split_address
 from blockstore.units import GIB, MIB
 from tests.ceph_cluster import PROGRAMS, CephCluster
-from tests.proxy import free_address
+from tests.loopback import free_address
 
 CEPH_PROGRAMS: Final = (*PROGRAMS, "rbd")
 _DISKS: Final = 3

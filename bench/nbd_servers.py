@@ -12,8 +12,8 @@ from bench.fio import Disk
 from bench.serving import Serving
 from blockstore.config import split_address
 from tests.daemons import Daemon, wait_for
+from tests.loopback import free_address
 from tests.programs import find_program
-from tests.proxy import free_address
 
 _STOP_LIMIT_S: Final = 20.0
 _NBD_SERVER_CONFIG: Final = """

@@ -23,8 +23,9 @@ from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, S
 from blockstore.grpc_endpoint import control_target
 from blockstore.rpc import control_pb2, control_pb2_grpc, snapshot_pb2, snapshot_pb2_grpc
 from tests.daemons import START_LIMIT_S, Daemon, wait_for
+from tests.loopback import free_address
 from tests.nbd_client import Disconnected
-from tests.proxy import Cable, free_address
+from tests.proxy import Cable
 
 CAIRN: Final = Path(sys.executable).parent / "cairn"
 #: Of the first snapshotd, in its state directory.
@@ -37,7 +38,7 @@ CONTROL: Final = ControlSettings(lease_s=2.0, reconcile_s=0.2)
 NODE: Final = NodeSettings(heartbeat_s=0.2, checkpoint_s=1.0, reserve_bytes=0)
 FRONT_END: Final = FrontEndSettings(heartbeat_s=0.2)
 #: How the names of those calls begin that change nothing.
-_ASKING: Final = ("Get", "List", "Status")
+_REPEATABLE: Final = ("Get", "List", "Status", "Set")
 SNAPSHOTD: Final = SnapshotdSettings(heartbeat_s=0.2)
 
 
@@ -155,9 +156,9 @@ class Cluster:
                 answer = getattr(stub, method)(request, timeout=deadline - time.monotonic(), wait_for_ready=True)
                 return merge(answer) if isinstance(answer, Iterator) else answer
             except grpc.RpcError as error:
-                # On a connection to a control that was killed since: who only asks asks again.
-                asks = method.startswith(_ASKING) and error.code() is grpc.StatusCode.UNAVAILABLE
-                if not asks or time.monotonic() > deadline:
+                # On a connection to a control that was killed since: what may happen twice is asked again.
+                again = method.startswith(_REPEATABLE) and error.code() is grpc.StatusCode.UNAVAILABLE
+                if not again or time.monotonic() > deadline:
                     raise
 
     def snapshot(self, *volumes: str, wait: bool = True) -> list[str]:

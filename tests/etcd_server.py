@@ -19,8 +19,8 @@ from cryptography.x509.oid import NameOID
 
 from blockstore.config import split_address
 from tests.daemons import Daemon, listens, wait_for
+from tests.loopback import free_address
 from tests.programs import require_programs
-from tests.proxy import free_address
 
 #: Cairn's daemons see to that by themselves.
 _ENDS_WITH_ITS_PARENT: Final = ("setpriv", "--pdeathsig", "KILL")

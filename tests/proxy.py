@@ -6,7 +6,6 @@ It runs in a thread with an event loop of its own. `cut` is a cable pulled with 
 
 import asyncio
 import contextlib
-import random
 import socket
 import threading
 from collections.abc import Coroutine
@@ -16,17 +15,6 @@ from blockstore.config import join_address, split_address
 
 _CHUNK: Final = 1 << 16
 _START_LIMIT_S: Final = 10.0
-
-
-def free_address() -> str:
-    """HOST:PORT that stays free until it is listened at, also when that is later or happens twice.
-
-    Nothing else uses that host of the loopback, so no other process is given its ports.
-    """
-    host = f"127.{random.randrange(1, 255)}.{random.randrange(1, 255)}.{random.randrange(2, 255)}"
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return join_address(host, probe.getsockname()[1])
 
 
 class Proxy:

@@ -19,8 +19,8 @@ from typing import Any, Final, Protocol
 
 from snapshotd.store_settings import StoreSettings
 from tests import radosgw
+from tests.loopback import free_address
 from tests.programs import find_program, require_found
-from tests.proxy import free_address
 from tests.radosgw import RadosGateway, serves_s3
 
 REGION: Final = "us-east-1"

@@ -8,7 +8,7 @@ import pytest
 from blockstore.cli.completion import complete_node, complete_volume
 from blockstore.cli.daemons import CAIRN
 from tests.cli_control import VOLUME, canned_control, make_volume, node_id
-from tests.proxy import free_address
+from tests.loopback import free_address
 
 
 def test_ids_and_names_of_volumes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from blockstore.cli.daemons import CAIRN
 from blockstore.cli.main import run
 from blockstore.errors import BY_GRPC, CairnError
 from tests.cli_control import canned_control
-from tests.proxy import free_address
+from tests.loopback import free_address
 
 
 @pytest.mark.parametrize("kind", BY_GRPC.values(), ids=lambda kind: kind.__name__)

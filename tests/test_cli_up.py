@@ -15,9 +15,11 @@ from blockstore.cli.daemons import CAIRN
 from blockstore.cli.state_directory import StateDirectory
 from tests.cli_guest import read, write
 from tests.daemons import wait_for
+from tests.loopback import own_host
 from tests.metrics_page import DECLARED, Page, fetch
 
 LIMIT_S = 60.0
+HOST = own_host()  # where a port stays free while the cluster that had it is down
 pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(240)]
 
 
@@ -41,7 +43,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StateDire
 
 
 def up(*arguments: str, expect: int = 0) -> Any:
-    return cairn("up", "--detach", "-o", "json", "--set", "node.reserve=0", *arguments, expect=expect)
+    return cairn("up", "--detach", "-o", "json", "--host", HOST, "--set", "node.reserve=0", *arguments, expect=expect)
 
 
 def served(state: StateDirectory) -> str:

@@ -10,8 +10,8 @@ from tests.crash import fio
 from tests.crash.model import SECTOR_SIZE, Wrong
 from tests.crash.workload import Workload
 from tests.daemons import Daemon, listens, wait_for
+from tests.loopback import free_address
 from tests.programs import find_program, require_programs
-from tests.proxy import free_address
 
 SIZE = 8 << 20
 SECTORS = range(SIZE // SECTOR_SIZE)

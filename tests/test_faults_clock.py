@@ -13,8 +13,8 @@ from typing import Final
 
 from tests.daemons import wait_for
 from tests.faults.shim import Steering
+from tests.loopback import free_address
 from tests.programs import require_programs
-from tests.proxy import free_address
 
 _HOUR_NS: Final = 3_600_000_000_000
 _TELLS_THE_TIME: Final = "import sys, time\nfor line in sys.stdin: print(int(time.time()), flush=True)"

@@ -16,8 +16,8 @@ from nbd_server.kernel.negotiation import Agreed, Negotiation, Refused
 from nbd_server.links import link_name
 from nbd_server.uri import NbdTarget
 from nbd_server.wire import Option, OptionReply, ProtocolError
+from tests.loopback import free_address
 from tests.nbd_serving import SIZE, serving
-from tests.proxy import free_address
 from tests.test_nbd_handshake import Named, Names
 
 

@@ -13,7 +13,7 @@ from blockstore.message_stream import Message
 from blockstore.node.replica_streams import ReplicaStreams, _Reads
 from blockstore.replication.reads import RUN
 from blockstore.units import BLOCK_SIZE, MIB
-from tests.proxy import free_address
+from tests.loopback import free_address
 from tests.stack import FAST, LIMIT_S, Stack, in_loop, running_stack, until
 
 SIZE = 8 * MIB

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.daemons import listens, wait_for
+from tests.loopback import free_address
 from tests.nbd_client import Disconnected, NbdClient, NbdError
 from tests.programs import find_program, require_programs
-from tests.proxy import free_address
 
 SIZE = 1 << 20
 

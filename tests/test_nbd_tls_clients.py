@@ -23,9 +23,9 @@ from nbd_server import wire
 from nbd_server.uri import NbdTarget, tls_commands
 from nbd_server.wire import Option
 from tests.daemons import Daemon, wait_for
+from tests.loopback import free_address
 from tests.nbd_serving import Served
 from tests.programs import find_program, require_programs
-from tests.proxy import free_address
 from tests.tls_serving import DAY, Authority, client_context, serving_tls
 
 LIMIT_S = 60.0

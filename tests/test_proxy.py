@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from blockstore.config import join_address, split_address
-from tests.proxy import Proxy, free_address
+from tests.loopback import free_address
+from tests.proxy import Proxy
 
 QUIET_S = 0.2
 

@@ -28,7 +28,8 @@ from tests.http_faults import (
     too_many_requests,
     truncated,
 )
-from tests.proxy import Proxy, free_address
+from tests.loopback import free_address
+from tests.proxy import Proxy
 from tests.s3_server import OwnServer, S3Server, running_own_server
 
 #: Tries that end soon, and enough of them also on a machine that is busy with other tests.

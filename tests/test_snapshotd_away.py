@@ -11,7 +11,7 @@ import pytest
 from blockstore.cli.daemons import CAIRN
 from tests.cluster import Cluster
 from tests.daemons import wait_for
-from tests.proxy import free_address
+from tests.loopback import free_address
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -17,8 +17,8 @@ from tests.cluster import Cluster
 from tests.daemons import wait_for
 from tests.interop import clients
 from tests.interop.newer_libnbd import run_newer
+from tests.loopback import free_address
 from tests.programs import find_program, require_programs
-from tests.proxy import free_address
 from tests.test_nbd_interop import serving
 
 pytestmark = pytest.mark.xdist_group("load")
