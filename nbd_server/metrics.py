@@ -4,10 +4,11 @@ Samples of a volume are there while it is attached here; what only grows begins 
 and clones that clients read are told together, under the volume SNAPSHOTS.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from blockstore.metrics import Durations, Sample, counter, gauge, histogram
+from blockstore.replication.status import LeaderStatus, MemberStatus
 from blockstore.units import BLOCK_SIZE
 from blockstore.volume.open_volume import OpenVolume
 from nbd_server.attempt import Attempt
@@ -88,9 +89,10 @@ def _of_server(server: NbdServer) -> Iterator[Sample]:
 def _of_volumes(front_end: FrontEnd) -> Iterator[Sample]:
     for attempt in front_end.attempts:
         yield from _of_counts(attempt.volume.volume, attempt.device.counts)
-        yield from _of_volume(attempt)
-        for segment in attempt.volume.segments:
-            yield from _of_members(segment)
+        statuses = [segment.status() for segment in attempt.volume.segments]
+        yield from _of_volume(attempt, statuses)
+        for segment, status in zip(attempt.volume.segments, statuses, strict=True):
+            yield from _of_members(segment, status.members)
 
 
 def _of_counts(volume: str, counts: CommandCounts) -> Iterator[Sample]:
@@ -104,9 +106,8 @@ def _of_counts(volume: str, counts: CommandCounts) -> Iterator[Sample]:
         yield ERRORS(count, volume, Command(number).name.lower(), WireError(error).name)
 
 
-def _of_volume(attempt: Attempt) -> Iterator[Sample]:
+def _of_volume(attempt: Attempt, statuses: Sequence[LeaderStatus]) -> Iterator[Sample]:
     volume = attempt.volume.volume
-    statuses = [segment.status() for segment in attempt.volume.segments]
     yield SERVED(attempt.is_served, volume)
     yield SIZE(attempt.volume.size_bytes, volume)
     yield EPOCH(attempt.epoch, volume)
@@ -121,9 +122,9 @@ def _of_volume(attempt: Attempt) -> Iterator[Sample]:
         yield HYDRATED(hydration.blocks_done * BLOCK_SIZE, volume)
 
 
-def _of_members(segment: OpenVolume) -> Iterator[Sample]:
+def _of_members(segment: OpenVolume, members: Iterable[MemberStatus]) -> Iterator[Sample]:
     nodes = {each.replica: each.node for each in segment.configuration.everyone}
-    for member in segment.status().members:
+    for member in members:
         labels = segment.volume, str(segment.segment), member.replica, nodes[member.replica]
         yield CONNECTED(member.connected, *labels)
         yield WHOLE(member.whole, *labels)

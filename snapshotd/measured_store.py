@@ -13,6 +13,7 @@ from typing import Final
 from blockstore.errors import CairnError, Corrupt, InvalidRequest, NoSpace, NotFound, QuorumUnavailable
 from blockstore.metrics import Durations
 from snapshotd.object_store import Data, ObjectInfo, ObjectStore, size_of
+from snapshotd.wrapped_store import WrappedStore
 
 OPERATIONS: Final = ("get", "get-range", "put", "delete", "list")
 OK: Final = "ok"
@@ -59,20 +60,12 @@ class StoreRequests:
             self.durations[operation].add(perf_counter() - began)
 
 
-class MeasuredStore:
+class MeasuredStore(WrappedStore):
     """`inner`, with its requests noted in `requests`."""
 
     def __init__(self, inner: ObjectStore, requests: StoreRequests) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._requests = requests
-
-    @property
-    def url(self) -> str:
-        return self._inner.url
-
-    @property
-    def conditional_put(self) -> bool:
-        return self._inner.conditional_put
 
     async def get(self, key: str) -> bytes:
         with self._requests.timed("get"):
@@ -105,6 +98,3 @@ class MeasuredStore:
             finally:
                 if isinstance(entries, AsyncGenerator):
                     await entries.aclose()
-
-    async def close(self) -> None:
-        await self._inner.close()

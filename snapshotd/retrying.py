@@ -21,6 +21,7 @@ from typing import Final, TypeVar
 from blockstore.errors import NotFound, QuorumUnavailable
 from blockstore.units import KIB, MIB
 from snapshotd.object_store import Data, ObjectInfo, ObjectStore, joined, size_of
+from snapshotd.wrapped_store import WrappedStore
 
 #: A body may take as long as at this rate: over a slower line snapshots would not ship in any useful time.
 SLOWEST_BYTES_S: Final = 512 * KIB
@@ -44,23 +45,15 @@ class RetryLimits:
     total_s: float = 120.0
 
 
-class Retrying:
+class Retrying(WrappedStore):
     """`inner`, with time limits and retries."""
 
     def __init__(
         self, inner: ObjectStore, limits: RetryLimits, *, chance: Callable[[float, float], float] = random.uniform
     ) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._limits = limits
         self._chance = chance
-
-    @property
-    def url(self) -> str:
-        return self._inner.url
-
-    @property
-    def conditional_put(self) -> bool:
-        return self._inner.conditional_put
 
     async def get(self, key: str) -> bytes:
         return await self._tried(lambda: self._inner.get(key), f"get {key}", _WHOLE_OBJECT_BYTES)
@@ -90,9 +83,6 @@ class Retrying:
                     yield info
         finally:
             await listing.close()
-
-    async def close(self) -> None:
-        await self._inner.close()
 
     async def _holds(self, key: str, data: Data) -> bool:
         try:

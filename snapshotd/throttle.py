@@ -7,11 +7,11 @@ before the next one: the rate holds over a few bodies, not within one.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from typing import Final
 
 from blockstore.errors import InvalidRequest
-from snapshotd.object_store import Data, ObjectInfo, ObjectStore, size_of
+from snapshotd.object_store import Data, ObjectStore, size_of
+from snapshotd.wrapped_store import WrappedStore
 
 #: What was not used may be caught up: the bytes of this many seconds at most.
 _BURST_S: Final = 0.25
@@ -66,22 +66,14 @@ class TokenBucket:
         self._filled = now
 
 
-class Throttled:
+class Throttled(WrappedStore):
     """`inner`, with the bytes of `put` taken from one bucket and those of reads from another."""
 
     def __init__(self, inner: ObjectStore, *, up: TokenBucket | None = None, down: TokenBucket | None = None) -> None:
         """None: no bound in that direction."""
-        self._inner = inner
+        super().__init__(inner)
         self._up = up or TokenBucket()
         self._down = down or TokenBucket()
-
-    @property
-    def url(self) -> str:
-        return self._inner.url
-
-    @property
-    def conditional_put(self) -> bool:
-        return self._inner.conditional_put
 
     async def get(self, key: str) -> bytes:
         """The size is known only afterwards: whoever asks next waits for it."""
@@ -97,12 +89,3 @@ class Throttled:
     async def put(self, key: str, data: Data, *, if_absent: bool = False) -> bool:
         await self._up.take(size_of(data))
         return await self._inner.put(key, data, if_absent=if_absent)
-
-    async def delete(self, key: str) -> None:
-        await self._inner.delete(key)
-
-    def list(self, prefix: str = "", *, after: str = "") -> AsyncIterator[ObjectInfo]:
-        return self._inner.list(prefix, after=after)
-
-    async def close(self) -> None:
-        await self._inner.close()

@@ -10,12 +10,13 @@ from blockstore.units import BLOCK_SIZE, MIB
 from snapshotd.dedupe import Dedupe
 from snapshotd.keyring import FileKeyring
 from snapshotd.memory_store import MemoryStore
-from snapshotd.object_store import Data, ObjectInfo, ObjectStore, size_of
+from snapshotd.object_store import Data, ObjectStore, size_of
 from snapshotd.pack_index import PackIndex
 from snapshotd.pack_store import PackStore
 from snapshotd.reader import SnapshotReader
 from snapshotd.repository import Repository, open_repository
 from snapshotd.root import Root
+from snapshotd.wrapped_store import WrappedStore
 from snapshotd.writer import SnapshotWriter
 
 CLUSTER = "a cluster"
@@ -26,45 +27,29 @@ def snapshot_id(number: int) -> str:
     return make_id("snap", (number << 4).to_bytes(9, "big"))
 
 
-class CountingStore:
+class CountingStore(WrappedStore):
     """What was asked of a store, by kind and key. `before_put` may raise, or wait."""
 
     def __init__(self, inner: ObjectStore) -> None:
+        super().__init__(inner)
         self.inner = inner
         self.puts: list[tuple[str, int]] = []
         self.gets: list[str] = []
         self.before_put: Callable[[str], None] = lambda key: None
 
-    @property
-    def url(self) -> str:
-        return self.inner.url
-
-    @property
-    def conditional_put(self) -> bool:
-        return self.inner.conditional_put
-
     async def get(self, key: str) -> bytes:
         self.gets.append(key)
-        return await self.inner.get(key)
+        return await super().get(key)
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
         self.gets.append(key)
-        return await self.inner.get_range(key, start, length)
+        return await super().get_range(key, start, length)
 
     async def put(self, key: str, data: Data, *, if_absent: bool = False) -> bool:
         self.before_put(key)
-        done = await self.inner.put(key, data, if_absent=if_absent)
+        done = await super().put(key, data, if_absent=if_absent)
         self.puts.append((key, size_of(data)))
         return done
-
-    async def delete(self, key: str) -> None:
-        await self.inner.delete(key)
-
-    def list(self, prefix: str = "", *, after: str = "") -> AsyncIterator[ObjectInfo]:
-        return self.inner.list(prefix, after=after)
-
-    async def close(self) -> None:
-        await self.inner.close()
 
     def put_bytes(self, prefix: str) -> int:
         """Bytes put under keys that begin so."""

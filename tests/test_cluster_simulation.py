@@ -1,6 +1,5 @@
 """The whole cluster in virtual time: some seeds hold, and a cluster with one rule broken does not."""
 
-import asyncio
 from random import Random
 
 import pytest
@@ -37,9 +36,12 @@ def test_a_detached_volume_is_brought_up_to_date_by_itself() -> None:
         await guests.check(guest)
         behind = next(name for name in cluster.of_kind("node") if list(cluster.place(name).glob("replicas/*")))
         cluster.kill(behind)
-        await asyncio.sleep(4.0)
+
+        async def is_written() -> bool:
+            return guest.model.operations > 20
+
+        await cluster.until("it is written meanwhile", is_written, 30.0)
         await guests.stop(guest)
-        assert guest.model.operations > 20
         await cluster.call("DetachVolume", pb.DetachVolumeRequest(volume=guest.volume))
         cluster.start(behind)
         await cluster.until("its replicas have all of it", cluster.whole, 30.0)

@@ -60,6 +60,22 @@ async def attached(directory: Path) -> AsyncIterator[tuple[Stack, ServedFrontEnd
         await client.close()
 
 
+@asynccontextmanager
+async def without_a_quorum(directory: Path) -> AsyncIterator[tuple[ServedFrontEnd, "asyncio.Task[None]"]]:
+    """A volume at epoch 1, and a client's write that cannot end."""
+    async with (
+        running_stack(directory / "nodes") as stack,
+        serving_front_end(directory / "fe", stack, limits=Limits(drain_s=1.5)) as served,
+    ):
+        await served.open(stack.ticket(SEGMENT))
+        client = await served.client()
+        for node in (1, 2):
+            await stack.stop_node(node)
+        write = asyncio.create_task(client.write(0, b"no quorum".ljust(BLOCK_SIZE)))
+        await until(lambda: served.front_end._attachments._server.in_flight_requests == 1, "it is in flight")
+        yield served, write
+
+
 def test_it_is_sealed_only_while_its_writes_are_held(tmp_path: Path) -> None:
     async def test() -> None:
         async with attached(tmp_path) as (_, served, client):
@@ -183,16 +199,7 @@ def test_clients_that_take_their_time_to_go_keep_the_front_end_from_nothing_else
     """Its heartbeat speaks for all volumes: while it stood still for one that was taken away, all others were lost."""
 
     async def test() -> None:
-        async with (
-            running_stack(tmp_path / "nodes") as stack,
-            serving_front_end(tmp_path / "fe", stack, limits=Limits(drain_s=1.5)) as served,
-        ):
-            await served.open(stack.ticket(SEGMENT))
-            client = await served.client()
-            for node in (1, 2):
-                await stack.stop_node(node)
-            write = asyncio.create_task(client.write(0, b"no quorum".ljust(BLOCK_SIZE)))
-            await until(lambda: served.front_end._attachments._server.in_flight_requests == 1, "it is in flight")
+        async with without_a_quorum(tmp_path) as (served, write):
             async with asyncio.timeout(1.0):
                 for _ in range(3):
                     await served.front_end._heed({}, {VOLUME: 1})
@@ -209,16 +216,7 @@ def test_a_close_that_its_caller_gives_up_goes_on_and_is_joined(tmp_path: Path) 
     """Begun anew by each call, it would never end where clients take longer than control waits."""
 
     async def test() -> None:
-        async with (
-            running_stack(tmp_path / "nodes") as stack,
-            serving_front_end(tmp_path / "fe", stack, limits=Limits(drain_s=1.5)) as served,
-        ):
-            await served.open(stack.ticket(SEGMENT))
-            client = await served.client()
-            for node in (1, 2):
-                await stack.stop_node(node)
-            write = asyncio.create_task(client.write(0, b"no quorum".ljust(BLOCK_SIZE)))
-            await until(lambda: served.front_end._attachments._server.in_flight_requests == 1, "it is in flight")
+        async with without_a_quorum(tmp_path) as (served, write):
             request = pb.CloseVolumeRequest(front_end=served.front_end.id, volume=VOLUME, epoch=1)
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(served.front_end.CloseVolume(request, None), 0.2)  # type: ignore[arg-type]

@@ -40,6 +40,16 @@ def test_committed_records_are_read_before_and_after_their_checkpoint(tmp_path: 
     assert again.read(0, 512) == log.content(0, 512)
 
 
+def test_what_it_uses_once_its_files_are_deleted(tmp_path: Path) -> None:
+    """Metrics are taken while replicas come and go: that one is left out, and the others are told."""
+    store = new_store(tmp_path)
+    assert store.usage().file_bytes == store.file_bytes() > 0
+    store._tables.path.unlink()
+    with pytest.raises(NotFound):
+        store.usage()
+    store.close()
+
+
 def test_records_behind_the_image_stay_in_memory(tmp_path: Path) -> None:
     store, log = new_store(tmp_path), Log()
     store.commit([log.record(write(1, block(1))), log.record(write(1, block(2)), trim(7, 1))])

@@ -19,7 +19,6 @@ from blockstore.errors import Conflict, NoSpace, QuorumUnavailable
 REPLICAS: Final = 3
 """Of each segment: the fewest of which a quorum outlives the loss of any one."""
 
-
 SAME_LOAD: Final = 0.01
 """Loads that differ by less count as the same: other users of a disk move it by as much from beat to beat."""
 

@@ -336,7 +336,7 @@ class Journal:
         self._disk.sync(state.fd)
         self.syncs.add(perf_counter() - began)
         self.groups += 1
-        self.written_bytes += draft.size_bytes
+        self.written_bytes += size
         with self._lock:
             self._appended(draft, place, state.offset + size)
 

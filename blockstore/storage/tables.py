@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import lmdb
 
 from blockstore.durable_files import sync_path
-from blockstore.errors import CairnError, Corrupt, NoSpace
+from blockstore.errors import CairnError, Corrupt, NoSpace, NotFound
 from blockstore.storage.space import NO_ROOM, disk_free_bytes
 from blockstore.units import GIB, MIB
 
@@ -219,8 +219,11 @@ class Tables:
 
     @property
     def file_bytes(self) -> int:
-        """What the file takes on disk; holes do not count."""
-        return os.stat(self.path).st_blocks * 512
+        """What the file takes on disk; holes do not count. Raises NotFound once it is deleted."""
+        try:
+            return os.stat(self.path).st_blocks * 512
+        except FileNotFoundError as error:
+            raise NotFound(f"{self.path} is not there any more") from error
 
     def free_page_bytes(self) -> int:
         """Pages of the file that hold nothing, LMDB's own list of them included."""
