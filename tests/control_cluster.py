@@ -135,7 +135,13 @@ async def control_at(directory: Path, points: CrashPoints | None = None, **chang
     peers = CrashingPeers(settings, points) if points else Peers(settings)
     endpoint = Endpoint("127.0.0.1:0")
     gate = Gate(endpoint)
-    services, reconciler, _ = await assemble(settings, store, peers, lambda: (ControlPlace(endpoint.address, True),))
+    services, reconciler, _ = await assemble(
+        settings,
+        store,
+        peers,
+        lambda: (ControlPlace(endpoint.address, True),),
+        asyncio.get_running_loop().time,  # that of a PatientLoop, where the test runs in one
+    )
     await gate.open(*services)
     await endpoint.start()
     reconciling = asyncio.ensure_future(reconciler.run())

@@ -1,11 +1,11 @@
 """What the tests of control share: a scenario on a cluster and a control, and waiting until somebody counts as down."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from tests.control_cluster import Cluster, Control, cluster_at, until
+from tests.patient_time import run_patiently
 
 Scenario = Callable[[Cluster, Control], Awaitable[None]]
 
@@ -22,7 +22,7 @@ def run(
         ):
             await scenario(cluster, control)
 
-    asyncio.run(all_of_it())
+    run_patiently(all_of_it())
 
 
 async def until_down(control: Control, process: str) -> None:

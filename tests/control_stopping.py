@@ -10,6 +10,7 @@ import grpc
 from blockstore.errors import CairnError
 from tests.control_cluster import Cluster, Control
 from tests.control_crashing import CrashPoints
+from tests.patient_time import run_patiently
 
 Work = Callable[[Control], Awaitable[object]]
 
@@ -47,4 +48,4 @@ def at_every_point(directory: Path, one: Callable[[Path, int], Awaitable[bool]],
                 return
         raise AssertionError("the work never ends")
 
-    asyncio.run(all_points())
+    run_patiently(all_points())

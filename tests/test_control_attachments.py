@@ -11,6 +11,7 @@ from blockstore.rpc import control_pb2
 from blockstore.units import GIB
 from tests.control_cluster import Cluster, Control, cluster_at, control_at, until
 from tests.control_scenario import run, until_down
+from tests.patient_time import run_patiently
 
 AVAILABLE = control_pb2.VOLUME_STATE_AVAILABLE
 IN_USE = control_pb2.VOLUME_STATE_IN_USE
@@ -308,7 +309,7 @@ def test_a_front_end_that_a_new_control_has_not_heard_yet_is_not_down(tmp_path: 
     async def is_detaching(control: Control) -> bool:
         return (await control.get("v")).attachment.state == DETACHING
 
-    asyncio.run(check())
+    run_patiently(check())
 
 
 def test_a_detach_that_waits_for_clients_is_answered_and_goes_on(tmp_path: Path) -> None:

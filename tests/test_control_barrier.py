@@ -12,6 +12,7 @@ from blockstore.errors import CairnError, Conflict, NotFound, QuorumUnavailable
 from blockstore.rpc import control_pb2, snapshot_pb2
 from tests.control_cluster import Cluster, Control, MemoryFrontEnd, cluster_at, control_at, until
 from tests.control_scenario import run
+from tests.patient_time import run_patiently
 
 PENDING = snapshot_pb2.SNAPSHOT_STATE_PENDING
 #: Of a try; before the last one control waits for as long.
@@ -292,7 +293,7 @@ def test_one_that_control_was_killed_in_is_released_and_made_anew_at_another_ins
                 assert [front_end.held for front_end in cluster.front_ends] == [{}, {}]
                 await only_pins(cluster, {each.volume: 2 for each in made})
 
-    asyncio.run(scenario())
+    run_patiently(scenario())
 
 
 def test_one_that_control_was_killed_in_is_given_up_in_time_where_front_ends_do_not_come_back(
@@ -306,4 +307,4 @@ def test_one_that_control_was_killed_in_is_given_up_in_time_where_front_ends_do_
                 assert [each.state for each in made] == [ERROR] * 2
                 assert all("within 1 s" in each.reason for each in made)
 
-    asyncio.run(scenario())
+    run_patiently(scenario())

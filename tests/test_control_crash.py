@@ -11,6 +11,7 @@ from blockstore.rpc import control_pb2
 from blockstore.units import GIB
 from tests.control_cluster import Cluster, Control, cluster_at, expected_replicas, until
 from tests.control_stopping import Work, at_every_point, stop_at
+from tests.patient_time import run_patiently
 
 TOKEN = "the-only-one"
 _AT_REST = (control_pb2.VOLUME_STATE_AVAILABLE, control_pb2.VOLUME_STATE_IN_USE)
@@ -106,7 +107,7 @@ def test_control_and_front_end_both_restarted_while_attaching(tmp_path: Path) ->
                 assert (await control.get("v")).epoch == 2
                 assert cluster.front_ends[0].volumes[volume.id].epoch == 2
 
-    asyncio.run(scenario())
+    run_patiently(scenario())
 
 
 def test_control_restarted_while_a_front_end_opens_joins_the_attempt(tmp_path: Path) -> None:
@@ -125,4 +126,4 @@ def test_control_restarted_while_a_front_end_opens_joins_the_attempt(tmp_path: P
                 await until(lambda: at_rest(control, cluster), "it is attached")
                 assert (await control.get("v")).epoch == front_end.volumes[volume.id].epoch == 1
 
-    asyncio.run(scenario())
+    run_patiently(scenario())

@@ -1,6 +1,5 @@
 """A snapshotd that is down, that never registered, or that is gone for good: what the status says, and `forget`."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ from blockstore.errors import Conflict, NotFound
 from blockstore.rpc import control_pb2, snapshot_pb2
 from tests.control_cluster import LEASE_S, Cluster, Control, cluster_at, control_at, until
 from tests.control_store import MemoryDaemon
+from tests.patient_time import run_patiently
 
 DAEMON = "sd-00000000000000009"
 WHY = "s3://bucket/x does not answer"
@@ -56,7 +56,7 @@ def test_one_that_was_started_and_never_registers_is_a_problem_until_it_does(tmp
             assert await words_of(control, DAEMON) == ""
             await daemon.stop()
 
-    asyncio.run(check())
+    run_patiently(check())
 
 
 def test_one_that_never_registers_can_be_forgotten(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_one_that_never_registers_can_be_forgotten(tmp_path: Path) -> None:
             with pytest.raises(NotFound, match="store show"):
                 await forget(control, DAEMON)
 
-    asyncio.run(check())
+    run_patiently(check())
 
 
 def test_one_that_is_gone_is_told_with_what_to_do_and_forgotten_once_it_is_down(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_one_that_is_gone_is_told_with_what_to_do_and_forgotten_once_it_is_down(
             assert await words_of(control, gone.id) == ""
             await _comes_back(cluster, control, gone)
 
-    asyncio.run(check())
+    run_patiently(check())
 
 
 def test_one_that_is_up_and_cannot_write_is_a_problem_until_it_can(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_one_that_is_up_and_cannot_write_is_a_problem_until_it_can(tmp_path: Pat
             daemon.why = ""
             await until(is_well, "no problem")
 
-    asyncio.run(check())
+    run_patiently(check())
 
 
 async def _comes_back(cluster: Cluster, control: Control, daemon: MemoryDaemon) -> None:
@@ -139,4 +139,4 @@ def test_right_after_a_start_of_control_nobody_is_forgotten_who_may_be_up(tmp_pa
                 await forget(control, DAEMON)
             assert await known(control) == [DAEMON]
 
-    asyncio.run(check())
+    run_patiently(check())

@@ -1,6 +1,5 @@
 """What control knows of its nodes: who they are, that they are up, and what their replicas acked."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from blockstore.rpc.replica_pb2 import Position
 from blockstore.units import GIB
 from tests.control_cluster import Cluster, Control, cluster_at, until
 from tests.control_scenario import run, until_down
+from tests.patient_time import run_patiently
 
 # ---- registering
 
@@ -124,4 +124,4 @@ def test_what_a_replica_acked_is_remembered_and_told_to_the_node_and_the_front_e
                 known = {each.replica: each.known.sequence for each in ticket.segments[0].configuration.members}
                 assert known[replica] == 700
 
-    asyncio.run(scenario())
+    run_patiently(scenario())

@@ -1,6 +1,5 @@
 """Snapshots that front-ends read: what they are told, and that nothing of it goes while they read."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from blockstore.units import GIB
 from tests.control_cluster import Cluster, Control, MemoryFrontEnd, cluster_at, until
 from tests.control_snapshots import DELETING, completed, gone, pins_of, run, task_of
 from tests.control_store import root_of
+from tests.patient_time import run_patiently
 
 #: Of control; a front-end that is silent for so long reads nothing any more.
 LEASE_S = 1.0
@@ -102,7 +102,7 @@ def test_a_new_control_deletes_nothing_before_all_have_been_heard(tmp_path: Path
                 front_end.reading = set()
                 await gone(control, snapshot)
 
-    asyncio.run(all_of_it())
+    run_patiently(all_of_it())
 
 
 def test_one_on_the_nodes_is_told_with_its_generation_which_stays_pinned_while_it_is_read(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """What `cairn status` says, and why: each way in which a cluster can be less than well."""
 
-import asyncio
 from pathlib import Path
 
 from blockstore.rpc import control_pb2
@@ -8,6 +7,7 @@ from blockstore.rpc.replica_pb2 import Position, ReplicaStatus, Target
 from blockstore.units import GIB
 from tests.control_cluster import Cluster, Control, cluster_at, until
 from tests.control_scenario import run
+from tests.patient_time import run_patiently
 
 WARNING = control_pb2.SEVERITY_WARNING
 DEGRADED = control_pb2.SEVERITY_DEGRADED
@@ -207,4 +207,4 @@ def test_after_a_restart_nothing_is_guessed(tmp_path: Path) -> None:
                 assert not status.healthy
                 assert {each.last_heartbeat_ms for each in status.nodes} == {0}
 
-    asyncio.run(scenario())
+    run_patiently(scenario())

@@ -20,6 +20,7 @@ from blockstore.rpc.replica_pb2 import Position, ReplicaStatus
 from blockstore.units import GIB
 from tests.control_cluster import Cluster, Control, MemoryFrontEnd, MemoryNode, cluster_at, until
 from tests.control_scenario import run, until_down
+from tests.patient_time import run_patiently
 
 A, B, C = (ReplicaId(name) for name in ("rep-a", "rep-b", "rep-c"))
 CONFIGURATION = Configuration(1, tuple(Member(each, NodeId(f"node-{each}")) for each in (A, B, C)))
@@ -309,7 +310,7 @@ def test_what_is_warned_of_is_what_is_now(tmp_path: Path) -> None:
                 assert not (await control.get("v")).warnings
                 assert not [each for each in (await control.status()).problems if each.subject.startswith("vol-")]
 
-    asyncio.run(scenario())
+    run_patiently(scenario())
 
 
 def test_of_two_drains_that_leave_too_few_nodes_the_second_is_refused(tmp_path: Path) -> None:

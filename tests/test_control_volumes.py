@@ -12,6 +12,7 @@ from blockstore.rpc import control_pb2
 from blockstore.units import GIB, MAX_VOLUME_SIZE
 from tests.control_cluster import Cluster, Control, MemoryNode, cluster_at, expected_replicas, until
 from tests.control_scenario import run, until_down
+from tests.patient_time import run_patiently
 
 AVAILABLE = control_pb2.VOLUME_STATE_AVAILABLE
 ERROR = control_pb2.VOLUME_STATE_ERROR
@@ -114,7 +115,7 @@ def test_with_too_few_zones_it_refuses_or_warns(tmp_path: Path, placement: Place
                     (control_pb2.SEVERITY_WARNING, volume.id)
                 ]
 
-    asyncio.run(scenario())
+    run_patiently(scenario())
 
 
 def test_it_goes_on_creating_when_a_node_comes_back(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ listens at, with the port that it got, is in the file `address` of its state dir
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 
@@ -169,11 +169,15 @@ async def _tenure(
 
 
 async def assemble(
-    settings: ControlSettings, store: Metastore, peers: Peers, controls: Controls
+    settings: ControlSettings,
+    store: Metastore,
+    peers: Peers,
+    controls: Controls,
+    clock: Callable[[], float] = time.monotonic,
 ) -> tuple[tuple[ControlService, SnapshotService], Reconciler, Floors]:
-    """The parts of control, joined; nothing of it runs yet. controls: who is in the status."""
+    """The parts of control, joined; nothing of it runs yet. controls: who is in the status. clock: that of leases."""
     catalog, snapshots = Catalog(store), SnapshotCatalog(store)
-    presence = Presence(settings.lease_s, time.monotonic, now_ms)
+    presence = Presence(settings.lease_s, clock, now_ms)
     floors = Floors(catalog)
     await floors.load()
     hydrations = Hydrations(snapshots, presence)
