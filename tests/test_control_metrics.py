@@ -1,6 +1,7 @@
 """Control's metrics: of the cluster while it is active, and of the metastore whatever happens to that."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -39,7 +40,7 @@ async def active(directory: Path) -> AsyncIterator[tuple[ControlMetrics, _Silent
     silent = _Silent(opened, StoreCalls())
     peers = Peers(settings)
     measured = MeasuredMetastore(silent, metrics.calls)
-    (service, _), _, _ = await assemble(settings, measured, peers, lambda: (ControlPlace("x:1", True),))
+    (service, _), _, _ = await assemble(settings, measured, peers, lambda: (ControlPlace("x:1", True),), time.monotonic)
     metrics.become_active(service)
     try:
         yield metrics, silent

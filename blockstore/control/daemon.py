@@ -150,7 +150,7 @@ async def _tenure(
     """Control at work as the active one: the reconcile loop, which ends only by failing."""
     peers = Peers(settings)
     measured = MeasuredMetastore(store, metrics.calls)
-    services, reconciler, floors = await assemble(settings, measured, peers, controls)
+    services, reconciler, floors = await assemble(settings, measured, peers, controls, time.monotonic)
     reconciling = asyncio.ensure_future(reconciler.run())
     try:
         await gate.open(*services)
@@ -173,7 +173,7 @@ async def assemble(
     store: Metastore,
     peers: Peers,
     controls: Controls,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float],
 ) -> tuple[tuple[ControlService, SnapshotService], Reconciler, Floors]:
     """The parts of control, joined; nothing of it runs yet. controls: who is in the status. clock: that of leases."""
     catalog, snapshots = Catalog(store), SnapshotCatalog(store)
