@@ -23,7 +23,7 @@ from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, S
 from blockstore.grpc_endpoint import control_target
 from blockstore.rpc import control_pb2, control_pb2_grpc, snapshot_pb2, snapshot_pb2_grpc
 from tests.daemons import START_LIMIT_S, Daemon, wait_for
-from tests.loopback import free_address
+from tests.loopback import free_address, own_host
 from tests.nbd_client import Disconnected
 from tests.proxy import Cable
 
@@ -32,7 +32,8 @@ CAIRN: Final = Path(sys.executable).parent / "cairn"
 KEYRING: Final = "keyring.json"
 CALL_TIMEOUT_S: Final = 60.0
 WHOLE_LIMIT_S: Final = 40.0
-_SETTLED_S: Final = 0.6
+#: That are waited for beyond the last one of before.
+_BEATS: Final = 2
 
 CONTROL: Final = ControlSettings(lease_s=2.0, reconcile_s=0.2)
 NODE: Final = NodeSettings(heartbeat_s=0.2, checkpoint_s=1.0, reserve_bytes=0)
@@ -40,6 +41,8 @@ FRONT_END: Final = FrontEndSettings(heartbeat_s=0.2)
 #: How the names of those calls begin that change nothing.
 _REPEATABLE: Final = ("Get", "List", "Status", "Set")
 SNAPSHOTD: Final = SnapshotdSettings(heartbeat_s=0.2)
+#: How the names of those daemons begin that are started again at the address that they had.
+_COME_BACK: Final = ("control", "node")
 
 
 class Cluster:
@@ -240,17 +243,25 @@ class Cluster:
     def wait_whole(self, volume: str, limit_s: float = WHOLE_LIMIT_S, *, idle: bool = False) -> None:
         """Wait until the volume is served and every replica of it is up; idle: and has all, to the last record.
 
-        That is what heartbeats say, so it has to be said for longer than they take to come.
+        That is what heartbeats say, so it has to be said until each of those who say it has beaten twice: what the
+        second beat tells was so after the first one had come.
         """
-        since: list[float] = []
+        heard: dict[str, set[int]] = {}
 
         def whole() -> bool:
-            health = self.health(volume)
+            status, health = self.status(), self.health(volume)  # in this order: what is judged is the later one
             good = health.serving == "serving" and all(
                 each.state == "up" and not (idle and each.lag_records) for each in health.replicas
             )
-            since[:] = [*since, time.monotonic()][:1] if good else []
-            return good and time.monotonic() - since[0] > _SETTLED_S
+            if not good:
+                heard.clear()
+                return False
+            beats = [(each.id, each.last_heartbeat_ms) for each in status.nodes]
+            beats += [(each.id, each.last_heartbeat_ms) for each in status.front_ends]
+            for teller, at_ms in beats:
+                heard.setdefault(teller, set()).add(at_ms)
+            tellers = {health.volume.attachment.front_end, *(each.node for each in health.replicas)}
+            return all(len(heard.get(each, ())) > _BEATS for each in tellers)
 
         try:
             wait_for(f"{volume} to be whole", whole, limit_s)
@@ -340,8 +351,11 @@ class Cluster:
         return self._daemon("snapshotd", settings, settings.state, name=f"snapshotd-{index}")
 
     def _listen(self, name: str) -> str:
-        """Where the daemon of that name listens: a free port of this address."""
-        return "127.0.0.1:0"
+        """Where the daemon of that name listens: a free port of this address.
+
+        Where it comes back to later, nobody else may have been given meanwhile.
+        """
+        return f"{own_host() if name.startswith(_COME_BACK) else '127.0.0.1'}:0"
 
     def _daemon(self, noun: str, settings: Any, directory: Path, name: str = "") -> Daemon:
         name = name or noun
