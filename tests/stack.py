@@ -33,7 +33,9 @@ from blockstore.units import MIB, Epoch
 from blockstore.volume.open_volume import OpenVolume
 from blockstore.volume.ticket import Ticket
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0
+#: Of a whole test: below pytest's own, so that what it says is where the test stands.
+_TEST_LIMIT_S = 110.0
 VOLUME = VolumeId(make_id("vol", bytes(9)))
 SEGMENT = SegmentNumber(0)
 #: Leases and heartbeats short, so that a test need not wait for them.
@@ -128,11 +130,25 @@ class Stack:
         (status,) = (each for each in self.statuses(index) if each.target.replica == self.replicas[index])
         return status.scrub
 
+    def lift_scrub_rate(self, index: int) -> None:
+        """Of the pass that runs, which goes on at once."""
+        scrubber, replica = self._nodes[index].node.scrubber, self.replicas[index]
+        scrubber._state(self.hosted(index)).latest.rate_bytes = 0
+        if replica in scrubber._running:
+            scrubber._running[replica].ready_at = 0.0
+            scrubber._wake.set()
+
     async def scrub(self, index: int) -> replica_pb2.ScrubStatus:
-        """From its beginning to its end."""
-        number = await self.begin_scrub(index)
-        await until(lambda: self.scrubbed(index).ended >= number, f"the scrub of replica {index} is over")
-        return self.scrubbed(index)
+        """From its beginning to its end, begun by this call.
+
+        The status is that of the newest pass: where the schedule has begun another meanwhile, nothing is known of ours.
+        """
+        while True:
+            number = await self.begin_scrub(index)
+            await until(lambda: self.scrubbed(index).ended >= number, f"the scrub of replica {index} is over")  # noqa: B023 - awaited in this round
+            found = self.scrubbed(index)
+            if found.number == number:
+                return found
 
     async def start_node(self, index: int) -> None:
         node = self._nodes[index] = RunningNode(self._settings[index])
@@ -198,6 +214,30 @@ class Stack:
 
         await until(connected, f"{count} members are connected")
 
+    async def until_gone(self, volume: OpenVolume, index: int) -> None:
+        """The front-end has noticed that a node which was stopped is not there."""
+
+        def gone() -> bool:
+            return not any(each.sealed for each in volume.status().members if each.replica == self.replicas[index])
+
+        await until(gone, f"node {index} is missed")
+
+    async def until_all_know(self, volume: OpenVolume) -> None:
+        """Every member is whole, and knows that everything is committed: what it shows is what was written."""
+        await self.until_all_whole(volume)
+        commit = volume.status().commit
+        for index in self._nodes:
+            follower = self.hosted(index).follower
+            await until(lambda follower=follower: follower.commit >= commit, "the commit arrives")  # type: ignore[misc]
+
+    async def until_all_applied(self, volume: OpenVolume) -> None:
+        """Every member is whole, and has everything in its tables: they are the same."""
+        await self.until_all_whole(volume)
+        commit = volume.status().commit
+        for index in self._nodes:
+            store = self.hosted(index).store
+            await until(lambda store=store: store.applied >= commit, "all is in the tables")  # type: ignore[misc]
+
     async def until_all_whole(self, volume: OpenVolume) -> None:
         def whole() -> bool:
             status = volume.status()
@@ -242,6 +282,6 @@ def in_loop(test: Callable[[], Awaitable[None]]) -> None:
     """Run a test's coroutine, with a limit."""
 
     async def limited() -> None:
-        await asyncio.wait_for(test(), 2 * LIMIT_S)
+        await asyncio.wait_for(test(), _TEST_LIMIT_S)
 
     asyncio.run(limited())

@@ -16,7 +16,7 @@ from blockstore.errors import CairnError, Fenced, NotFound
 from blockstore.grpc_errors import cairn_errors
 from blockstore.rpc import replica_pb2 as pb
 from blockstore.units import BLOCK_SIZE, MIB
-from tests.stack import SEGMENT, VOLUME, Stack, in_loop, running_stack
+from tests.stack import LIMIT_S, SEGMENT, VOLUME, Stack, in_loop, running_stack
 from tests.test_node_generations import Caller, calling
 
 SIZE = 32 * MIB
@@ -47,7 +47,9 @@ async def ask(node: Caller, method: str, target: pb.Target) -> list[Any]:
     request = getattr(pb, described.input_type.name)(target=target)
     call = getattr(node.stub, method)
     with cairn_errors("the node"):
-        asked = call(iter_of(request), timeout=20) if described.client_streaming else call(request, timeout=20)
+        asked = (
+            call(iter_of(request), timeout=LIMIT_S) if described.client_streaming else call(request, timeout=LIMIT_S)
+        )
         return [each async for each in asked] if described.server_streaming else [await asked]
 
 
@@ -93,6 +95,7 @@ def test_whoever_comes_with_an_older_epoch_is_told_that_it_is_over(tmp_path: Pat
             await (await stack.open(SIZE)).write(1, b"x" * BLOCK_SIZE)
             volume = await stack.open(SIZE)
             await volume.write(1, b"y" * BLOCK_SIZE)
+            await stack.until_all_whole(volume)  # a quorum of the others is enough to serve: this one knows of it now
             old = pb.Target(volume=VOLUME, segment=SEGMENT, replica=node.target.replica, epoch=1, configuration=1)
             for method in OF_AN_EPOCH:
                 with pytest.raises(Fenced):
@@ -102,7 +105,7 @@ def test_whoever_comes_with_an_older_epoch_is_told_that_it_is_over(tmp_path: Pat
             (told,) = await ask(node, "Replicate", old)
             assert told.fenced_by == 2
             request = pb.ReadRequest(target=old, ranges=[pb.ReadRange(request=1, start=1, count=1)])
-            (answer,) = [each async for each in node.stub.Read(iter_of(request), timeout=20)]
+            (answer,) = [each async for each in node.stub.Read(iter_of(request), timeout=LIMIT_S)]
             assert int.from_bytes(answer.results[12:16], "little") == grpc.StatusCode.ABORTED.value[0]
             assert answer.payload == b""
 

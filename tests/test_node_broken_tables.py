@@ -92,7 +92,7 @@ def test_the_node_starts_and_the_replica_is_filled_anew(tmp_path: Path, name: st
             await stack.start_node(BAD)
             assert stack.find(BAD, OTHER).follower.whole, "the other replica of that node serves"
             hosted = stack.hosted(BAD)
-            await until_applied(stack, volume, BAD)
+            await stack.until_all_applied(volume)
             assert hosted.store.digest() == stack.hosted(0).store.digest()
             assert {number: hosted.store.read(number, 1) for number in content} == content
             kept = directory / (FILE_NAME + ".damaged")

@@ -66,16 +66,15 @@ def test_a_checkpoint_that_meets_a_damaged_row_has_the_replica_filled_anew(tmp_p
             hosted = stack.hosted(BAD)
             await until(lambda: hosted.store.applied == volume.status().commit, "all is in the tables")
             damage(hosted, name)
+            assert not sound(hosted)
             for number in (3, 900):
                 content[number] = os.urandom(BLOCK_SIZE)
                 await volume.write(number, content[number])
             await volume.trim(4, 1)
             content[4] = bytes(BLOCK_SIZE)
-            assert not sound(hosted)
             await until(lambda: sound(hosted) or stack.failed(BAD).done(), "the damage is found, and all is copied")
             assert not stack.failed(BAD).done()
-            await stack.until_all_whole(volume)
-            await until(lambda: hosted.store.applied == volume.status().commit, "all is in the tables again")
+            await stack.until_all_applied(volume)
             assert {number: hosted.store.read(number, 1) for number in content} == content
             assert says(stack, BAD) == ""
             assert hosted.store.digest() == stack.hosted(0).store.digest()
@@ -99,12 +98,14 @@ def test_where_too_few_others_are_whole_nothing_is_given_up_and_the_damage_is_to
             hosted = stack.hosted(BAD)
             await until(lambda: hosted.store.applied == volume.status().commit, "all is in the tables")
             applied, mark = hosted.store.applied, hosted.store.mark
-            damage(hosted, "present")
             await stack.stop_node(2)
+            await stack.until_gone(volume, 2)
+            damage(hosted, "present")
             await volume.write(4, new)
             await until(lambda: "fails its checksum" in says(stack, BAD), "the damage is told")
             assert hosted.follower.whole
             assert hosted.store.applied == applied
+            await until(lambda: hosted.follower.commit >= volume.status().commit, "the commit arrives")
             await until(lambda: hosted.store.mark > mark, "the journal is let go of")
             assert hosted.store.read(3, 2) == kept + new
             with pytest.raises(Corrupt):
@@ -117,7 +118,7 @@ def test_where_too_few_others_are_whole_nothing_is_given_up_and_the_damage_is_to
             await stack.start_node(2)
             volume = await stack.open(SIZE)
             await until(lambda: stack.hosted(BAD).store.applied > applied, "it was filled anew")
-            await stack.until_all_whole(volume)
+            await stack.until_all_know(volume)
             again = stack.hosted(BAD).store
             assert again.read(3, 2) == kept + new
             assert says(stack, BAD) == ""
@@ -153,7 +154,7 @@ def test_a_flipped_bit_in_the_journal_has_the_replica_filled_before_it_counts(tm
             await stack.start_node(BAD)
             assert not stack.hosted(BAD).follower.whole
             volume = await stack.open(SIZE)
-            await stack.until_all_whole(volume)
+            await stack.until_all_know(volume)
             for _ in range(48):  # every member has its turn, sixteen reads long
                 assert await volume.read(3, 2) == content[3] + content[4]
             assert {number: stack.hosted(BAD).store.read(number, 1) for number in content} == content

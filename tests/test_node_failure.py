@@ -13,7 +13,7 @@ from blockstore.log import UNKNOWN_FLOOR
 from blockstore.storage.journal_disk import Disk
 from blockstore.storage.node_store import NodeStore
 from blockstore.units import BLOCK_SIZE, MIB
-from tests.stack import in_loop, running_stack
+from tests.stack import LIMIT_S, in_loop, running_stack
 
 SIZE = 16 * MIB
 
@@ -44,7 +44,7 @@ def test_after_a_failed_sync_the_node_ends_and_its_replicas_are_filled_anew(
             await volume.write(0, b"a" * BLOCK_SIZE)
             break_syncs(tmp_path / "node1")
             await volume.write(1, b"b" * BLOCK_SIZE)
-            assert await asyncio.wait_for(asyncio.shield(stack.failed(1)), 10) == 1
+            assert await asyncio.wait_for(asyncio.shield(stack.failed(1)), LIMIT_S) == 1
             await stack.stop_node(1)
             monkeypatch.undo()
             await volume.write(2, b"c" * BLOCK_SIZE)
@@ -96,6 +96,6 @@ def test_where_not_even_that_can_be_noted_nothing_restarts_the_node(
             monkeypatch.setattr(NodeStore, "mark_suspect", cannot)
             break_syncs(tmp_path / "node2")
             await volume.write(1, b"b" * BLOCK_SIZE)
-            assert await asyncio.wait_for(asyncio.shield(stack.failed(2)), 10) == EXIT_DO_NOT_RESTART
+            assert await asyncio.wait_for(asyncio.shield(stack.failed(2)), LIMIT_S) == EXIT_DO_NOT_RESTART
 
     in_loop(test)

@@ -29,8 +29,7 @@ from blockstore.replica_codec import from_position
 from blockstore.rpc import replica_pb2 as pb
 from blockstore.rpc import replica_pb2_grpc
 from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, MAX_BLOCKS, MIB
-from blockstore.volume.open_volume import OpenVolume
-from tests.stack import SEGMENT, VOLUME, Stack, in_loop, running_stack, until
+from tests.stack import LIMIT_S, SEGMENT, VOLUME, Stack, in_loop, running_stack, until
 from tests.test_node_upkeep import damage
 
 SIZE = 32 * MIB
@@ -47,7 +46,7 @@ class Caller:
 
     async def call(self, method: str, request: Any) -> Any:
         with cairn_errors("the node"):
-            return await getattr(self.stub, method)(request, timeout=20)
+            return await getattr(self.stub, method)(request, timeout=LIMIT_S)
 
     async def describe(self, **fields: Any) -> pb.DescribeResponse:
         found: pb.DescribeResponse = await self.call("Describe", pb.DescribeRequest(target=self.target, **fields))
@@ -57,7 +56,7 @@ class Caller:
         request = pb.ListChangesRequest(target=self.target, lowest=lowest, highest=highest)
         found: set[int] = set()
         with cairn_errors("the node"):
-            async for response in self.stub.ListChanges(request, timeout=20):
+            async for response in self.stub.ListChanges(request, timeout=LIMIT_S):
                 for each in response.extents:
                     bits = int.from_bytes(each.blocks, "little")
                     found |= {each.extent * EXTENT_BLOCKS + i for i in range(EXTENT_BLOCKS) if bits >> i & 1}
@@ -83,14 +82,6 @@ async def calling(stack: Stack, index: int) -> AsyncIterator[Caller]:
         await channel.close(None)
 
 
-async def committed_everywhere(stack: Stack, volume: OpenVolume) -> None:
-    await stack.until_all_whole(volume)
-    commit = volume.status().commit
-    for index in range(3):
-        hosted = stack.hosted(index)
-        await until(lambda hosted=hosted: hosted.follower.commit >= commit, "the commit arrives")  # type: ignore[misc]
-
-
 def test_a_sealed_generation_is_described_listed_and_read(tmp_path: Path) -> None:
     """Right after its seal was committed: nobody waits for a checkpoint to come by itself."""
 
@@ -105,7 +96,7 @@ def test_a_sealed_generation_is_described_listed_and_read(tmp_path: Path) -> Non
             await volume.trim(4000, 1)
             await volume.seal(b"snap-2")
             await volume.write(77, new)
-            await committed_everywhere(stack, volume)
+            await stack.until_all_know(volume)
 
             assert await node.read(1, (9, 2), (4000, 1), (5000, 1)) == old + new + bytes(BLOCK_SIZE)
             assert await node.changes(1, 1) == {9, 10, 4000}
@@ -137,14 +128,14 @@ def test_two_seals_for_one_snapshot_are_both_told_and_let_go_one_by_one(tmp_path
             volume = await stack.open(SIZE)
             await volume.write(1, b"b" * BLOCK_SIZE)
             second = (await volume.seal(SNAPSHOT)).generation
-            await committed_everywhere(stack, volume)
+            await stack.until_all_know(volume)
             found = await node.describe(applied=from_position(volume.status().commit))
             assert [(each.generation, each.argument, list(each.pins)) for each in found.sealed] == [
                 (1, SNAPSHOT, [SNAPSHOT]),
                 (second, SNAPSHOT, [SNAPSHOT]),
             ]
             await volume.unpin(second, SNAPSHOT)
-            await committed_everywhere(stack, volume)
+            await stack.until_all_know(volume)
             await node.describe(applied=from_position(volume.status().commit))
             hosted = stack.hosted(0)
             await until(lambda: len(hosted.store.sealed.describe().sealed) == 1, "the second one is merged away")
@@ -163,7 +154,7 @@ def test_what_makes_no_sense_is_refused_and_said(tmp_path: Path) -> None:
             volume = await stack.open(SIZE)
             await volume.write(1, b"a" * BLOCK_SIZE)
             await volume.seal(SNAPSHOT)
-            await committed_everywhere(stack, volume)
+            await stack.until_all_know(volume)
 
             async def refused(error: type[CairnError], call: Any, match: str) -> None:
                 with pytest.raises(error, match=match):
@@ -209,7 +200,7 @@ def test_a_damaged_block_is_told_and_mended(tmp_path: Path) -> None:
             content = os.urandom(BLOCK_SIZE)
             await volume.write(77, content)
             await volume.seal(SNAPSHOT)
-            await committed_everywhere(stack, volume)
+            await stack.until_all_know(volume)
             await stack.hosted(1).checkpoint()
             damage(next((tmp_path / "node1").rglob("tables.mdb")), content[:4080])
             with pytest.raises(Corrupt):
@@ -254,10 +245,10 @@ def test_garbage_where_a_read_is_expected_is_the_senders_fault(tmp_path: Path) -
     async def test() -> None:
         async with running_stack(tmp_path) as stack, calling(stack, 0) as node:
             read: Any = node.channel.stream_stream  # gRPC's types know nothing of messages that are bytes
-            call = read("/cairn.v1.Replica/Read")(timeout=10)
+            call = read("/cairn.v1.Replica/Read")(timeout=LIMIT_S)
             await call.write(b"\xff\xff\xff garbage")
             with pytest.raises(grpc.aio.AioRpcError) as raised:
-                await asyncio.wait_for(call.read(), 10)
+                await asyncio.wait_for(call.read(), LIMIT_S)
             assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
     in_loop(test)
@@ -273,7 +264,7 @@ def test_a_list_comes_in_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             for number in sorted(blocks):
                 await volume.write(number, b"a" * BLOCK_SIZE)
             await volume.seal(SNAPSHOT)
-            await committed_everywhere(stack, volume)
+            await stack.until_all_know(volume)
             assert await node.changes(1, 1) == blocks
 
     in_loop(test)

@@ -30,7 +30,7 @@ def test_of_two_processes_with_one_nodes_data_the_one_that_registered_last_goes_
             wait_for("the older process to end", lambda: not node.running)
             assert node.stop() == EXIT_DO_NOT_RESTART, "or its supervisor would start it, and end the other"
             assert "only the newer data may be started" in node.tail()
-            assert addresses(cluster) == [copy.read_address()]
+            wait_for("only the copy to be heard", lambda: addresses(cluster) == [copy.read_address()])
             assert copy.stop() == 0
         finally:
             copy.kill()

@@ -123,7 +123,7 @@ def test_a_lost_entry_is_never_read_as_zeroes_and_has_the_replica_filled_anew(tm
                 content[301] = content[300 + turn] = bytes(BLOCK_SIZE) if turn % 2 or turn == 1 else content[301]
                 await volume.write(300, content[300])
             await until(lambda: sound(store), "everything was copied")
-            await stack.until_all_whole(volume)
+            await stack.until_all_know(volume)
             await stack.hosted(1).checkpoint()
             assert {number: store.read(number, 1) for number in content} == content
 
@@ -157,6 +157,7 @@ def test_a_lost_entry_stays_where_too_few_others_are_whole(tmp_path: Path) -> No
             hosted = stack.hosted(1)
             await until(lambda: hosted.store.applied == volume.status().commit, "all is in the tables")
             await stack.stop_node(2)
+            await stack.until_gone(volume, 2)
             lose_entry(hosted.store, 5)
             for _ in range(48):
                 assert await volume.read(5, 1) == content
