@@ -71,7 +71,7 @@ def make_health(volume: pb.Volume, serving: str = "serving", states: tuple[str, 
 class CannedControl(ControlServicer):
     """Answers from `volumes` and `nodes`; remembers each request. `error`: what every call ends with.
 
-    serving: what Status and GetVolumeHealth say of attached volumes, a word for each call; the last one stays.
+    serving: what Status and GetVolumeHealth say of attached volumes, a word each time; the last one stays.
     states: of each volume's replicas. waits: what keeps the first of them from moving. started: by ScrubVolume.
     scrubs: what the replicas say, as `serving`. clients: that keep a volume from being detached, a number for each
     look at it.
@@ -221,7 +221,8 @@ class CannedControl(ControlServicer):
 
     def GetVolumeHealth(self, request: pb.GetVolumeRequest, context: grpc.ServicerContext) -> pb.VolumeHealth:
         self._note(request, context)
-        return self._health(self._find(request.volume, context), self._word())
+        found = self._find(request.volume, context)
+        return self._health(found, self._word() if found.HasField("attachment") else "")
 
     def _word(self) -> str:
         return self.serving.pop(0) if len(self.serving) > 1 else self.serving[0]

@@ -23,7 +23,7 @@ from tests.chain_parts import Chain, blocks, chain_at
 from tests.snapshot_parts import CLUSTER, CountingStore, snapshot_id
 
 SIZE = 8 * MIB
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 
 class StuckStore(CountingStore):

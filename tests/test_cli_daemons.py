@@ -46,7 +46,7 @@ def test_control_alone_until_it_is_told_to_stop(tmp_path: Path, number: signal.S
         )
         assert (done.returncode, done.stderr) == (0, "")
         control.send_signal(number)
-        assert control.wait(20) == 0
+        assert control.wait(60) == 0
     finally:
         control.kill()
         control.wait()

@@ -18,7 +18,7 @@ from tests.memory_nbd import MemoryVolume
 from tests.programs import find_program, require_programs
 
 SIZE = 3 * CHUNK_BYTES + 4096
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 
 def served(test: Callable[[NbdTarget, MemoryVolume], Awaitable[None]], socket: Path | None = None) -> None:

@@ -108,7 +108,7 @@ def test_a_pipe_gets_every_byte(tmp_path: Path) -> None:
         with open_output(str(pipe), force=True) as output:
             output.write(2 * MIB, b"x" * MIB)
             output.finish(4 * MIB)
-        assert reader.wait(20) == 0
+        assert reader.wait(60) == 0
     assert got.read_bytes() == bytes(2 * MIB) + b"x" * MIB + bytes(MIB)
 
 
@@ -185,7 +185,7 @@ def piped(content: bytes, size: int) -> ImageInput:
         if content:
             feeder.stdin.write(content)
         feeder.stdin.close()
-        feeder.wait(20)
+        feeder.wait(60)
     return image
 
 

@@ -124,7 +124,7 @@ def test_watching_prints_a_document_a_line_until_interrupted(
         control.error = None
         assert json.loads(process.stdout.readline())["healthy"] is True
         process.send_signal(number)
-        assert process.wait(20) == code
+        assert process.wait(60) == code
         assert "Traceback" not in process.stderr.read()
     finally:
         process.kill()
