@@ -11,9 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from blockstore.boot_clock import boot_time_s
 from blockstore.domain import Position
 from blockstore.errors import Fenced, QuorumUnavailable
 from blockstore.units import BLOCK_SIZE, MIB, TIB, Sequence
+from blockstore.volume import open_volume
 from tests.stack import FAST, LIMIT_S, Stack, in_loop, running_stack, until
 
 SIZE = 16 * MIB
@@ -79,11 +81,11 @@ def test_an_attachment_that_ended_leaves_no_connection_open(tmp_path: Path) -> N
     async def test() -> None:
         async with running_stack(tmp_path) as stack:
             await attach_and_detach(stack)
-            await until(lambda: connections() == 0, "all connections are closed", 10)
+            await until(lambda: connections() == 0, "all connections are closed")
             before = descriptors()  # with what the first one opened for all
             for _ in range(3):
                 await attach_and_detach(stack)
-            await until(lambda: connections() == 0 and descriptors() <= before, "nothing is left open", 10)
+            await until(lambda: connections() == 0 and descriptors() <= before, "nothing is left open")
 
     gc.collect()
     gc.disable()
@@ -170,7 +172,7 @@ def test_a_long_absence_is_made_good_by_copying(tmp_path: Path) -> None:
             await volume.trim(10, 20)
             model[10 * BLOCK_SIZE : 30 * BLOCK_SIZE] = bytes(20 * BLOCK_SIZE)
             await stack.start_node(2)
-            await stack.until_all_whole(volume)
+            await stack.until_all_know(volume)
             await stack.stop_node(0)
             await stack.stop_node(1)
             await volume.close()
@@ -180,15 +182,25 @@ def test_a_long_absence_is_made_good_by_copying(tmp_path: Path) -> None:
     in_loop(test)
 
 
-def test_below_a_quorum_requests_wait_and_then_fail_and_reads_come_back(tmp_path: Path) -> None:
+def test_below_a_quorum_requests_wait_and_then_fail_and_reads_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead_s = 0.0
+    monkeypatch.setattr(open_volume, "boot_time_s", lambda: boot_time_s() + ahead_s)
+
     async def test() -> None:
-        async with running_stack(tmp_path, dataclasses.replace(FAST, retry_limit_s=1.0)) as stack:
+        nonlocal ahead_s
+        async with running_stack(tmp_path, dataclasses.replace(FAST, retry_limit_s=LIMIT_S)) as stack:
             volume = await stack.open(SIZE)
             await volume.write(3, block("before"))
             await stack.stop_node(0)
             await stack.stop_node(1)
+            never = volume.write(4, block("never promised"))
+            await asyncio.wait([never], timeout=0.5)
+            assert not never.done()
+            ahead_s += 2 * LIMIT_S
             with pytest.raises(QuorumUnavailable):
-                await volume.write(4, block("never promised"))
+                await never
             await stack.start_node(0)
             await stack.until_members(volume, 2)
             assert await volume.read(3, 1) == block("before")

@@ -32,8 +32,10 @@ from tests.loopback import free_address
 from tests.proxy import Proxy
 from tests.s3_server import OwnServer, S3Server, running_own_server
 
-#: Tries that end soon, and enough of them also on a machine that is busy with other tests.
-QUICK: dict[str, Any] = {"request_timeout_s": 1.0, "retry_limit_s": 30.0, "open_limit_s": 30.0, "retries": 50}
+#: Enough tries also on a machine that is busy with other tests, none of which ends before its answer comes.
+PATIENT: dict[str, Any] = {"request_timeout_s": 30.0, "retry_limit_s": 60.0, "open_limit_s": 60.0, "retries": 50}
+#: Tries that end soon, where there may be no answer.
+QUICK: dict[str, Any] = {**PATIENT, "request_timeout_s": 1.0}
 ANSWERS = (slow_down, too_many_requests, internal_error, lost)
 
 
@@ -42,7 +44,7 @@ async def faulty_store(s3: S3Server, **settings: Any) -> AsyncIterator[tuple[Obj
     """A store with a server in between that can misbehave; it has not so far."""
     target = s3.endpoint.removeprefix("http://")
     async with FaultyServer(target) as between:
-        store = await open_store(replace(s3, endpoint=f"http://{between.address}").settings(**{**QUICK, **settings}))
+        store = await open_store(replace(s3, endpoint=f"http://{between.address}").settings(**{**PATIENT, **settings}))
         try:
             yield store, between
         finally:
@@ -101,12 +103,17 @@ def test_a_conditional_put_whose_answer_was_lost_was_still_first(s3: S3Server) -
 def test_retries_end(s3: S3Server) -> None:
     async def main() -> None:
         async with faulty_store(s3, retry_limit_s=3.0) as (store, between):
-            between.faults = [slow_down] * 1000
-            began, before = time.monotonic(), between.requests
-            with pytest.raises(QuorumUnavailable, match=r"get x was tried [0-9]+ times .* SlowDown"):
-                await store.get("x")
-            assert time.monotonic() - began < 15
-            assert 3 < between.requests - before <= QUICK["retries"] + 1
+            for _ in range(5):  # a machine that stands still for most of the limit has no time for more tries
+                between.faults = [slow_down] * 1000
+                began, before = time.monotonic(), between.requests
+                with pytest.raises(QuorumUnavailable, match=r"get x was tried [0-9]+ times .* SlowDown"):
+                    await store.get("x")
+                assert time.monotonic() - began < 30
+                tries = between.requests - before
+                assert tries <= PATIENT["retries"] + 1
+                if tries > 3:
+                    break
+            assert tries > 3
 
     asyncio.run(main())
 
@@ -180,7 +187,7 @@ def test_a_network_that_says_nothing_for_too_long(proxy: Proxy, s3: S3Server) ->
         began = time.monotonic()
         with pytest.raises(QuorumUnavailable, match="does not answer"):
             await store.put("x", b"content")
-        assert 2 <= time.monotonic() - began < 15
+        assert 2 <= time.monotonic() - began < 30
 
     through(proxy, s3, body, retry_limit_s=2.5)
 
@@ -192,7 +199,7 @@ def test_a_server_that_stops_and_starts(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 async def _stop_and_start(minio: OwnServer) -> None:
-    store = await open_store(minio.server.settings(**{**QUICK, "retry_limit_s": 60.0, "retries": 100}))
+    store = await open_store(minio.server.settings(**{**QUICK, "retries": 100}))
     content = os.urandom(5 * MIB)
     await store.put("before", content)
     await asyncio.to_thread(minio.stop)
@@ -279,8 +286,9 @@ def test_a_credential_in_an_address_is_refused_and_not_repeated(s3: S3Server, ur
 
 def opening_fails(s3: S3Server, kind: type[CairnError], **others: Any) -> CairnError:
     """The error, which shows no part of a credential, also not in its traceback."""
+    limit_s = 2.0 if kind is QuorumUnavailable else 60.0  # of what may come to be: the rest ends at the first answer
     with pytest.raises(kind) as caught:
-        asyncio.run(open_store(s3.settings(**{**QUICK, "open_limit_s": 2.0, **others})))
+        asyncio.run(open_store(s3.settings(**{**PATIENT, "open_limit_s": limit_s, **others})))
     assert_tells_no_credential(caught.value, s3)
     return caught.value
 

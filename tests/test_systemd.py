@@ -15,9 +15,11 @@ import pytest
 
 from blockstore.cli.main import run
 from blockstore.cli.units import unit_names
+from blockstore.config import split_address
 from blockstore.systemd import notify
 from tests.cluster import CAIRN
 from tests.daemons import Daemon, wait_for
+from tests.loopback import free_address
 from tests.programs import require_programs
 
 #: Prints what it was passed, or why it refuses that.
@@ -80,25 +82,24 @@ def test_a_manager_that_is_gone_is_no_reason_to_end(tmp_path: Path, monkeypatch:
 
 def test_the_front_end_serves_at_sockets_of_systemd_and_says_so(tmp_path: Path) -> None:
     require_programs("systemd-socket-activate")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    address = free_address()
     path = tmp_path / "nbd.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
         told.bind(str(tmp_path / "notify"))
         told.settimeout(60)
         state = tmp_path / "nbd"
-        activate = ["systemd-socket-activate", "-l", f"127.0.0.1:{port}", "-l", str(path), "-E", "NOTIFY_SOCKET"]
+        activate = ["systemd-socket-activate", "-l", address, "-l", str(path), "-E", "NOTIFY_SOCKET"]
         command = [*activate, "-E", "CAIRN_PARENT", "-E", "PYTHONPATH", str(CAIRN), "nbd", "run", "--state", str(state)]
         daemon = Daemon("nbd", [*command, "--control", "127.0.0.1:1"], state, tmp_path / "log")
         daemon.environment = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
         daemon.start()
         try:
             wait_for("both sockets to be there", path.exists)
-            with socket.create_connection(("127.0.0.1", port), 60) as first:  # which starts it
+            with socket.create_connection(split_address(address), 60) as first:  # which starts it
                 ready = told.recv(4096).decode()
                 assert first.recv(8) == b"NBDMAGIC"
             assert ready.startswith("READY=1\n")
-            assert f"nbd://127.0.0.1:{port} nbd+unix:///?socket={path}" in ready
+            assert f"nbd://{address} nbd+unix:///?socket={path}" in ready
             daemon.stop()
             assert told.recv(4096) == b"STOPPING=1"
             assert path.exists()  # it is systemd's

@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from blockstore.units import BLOCK_SIZE, Generation
 from blockstore.volume.open_volume import OpenVolume
 from tests.stack import FAST, LIMIT_S, Stack, running_stack
+
+pytestmark = pytest.mark.timeout(300)
 
 BLOCKS = 600
 """More than two extents, the last one short."""
@@ -53,7 +56,7 @@ def test_it_shows_what_a_bytearray_shows(script: list[tuple[object, ...]]) -> No
             async with running_stack(Path(directory), FAST, checkpoint_s=0.5) as stack:
                 await play(stack, script)
 
-    asyncio.run(asyncio.wait_for(run(), 4 * LIMIT_S))
+    asyncio.run(asyncio.wait_for(run(), 2 * LIMIT_S))
 
 
 async def play(stack: Stack, script: list[tuple[object, ...]]) -> None:
