@@ -31,7 +31,7 @@ CAIRN: Final = Path(sys.executable).parent / "cairn"
 #: Of the first snapshotd, in its state directory.
 KEYRING: Final = "keyring.json"
 CALL_TIMEOUT_S: Final = 60.0
-WHOLE_LIMIT_S: Final = 40.0
+WHOLE_LIMIT_S: Final = 90.0
 #: That are waited for beyond the last one of before.
 _BEATS: Final = 2
 

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 #: A machine with two cores starts five Python processes in a few seconds; one that is overloaded takes far longer.
 START_LIMIT_S: Final = 60.0
-_STOP_LIMIT_S: Final = 20.0
+_STOP_LIMIT_S: Final = 60.0
 _POLL_S: Final = 0.05
 _LOG_SHOWN_BYTES: Final = 6_000
 

@@ -128,12 +128,12 @@ class EtcdServer:
     def ctl(self, *arguments: str, check: bool = True) -> str:
         """What etcdctl prints. check: fail where it does; else empty then."""
         endpoints = ",".join(f"{'https' if self.tls else 'http'}://{each}" for each in self.clients)
-        command = ["etcdctl", "--endpoints", endpoints, "--dial-timeout", "2s", *arguments]
+        command = ["etcdctl", "--endpoints", endpoints, "--dial-timeout", "10s", "--command-timeout", "30s", *arguments]
         if self.tls:
             files = ("--cacert", self.tls.certificate, "--cert", self.tls.certificate, "--key", self.tls.key)
             command[1:1] = map(str, files)
         done = subprocess.run(
-            command, env={"ETCDCTL_API": "3"}, capture_output=True, text=True, timeout=30, check=False
+            command, env={"ETCDCTL_API": "3"}, capture_output=True, text=True, timeout=60, check=False
         )
         if done.returncode == 0:
             return done.stdout

@@ -20,7 +20,7 @@ from tests.memory_nbd import MemoryVolume
 from tests.nbd_client import NbdClient
 
 SIZE = 64 * MIB
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 
 class HeldVolume(MemoryVolume):
@@ -169,6 +169,16 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(LIMIT_S):
         while not condition():  # noqa: ASYNC110 - nobody tells of these
             await asyncio.sleep(0.005)
+
+
+async def most_while_connected(served: Served, besides: int, value: Callable[[], int]) -> int:
+    """The highest value until no more than `besides` connections are left."""
+    most = 0
+    async with asyncio.timeout(LIMIT_S):
+        while served.server.connection_count > besides:
+            most = max(most, value())
+            await asyncio.sleep(0.005)
+    return most
 
 
 async def settled(value: Callable[[], int]) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Final
 from blockstore.config import join_address, split_address
 
 _CHUNK: Final = 1 << 16
-_START_LIMIT_S: Final = 10.0
+_START_LIMIT_S: Final = 60.0
 
 
 class Proxy:

@@ -16,6 +16,7 @@ from blockstore.rpc import control_pb2, snapshot_pb2_grpc
 from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import BLOCK_SIZE
 from blockstore.volume.source_client import MAX_FETCH_BLOCKS, SHARD_BLOCKS
+from tests.loopback import own_host
 
 SNAPSHOT = make_id("snap", bytes(9))
 ROOT = bytes(range(32))
@@ -38,7 +39,7 @@ class SnapshotSource(snapshot_pb2_grpc.SnapshotStoreServicer):
         """Start and count of each Fetch."""
         self.maps = 0
         self._endpoint: Endpoint | None = None
-        self.address = "127.0.0.1:0"
+        self.address = f"{own_host()}:0"  # where its port stays free while it is away
 
     @property
     def message(self) -> control_pb2.Source:

@@ -30,7 +30,7 @@ def _run(test: Callable[[Connections[health_pb2_grpc.HealthStub], str, str], Awa
 
 
 async def _check(stub: health_pb2_grpc.HealthStub) -> None:
-    answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=20)
+    answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=50)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 

@@ -45,7 +45,7 @@ class _Service(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         }.get(details.method)
 
 
-async def _call(raised: BaseException, method: str, timeout_s: float = 10) -> None:
+async def _call(raised: BaseException, method: str, timeout_s: float = 60) -> None:
     server = grpc.aio.server(interceptors=[ErrorInterceptor()])
     server.add_generic_rpc_handlers((_Service(raised),))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -94,8 +94,8 @@ def test_a_call_that_its_caller_cancels_ends_as_that(caplog: pytest.LogCaptureFi
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            call = channel.unary_unary("/t/slow")(b"", timeout=10)  # type: ignore[call-arg]
-            async with asyncio.timeout(5):
+            call = channel.unary_unary("/t/slow")(b"", timeout=60)  # type: ignore[call-arg]
+            async with asyncio.timeout(60):
                 await service.began.wait()
                 call.cancel()
                 await service.cancelled.wait()

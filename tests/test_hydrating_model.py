@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -159,6 +160,7 @@ class Play:
         assert await self.attempt.device.read(0, SIZE) == self.model
 
 
+@pytest.mark.timeout(600)
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(mapped, st.lists(steps, min_size=5, max_size=40), st.integers())
 def test_it_shows_what_a_bytearray_shows(source: list[tuple[int, int]], script: list[Any], seed: int) -> None:
@@ -182,4 +184,4 @@ def test_it_shows_what_a_bytearray_shows(source: list[tuple[int, int]], script: 
                     await play.step(step)
                 await play.end()
 
-    asyncio.run(asyncio.wait_for(run(), 4 * LIMIT_S))
+    asyncio.run(asyncio.wait_for(run(), 2 * LIMIT_S))

@@ -32,7 +32,7 @@ def random_blocks(*ranges: range) -> dict[int, bytes]:
 BLOCKS = random_blocks(range(10), range(60, 300), range(512, 513), range(690, 700))
 
 
-def over(directory: Path, retry_limit_s: float = 20.0, **node_settings: float) -> AbstractAsyncContextManager[Restored]:
+def over(directory: Path, retry_limit_s: float = 60.0, **node_settings: float) -> AbstractAsyncContextManager[Restored]:
     return restored_volume(
         directory,
         dict(BLOCKS),
@@ -228,7 +228,7 @@ def test_a_write_that_races_a_fill_stays(tmp_path: Path) -> None:
 
 def test_without_its_source_it_waits_fails_and_recovers(tmp_path: Path) -> None:
     async def test() -> None:
-        async with over(tmp_path, retry_limit_s=20) as restored:
+        async with over(tmp_path, retry_limit_s=60) as restored:
             attempt = await restored.attach()
             device = attempt.device
             assert attempt.segments[0].hydrating is not None
@@ -240,7 +240,8 @@ def test_without_its_source_it_waits_fails_and_recovers(tmp_path: Path) -> None:
             began = asyncio.get_running_loop().time()
             with pytest.raises(QuorumUnavailable):
                 await device.read(64 * BLOCK_SIZE, BLOCK_SIZE)
-            assert 0.5 < asyncio.get_running_loop().time() - began < 10
+            assert 0.5 < asyncio.get_running_loop().time() - began < 20
+            attempt.segments[0].hydrating._retry_limit_s = 60.0
             go_on(attempt)
             await until(lambda: "snapshotd" in attempt.report().hydration.why, "the report says what is wrong")
             waiting = device.read(64 * BLOCK_SIZE, BLOCK_SIZE)
@@ -328,7 +329,7 @@ def test_guests_and_the_background_at_once(tmp_path: Path) -> None:
     """Eight guests, each with blocks of its own, while everything is hydrated behind them and a node comes and goes."""
 
     async def test() -> None:
-        async with over(tmp_path, retry_limit_s=20, checkpoint_s=0.1) as restored:
+        async with over(tmp_path, checkpoint_s=0.1) as restored:
             attempt = await restored.attach(hydration=pb.Hydration(rate_bytes=MIB))
             model = restored.source.content(SIZE)
             looked: list[int] = []

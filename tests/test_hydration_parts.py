@@ -97,7 +97,7 @@ class Answering:
     async def __aenter__(self) -> SourceClient:
         await self.server.start()
         source = Source(SnapshotId(SNAPSHOT), ROOT, self.server.size_bytes, (self.server.address,))
-        self.client = SourceClient(source, 2.0)
+        self.client = SourceClient(source, 60.0)
         return self.client
 
     async def __aexit__(self, *_: object) -> None:
@@ -106,7 +106,7 @@ class Answering:
 
 
 def soon() -> float:
-    return asyncio.get_running_loop().time() + 5
+    return asyncio.get_running_loop().time() + 60
 
 
 async def listed(numbers: set[int]) -> AsyncIterator[pb.ChangedExtent]:
@@ -145,7 +145,7 @@ def test_a_part_of_a_source_is_that_and_no_more(first: int, length: int) -> None
         async with Answering(mapped, total) as whole:
             part = whole.source.part(first, length * BLOCK_SIZE)
             assert part is not None
-            client = SourceClient(part, 2.0)
+            client = SourceClient(part, 60.0)
             blocks = min(length, total - first)
             assert client.block_count == blocks
             expected = {block - first for block in mapped if first <= block < first + blocks}

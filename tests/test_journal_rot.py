@@ -328,7 +328,7 @@ def test_a_sector_that_the_disk_cannot_read_is_rot(tmp_path: Path, monkeypatch: 
 GROUPS = st.lists(st.lists(st.sampled_from(ALL), min_size=1, max_size=3, unique=True), min_size=2, max_size=30)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(groups=GROUPS, data=st.data(), seed=st.integers(0, 1 << 30))
 def test_whatever_rots_nobody_loses_an_entry_unnoticed(
     tmp_path_factory: pytest.TempPathFactory, groups: list[list[ReplicaId]], data: st.DataObject, seed: int

@@ -16,7 +16,7 @@ from blockstore.units import BLOCK_SIZE
 from tests.journal_cases import FILE_BYTES, CachedDisk, ReplicaLog, replica
 
 A, B = replica(1), replica(2)
-LIMIT_S = 20
+LIMIT_S = 60
 MODES = pytest.mark.parametrize("quick", [False, True], ids=["thread", "loop"])
 
 

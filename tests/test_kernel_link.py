@@ -17,7 +17,7 @@ from nbd_server.links import link_name
 from nbd_server.uri import NbdTarget
 from nbd_server.wire import Option, OptionReply, ProtocolError
 from tests.loopback import free_address
-from tests.nbd_serving import SIZE, serving
+from tests.nbd_serving import LIMIT_S, SIZE, serving
 from tests.test_nbd_handshake import Named, Names
 
 
@@ -87,16 +87,16 @@ def test_links_over_tcp() -> None:
     async def main() -> None:
         async with serving() as served:
             target = NbdTarget("disk", "127.0.0.1", served.port)
-            first = await open_link(target, "host-1", 5)
-            assert (await probe(target, "host-1", 5)).size_bytes == first.agreed.size_bytes == SIZE
+            first = await open_link(target, "host-1", LIMIT_S)
+            assert (await probe(target, "host-1", LIMIT_S)).size_bytes == first.agreed.size_bytes == SIZE
             assert not first.is_dead(), "asking ends no link"
-            second = await open_link(target, "host-1", 5)
+            second = await open_link(target, "host-1", LIMIT_S)
             await dead(first)
             assert not second.is_dead()
             second.cut()
             first.cut()
             with pytest.raises(NotFound, match="no export"):
-                await open_link(NbdTarget("none", "127.0.0.1", served.port), "host-1", 5)
+                await open_link(NbdTarget("none", "127.0.0.1", served.port), "host-1", LIMIT_S)
 
     asyncio.run(main())
 
@@ -106,11 +106,11 @@ def test_a_link_over_a_unix_socket(tmp_path: Path) -> None:
         async with serving() as served:
             path = tmp_path / "nbd.sock"
             await served.server.listen_unix(path)
-            link = await open_link(NbdTarget("disk", socket_path=str(path)), "host-1", 5)
+            link = await open_link(NbdTarget("disk", socket_path=str(path)), "host-1", LIMIT_S)
             assert link.agreed.size_bytes == SIZE
             link.cut()
             with pytest.raises(QuorumUnavailable, match="cannot be used"):
-                await open_link(NbdTarget("disk", socket_path=str(tmp_path / "none")), "host-1", 5)
+                await open_link(NbdTarget("disk", socket_path=str(tmp_path / "none")), "host-1", LIMIT_S)
 
     asyncio.run(main())
 
@@ -119,7 +119,7 @@ def test_nobody_there_and_somebody_silent() -> None:
     async def main() -> None:
         host, _, port = free_address().rpartition(":")
         with pytest.raises(QuorumUnavailable, match="cannot be used"):
-            await open_link(NbdTarget("disk", host, int(port)), "host-1", 5)
+            await open_link(NbdTarget("disk", host, int(port)), "host-1", LIMIT_S)
         silent = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
         with pytest.raises(QuorumUnavailable, match=r"no answer in 0\.2 s"):
             await open_link(NbdTarget("disk", *silent.sockets[0].getsockname()[:2]), "host-1", 0.2)
@@ -134,12 +134,12 @@ def test_somebody_elses_export_is_a_conflict() -> None:
             export = served.exports.remove("other")
             served.exports.add(replace(export, client="host-1"))
             with pytest.raises(Conflict, match="host-1"):
-                await probe(NbdTarget("other", "127.0.0.1", served.port), "host-2", 5)
+                await probe(NbdTarget("other", "127.0.0.1", served.port), "host-2", LIMIT_S)
 
     asyncio.run(main())
 
 
 async def dead(link: Any) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT_S):
         while not link.is_dead():  # noqa: ASYNC110 - nobody tells of it
             await asyncio.sleep(0.005)

@@ -16,7 +16,7 @@ from nbd_server.kernel.negotiation import Negotiation, Refused
 from nbd_server.kernel.whereabouts import Place, place_of
 from nbd_server.uri import NbdTarget
 from nbd_server.wire import Option, OptionReply, ProtocolError
-from tests.nbd_serving import SIZE, serving
+from tests.nbd_serving import LIMIT_S, SIZE, serving
 from tests.tls_serving import Authority, serving_tls
 
 TLS_AGREED = wire.serialize_option_reply(Option.STARTTLS, OptionReply.ACK)
@@ -71,14 +71,14 @@ def test_whom_it_trusts(authority: Authority, tmp_path: Path) -> None:
     async def main() -> None:
         async with serving_tls(authority.settings()) as served:
             target = NbdTarget("disk", "localhost", served.port, tls=True)
-            assert (await probe(target, "host-1", 5, good)).size_bytes == SIZE
+            assert (await probe(target, "host-1", LIMIT_S, good)).size_bytes == SIZE
             elsewhere = NbdTarget("disk", "127.0.0.2", served.port, tls=True)
             for where, place in ((target, bare), (target, other.client("host-1")), (elsewhere, good)):
                 with pytest.raises(QuorumUnavailable, match="cannot be used"):
-                    await probe(where, "host-1", 5, place)
+                    await probe(where, "host-1", LIMIT_S, place)
             for wrong in (None, tmp_path, tmp_path / "missing"):
                 with pytest.raises(InvalidRequest, match="--tls-certificates"):
-                    await probe(target, "host-1", 5, wrong)
+                    await probe(target, "host-1", LIMIT_S, wrong)
             silent = await asyncio.start_server(_agree_and_stop, "127.0.0.1", 0)
             hung = NbdTarget("disk", "127.0.0.1", silent.sockets[0].getsockname()[1], tls=True)
             with pytest.raises(QuorumUnavailable, match=r"no answer in 0\.3 s"):
@@ -86,7 +86,7 @@ def test_whom_it_trusts(authority: Authority, tmp_path: Path) -> None:
             silent.close()
         async with serving() as served:
             with pytest.raises(Conflict, match="no certificate"):
-                await probe(NbdTarget("disk", "localhost", served.port, tls=True), "host-1", 5, good)
+                await probe(NbdTarget("disk", "localhost", served.port, tls=True), "host-1", LIMIT_S, good)
 
     asyncio.run(main())
 
@@ -110,7 +110,7 @@ def test_a_socket_without_kernel_tls_is_not_handed_over(authority: Authority) ->
                 kernel_tls.check_offloaded(wrapped)
             target = NbdTarget("disk", "localhost", served.port, tls=True)
             try:
-                link = await open_link(target, "host-1", 5, authority.client("host-1"))
+                link = await open_link(target, "host-1", LIMIT_S, authority.client("host-1"))
             except Conflict:
                 return
             assert not isinstance(link.socket, ssl.SSLSocket)

@@ -171,7 +171,7 @@ def test_a_file_of_a_later_release(tmp_path: Path) -> None:
 
 def _add_keys(path: Path, count: int, start: Any) -> None:
     ring = FileKeyring(path)
-    start.wait(60)
+    start.wait(100)
     for _ in range(count):
         ring.add_key()
 
@@ -185,7 +185,7 @@ def test_no_key_is_lost_where_several_processes_add_some(tmp_path: Path) -> None
     for process in adding:
         process.start()
     for process in adding:
-        process.join(60)
+        process.join(100)
         assert process.exitcode == 0
     assert len(FileKeyring(path).key_ids) == 121
     assert FileKeyring(path).key_ids[:1] == first

@@ -25,7 +25,7 @@ from blockstore.errors import InvalidRequest
 from tests.etcd_server import EtcdServer
 from tests.metastores import IMPLEMENTATIONS, Opener, etcd_for_stores
 
-LIMIT_S = 30
+LIMIT_S = 60
 
 
 @pytest.fixture(scope="module")
@@ -361,7 +361,7 @@ def test_the_embedded_one_is_a_dict_with_revisions(
     check_against_model(IMPLEMENTATIONS["embedded"], transactions)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(st.lists(TRANSACTIONS, max_size=12))
 def test_etcd_is_a_dict_with_revisions(
     etcd: EtcdServer, transactions: list[tuple[dict[str, int], dict[str, bytes], set[str]]]

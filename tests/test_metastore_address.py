@@ -65,8 +65,6 @@ def test_files_and_passwords_that_do_not_fit_are_refused(tmp_path: Path, monkeyp
 def test_one_that_speaks_tls_is_used_by_who_has_the_certificates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(etcd_client, "LIMIT_S", 1.0)
-
     async def use(address: EtcdAddress | None) -> bytes:
         assert address is not None
         client = EtcdClient(address)
@@ -92,6 +90,7 @@ def test_one_that_speaks_tls_is_used_by_who_has_the_certificates(
         stranger = Certificate.make(tmp_path / "stranger", "127.0.0.1")
         url = server.url().replace("etcd://", "etcds://")
         assert asyncio.run(use(read(url, **files(server.tls, server.tls)))) == b"1"
+        monkeypatch.setattr(etcd_client, "LIMIT_S", 1.0)
         for wrong in (files(stranger, server.tls), files(server.tls, stranger), {}):
             with pytest.raises(QuorumUnavailable):
                 asyncio.run(use(read(url, **wrong)))

@@ -15,7 +15,7 @@ from blockstore.control.metastore.interface import MAX_VALUE_SIZE, Change, Compa
 from blockstore.errors import CairnError, Conflict, Corrupt, NoSpace
 from blockstore.units import MIB
 
-LIMIT_S = 10
+LIMIT_S = 60
 
 
 def run(

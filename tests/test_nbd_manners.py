@@ -16,7 +16,7 @@ from blockstore.units import BLOCK_SIZE, KIB, MIB
 from nbd_server.budget import Budget, Client, Share
 from nbd_server.limits import Limits
 from tests.nbd_client import Disconnected, NbdClient, NbdError
-from tests.nbd_serving import serving, settled, until
+from tests.nbd_serving import LIMIT_S, serving, settled, until
 
 GREEDY, POLITE = "127.0.0.2", "127.0.0.1"
 
@@ -44,7 +44,7 @@ def test_at_the_end_new_requests_are_refused_and_a_client_that_leaves_is_not_wai
                 assert caught.value.errno == errno.ESHUTDOWN
             assert not closing.done()
             await client.close()  # DISC: long before the minute is over
-            await asyncio.wait_for(closing, 10)
+            await asyncio.wait_for(closing, 40)
             assert bytes(served.volume.contents[:1]) == b"x"
 
     run(main())
@@ -55,7 +55,7 @@ def test_who_is_idle_is_let_go_soon(run: Callable[[Any], Any]) -> None:
         async with serving(farewell_s=0.05) as served:
             client = await served.client()
             handshake = await served.raw(None)
-            await asyncio.wait_for(served.server.close(), 10)
+            await asyncio.wait_for(served.server.close(), LIMIT_S)
             assert await handshake.ended() == b""
             with pytest.raises(Disconnected):
                 await client.read(0, 1)
@@ -79,7 +79,7 @@ def test_links_are_ended_without_an_error(run: Callable[[Any], Any]) -> None:
             await begun
             with pytest.raises(Disconnected):
                 await late
-            await asyncio.wait_for(closing, 10)
+            await asyncio.wait_for(closing, 40)
 
     run(main())
 
@@ -91,7 +91,7 @@ def test_a_request_that_does_not_end_holds_the_end_up_for_so_long_only(run: Call
             served.volume.holding = True
             stuck = asyncio.create_task(client.read(0, 1))
             await until(lambda: len(served.volume.held) == 1)
-            await asyncio.wait_for(served.server.close(), 10)
+            await asyncio.wait_for(served.server.close(), LIMIT_S)
             with pytest.raises(Disconnected):
                 await stuck
 

@@ -309,6 +309,7 @@ def test_one_client_holds_no_more_bytes_than_the_limit(run: RunLoop) -> None:
             served.volume.holding = True
             client = await served.client()
             writes = [asyncio.ensure_future(client.write(number * MIB, bytes(MIB))) for number in range(20)]
+            await until(lambda: len(served.volume.held) == 4)
             assert await settled(lambda: len(served.volume.held)) == 4
             assert served.server.in_flight_bytes == 4 * MIB
             served.volume.release_all()
@@ -326,6 +327,7 @@ def test_all_clients_together_hold_no_more_than_the_total_and_small_requests_go_
             served.volume.holding = True
             reads = [asyncio.ensure_future(client.read(0, 4 * MIB)) for client in clients]
             writes = [asyncio.ensure_future(client.write(8 * MIB, bytes(4 * MIB))) for client in clients]
+            await until(lambda: len(served.volume.held) == 8)
             assert await settled(lambda: len(served.volume.held)) == 8
             assert served.server.in_flight_bytes == 32 * MIB
             small = await served.client()
