@@ -149,7 +149,13 @@ class Cluster:
         return control_pb2_grpc.ControlStub(self._channel)
 
     def call(self, method: str, request: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
-        """Call control; waits while it is not there. What it answers in parts is put together. Raises grpc.RpcError."""
+        """Call control; waits while it is not there. What it answers in parts is put together. Raises grpc.RpcError.
+
+        Nobody can say of a call over a connection to a control that was killed since whether it was heard: what may
+        happen twice is asked again, and what may not goes over a connection over which an answer has just come.
+        """
+        if not method.startswith(_REPEATABLE):
+            self.call("Status", control_pb2.StatusRequest(), timeout_s)
         stub: Any = self.api
         if not hasattr(stub, method):
             stub = snapshot_pb2_grpc.SnapshotsStub(self._channel)  # type: ignore[arg-type]  # `api` made it
@@ -159,7 +165,6 @@ class Cluster:
                 answer = getattr(stub, method)(request, timeout=deadline - time.monotonic(), wait_for_ready=True)
                 return merge(answer) if isinstance(answer, Iterator) else answer
             except grpc.RpcError as error:
-                # On a connection to a control that was killed since: what may happen twice is asked again.
                 again = method.startswith(_REPEATABLE) and error.code() is grpc.StatusCode.UNAVAILABLE
                 if not again or time.monotonic() > deadline:
                     raise

@@ -12,7 +12,7 @@ from tests.cluster import Cluster
 from tests.daemons import wait_for
 from tests.nbd_client import NbdClient
 
-pytestmark = pytest.mark.xdist_group("load")
+pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(300)]
 
 SIZE = 16 * MIB
 LARGER = 24 * MIB

@@ -17,7 +17,7 @@ from tests.daemons import Daemon, wait_for
 from tests.nbd_client import NbdClient, NbdError
 from tests.programs import require_programs
 
-pytestmark = pytest.mark.xdist_group("load")
+pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(300)]
 
 SIZE = 16 * MIB
 PIECE = 256 * KIB
@@ -84,7 +84,7 @@ def test_a_snapshot_is_read_by_its_name_and_kept_while_it_is_read(tmp_path: Path
         run(write_pieces(uri, model, chance, PIECE))
         (snapshot,) = cluster.snapshot(volume)
         run(write_pieces(uri, bytearray(SIZE), chance, PIECE))
-        assert list(get(cluster, snapshot).uris) == [server + snapshot]
+        wait_for("it to be exported", lambda: list(get(cluster, snapshot).uris) == [server + snapshot])
         run(check_stored(cluster, server, snapshot, bytes(model)))
         image = tmp_path / "content.img"
         image.write_bytes(model)

@@ -35,7 +35,7 @@ def test_a_store_that_is_away_is_told_and_not_made_again(tmp_path: Path) -> None
         image = tmp_path / "image"
         image.write_bytes(os.urandom(100_000))
         snapshot = cairn(cluster, "snapshot", "import", image)["id"]
-        assert not words(cluster)
+        wait_for("nothing to be amiss", lambda: not words(cluster))
 
         # The disk is not mounted: an empty directory is there in its place.
         daemon.stop()

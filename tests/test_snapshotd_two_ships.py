@@ -10,7 +10,7 @@ from snapshotd.layout import SHARDS, SNAPSHOTS
 from snapshotd.object_store import Data
 from tests.snapshot_parts import CountingStore, Parts, opened, snapshot_id
 from tests.snapshotd_shipping import Shipping, shipping
-from tests.stack import in_loop
+from tests.stack import LIMIT_S, in_loop
 
 
 class HeldStore(CountingStore):
@@ -60,11 +60,11 @@ def test_a_root_that_is_put_late_replaces_no_other(tmp_path: Path) -> None:
             here.control.before_complete = lose
             here.control.errors = [(False, QuorumUnavailable("control is away"))]
             shipped_late = asyncio.create_task(late.ship(1, 1).run())
-            await asyncio.wait_for(reached.wait(), 20)
+            await asyncio.wait_for(reached.wait(), LIMIT_S)
             await here.ship(1, 1).run()
             taken = here.control.completed[snapshot_id(1)]
             go_on.set()
-            await asyncio.wait_for(shipped_late, 20)
+            await asyncio.wait_for(shipped_late, LIMIT_S)
             assert here.control.completed == {snapshot_id(1): taken}
             assert here.control.failed == {}
             fresh = Parts(here.parts.repository, late_state(tmp_path))
