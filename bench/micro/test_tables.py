@@ -16,6 +16,8 @@ from blockstore.units import Generation, Sequence
 
 ADDRESS = ReplicaAddress(VolumeId("vol-0123456789abcdef0"), SegmentNumber(0), ReplicaId("rep-0123456789abcdef0"))
 BLOCKS = 4096
+#: In one checkpoint, each of which waits for the disk.
+GENERATIONS_AT_ONCE = 50
 
 
 def make_store(directory: Path) -> ReplicaStore:
@@ -66,4 +68,5 @@ def add_generations(store: ReplicaStore, sequence: int, generations: int) -> Non
         writes = record(sequence + 2, [write(number) for number in numbers], Generation(generation))
         sequence += 2
         store.commit([seal, writes])
-        checkpoint(store, sequence, generation)
+        if generation % GENERATIONS_AT_ONCE == 0 or generation == generations:
+            checkpoint(store, sequence, generation)
