@@ -12,7 +12,7 @@ from blockstore.grpc_errors import cairn_errors
 from blockstore.grpc_parts import whole
 from blockstore.rpc import control_pb2_grpc, snapshot_pb2_grpc
 
-LIMIT_S = 30
+LIMIT_S = 60
 BEAT_S = 0.1
 
 

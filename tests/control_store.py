@@ -80,13 +80,22 @@ class MemoryDaemon(Beating):
             prune_number=prune_number,
             retries=task.retries,
         )
-        completed = await stub.CompleteSnapshot(request, timeout=LIMIT_S)
-        self.tasks.pop(snapshot, None)
+        # Before the answer: others may see it completed earlier than this one hears of it.
         self.shipped.append(task)
+        try:
+            completed = await stub.CompleteSnapshot(request, timeout=LIMIT_S)
+        except BaseException:
+            self.shipped.remove(task)
+            raise
+        self.tasks.pop(snapshot, None)
         return completed
 
     async def drop(self, stub: Any, snapshot: str) -> None:
         self.roots.discard(snapshot)
         request = snapshot_pb2.DropSnapshotRequest(daemon=self.id, snapshot=snapshot)
-        await stub.DropSnapshot(request, timeout=LIMIT_S)
-        self.dropped.append(snapshot)
+        self.dropped.append(snapshot)  # as above
+        try:
+            await stub.DropSnapshot(request, timeout=LIMIT_S)
+        except BaseException:
+            self.dropped.remove(snapshot)
+            raise

@@ -168,4 +168,4 @@ def test_a_create_that_is_late_leaves_no_replica_of_a_plan_that_was_dropped(tmp_
         cluster.nodes[cluster.nodes.index(gone)] = await gone.restart()
         await until_tidy(cluster, await control.get("v"))
 
-    run(tmp_path, scenario, nodes=4, lease_s=LEASE_S, call_timeout_s=20.0)
+    run(tmp_path, scenario, nodes=4, lease_s=LEASE_S, call_timeout_s=60.0)

@@ -35,7 +35,7 @@ async def known(control: Control) -> list[str]:
 
 def test_one_that_was_started_and_never_registers_is_a_problem_until_it_does(tmp_path: Path) -> None:
     async def check() -> None:
-        async with control_at(tmp_path, lease_s=0.5) as control:
+        async with control_at(tmp_path, lease_s=2.0) as control:
             await starting(control)
             assert await words_of(control, DAEMON) == "", "it has just been started"
             await starting(control, WHY)

@@ -39,6 +39,7 @@ async def at_rest(control: Control, cluster: Cluster) -> bool:
     return not changing and not any(drained) and cluster.held() == expected_replicas(volumes)
 
 
+@pytest.mark.timeout(400)  # some forty clusters, one after the other
 @pytest.mark.parametrize("attached", [True, False])
 def test_control_may_be_killed_at_any_step_of_a_drain(tmp_path: Path, attached: bool) -> None:
     async def one(directory: Path, point: int) -> bool:

@@ -18,6 +18,9 @@ from tests.control_cluster import Control, control_at, until
 from tests.control_many import MAP_SIZE, completed, fill, pending, restored, volume
 from tests.control_store import MemoryDaemon
 
+#: Of a test: its lists take seconds, and the first one makes them.
+pytestmark = pytest.mark.timeout(400)
+
 #: Snapshots were too many at 17,600, roots at 70,000, volumes at 8,000.
 VOLUMES = 9_000
 SNAPSHOTS = 30_000
@@ -26,6 +29,8 @@ PENDING = 300
 LIMIT_S = 120.0
 #: Before it no pass of the loop changes what a test has put there.
 QUIET: dict[str, Any] = {"reconcile_s": 3600.0, "map_size_bytes": MAP_SIZE}
+#: Of a daemon that registers and does not beat: it is up for as long as the lists take.
+LONG_LEASE_S = 3600.0
 
 Check = Callable[[Control], Coroutine[Any, Any, None]]
 
@@ -43,9 +48,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def run(directory: Path, check: Check) -> None:
+def run(directory: Path, check: Check, **changes: Any) -> None:
     async def with_control() -> None:
-        async with control_at(directory, **QUIET) as control:
+        async with control_at(directory, **QUIET, **changes) as control:
             await check(control)
 
     asyncio.run(with_control())
@@ -108,7 +113,7 @@ def test_why_each_of_many_pending_ones_waits(large: Path, tmp_path: Path) -> Non
     copied = tmp_path / "control"
     copied.mkdir()
     (copied / "data.mdb").write_bytes((large / "data.mdb").read_bytes())
-    run(copied, check)
+    run(copied, check, lease_s=LONG_LEASE_S)
 
 
 def test_roots_are_all_there_with_the_number(large: Path) -> None:
@@ -153,7 +158,7 @@ def test_what_happens_between_two_parts_is_in_none_of_them(tmp_path: Path) -> No
 
     one = volume(0)
     asyncio.run(fill(tmp_path, [one], [completed(number, one) for number in range(20_000)], prune_number=5))
-    run(tmp_path, check)
+    run(tmp_path, check, lease_s=LONG_LEASE_S)
 
 
 def test_a_list_of_roots_that_lacks_some_is_no_list(tmp_path: Path) -> None:
@@ -189,7 +194,7 @@ def test_a_daemon_is_given_no_more_than_one_answer_holds_and_gets_through_all(
         snapshots = [pending(number, volumes[number]) for number in range(count)]
         deleting = [completed(count + number, volumes[0]) for number in range(count)]
         await fill(tmp_path, volumes, [*snapshots, *deleting])
-        async with control_at(tmp_path, map_size_bytes=MAP_SIZE) as control:
+        async with control_at(tmp_path, map_size_bytes=MAP_SIZE, lease_s=LONG_LEASE_S) as control:
             for each in deleting:
                 await control.delete_snapshot(each.id)
             daemon = MemoryDaemon(1)

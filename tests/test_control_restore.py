@@ -235,11 +235,11 @@ def test_a_user_who_attaches_while_it_opens_for_maintenance_is_no_trouble(tmp_pa
         front_end.may_open.clear()
         front_end.opening.clear()
         volume = await control.create(0, name="r", snapshot=snapshot)
-        await asyncio.wait_for(front_end.opening.wait(), 30)
+        await asyncio.wait_for(front_end.opening.wait(), 60)
         front_end.opening.clear()
         with capture_logs() as logs:
             attaching = asyncio.ensure_future(control.attach("r"))
-            await asyncio.wait_for(front_end.opening.wait(), 30)
+            await asyncio.wait_for(front_end.opening.wait(), 60)
             front_end.may_open.set()
             assert (await attaching).epoch == 2
             await control.detach("r")
@@ -312,8 +312,11 @@ def test_what_cannot_be_opened_for_maintenance_is_tried_again_and_says_why(tmp_p
             return "one member answers" in (await control.get("r")).hydration.why
 
         await until(says_why, "the reason is shown")
-        status = await control.status()
-        assert any("hydration stands still" in each.message for each in status.problems)
+
+        async def is_a_problem() -> bool:
+            return any("hydration stands still" in each.message for each in (await control.status()).problems)
+
+        await until(is_a_problem, "the status has it, which it has not while it is tried again")
         front_end.outcome, front_end.hydrates = None, True
         assert (await hydrated(control, "r")).state == AVAILABLE
         front_end.outcome = Corrupt("records are missing")
@@ -437,19 +440,18 @@ def test_the_status_tells_of_snapshots_sources_and_daemons(tmp_path: Path) -> No
         await control.call("FailSnapshot", request)
         await daemon.stop()
 
-        async def are_told() -> Any:
-            problems = (await control.status()).problems
-            found = {(each.subject, each.severity) for each in problems}
-            return found if any(each.subject == daemon.id for each in problems) else None
-
-        found = await until(are_told, "the daemon is down")
-        assert found == {
+        expected = {
             (daemon.id, control_pb2.SEVERITY_DEGRADED),
             (failing.id, control_pb2.SEVERITY_WARNING),
             (pending.id, control_pb2.SEVERITY_DEGRADED),
             (volume.id, control_pb2.SEVERITY_DEGRADED),
         }
-        told = {each.subject: each.message for each in (await control.status()).problems}
+
+        async def are_told() -> Any:
+            problems = (await control.status()).problems
+            return problems if {(each.subject, each.severity) for each in problems} == expected else None
+
+        told = {each.subject: each.message for each in await until(are_told, "the daemon is down, and nothing else")}
         assert "no room; retry or delete it" in told[failing.id]
         assert "cairn snapshotd run" in told[pending.id]
         assert "cairn snapshotd run" in told[volume.id]
