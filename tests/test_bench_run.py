@@ -16,12 +16,13 @@ from bench.processes import Meter
 from bench.targets import ALL, TARGETS
 from bench.workloads import FILL, MIXED, SEQUENTIAL
 from blockstore.units import MIB
+from tests.daemons import wait_for
 from tests.programs import require_programs
 
-pytestmark = pytest.mark.xdist_group("load")
+pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parent.parent
-LIMIT_S = 150.0
+LIMIT_S = 500.0
 
 
 def run_whole(command: list[str], output: Path) -> tuple[int, str]:
@@ -37,7 +38,6 @@ def run_whole(command: list[str], output: Path) -> tuple[int, str]:
     return code, output.read_text()
 
 
-@pytest.mark.timeout(2 * LIMIT_S)
 def test_a_short_run_reports_all_that_it_measured(tmp_path: Path) -> None:
     require_programs("fio", "nbdkit", "nbdinfo")
     targets, workloads = ["cairn", "nbdkit-memory"], ["randwrite-4k-32", "randrw-4k-32", "read-1m-8"]
@@ -69,9 +69,13 @@ def test_a_peer_serves_what_is_measured_on_it(name: str, tmp_path: Path) -> None
         for workload in (FILL, SEQUENTIAL[1]):
             assert fio.run_once(workload, serving.disk, 16 * MIB, tmp_path).iops > 0
         assert serving.commands
-        with Meter(serving.pids) as meter:
-            fio.run_timed(MIXED[0], serving.disk, 16 * MIB, 0.2, tmp_path)
-        assert sum(each.cpu_s for each in meter.usage.values()) > 0
+
+        def used_cpu_s() -> float:
+            with Meter(serving.pids) as meter:
+                fio.run_timed(MIXED[0], serving.disk, 16 * MIB, 0.2, tmp_path)
+            return sum(each.cpu_s for each in meter.usage.values())
+
+        wait_for("a run in which it was seen at work", used_cpu_s)
 
 
 def test_a_target_that_is_not_installed_is_named_with_what_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:

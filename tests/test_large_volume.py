@@ -6,8 +6,9 @@ manifest meets.
 """
 
 import asyncio
+import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -19,11 +20,11 @@ import pytest
 from blockstore.rpc import control_pb2
 from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import BLOCK_SIZE, GIB, KIB, MIB, TIB
-from tests.cluster import Cluster
+from tests.cluster import CONTROL, Cluster
 from tests.daemons import wait_for
 from tests.nbd_client import NbdClient
 
-pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(600)]
 
 SHARD: Final = 128 * MIB
 #: Requests in flight while a volume is filled.
@@ -31,6 +32,10 @@ _WRITES: Final = 16
 #: What a process's memory and a busy machine's time differ by, whatever was done.
 _NOISE_BYTES: Final = 48 * MIB
 _NOISE_S: Final = 2.0
+#: At most, until times are such.
+_TRIES: Final = 4
+#: Nobody goes away here, and one that is not run for some seconds ships nothing twice.
+PATIENT: Final = dataclasses.replace(CONTROL, lease_s=30.0)
 
 Layout = dict[int, int]
 """Where data lies: length by offset, in bytes."""
@@ -110,10 +115,8 @@ def cost_of(cluster: Cluster, size: int, layout: Layout, seed: int) -> Cost:
     """Of a first snapshot of a new volume with this data."""
     volume = cluster.create(size)
     fill(cluster.attach(volume), layout, seed)
+    restart_snapshotd(cluster)
     daemon = cluster.snapshotds[0]
-    daemon.stop()
-    cluster.start(daemon)
-    wait_for("snapshotd to be registered", lambda: all(each.up for each in daemons(cluster)))
     before, idle = objects(cluster), memory_bytes(daemon.pid, "VmRSS")
     (snapshot,) = cluster.snapshot(volume)
     peak = memory_bytes(daemon.pid, "VmHWM")
@@ -136,25 +139,49 @@ def cost_of(cluster: Cluster, size: int, layout: Layout, seed: int) -> Cost:
     )
 
 
-def daemons(cluster: Cluster) -> list[pb.StoreDaemon]:
-    found: pb.GetStoreResponse = cluster.call("GetStore", pb.GetStoreRequest())
-    return list(found.daemons)
+def restart_snapshotd(cluster: Cluster) -> None:
+    """With nothing in its memory; once control knows where it is now, and does not take it for the one of before."""
+    (daemon,) = cluster.snapshotds
+    daemon.stop()
+    cluster.start(daemon)
+    address = daemon.read_address()
+
+    def registered() -> bool:
+        found: pb.GetStoreResponse = cluster.call("GetStore", pb.GetStoreRequest())
+        return [(each.address, each.up) for each in found.daemons] == [(address, True)]
+
+    wait_for("snapshotd to be registered", registered)
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with Cluster(tmp_path_factory.mktemp("large"), snapshotds=1) as running:
+    with Cluster(tmp_path_factory.mktemp("large"), snapshotds=1, control_settings=PATIENT) as running:
         yield running
 
 
+def one_of_some(measured: Callable[[int], tuple[bool, str]]) -> None:
+    """`measured` says for a seed whether times were as they should be: a quiet while of the machine shows it."""
+    shown = []
+    for number in range(_TRIES):
+        good, costs = measured(100 * number)
+        print(costs)
+        if good:
+            return
+        shown.append(costs)
+    pytest.fail("\n".join(shown))
+
+
 def test_dense_data_costs_the_same_in_a_volume_of_any_size(cluster: Cluster) -> None:
+    one_of_some(lambda seed: measure_dense(cluster, seed))
+
+
+def measure_dense(cluster: Cluster, seed: int) -> tuple[bool, str]:
     data = 64 * MIB
-    small = cost_of(cluster, GIB, dense(data), 1)
-    large = cost_of(cluster, TIB, dense(data, TIB - data), 2)
-    half = cost_of(cluster, TIB, dense(data // 2, TIB // 2), 3)
-    empty = cost_of(cluster, TIB, {}, 4)
+    small = cost_of(cluster, GIB, dense(data), seed + 1)
+    large = cost_of(cluster, TIB, dense(data, TIB - data), seed + 2)
+    half = cost_of(cluster, TIB, dense(data // 2, TIB // 2), seed + 3)
+    empty = cost_of(cluster, TIB, {}, seed + 4)
     shown = "\n".join(map(str, ("", small, large, half, empty)))
-    print(shown)
     assert (small.shards, large.shards, half.shards, empty.shards) == (1, 1, 1, 0), shown
     assert abs(large.manifest_bytes - small.manifest_bytes) < 64, shown
     assert abs(large.index_bytes - small.index_bytes) < KIB, shown
@@ -164,19 +191,21 @@ def test_dense_data_costs_the_same_in_a_volume_of_any_size(cluster: Cluster) -> 
     assert abs(half.pack_bytes * 2 - large.pack_bytes) < 64 * KIB, shown
     assert large.peak_bytes < small.peak_bytes + _NOISE_BYTES, shown
     assert empty.peak_bytes < _NOISE_BYTES, shown
-    assert large.seconds < small.seconds * 3 + _NOISE_S, shown
-    assert empty.seconds < small.seconds + _NOISE_S, shown
+    return large.seconds < small.seconds * 3 + _NOISE_S and empty.seconds < small.seconds + _NOISE_S, shown
 
 
 def test_spread_data_costs_what_its_pieces_cost(cluster: Cluster) -> None:
     """Each piece has a shard of its own in the large volume: that is as many objects as there can be of these data."""
+    one_of_some(lambda seed: measure_spread(cluster, seed))
+
+
+def measure_spread(cluster: Cluster, seed: int) -> tuple[bool, str]:
     data, piece = 64 * MIB, 64 * KIB
     pieces = data // piece
-    small = cost_of(cluster, GIB, spread(data, GIB, piece), 5)
-    large = cost_of(cluster, TIB, spread(data, TIB, piece), 6)
-    half = cost_of(cluster, TIB, spread(data // 2, TIB, piece), 7)
+    small = cost_of(cluster, GIB, spread(data, GIB, piece), seed + 5)
+    large = cost_of(cluster, TIB, spread(data, TIB, piece), seed + 6)
+    half = cost_of(cluster, TIB, spread(data // 2, TIB, piece), seed + 7)
     shown = "\n".join(map(str, ("", small, large, half)))
-    print(shown)
     assert (small.shards, large.shards, half.shards) == (GIB // SHARD, pieces, pieces // 2), shown
     assert large.shard_bytes < pieces * 96, shown
     # A root names each shard by 32 bytes.
@@ -186,7 +215,7 @@ def test_spread_data_costs_what_its_pieces_cost(cluster: Cluster) -> None:
     assert abs(large.pack_bytes - small.pack_bytes) < 64 * KIB, shown
     assert large.peak_bytes < small.peak_bytes + _NOISE_BYTES, shown
     # Each shard is an object, which a directory syncs twice.
-    assert large.seconds < small.seconds * 3 + pieces * 0.01 + _NOISE_S, shown
+    return large.seconds < small.seconds * 3 + pieces * 0.01 + _NOISE_S, shown
 
 
 # ---- how soon a restored one answers
@@ -233,7 +262,7 @@ def test_the_first_read_of_a_restored_volume_comes_within_100_ms(tmp_path: Path)
     gives these processes half a core for minutes, so one fresh restore of some has to show both.
     """
     chance = Random(9)
-    with Cluster(tmp_path, snapshotds=1) as cluster:
+    with Cluster(tmp_path, snapshotds=1, control_settings=PATIENT) as cluster:
         volume = cluster.create(TIB)
         layout = spread(_PIECES * PIECE, TIB, PIECE)
         fill(cluster.attach(volume), layout, 8)
@@ -241,16 +270,15 @@ def test_the_first_read_of_a_restored_volume_comes_within_100_ms(tmp_path: Path)
         cluster.detach(volume)
         shown = []
         for _ in range(_RESTORES):
-            cluster.snapshotds[0].stop()
-            cluster.start(cluster.snapshotds[0])
-            wait_for("snapshotd to be registered", lambda: all(each.up for each in daemons(cluster)))
+            restart_snapshotd(cluster)
             copy = restored(cluster, snapshot)
             uri = cluster.attach(copy)
             first, *further = timed_reads(uri, chance.sample(sorted(layout), 1 + _SPOTS), 8)
-            assert cluster.volume(copy).HasField("source"), "it was hydrated before it was read"
-            if max(first, median(further)) < _FIRST_READ_S:
+            hydrating = cluster.volume(copy).HasField("source")  # or these reads show nothing
+            if hydrating and max(first, median(further)) < _FIRST_READ_S:
                 return
-            shown.append(f"first {milliseconds([first])}, further spots {milliseconds(further)}")
+            late = "" if hydrating else ", when it was hydrated"
+            shown.append(f"first {milliseconds([first])}, further spots {milliseconds(further)}{late}")
             cluster.detach(copy)
             cluster.call("DeleteVolume", control_pb2.DeleteVolumeRequest(volume=copy))
         pytest.fail("; ".join(shown))

@@ -40,6 +40,13 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_python_disk(tmp_path_factory.mktemp("disk"))
 
 
+class ReachedByGuests(Cluster):
+    """In QEMU's network there is this machine's 127.0.0.1, and no other address of its loopback."""
+
+    def _listen(self, name: str) -> str:
+        return "127.0.0.1:0"
+
+
 def synced(attached: Machine) -> list[float]:
     """When each file was synced, in seconds of the guest's uptime."""
     return [float(each) for each in attached.said(r"SYNCED \d+ at ([0-9.]+)")]
@@ -66,7 +73,7 @@ def holder(cluster: Cluster, volume: str) -> int:
 
 def test_a_file_system_outlives_front_ends(kernel: Kernel, disk: Path, tmp_path: Path) -> None:
     settings = dataclasses.replace(FRONT_END, nbd_advertise="10.0.2.2:0")
-    with Cluster(tmp_path, front_ends=3, front_end_settings=settings, control_settings=CONTROL) as cluster:
+    with ReachedByGuests(tmp_path, front_ends=3, front_end_settings=settings, control_settings=CONTROL) as cluster:
         volume = cluster.create(SIZE)
         where = f"nbd://{cluster.control_address}/{volume}"
         pauses = {}
@@ -123,7 +130,7 @@ def test_a_device_by_kernel_tls(disk: Path, tmp_path: Path) -> None:
         tls_ca=server.directory / "ca-cert.pem",
     )
     (tmp_path / "cluster").mkdir()
-    with Cluster(tmp_path / "cluster", front_end_settings=settings, control_settings=CONTROL) as cluster:
+    with ReachedByGuests(tmp_path / "cluster", front_end_settings=settings, control_settings=CONTROL) as cluster:
         volume = cluster.create(TLS_SIZE)
         (front_end,) = cluster.front_ends
         cluster.attach(cluster.create(16 * MIB, name="other"))

@@ -72,12 +72,13 @@ def snapshot_under_load(cluster: Cluster, kernel: Kernel, directory: Path) -> tu
 def test_a_snapshot_under_load_mounts_while_it_hydrates(kernel: Kernel, tmp_path: Path) -> None:
     with Cluster(tmp_path, snapshotds=1) as cluster:
         snapshot, synced = snapshot_under_load(cluster, kernel, tmp_path / "load")
-        restored = cluster.restore(snapshot, RATE)
+        restored = cluster.restore(snapshot, SLOW)
         where = cluster.attach(restored)
         text = script("recovered", AT_LEAST=synced)
         with running(kernel, text, tmp_path / "recovered", where, LIMIT_S) as mounted:
             mounted.wait_for("MOUNTED")
             assert cluster.volume(restored).HasField("source"), "it was hydrated before it was mounted"
+            cluster.call("SetHydration", snapshot_pb2.SetHydrationRequest(volume=restored, rate_bytes=RATE))
             # Nobody serves the source for a while: what is there goes on working, the rest waits.
             cluster.snapshotds[0].kill()
             cluster.start(cluster.snapshotds[0])
@@ -132,6 +133,7 @@ def assert_clean(mounted: Machine) -> None:
 #: Far more than are written until the snapshot is there.
 MOST_FILES = 1500
 WRITTEN = 20
+HOOK_LIMIT_S = 200
 
 
 def test_hooks_that_freeze_the_file_system_make_a_snapshot_that_needs_no_recovery(
@@ -171,7 +173,7 @@ def create_frozen(cluster: Cluster, volume: str, loaded: Machine) -> int:
     def hook(word: str, answer: str) -> str:
         return f"echo {word} >{words}; until grep -q {answer} {output}; do sleep 0.05; done"
 
-    argv = [*CAIRN, "snapshot", "create", volume, "--wait", "--hook-timeout", "60"]
+    argv = [*CAIRN, "snapshot", "create", volume, "--wait", "--hook-timeout", str(HOOK_LIMIT_S)]
     argv += ["--pre", hook("freeze", "FROZEN"), "--post", hook("thaw", "THAWED")]
     environment = os.environ | {"CAIRN_CONTROL": cluster.control_address}
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, timeout=LIMIT_S)

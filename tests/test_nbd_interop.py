@@ -11,6 +11,8 @@ import pytest
 
 from tests.interop import clients
 
+pytestmark = pytest.mark.timeout(600)
+
 ROOT = Path(__file__).parent.parent
 _END_LIMIT_S = 60
 

@@ -31,7 +31,7 @@ PROGRAMS: Final = (
     "/usr/bin/python3",
 )
 FILE_SYSTEM_BYTES: Final = 256 * MIB
-_LIMIT_S: Final = 110
+_LIMIT_S: Final = 300
 #: The binding is Debian's, for Debian's Python.
 _SYSTEM_PYTHON: Final = "/usr/bin/python3"
 #: Where qemu-io writes patterns, as offset and length: none on another, aligned, below a sector, over blocks' edges.

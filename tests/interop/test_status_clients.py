@@ -21,7 +21,7 @@ from tests.loopback import free_address
 from tests.programs import find_program, require_programs
 from tests.test_nbd_interop import serving
 
-pytestmark = pytest.mark.xdist_group("load")
+pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(600)]
 SIZE = 128 * MIB
 Mapped = list[tuple[int, int, int]]
 
