@@ -22,7 +22,7 @@ from tests.crash.model import SECTOR_SIZE, ZERO, Model
 from tests.nbd_client import Disconnected, NbdClient, NbdError
 
 _RECONNECT_S: Final = 0.1
-_PROGRESS_LIMIT_S: Final = 40.0
+_PROGRESS_LIMIT_S: Final = 90.0
 _VERIFY_SECTORS: Final = 2048
 _MOST_SECTORS: Final = 64
 #: Of 20 requests: how many of each kind, ends summed up.
