@@ -33,7 +33,7 @@ class Meter:
 
     def __exit__(self, *_: object) -> None:
         for name, process in self._processes.items():
-            self.usage[name] = Usage(_cpu_s(process) - self._before[name], _private_bytes(process) / (1 << 20))
+            self.usage[name] = Usage(_cpu_s(process) - self._before[name], private_bytes(process) / (1 << 20))
 
 
 def _cpu_s(process: psutil.Process) -> float:
@@ -42,6 +42,7 @@ def _cpu_s(process: psutil.Process) -> float:
     return float(times.user + times.system + times.children_user + times.children_system)
 
 
-def _private_bytes(process: psutil.Process) -> int:
+def private_bytes(process: psutil.Process) -> int:
+    """Resident memory without pages of mapped files; see Usage."""
     memory = process.memory_info()
     return int(memory.rss - memory.shared)
