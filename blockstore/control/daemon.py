@@ -7,7 +7,6 @@ listens at, with the port that it got, is in the file `address` of its state dir
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
@@ -15,6 +14,7 @@ from typing import Any, Final
 import structlog
 
 from blockstore.config import ControlSettings
+from blockstore.control.awake_clock import AwakeClock
 from blockstore.control.catalog import Catalog
 from blockstore.control.clock import now_ms
 from blockstore.control.creating import Creating
@@ -150,8 +150,9 @@ async def _tenure(
     """Control at work as the active one: the reconcile loop, which ends only by failing."""
     peers = Peers(settings)
     measured = MeasuredMetastore(store, metrics.calls)
-    services, reconciler, floors = await assemble(settings, measured, peers, controls, time.monotonic)
-    reconciling = asyncio.ensure_future(reconciler.run())
+    clock = AwakeClock()
+    services, reconciler, floors = await assemble(settings, measured, peers, controls, clock)
+    ticking, reconciling = asyncio.ensure_future(clock.run()), asyncio.ensure_future(reconciler.run())
     try:
         await gate.open(*services)
         metrics.become_active(services[0])
@@ -159,8 +160,9 @@ async def _tenure(
     finally:
         await metrics.stand_by()
         await gate.shut()
-        reconciling.cancel()
-        await asyncio.gather(reconciling, return_exceptions=True)
+        for task in (reconciling, ticking):
+            task.cancel()
+        await asyncio.gather(reconciling, ticking, return_exceptions=True)
         await peers.keep_only(())
         # All that is not saved is told again with the next heartbeat.
         with suppress(QuorumUnavailable, TimeoutError):
