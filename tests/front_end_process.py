@@ -32,7 +32,7 @@ class ServedFrontEnd:
 
     async def close(self, epoch: int) -> None:
         request = pb.CloseVolumeRequest(front_end=self.front_end.id, volume=VOLUME, epoch=epoch)
-        await self.stub.CloseVolume(request, timeout=10)
+        await self.stub.CloseVolume(request, timeout=LIMIT_S)
 
     async def client(self, export: str = VOLUME) -> NbdClient:
         return await NbdClient.connect(f"nbd://127.0.0.1:{self._nbd_port}/{export}")

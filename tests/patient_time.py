@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from typing import Any, Final
 
 #: More than a turn takes on a machine that is not overloaded; leases are many times as long.
-TURN_S: Final = 0.05
+TURN_S: Final = 0.02
 
 
 class _Patient(selectors.DefaultSelector):

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 from blockstore.config import NodeSettings
 from blockstore.domain import (
@@ -30,8 +31,10 @@ from blockstore.replication.leader import LeaderSettings
 from blockstore.rpc import control_pb2 as pb
 from blockstore.rpc import replica_pb2, replica_pb2_grpc
 from blockstore.units import MIB, Epoch
+from blockstore.volume import open_volume
 from blockstore.volume.open_volume import OpenVolume
 from blockstore.volume.ticket import Ticket
+from tests.patient_time import run_patiently
 
 LIMIT_S = 60.0
 #: Of a whole test: below pytest's own, so that what it says is where the test stands.
@@ -279,9 +282,10 @@ async def running_stack(
 
 
 def in_loop(test: Callable[[], Awaitable[None]]) -> None:
-    """Run a test's coroutine, with a limit."""
+    """Run a test's coroutine, with a limit. Leases and limits count only the time in which this process is run."""
 
     async def limited() -> None:
-        await asyncio.wait_for(test(), _TEST_LIMIT_S)
+        with patch.object(open_volume, "boot_time_s", asyncio.get_running_loop().time):
+            await asyncio.wait_for(test(), _TEST_LIMIT_S)
 
-    asyncio.run(limited())
+    run_patiently(limited())

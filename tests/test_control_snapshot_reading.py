@@ -129,8 +129,11 @@ def test_one_on_the_nodes_is_told_with_its_generation_which_stays_pinned_while_i
 def test_its_uris_are_those_of_front_ends_that_show_snapshots(tmp_path: Path) -> None:
     async def scenario(cluster: Cluster, control: Control) -> None:
         snapshot = await completed(control)
-        uris = list((await control.get_snapshot(snapshot)).uris)
-        assert uris == [f"nbd://127.0.0.1:10809/{snapshot}"]
+
+        async def is_shown() -> bool:
+            return list((await control.get_snapshot(snapshot)).uris) == [f"nbd://127.0.0.1:10809/{snapshot}"]
+
+        await until(is_shown, "the front-end has said that it shows snapshots")
         cluster.front_ends[0].shows_snapshots = False
 
         async def is_shown_no_more() -> bool:

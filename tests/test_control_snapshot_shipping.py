@@ -239,12 +239,12 @@ def test_watching_tells_each_change_until_it_is_not_pending_any_more(tmp_path: P
 
             await until(is_seen, f"{done} bytes are seen")
         daemon.ships = True
-        await asyncio.wait_for(watching, 30)
+        await asyncio.wait_for(watching, LIMIT_S)
         assert (seen[0].state, seen[-1].state) == (PENDING, COMPLETED)
         assert all(before != after for before, after in itertools.pairwise(seen))
         daemon.ships = False
         await control.call("DeleteSnapshot", snapshot_pb2.DeleteSnapshotRequest(snapshot=snapshot.id))
-        await asyncio.wait_for(watch(), 30)
+        await asyncio.wait_for(watch(), LIMIT_S)
         assert seen[-1].state == snapshot_pb2.SNAPSHOT_STATE_DELETING, "told, and not until somebody has dropped it"
         with pytest.raises(NotFound), cairn_errors():
             async for _ in control.stub.WatchSnapshot(snapshot_pb2.GetSnapshotRequest(snapshot="snap-0")):

@@ -21,13 +21,17 @@ from tests.control_beating import answer_of
 from tests.control_cluster import until
 from tests.etcd_server import EtcdServer, running_etcd
 
-CALL_S = 5.0
+CALL_S = 30.0
 
 
 @asynccontextmanager
 async def control_on(etcd: EtcdServer, state: Path, **changes: Any) -> AsyncIterator[str]:
     settings = ControlSettings(
-        state=state, listen="127.0.0.1:0", metastore=etcd.url(), leader_lease_s=3, lease_s=0.5, **changes
+        state=state,
+        listen="127.0.0.1:0",
+        metastore=etcd.url(),
+        lease_s=0.5,
+        **{"leader_lease_s": 3.0, **changes},
     )
     async with serving(settings) as (address, _):
         yield address
@@ -60,14 +64,20 @@ async def until_active(address: str) -> None:
 
 def test_of_two_one_answers_and_the_other_says_who_does(tmp_path: Path) -> None:
     async def scenario(etcd: EtcdServer) -> None:
-        async with control_on(etcd, tmp_path / "b") as second:
+        # So long that it is not over where this process is not run for a while.
+        async with control_on(etcd, tmp_path / "b", leader_lease_s=30.0) as second:
             await until_active(second)
-            async with control_on(etcd, tmp_path / "a") as first:
+            async with control_on(etcd, tmp_path / "a", leader_lease_s=30.0) as first:
 
                 async def told() -> bool:
                     return f"the active one is at {second}" in await refusal(first)
 
                 await until(told, "the first to know the second")
+
+                async def knows() -> bool:
+                    return [each.active for each in (await status(second)).controls] == [True, False]
+
+                await until(knows, "the second to know the first")
                 _, port = first.split(":")
                 both = f"localhost:{port},{second}"
                 for _ in range(5):
@@ -94,10 +104,10 @@ def test_without_etcd_it_stands_by_and_says_why_until_there_is_one(
                 return "does not answer" in await refusal(address)
 
             await until(says_why, "it to say why")
+            monkeypatch.undo()
             await asyncio.to_thread(etcd.start)
             await until_active(address)
             # Its place is taken away by hand: it stands anew.
-            monkeypatch.setattr(etcd_client, "ATTEMPT_S", 2.0)
             before = etcd.ctl("get", "--prefix", "/cairn/control/", "--keys-only")
             etcd.ctl("del", "--prefix", "/cairn/control/")
 
@@ -117,7 +127,7 @@ def test_what_trying_again_does_not_mend_ends_it(tmp_path: Path) -> None:
         settings = ControlSettings(state=tmp_path / "a", listen="127.0.0.1:0", metastore=etcd.url(), **changes)
         async with serving(settings) as (_, working):
             with pytest.raises(CairnError) as raised:
-                await asyncio.wait_for(working, 30)
+                await asyncio.wait_for(working, 60)
         return raised.value
 
     with running_etcd(tmp_path) as etcd:

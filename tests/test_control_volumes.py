@@ -110,10 +110,12 @@ def test_with_too_few_zones_it_refuses_or_warns(tmp_path: Path, placement: Place
                 volume = await control.create()
                 assert volume.state == AVAILABLE
                 assert "2 zones" in volume.warnings[0]
-                problems = (await control.status()).problems
-                assert [(each.severity, each.subject) for each in problems] == [
-                    (control_pb2.SEVERITY_WARNING, volume.id)
-                ]
+
+                async def warns_of_it_alone() -> bool:
+                    problems = [(each.severity, each.subject) for each in (await control.status()).problems]
+                    return problems == [(control_pb2.SEVERITY_WARNING, volume.id)]
+
+                await until(warns_of_it_alone, "the status warns of the volume, and of nothing else")
 
     run_patiently(scenario())
 

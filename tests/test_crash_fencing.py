@@ -11,10 +11,10 @@ from tests.cluster import Cluster
 from tests.crash.offline import assert_replicas_agree
 from tests.nbd_client import Disconnected, NbdClient, NbdError
 
-pytestmark = pytest.mark.xdist_group("load")
+pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(300)]
 
 OLD, NEW = b"old" * 2048, b"new" * 2048
-LIMIT_S = 40
+LIMIT_S = 120
 
 
 async def paused_elsewhere_resumed(cluster: Cluster, volume: str) -> None:

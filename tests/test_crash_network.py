@@ -1,5 +1,6 @@
 """The network between the front-end and the nodes fails: connections are lost, or nothing is delivered."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tests.crash.offline import assert_replicas_agree
 from tests.crash.workload import Workload
 from tests.daemons import wait_for
 
-pytestmark = pytest.mark.xdist_group("load")
+pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(300)]
 
 SIZE = 64 * MIB
 SECTORS = range(SIZE // SECTOR_SIZE)
@@ -48,7 +49,8 @@ def test_a_node_that_is_cut_off_catches_up(tmp_path: Path) -> None:
 
 
 def test_without_a_quorum_requests_wait_and_then_go_on(tmp_path: Path) -> None:
-    with Cluster(tmp_path, proxied=True) as cluster:
+    patient = dataclasses.replace(FRONT_END, retry_limit_s=2 * LIMIT_S)  # heartbeats may take long to come
+    with Cluster(tmp_path, proxied=True, front_end_settings=patient) as cluster:
         volume = cluster.create(SIZE)
         uri = cluster.attach(volume)
         with Workload(lambda: uri, SECTORS) as load:

@@ -18,7 +18,7 @@ from tests.crash.workload import Workload
 from tests.daemons import Daemon
 from tests.programs import require_programs
 
-pytestmark = pytest.mark.xdist_group("load")
+pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(300)]
 
 SIZE = 64 * MIB
 FIO_SIZE = 16 * MIB

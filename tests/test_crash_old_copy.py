@@ -19,7 +19,7 @@ from tests.crash.workload import Workload
 from tests.daemons import wait_for
 from tests.nbd_client import NbdClient
 
-pytestmark = pytest.mark.xdist_group("load")
+pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(300)]
 
 SIZE = 32 * MIB
 SECTORS = range(SIZE // SECTOR_SIZE)
@@ -67,9 +67,7 @@ def test_old_copies_of_all_nodes_are_served_only_once_the_loss_is_accepted(tmp_p
             shutil.rmtree(node.directory)
             shutil.copytree(old, node.directory)
         cluster.start(*cluster.nodes, *cluster.front_ends)
-        wait_for(
-            f"{volume} to be in error", lambda: cluster.volume(volume).state == control_pb2.VOLUME_STATE_ERROR, 40.0
-        )
+        wait_for(f"{volume} to be in error", lambda: cluster.volume(volume).state == control_pb2.VOLUME_STATE_ERROR)
         assert "--accept-loss" in cluster.volume(volume).reason
         recover = control_pb2.AttachVolumeRequest(volume=volume, force=True, accept_loss=True)
         cluster.call("AttachVolume", recover)

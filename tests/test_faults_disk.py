@@ -43,7 +43,7 @@ def run(disk: PowerDisk, script: str, *, conditions: Conditions = INSTANT) -> st
         check=True,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=100,
     )
     return done.stdout
 
@@ -163,14 +163,15 @@ descriptor = os.open("file", os.O_RDWR | os.O_CREAT)
 os.fdatasync(descriptor)
 print(wall, time.monotonic() - steady)
 """
+    before = time.time()
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=os.environ | steering.environment, check=True,
-        capture_output=True, text=True, timeout=30,
+        capture_output=True, text=True, timeout=100,
     )  # fmt: skip
 
     wall, took = map(float, done.stdout.split())
-    assert 3590 < wall - time.time() < 3610
-    assert 0.3 <= took < 10
+    assert before < wall - 3600 < time.time()
+    assert 0.3 <= took < 60
 
 
 def test_who_a_daemon_is_survives_a_power_cut(disk: PowerDisk) -> None:

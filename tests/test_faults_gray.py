@@ -1,5 +1,6 @@
 """Faults that nobody reports: a node that is slow, full or somewhere else than it was, and clocks that jump."""
 
+import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from blockstore.rpc import snapshot_pb2
 from blockstore.units import BLOCK_SIZE, MIB
-from tests.cluster import CONTROL, Cluster
+from tests.cluster import CONTROL, FRONT_END, Cluster
 from tests.crash.model import SECTOR_SIZE
 from tests.crash.offline import assert_replicas_agree
 from tests.crash.workload import Workload
@@ -24,15 +25,21 @@ BLOCKS = 16
 PROGRESS = 300
 #: Of each sync of the slow disk: far more than a request takes on a machine that is busy.
 SLOW_S = 8
+#: To be served without one that is as slow as that: each would show it, if guests waited for that disk.
+TRIES = 4
 #: Of each sync, so that no seal is committed while writes may be held for it.
 BARRIER_BROKEN_S = CONTROL.hold_limit_s + 1
 HOUR_NS = 3_600_000_000_000
+#: A request that waits for a node which is started is not refused meanwhile, however long that takes.
+PATIENT = dataclasses.replace(FRONT_END, retry_limit_s=100.0)
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultCluster]:
     require_programs("gcc", "ip")
-    with FaultCluster(tmp_path_factory.mktemp("gray"), front_ends=1, snapshotds=0) as running:
+    with FaultCluster(
+        tmp_path_factory.mktemp("gray"), front_ends=1, snapshotds=0, front_end_settings=PATIENT
+    ) as running:
         yield running
 
 
@@ -48,13 +55,18 @@ def test_a_slow_disk_on_one_node_slows_nobody_down(cluster: FaultCluster, volume
     history = History(0, BLOCKS)
     with RegisterLoad(history, lambda: cluster.uri_now(volume)) as load:
         load.wait_progress(PROGRESS)
-        service = load.watch()
         cluster.steering["node-1"].set(sync_least_us=SLOW_S * 1_000_000, sync_most_us=SLOW_S * 1_000_000)
-        load.wait_progress(PROGRESS)
+        assert any(slowest_s(load) < SLOW_S / 2 for _ in range(TRIES)), "guests waited for the slow node"
         cluster.steering["node-1"].set(sync_least_us=0, sync_most_us=0)
-        assert service.slowest_s < SLOW_S / 2, "a guest waited for the slow node"
     cluster.wait_whole(volume, idle=True)
     history.check(cluster.uri(volume))
+
+
+def slowest_s(load: RegisterLoad) -> float:
+    """Of the next requests; the machine may have stood still while these were under way."""
+    service = load.watch()
+    load.wait_progress(PROGRESS)
+    return service.slowest_s
 
 
 def test_a_barrier_that_slow_disks_broke_is_made_anew_once_they_are_fast_again(cluster: FaultCluster) -> None:
@@ -64,16 +76,18 @@ def test_a_barrier_that_slow_disks_broke_is_made_anew_once_they_are_fast_again(c
     history = History(SIZE // 2 // BLOCK_SIZE - BLOCKS // 2, BLOCKS)
     request = snapshot_pb2.CreateSnapshotRequest(volumes=[volume])
 
-    def why() -> str:
+    def failed() -> str:
+        """Why, once it has; empty before."""
         found = cluster.call("ListSnapshots", snapshot_pb2.ListSnapshotsRequest(volume=volume)).snapshots
-        return "; ".join(each.progress.why for each in found)
+        why = "; ".join(each.progress.why for each in found)
+        return why if "it is tried once more" in why else ""
 
     with RegisterLoad(history, lambda: cluster.uri_now(volume)) as load, ThreadPoolExecutor(1) as threads:
         load.wait_progress(PROGRESS)
         slow(cluster, BARRIER_BROKEN_S)
         taken = threads.submit(cluster.call, "CreateSnapshot", request)
-        wait_for("the first barrier to fail", lambda: "it is tried once more" in why())
-        assert f"writes are held for at most {CONTROL.hold_limit_s:g} s, and" in why()
+        why = wait_for("the first barrier to fail", failed)
+        assert f"writes are held for at most {CONTROL.hold_limit_s:g} s, and" in why
         slow(cluster, 0)
         (snapshot,) = taken.result().snapshots
         load.wait_progress(PROGRESS)

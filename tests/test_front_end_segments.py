@@ -200,9 +200,9 @@ def test_clients_that_take_their_time_to_go_keep_the_front_end_from_nothing_else
 
     async def test() -> None:
         async with without_a_quorum(tmp_path) as (served, write):
-            async with asyncio.timeout(1.0):
-                for _ in range(3):
-                    await served.front_end._heed({}, {VOLUME: 1})
+            for _ in range(3):
+                await served.front_end._heed({}, {VOLUME: 1})
+            # Its client still has its time to go; had any of these waited for it, that would be over.
             assert served.front_end._closing.keys() == {(VOLUME, 1)}
             with pytest.raises(Disconnected):
                 await write

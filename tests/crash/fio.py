@@ -11,7 +11,7 @@ from tests.background_load import BackgroundLoad
 from tests.nbd_client import Disconnected
 from tests.programs import find_program
 
-_LIMIT_S: Final = 100
+_LIMIT_S: Final = 200
 _WRONG: Final = re.compile(r"verify failed|verify: bad")
 _PAUSE_S: Final = 0.1
 

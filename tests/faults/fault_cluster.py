@@ -6,8 +6,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from blockstore.config import FrontEndSettings
 from blockstore.units import MIB
-from tests.cluster import CONTROL, NODE, Cluster
+from tests.cluster import CONTROL, FRONT_END, NODE, Cluster
 from tests.crash.small_disk import SmallDisk
 from tests.daemons import Daemon, wait_for
 from tests.etcd_server import EtcdServer, Site
@@ -33,7 +34,14 @@ class FaultCluster(Cluster):
     """
 
     def __init__(
-        self, directory: Path, *, nodes: int = 3, front_ends: int = 2, snapshotds: int = 1, controls: int = 1
+        self,
+        directory: Path,
+        *,
+        nodes: int = 3,
+        front_ends: int = 2,
+        snapshotds: int = 1,
+        controls: int = 1,
+        front_end_settings: FrontEndSettings = FRONT_END,
     ) -> None:
         names = ["control", *(f"control-{number}" for number in range(2, controls + 1))]
         names += [f"node-{index}" for index in range(nodes)]
@@ -56,6 +64,7 @@ class FaultCluster(Cluster):
             front_ends=front_ends,
             snapshotds=snapshotds,
             node_settings=_NODE,
+            front_end_settings=front_end_settings,
             controls=controls,
             control_settings=dataclasses.replace(CONTROL, metastore=url, leader_lease_s=_LEADER_LEASE_S),
         )

@@ -142,7 +142,7 @@ def _interface(kind: str, tag: str) -> str:
 
 def _ip(*arguments: str) -> str:
     command = [str(find_program("ip")), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
 
 def _remove_left_over() -> None:

@@ -28,7 +28,7 @@ from tests.nbd_client import Disconnected, NbdClient, NbdError
 
 _STAMP: Final = struct.Struct("<QQ")
 _RECONNECT_S: Final = 0.05
-_PROGRESS_LIMIT_S: Final = 60.0
+_PROGRESS_LIMIT_S: Final = 90.0
 _CHECK_LIMIT_S: Final = 60.0
 _MOST_BLOCKS: Final = 3
 _WRITES_SHARE: Final = 0.5

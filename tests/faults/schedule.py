@@ -42,7 +42,7 @@ LASTING_S: Final = (1.0, 4.0)
 #: Answered requests before the next fault.
 _PROGRESS: Final = 100
 #: From the end of a fault until all is well: a delta, a lease, a reconnection that backed off.
-_HEALTHY_LIMIT_S: Final = 60.0
+_HEALTHY_LIMIT_S: Final = 120.0
 #: A front-end that was fenced, or could not wait any longer for a quorum, says so.
 _TOLERATED: Final = NO_SPACE | {5, 108}
 
