@@ -11,7 +11,7 @@ from bench.html_page import make_html
 from bench.markdown import make_markdown
 from bench.report import describe_machine, make_document
 from bench.runner import Outcome, Plan, run
-from bench.snapshots import measure_backups
+from bench.snapshots import measure_backups, seconds_of, texts_of
 from bench.targets import TARGETS
 from bench.workloads import ALL, QUICK
 from blockstore.units import GIB, MIB, parse_size
@@ -76,7 +76,8 @@ def main(arguments: list[str]) -> int:
         (scratch / "volumes").mkdir()
         outcome: Outcome = run(plan, scratch / "volumes", _say)
         if options.backups:
-            outcome.backups = measure_backups(scratch, options.backups, _say)
+            backups = measure_backups(scratch, options.backups, _say)
+            outcome.backups, outcome.backup_seconds = texts_of(backups), seconds_of(backups)
     left_out = {} if options.targets else {each.name: lack for each in TARGETS.values() if (lack := each.missing())}
     document = make_document(plan, outcome, machine, left_out)
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,7 @@ Table = tuple[list[str], list[list[str]]]
 def tables(document: dict[str, Any]) -> dict[str, Table]:
     """What there is, by title."""
     made = {
+        "Goals": _goals(document["goals"]),
         "Rate, and latency at the median and at the 99th percentile": _speed(document["medians"]),
         "Cairn's rate over each peer's, and its latency over theirs at the median": _ratios(document["ratios"]),
         "Sustained sequential write": _sustained(document["sustained"]),
@@ -39,6 +40,13 @@ def tables(document: dict[str, Any]) -> dict[str, Table]:
         "Backups of an image of this machine's files": backup_table(document["backups"]),
     }
     return {title: made_table for title, made_table in made.items() if made_table[1]}
+
+
+def _goals(outcomes: list[dict[str, Any]]) -> Table:
+    """One row for each, as bench.goals judged it."""
+    words = {True: "met", False: "not met", None: "not measured"}
+    rows = [[each["goal"], each["reached"], each["ratio"], words[each["met"]]] for each in outcomes]
+    return ["goal", "cairn", "ratio (lowest to highest)", "met or not"], rows
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:

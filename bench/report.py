@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import psutil
 
+from bench.goals import judge
 from bench.runner import Outcome, Plan
 from bench.targets import TARGETS
 from tests.programs import find_program
@@ -24,7 +25,7 @@ def make_document(
     plan: Plan, outcome: Outcome, machine: dict[str, Any], left_out: dict[str, list[str]] | None = None
 ) -> dict[str, Any]:
     """left_out: targets that were not measured, and the programs that they lack."""
-    return {
+    document = {
         "machine": machine,
         "plan": {
             "size_bytes": plan.size,
@@ -42,9 +43,11 @@ def make_document(
         "sustained": outcome.sustained,
         "space": outcome.space,
         "backups": outcome.backups,
+        "backup_seconds": outcome.backup_seconds,
         "commands": outcome.commands,
         "rounds": outcome.results,
     }
+    return document | {"goals": judge(document)}
 
 
 def describe_machine(directory: Path) -> dict[str, Any]:

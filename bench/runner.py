@@ -47,6 +47,7 @@ class Outcome:
     """results[target][workload name]: one document for each round. space[target][moment]. sustained[target].
 
     commands[target]: what its servers were started with, and fio for each workload. backups[program][figure].
+    backup_seconds: the times among those.
     """
 
     results: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
@@ -54,6 +55,7 @@ class Outcome:
     sustained: dict[str, dict[str, Any]] = field(default_factory=dict)
     commands: dict[str, dict[str, Any]] = field(default_factory=dict)
     backups: dict[str, dict[str, str]] = field(default_factory=dict)
+    backup_seconds: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def run(plan: Plan, directory: Path, say: Callable[[str], None]) -> Outcome:

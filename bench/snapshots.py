@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,7 +48,16 @@ _GUEST_S: Final = 4.0
 #: A test's password, for directories that are deleted at the end.
 _SECRET: Final = {"RESTIC_PASSWORD": "bench", "BORG_PASSPHRASE": "bench"}
 
-Figures = dict[str, str]
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """text: all of it, for people. seconds: where it is a time to compare."""
+
+    text: str
+    seconds: float | None = None
+
+
+Figures = dict[str, Figure]
 
 
 def make_image(path: Path, size: int, *, backwards: bool = False) -> None:
@@ -137,12 +147,12 @@ def measure_peer(name: str, scratch: Path, images: dict[str, Path]) -> Figures:
     peer = Peer(scratch / name, *PEERS[name])
     touch_memory(scratch, _TOUCHED * images["full"].stat().st_size)
     figures = {image: _shipped(*peer.backup(path, image)) for image, path in images.items()}
-    figures["restore to a file"] = f"{peer.restore('increment', scratch / 'out'):.2f} s"
-    return figures
+    restored_s = peer.restore("increment", scratch / "out")
+    return figures | {"restore to a file": Figure(f"{restored_s:.2f} s", restored_s)}
 
 
-def _shipped(seconds: float, stored: int) -> str:
-    return f"{seconds:.2f} s, {format_size(stored)}"
+def _shipped(seconds: float, stored: int) -> Figure:
+    return Figure(f"{seconds:.2f} s, {format_size(stored)}", seconds)
 
 
 class Cairn:
@@ -180,7 +190,7 @@ class Cairn:
         wait_for("the cluster to rest", rests, 300)
         touch_memory(self._scratch, _TOUCHED * self._size)
 
-    def _ship(self, volume: str) -> str:
+    def _ship(self, volume: str) -> Figure:
         self._settle()
         before, began = size_of(self._store), time.monotonic()
         (self._latest,) = self._cluster.snapshot(volume)
@@ -216,8 +226,10 @@ class Cairn:
         self._wait_hydrated(volume)
         whole = time.monotonic() - began
         return {
-            "restore to a volume, first byte": f"{first:.2f} s (create, attach and qemu-io's start included)",
-            "restore to a volume, hydrated": f"{whole:.2f} s, {self._size / MIB / whole:.0f} MiB/s",
+            "restore to a volume, first byte": Figure(
+                f"{first:.2f} s (create, attach and qemu-io's start included)", first
+            ),
+            "restore to a volume, hydrated": Figure(f"{whole:.2f} s, {self._size / MIB / whole:.0f} MiB/s", whole),
         }
 
     def _export(self, snapshot: str) -> Figures:
@@ -229,7 +241,7 @@ class Cairn:
         subprocess.run(command, check=True, capture_output=True)
         seconds = time.monotonic() - began
         image.unlink()
-        return {"restore to a file": f"{seconds:.2f} s (on the disk when it ends)"}
+        return {"restore to a file": Figure(f"{seconds:.2f} s (on the disk when it ends)", seconds)}
 
     def _guest(self, snapshot: str) -> Figures:
         """What a guest's writes feel of shipping and of hydration beside them: p50 and p99."""
@@ -262,9 +274,9 @@ class Cairn:
         path.unlink()
         return volume
 
-    def _latency(self, uri: str) -> str:
+    def _latency(self, uri: str) -> Figure:
         figures = run_timed(_GUEST, Disk.nbd(uri), self._size // 4, _GUEST_S, self._scratch)
-        return f"{figures.iops:,.0f} IOPS, {figures.p50_us / 1000:.1f} / {figures.p99_us / 1000:.1f} ms"
+        return Figure(f"{figures.iops:,.0f} IOPS, {figures.p50_us / 1000:.1f} / {figures.p99_us / 1000:.1f} ms")
 
     def _pauses(self) -> Figures:
         """How long the guest's writes stand still for a snapshot, under load; each once the one before is shipped."""
@@ -284,7 +296,7 @@ class Cairn:
             load.join()
         worst = paused[_PAUSES * 99 // 100 - 1]
         return {
-            f"pause for a snapshot, of {_PAUSES}": (
+            f"pause for a snapshot, of {_PAUSES}": Figure(
                 f"p50 {statistics.median(paused):.1f} ms, p99 {worst:.1f}, at most {paused[-1]:.1f}"
             )
         }
@@ -346,8 +358,21 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def texts_of(results: dict[str, Figures]) -> dict[str, dict[str, str]]:
+    """For a table: figures of each program, by name."""
+    return {program: {name: each.text for name, each in figures.items()} for program, figures in results.items()}
+
+
+def seconds_of(results: dict[str, Figures]) -> dict[str, dict[str, float]]:
+    """Of each program the times that can be compared, by name."""
+    return {
+        program: {name: each.seconds for name, each in figures.items() if each.seconds is not None}
+        for program, figures in results.items()
+    }
+
+
 def _report(machine: dict[str, Any], results: dict[str, Figures], size: int) -> str:
-    head, rows = backup_table(results)
+    head, rows = backup_table(texts_of(results))
     head[0] = f"image of {format_size(size)}; load {machine['load_average']}"
     return "\n".join(table(head, rows))
 
