@@ -11,7 +11,7 @@ from blockstore.log import LogImage
 from blockstore.node.hosted_replica import AnswerMessage
 from blockstore.replication.messages import Answer, FencedBy, ResetLog
 from blockstore.units import BLOCK_SIZE, MIB, Epoch
-from tests.stack import in_loop, running_stack, until
+from tests.stack import LIMIT_S, in_loop, running_stack, until
 
 SIZE = 16 * MIB
 
@@ -32,7 +32,7 @@ def test_what_waited_for_a_checkpoint_follows_also_where_it_failed(
 
     def finds_no_room(image: LogImage, mark: int) -> None:
         entered.set()
-        full.wait(30)
+        full.wait(LIMIT_S)
         raise NoSpace("the disk is full")
 
     async def test() -> None:
@@ -92,7 +92,7 @@ def test_a_deletion_whose_caller_hangs_up_goes_on_to_its_end(tmp_path: Path, mon
 
             def waits() -> None:
                 entered.set()
-                go_on.wait(30)
+                go_on.wait(LIMIT_S)
                 close()
 
             monkeypatch.setattr(hosted.store, "close", waits)

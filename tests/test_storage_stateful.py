@@ -3,12 +3,16 @@
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.storage_model import pin, seal, unpin
 from tests.storage_pair import COUNTS, MAPPED, MEMORY, NUMBERS, Pair, Plan, Replica
+
+#: It waits for nothing: it takes what it takes of a processor that others use as well.
+pytestmark = pytest.mark.timeout(600)
 
 PLANS = st.builds(
     Plan,
