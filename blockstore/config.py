@@ -9,6 +9,7 @@ dataclass is made; a wrong value raises InvalidRequest with the name of its opti
 # ruff: noqa: RUF009 (setting() makes fields)
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -110,6 +111,8 @@ class _Checked:
     def __post_init__(self) -> None:
         for each in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, each.name)
+            if isinstance(value, float) and not math.isfinite(value):  # bounds let NaN pass: nothing is below it
+                raise InvalidRequest(f"{option_name(each.name)} {value} is no finite number")
             low, high = each.metadata.get("minimum"), each.metadata.get("maximum")
             if (low is not None and value < low) or (high is not None and value > high):
                 raise InvalidRequest(f"{option_name(each.name)} {value} is {_bounds(low, high)}")
