@@ -25,6 +25,8 @@ EXIT_DO_NOT_RESTART: Final = 70
 #: The most that a snapshot of several volumes or segments may hold back writes: a guest's kernel gives a disk up after
 #: 30 s, and the seals' answers have a way to go as well.
 MAX_HOLD_S: Final = 20.0
+#: The most replicas that are filled at once: beyond what any cluster has, and what a message of control holds.
+MAX_REBUILDS: Final = 1_000_000
 DEFAULT_CONTROL_PORT: Final = 7300
 DEFAULT_NBD_PORT: Final = 10809
 """Registered for NBD at IANA."""
@@ -187,8 +189,12 @@ class ControlSettings(_Checked):
     rebuild_rate_bytes: int = setting(
         64 * MIB, "Most bytes a second that a node takes in for replicas it fills; 0 is no limit.", size=True, minimum=0
     )
-    rebuilds: int = setting(8, "Replicas that are filled on new nodes at once, in the cluster.", minimum=1)
-    rebuilds_per_node: int = setting(2, "Replicas that are filled at once on one new node.", minimum=1)
+    rebuilds: int = setting(
+        8, "Replicas that are filled on new nodes at once, in the cluster.", minimum=1, maximum=MAX_REBUILDS
+    )
+    rebuilds_per_node: int = setting(
+        2, "Replicas that are filled at once on one new node.", minimum=1, maximum=MAX_REBUILDS
+    )
     map_size_bytes: int = setting(1 * GIB, "Most that the metastore may grow to.", size=True, minimum=16 * MIB)
     # Each segment costs its front-end three streams with their heartbeats; a lost disk is replaced a segment at a time.
     segment_size_bytes: int = setting(

@@ -56,6 +56,8 @@ def test_a_drain_that_stands_still_says_why(control: CannedControl, capsys: pyte
         (["node", "repair", "--replace-after", "nan"], 2, "--replace-after"),
         (["node", "repair", "--rebuild-rate", "fast"], 2, "fast"),
         (["node", "repair", "--rebuilds", "0"], 2, "--rebuilds"),
+        (["node", "repair", "--rebuilds", "99999999999999"], 2, "--rebuilds"),
+        (["node", "repair", "--rebuilds-per-node", "99999999999999"], 2, "--rebuilds-per-node"),
         (["volume", "rebalance", "nonsense"], 4, "nonsense"),
     ],
 )

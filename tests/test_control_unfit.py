@@ -343,7 +343,14 @@ def test_of_two_drains_that_leave_too_few_nodes_the_second_is_refused(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "fields", [{"replace_after_s": -1.0}, {"replace_after_s": math.nan}, {"replace_after_s": math.inf}, {"rebuilds": 0}]
+    "fields",
+    [
+        {"replace_after_s": -1.0},
+        {"replace_after_s": math.nan},
+        {"replace_after_s": math.inf},
+        {"rebuilds": 0},
+        {"rebuilds": 1_000_001},
+    ],
 )
 def test_settings_that_would_stop_all_repair_are_refused(tmp_path: Path, fields: dict[str, float]) -> None:
     async def scenario(cluster: Cluster, control: Control) -> None:

@@ -15,7 +15,13 @@ from blockstore.config import NodeSettings
 from blockstore.errors import Corrupt
 from blockstore.rpc import control_pb2 as pb
 
-app = typer.Typer(help="Nodes: the processes that hold replicas.", no_args_is_help=True)
+app = typer.Typer(
+    help="""Nodes: the processes that hold replicas.
+
+    A node that is started (`cairn node run`) adds itself; `cairn volume rebalance` then moves replicas to it.
+    """,
+    no_args_is_help=True,
+)
 
 app.command("drain")(repair.drain)
 app.command("repair")(repair.repair)

@@ -18,6 +18,7 @@ from blockstore.cli.completion import complete_node, complete_volume
 from blockstore.cli.control_address import find_control
 from blockstore.cli.options import ControlOption, Output, OutputOption, StateOption, rate_bytes
 from blockstore.cli.screen import progress, show
+from blockstore.config import MAX_REBUILDS
 from blockstore.errors import QuorumUnavailable
 from blockstore.rpc import control_pb2 as pb
 from blockstore.units import MIB, format_size
@@ -74,10 +75,12 @@ def repair(
         typer.Option("--rebuild-rate", metavar="RATE", parser=rate_bytes, help="Bytes/s into one node; 0: no limit."),
     ] = None,
     rebuilds: Annotated[
-        int | None, typer.Option("--rebuilds", min=1, help="Replicas that are filled at once in the cluster.")
+        int | None,
+        typer.Option("--rebuilds", min=1, max=MAX_REBUILDS, help="Replicas that are filled at once in the cluster."),
     ] = None,
     rebuilds_per_node: Annotated[
-        int | None, typer.Option("--rebuilds-per-node", min=1, help="The same on one new node.")
+        int | None,
+        typer.Option("--rebuilds-per-node", min=1, max=MAX_REBUILDS, help="The same on one new node."),
     ] = None,
     control: ControlOption = None,
     output: OutputOption = Output.TABLE,

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import structlog
 
+from blockstore.config import MAX_REBUILDS
 from blockstore.control.catalog import Catalog, replicas_by_node
 from blockstore.control.clock import now_ms
 from blockstore.control.membership import is_movable, segment_of
@@ -74,6 +75,8 @@ class RepairRequests:
         for name in ("rebuilds", "rebuilds_per_node"):
             if given.get(name) == 0:
                 raise InvalidRequest(f"{name} 0 would fill no replica ever: say 1 or more")
+            if given.get(name, 1) > MAX_REBUILDS:
+                raise InvalidRequest(f"{name} {given[name]} is above {MAX_REBUILDS}")
         await self._catalog.put_repair_choices(replace(await self._catalog.repair_choices(), **given))
         _log.info("repair goes by other settings", **given)
         return await self.settings()
