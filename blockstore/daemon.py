@@ -12,7 +12,7 @@ from blockstore.systemd import notify
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 #: The longest NBD payload comes from the heap too.
-_HEAP_UP_TO_BYTES: Final = 32 << 20
+HEAP_UP_TO_BYTES: Final = 32 << 20
 _KEPT_BYTES: Final = 64 << 20
 
 
@@ -44,14 +44,15 @@ def write_address(path: Path, address: str) -> None:
     scratch.replace(path)
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(heap_up_to_bytes: int = HEAP_UP_TO_BYTES) -> None:
     """Have the C library keep up to 64 MiB that were freed, rather than give large buffers back at once.
 
     Payloads of 1 MiB come and go all the time, and each fresh one costs 256 page faults: reads of
     1 MiB over NBD took 550 us of system time each without this, and 90 us with it. Another C library
-    than glibc does as it likes. Source: mallopt(3).
+    than glibc does as it likes. heap_up_to_bytes: what is as large or larger is given back at once all the same.
+    Source: mallopt(3).
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, _HEAP_UP_TO_BYTES)
+        libc.mallopt(_M_MMAP_THRESHOLD, heap_up_to_bytes)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
