@@ -112,7 +112,7 @@ def test_imports_that_stand_still_keep_nobody_from_storing(tmp_path: Path) -> No
 
             stalled = [asyncio.ensure_future(chain.service.Import(requests(seed), NONE)) for seed in range(8)]
             await until(lambda: len(standing) >= 4, "as many stand still as there are places for packs")
-            await asyncio.wait_for(chain.snapshot(1, SIZE, {number: content(number) for number in range(9)}), 30)
+            await asyncio.wait_for(chain.snapshot(1, SIZE, {number: content(number) for number in range(9)}), 60)
             for each in stalled:
                 each.cancel()
             await asyncio.gather(*stalled, return_exceptions=True)

@@ -37,6 +37,7 @@ _COINS: Final = 20
 Changes = dict[int, bytes]
 
 
+@pytest.mark.timeout(400)
 def test_a_prune_racing_a_hundred_uploads_loses_nothing(tmp_path: Path) -> None:
     """Each upload is deleted once the next one of its volume is there, so blocks that others refer to keep dying."""
     pool = [content(number) for number in range(POOL)]

@@ -13,17 +13,20 @@ import pytest
 
 from blockstore.cli.daemons import CAIRN
 from tests.cli_guest import read, write
-from tests.cluster import KEYRING, SNAPSHOTD, Cluster
+from tests.cluster import CONTROL, KEYRING, SNAPSHOTD, Cluster
 from tests.daemons import wait_for
 
 MIB = 1 << 20
-pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(400)]
+
+#: Nobody is gone because the machine is busy.
+PATIENT = dataclasses.replace(CONTROL, lease_s=15.0)
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     (tmp_path / "cluster").mkdir()
-    with Cluster(tmp_path / "cluster", snapshotds=1) as running:
+    with Cluster(tmp_path / "cluster", snapshotds=1, control_settings=PATIENT) as running:
         yield running
 
 
@@ -31,7 +34,7 @@ def cairn(cluster: Cluster, *arguments: str | Path, expect: int = 0, stdin: byte
     """Run a command with this cluster; its document, or where it fails, what it said on stderr."""
     environment = os.environ | {"CAIRN_CONTROL": cluster.control_address}
     argv = [*CAIRN, *arguments, "--output", "json"]
-    done = subprocess.run(argv, env=environment, input=stdin, capture_output=True, check=False, timeout=100)
+    done = subprocess.run(argv, env=environment, input=stdin, capture_output=True, check=False, timeout=200)
     assert done.returncode == expect, done.stderr.decode()
     return json.loads(done.stdout) if expect == 0 else done.stderr.decode()
 
@@ -119,7 +122,7 @@ def lost(cluster: Cluster, snapshot: str, expected: bytes, directory: Path) -> N
     shutil.copy(cluster.directory / "snapshotd-0" / KEYRING, key)
     settings = dataclasses.replace(SNAPSHOTD, store=str(cluster.directory / "store"), keyring_file=key)
     (directory / "another").mkdir()
-    with Cluster(directory / "another", snapshotds=1, snapshotd_settings=settings) as another:
+    with Cluster(directory / "another", snapshotds=1, snapshotd_settings=settings, control_settings=PATIENT) as another:
         assert cairn(another, "snapshot", "list")["snapshots"] == []
         assert "--force" in cairn(another, "store", "adopt", expect=5)
         assert cairn(another, "store", "adopt", "--force")["snapshots"] == [snapshot]
