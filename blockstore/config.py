@@ -27,6 +27,8 @@ EXIT_DO_NOT_RESTART: Final = 70
 MAX_HOLD_S: Final = 20.0
 #: The most replicas that are filled at once: beyond what any cluster has, and what a message of control holds.
 MAX_REBUILDS: Final = 1_000_000
+#: The longest lease of a front-end: as long waits who takes a volume over from one that it cannot hear of.
+MAX_LEASE_S: Final = 1.0
 DEFAULT_CONTROL_PORT: Final = 7300
 DEFAULT_NBD_PORT: Final = 10809
 """Registered for NBD at IANA."""
@@ -270,7 +272,10 @@ class FrontEndSettings(_Checked):
     heartbeat_s: float = setting(1.0, "Seconds between heartbeats to control.", minimum=0.05)
     call_timeout_s: float = setting(5.0, "Deadline of each call to control or a node.", minimum=0.1)
     # Design, section 3, rule 4: how long a front-end that was cut off may still answer reads.
-    lease_s: float = setting(1.0, "Seconds that a quorum's word on the epoch allows reads for.", minimum=0.05)
+    # Bounded, because a front-end that takes over waits for the lease of the one before, however that was set.
+    lease_s: float = setting(
+        MAX_LEASE_S, "Seconds that a quorum's word on the epoch allows reads for.", minimum=0.05, maximum=MAX_LEASE_S
+    )
     drift_s: float = setting(0.1, "Most by which two machines' clocks drift apart in one lease.", minimum=0)
     # The kernel's NBD client gives up at 30 s by default: the guest hears of it from us first.
     retry_limit_s: float = setting(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 import structlog
 
-from blockstore.config import FrontEndSettings
+from blockstore.config import MAX_LEASE_S, FrontEndSettings
 from blockstore.domain import FrontEndId, SnapshotId, VolumeId, check_id, make_id
 from blockstore.durable_files import make_directory, write_durably
 from blockstore.errors import CairnError, Conflict, Corrupt, Fenced, NotFound
@@ -71,7 +71,12 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
         self._control = control_pb2_grpc.ControlStub(self._channel)
         self._attachments = Attachments(
             server,
-            LeaderSettings(lease_s=settings.lease_s, drift_s=settings.drift_s, retry_limit_s=settings.retry_limit_s),
+            LeaderSettings(
+                lease_s=settings.lease_s,
+                drift_s=settings.drift_s,
+                older_lease_s=MAX_LEASE_S,
+                retry_limit_s=settings.retry_limit_s,
+            ),
             settings.call_timeout_s,
             self._get_attachment,
         )

@@ -101,6 +101,7 @@ def test_a_size_that_no_message_holds(capsys: pytest.CaptureFixture[str]) -> Non
         (["node", "run", "--heartbeat-s", "0.001"], "--heartbeat-s 0.001 is below 0.05"),
         (["nbd", "run", "--lease-s", "nan"], "--lease-s nan is no finite number"),
         (["nbd", "run", "--lease-s", "inf"], "--lease-s inf is no finite number"),
+        (["nbd", "run", "--lease-s", "1.5"], "--lease-s 1.5 is outside 0.05 to 1.0"),
         (["control", "run", "--rebuilds", "99999999999"], "--rebuilds 99999999999 is outside 1 to 1000000"),
     ],
 )

@@ -48,7 +48,8 @@ def other_value(each: "dataclasses.Field[Any]") -> Any:
         case bool():
             return not each.default
         case int() | float():
-            return each.default * 2 or 7
+            most = each.metadata["maximum"]
+            return each.default * 2 or 7 if most is None or each.default * 2 <= most else each.default / 2
     raise AssertionError(f"{each.name}: a new type of setting")
 
 

@@ -1,5 +1,7 @@
 """The leader's rule 1: with which log an epoch begins, and from when on guests are served."""
 
+from dataclasses import replace
+
 from blockstore.domain import ORIGIN
 from blockstore.errors import Fenced, QuorumUnavailable
 from blockstore.log import UNKNOWN_FLOOR
@@ -62,6 +64,17 @@ def test_commit_never_counts_records_of_an_older_epoch_alone() -> None:
 
 def test_an_older_lease_is_waited_for_unless_every_member_answered() -> None:
     group = Group()
+    group.seal(A)
+    group.seal(B)
+    group.ack(A)
+    assert none_of(Serving, group.ack(B))
+    assert none_of(Serving, group.pass_time(SETTINGS.lease_s))
+    assert not none_of(Serving, group.pass_time(SETTINGS.drift_s))
+
+
+def test_an_older_lease_may_be_longer_than_this_ones() -> None:
+    """The front-end before was set otherwise: its reads are good for longer than this one's would be."""
+    group = Group(replace(SETTINGS, lease_s=SETTINGS.lease_s / 2, older_lease_s=SETTINGS.lease_s))
     group.seal(A)
     group.seal(B)
     group.ack(A)

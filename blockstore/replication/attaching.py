@@ -89,7 +89,8 @@ class Attaching:
     def older_leases_are_over(self, now: float) -> bool:
         """Who answered a seal confirms no older epoch any more; else a lease runs out by itself."""
         assert self._heard_quorum_at is not None
-        lease_out = self._heard_quorum_at + self._settings.lease_s + self._settings.drift_s
+        longest_s = max(self._settings.lease_s, self._settings.older_lease_s)
+        lease_out = self._heard_quorum_at + longest_s + self._settings.drift_s
         if now < lease_out and len(self._answers(sealed=False)) < len(self._quorum.replicas):
             self.why = "a front-end before this one may hold its lease still"
             return False

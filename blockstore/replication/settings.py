@@ -11,8 +11,9 @@ class LeaderSettings:
 
     lease_s: a read is answered if a quorum confirmed the epoch to a request sent less than this ago; how
     long a new front-end waits for an old one that it cannot hear of. drift_s: by how much two boot-time
-    clocks may disagree over a lease. heartbeat_s: a fraction of the lease, so that one lost heartbeat
-    breaks nothing. retry_limit_s: below the 30 s after which a guest's kernel gives a disk up.
+    clocks may disagree over a lease. older_lease_s: the most that lease_s may be at any front-end: the one before may
+    be set otherwise, and a new one waits for whichever is longer. heartbeat_s: a fraction of the lease, so that one
+    lost heartbeat breaks nothing. retry_limit_s: below the 30 s after which a guest's kernel gives a disk up.
     max_records_in_flight: fewer and larger batches win (8,000 IOPS with 4, 15,000 with 2).
     batch_bytes: while a record is in flight the next one waits for that or for so much; a message costs a
     member 500 us of CPU, an operation in it 20 us. max_record_bytes: of payload. retained_bytes: what a member
@@ -24,6 +25,7 @@ class LeaderSettings:
 
     lease_s: float = 1.0
     drift_s: float = 0.1
+    older_lease_s: float = 0.0
     heartbeat_s: float = 0.2
     retry_limit_s: float = 25.0
     max_records_in_flight: int = 2
