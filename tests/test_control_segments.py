@@ -118,6 +118,7 @@ def test_a_volume_that_is_growing_can_be_deleted(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
+@pytest.mark.timeout(400)
 def test_control_may_be_killed_at_any_step_of_growing(tmp_path: Path) -> None:
     async def one(directory: Path, point: int) -> bool:
         async with cluster_at(directory, nodes=4) as cluster:

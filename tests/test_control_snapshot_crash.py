@@ -114,7 +114,7 @@ WORKS: dict[str, tuple[tuple[Work, ...], Work]] = {
 }
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", WORKS)
 def test_control_may_be_killed_at_any_step(tmp_path: Path, name: str) -> None:
     before, work = WORKS[name]

@@ -17,7 +17,7 @@ from tests.crash.scrubbing import SCRUBBING, assert_no_alarm
 from tests.crash.snapshots import BLOCKS, CONTENTS, Play, Possible, Volume, Wrong, content_of, judge
 from tests.daemons import Daemon
 
-pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(900)]
 
 #: Each takes some seconds; a failure shows its steps, which shrinking would run for an hour to make fewer.
 EXAMPLES = 4

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.xdist_group("load")
 CUTS = 25
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_nothing_acknowledged_is_lost_by_power_cuts(tmp_path: Path, seed: int) -> None:
     require_programs("gcc")

@@ -18,7 +18,7 @@ SEED = 1
 LASTING_S = (0.2, 0.8)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_every_kind_of_fault_is_survived(tmp_path: Path) -> None:
     require_programs("fio", "gcc", "etcd", "etcdctl")
     print(f"again with: python -m tests.faults --rounds 1 --lasting 0.3 1.2 --seed {SEED}")
