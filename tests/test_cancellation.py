@@ -50,7 +50,7 @@ def test_a_link_whose_member_answers_as_it_is_cancelled(steps: int) -> None:
         for _ in range(steps):
             await asyncio.sleep(0)
         task.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await asyncio.wait({task})
         assert task.cancelled()
 
