@@ -84,7 +84,7 @@ def test_tables_that_were_taken_away_are_made_anew_and_suspect(tmp_path: Path) -
     (other / "tables.mdb").unlink()
     for text in ("", f"{address(1).volume} 0 {REPLICA}"):
         (other / "address").write_text(text)
-        with pytest.raises(Corrupt):
+        with pytest.raises(Corrupt, match="move that directory out"):
             store.make_anew(address(2).replica, mark=7)
     assert not store.is_suspect(address(2).replica)
 

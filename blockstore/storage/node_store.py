@@ -38,6 +38,8 @@ _SOURCE: Final = "source"
 _OPENING: Final = "opening"
 _DAMAGE: Final = "damage"
 _SET_ASIDE: Final = FILE_NAME + ".damaged"
+#: Said of a directory that nothing can be made of: without it a replica is merely missing, which control mends.
+_MOVE_IT_AWAY: Final = "move that directory out of the node's, and start it: a replica that it lacks is made anew"
 
 
 class NodeStore:
@@ -274,9 +276,11 @@ def _read_address(directory: Path) -> ReplicaAddress:
             VolumeId(check_id("vol", volume)), SegmentNumber(int(segment)), ReplicaId(check_id("rep", replica))
         )
     except (OSError, ValueError, InvalidRequest) as error:
-        raise Corrupt(f"{directory} has no tables, and does not say whose they were: {error}") from error
+        raise Corrupt(
+            f"{directory} has no tables, and does not say whose they were: {error}; {_MOVE_IT_AWAY}"
+        ) from error
     if address.replica != directory.name:
-        raise Corrupt(f"{directory} belongs to {address.replica}: it was moved or copied")
+        raise Corrupt(f"{directory} belongs to {address.replica}: it was moved or copied; {_MOVE_IT_AWAY}")
     return address
 
 
