@@ -1,4 +1,4 @@
-"""The goals, and how far one run reached them. Pure: a document in, outcomes out; nothing fails.
+"""The goals, and how far one run reached them. Pure: a run's document in, judgements out; nothing fails.
 
 A goal sets one figure of Cairn against a peer's in the same run, or against a number. What a run did not measure (a
 peer that is not installed, a workload that was left out) is said to be so, and is not counted as met. The goals of
@@ -33,7 +33,7 @@ class Goal:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Judged:
     """goal: in words. reached: Cairn's figure. ratio: over the peer's, with the spread of the rounds.
 
     ratio is empty where the goal is a number; met is None where it was not measured.
@@ -46,18 +46,18 @@ class Outcome:
 
 
 def judge(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """An Outcome for each goal, for JSON. document: as bench.report makes it, save this."""
+    """Judged, for each goal, for JSON. document: as bench.report makes it, save this."""
     return [asdict(_judge(goal, goal.find(document))) for goal in GOALS]
 
 
-def _judge(goal: Goal, found: Found) -> Outcome:
+def _judge(goal: Goal, found: Found) -> Judged:
     bound = f"at {'most' if goal.at_most else 'least'} {goal.limit:g}"
     name = f"{goal.name}: {bound} times {goal.peer}" if goal.peer else f"{goal.name}: {bound} us"
     if found is None:
-        return Outcome(name, "", "", None)
+        return Judged(name, "", "", None)
     reached, (low, median, high) = found
     ratio = f"{median:.2f}" if low == high else f"{median:.2f} ({low:.2f} to {high:.2f})"
-    return Outcome(name, reached, ratio if goal.peer else "", goal.meets(median))
+    return Judged(name, reached, ratio if goal.peer else "", goal.meets(median))
 
 
 # ---- where each figure is found
