@@ -100,6 +100,10 @@ def test_qemu_img_in_and_out(uri: str, image: Path, tmp_path: Path) -> None:
     clients.qemu_img_in_and_out(uri, image, tmp_path)
 
 
+def test_qemu_img_bench(uri: str) -> None:
+    clients.qemu_img_bench(uri)
+
+
 @pytest.mark.parametrize("depth", [1, 64])
 def test_fio_verify(uri: str, tmp_path: Path, depth: int) -> None:
     clients.fio_verify(uri, tmp_path, depth)

@@ -177,6 +177,14 @@ def same_image(image: Path, back: Path) -> None:
     assert filecmp.cmp(image, back, shallow=False), f"{back.name} is not what was copied in"
 
 
+def qemu_img_bench(uri: str) -> None:
+    """Requests of QEMU's own making, 16 at once: reads, then writes with a flush behind each sixteenth."""
+    for kind in ([], ["-w", "--pattern=7", "--flush-interval=16"]):
+        told = run("qemu-img", "bench", "-f", "raw", "-c", "128", "-d", "16", "-s", "6k", *kind, uri)
+        assert "Run completed" in told
+    run_qemu_io(uri, ["read -P 7 0 768k"])
+
+
 # Checksums under load.
 
 
@@ -217,6 +225,7 @@ ALL: Final[Mapping[str, Callable[[str, Path], object]]] = {
     "qemu-img info": lambda uri, directory: qemu_img_info(uri),
     "nbd-client -l": lambda uri, directory: list_exports(uri),
     "qemu-io": lambda uri, directory: qemu_io(uri),
+    "qemu-img bench": lambda uri, directory: qemu_img_bench(uri),
     "libnbd": lambda uri, directory: libnbd_binding(uri),
     "fio depth 1": lambda uri, directory: fio_verify(uri, directory, 1),
     "fio depth 64": lambda uri, directory: fio_verify(uri, directory, 64),
