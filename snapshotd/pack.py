@@ -65,7 +65,6 @@ class ObjectWriter:
         self._packs: list[tuple[bytes, str]] = []
         self._frames: list[list[Frame]] = []
         self._hashes: list[bytes] = []
-        self._digest = hashlib.sha256()
         self._count = 0
         self._finished = False
 
@@ -90,7 +89,6 @@ class ObjectWriter:
         frames.append(Frame(number, self._size, len(stored), len(hashes)))
         self._hashes += hashes
         self._buffers.append(stored)
-        self._digest.update(stored)
         self._size += len(stored)
         self._count += 1
 
@@ -104,7 +102,10 @@ class ObjectWriter:
         return self._frames[-1]
 
     def finish(self) -> tuple[str, list[bytes], IndexEntry]:
-        """(the object's name, its bytes in pieces, its index entry). Once, and not without a frame."""
+        """(the object's name, its bytes in pieces, its index entry). Once, and not without a frame.
+
+        On a thread: it hashes all of them.
+        """
         if self._finished or not self._count:
             raise ValueError("an object of frames is finished once, and not without a frame")
         self._finished = True
@@ -113,9 +114,11 @@ class ObjectWriter:
         content = encode_parts(parts) + b"".join(self._hashes)
         trailer = self._keys.seal(Kind.TRAILER, b"", compress(content), self._salt)
         footer = len(trailer).to_bytes(4, "little") + Kind.TRAILER.header
-        self._digest.update(trailer + footer)
         buffers = [*self._buffers, trailer, footer]
-        entry = IndexEntry(self._digest.hexdigest(), sum(map(len, buffers)), parts)
+        digest = hashlib.sha256()
+        for each in buffers:
+            digest.update(each)
+        entry = IndexEntry(digest.hexdigest(), sum(map(len, buffers)), parts)
         return entry.object, buffers, entry
 
 

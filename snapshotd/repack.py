@@ -5,6 +5,7 @@ that looks sound; a damaged source is left where it is. Manifests name packs and
 change. Memory: a few sources and one new object at a time.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -107,8 +108,8 @@ class _Writer:
         """Store what is gathered, if anything is."""
         if self._object is None:
             return
-        name, buffers, entry = self._object.finish()
-        self._object, self._last = None, {}
+        done, self._object, self._last = self._object, None, {}
+        name, buffers, entry = await asyncio.to_thread(done.finish)
         await self._repository.store.put(pack_key(name), buffers)
         self._result.entries.append(entry)
 

@@ -5,7 +5,6 @@ the base's shard where that is cheaper, else whole; not at all where nothing dif
 stays the base's. One that changes again after it was written is patched or written anew on what was written.
 """
 
-import asyncio
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
@@ -142,12 +141,9 @@ class ShardWriter:
         name = self.shards.get(number)
         with self._reading(number):
             old = await self._reader.shard_named(name, background=True) if name else Shard()
-        differing = old.differing(changes)
+        differing, added, removed, mapped = await self._packs.in_thread(_compare, old, changes)
         if not differing:
             return _Written(number, name)
-        added = sum(ref is not None and old[block] is None for block, ref in differing.items())
-        removed = sum(ref is None for ref in differing.values())
-        mapped = len(old) + added - removed
         result = _Written(number, None, added - removed, len(differing), removed)
         if mapped:
             with self._reading(number):
@@ -159,7 +155,7 @@ class ShardWriter:
         self, old: Shard, name: str | None, depth: int | None, changes: Changes, mapped: int
     ) -> tuple[str, int]:
         """(name, size in bytes) of the object."""
-        new, stored = await asyncio.to_thread(self._encode, old, name, depth, changes, mapped)
+        new, stored = await self._packs.in_thread(self._encode, old, name, depth, changes, mapped)
         await self._packs.repository.store.put(shard_key(new), stored)
         return new, len(stored)
 
@@ -172,3 +168,14 @@ class ShardWriter:
         shard = old.copy()
         shard.apply(changes)
         return encode_shard(keys, shard, salt)
+
+
+def _compare(old: Shard, changes: Changes) -> tuple[Changes, int, int, int]:
+    """Those of the changes that change something; how many blocks they add and remove; how many are mapped then.
+
+    Some milliseconds for a whole shard: on a thread, for guests' reads come through this process as well.
+    """
+    differing = old.differing(changes)
+    added = sum(ref is not None and old[block] is None for block, ref in differing.items())
+    removed = sum(ref is None for ref in differing.values())
+    return differing, added, removed, len(old) + added - removed
