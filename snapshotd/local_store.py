@@ -19,12 +19,14 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Final, TypeVar
 
 from blockstore.durable_files import sync_path
 from blockstore.errors import CairnError, Corrupt, InvalidRequest, NoSpace, NotFound, QuorumUnavailable
+from snapshotd.background import background_threads
 from snapshotd.object_store import (
     MAX_OBJECT_BYTES,
     Buffer,
@@ -42,7 +44,7 @@ _THREADS: Final = 8
 #: Entries that one step of a listing reads: a step holds a thread.
 _LISTED_AT_ONCE: Final = 1000
 #: Bytes that are written before they are synced: a node's journal on the same disk waits behind no more.
-_SYNC_EVERY: Final = 4 << 20
+_SYNC_EVERY: Final = 1 << 20
 T = TypeVar("T")
 
 
@@ -54,6 +56,7 @@ class LocalStore:
         self.url = f"file://{self._root}"
         self.conditional_put = True
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="store")
+        self._writers = background_threads(_THREADS, "store-put")
         self._incoming = self._root / _INCOMING
         self._durable = {self._root}
         self._is_open = False
@@ -71,7 +74,8 @@ class LocalStore:
         return await self._run(lambda: self._read(check_key(key), start, length))
 
     async def put(self, key: str, data: Data, *, if_absent: bool = False) -> bool:
-        return await self._run(lambda: self._write(check_key(key), data, if_absent))
+        write = partial(self._write, check_key(key), data, if_absent)
+        return await asyncio.get_running_loop().run_in_executor(self._writers, write)
 
     async def delete(self, key: str) -> None:
         await self._run(lambda: self._remove(check_key(key)))
@@ -83,6 +87,7 @@ class LocalStore:
                 yield info
 
     async def close(self) -> None:
+        await asyncio.to_thread(self._writers.shutdown)
         await asyncio.to_thread(self._threads.shutdown)
 
     async def _run(self, call: Callable[[], T]) -> T:

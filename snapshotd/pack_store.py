@@ -13,9 +13,7 @@ packs of snapshots that are pending, so nothing in their way deletes them).
 import asyncio
 import os
 import secrets
-import threading
 from collections.abc import Callable, Container, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, Final, Protocol, TypeVar
 
@@ -23,6 +21,7 @@ import structlog
 
 from blockstore.errors import CairnError, Corrupt, NotFound, QuorumUnavailable
 from snapshotd.ahead import ahead
+from snapshotd.background import background_threads
 from snapshotd.crypto import SALT_SIZE
 from snapshotd.dedupe import Dedupe, Hashes
 from snapshotd.index import MAX_INDEX_ENTRIES, Index, IndexEntry, encode_index
@@ -35,8 +34,6 @@ from snapshotd.repository import Repository
 
 _log = structlog.get_logger(__name__)
 
-#: Of the threads that hash, compress and encrypt: guests' I/O, and what they read of a source, goes first.
-_NICE: Final = 10
 #: Packs in one index object, unless somebody waits for one of them.
 _INDEX_AT: Final = 16
 
@@ -76,7 +73,8 @@ class PackStore:
         self._writing = asyncio.Lock()
         self._hashes: asyncio.Task[None] | None = None
         """The last writing of hashes that nobody waited for."""
-        self._threads = ThreadPoolExecutor(os.cpu_count() or 1, "pack", initializer=_give_way)
+        self._threads = background_threads(os.cpu_count() or 1, "pack")
+        self._file_thread = background_threads(1, "hashes")
 
     async def in_thread(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """Work that lets the interpreter's lock go: as many at once as there are processors."""
@@ -161,7 +159,7 @@ class PackStore:
     async def write_hashes(self) -> None:
         """Put new hashes into their file."""
         async with self._writing:
-            await asyncio.to_thread(self.dedupe.write)
+            await asyncio.get_running_loop().run_in_executor(self._file_thread, self.dedupe.write)
 
     async def _put_index(self, index: Index) -> None:
         name, stored = encode_index(self.repository.keys, index, secrets.token_bytes(SALT_SIZE))
@@ -242,9 +240,5 @@ class PackStore:
             await asyncio.shield(self._hashes)
         async with self._writing:
             await asyncio.to_thread(self.dedupe.close)
+        self._file_thread.shutdown(wait=False)
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _give_way() -> None:
-    """Lower the priority of the thread that calls it: Linux keeps one for each thread (setpriority(2), notes)."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
