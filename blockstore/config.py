@@ -10,6 +10,7 @@ dataclass is made; a wrong value raises InvalidRequest with the name of its opti
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -65,10 +66,14 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
+#: Names, IPv4 and IPv6, the latter's scope included: nothing that would mean something else in a URI.
+_HOST: Final = re.compile(r"[^\s/?#@]+")
+
+
 def split_address(address: str) -> tuple[str, int]:
     """The host and the port of HOST:PORT; an IPv6 host is in brackets. Raises InvalidRequest."""
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if not colon or not _HOST.fullmatch(host) or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise InvalidRequest(f"{address!r} is no address: write it as HOST:PORT, such as 127.0.0.1:7300")
     return host.removeprefix("[").removesuffix("]"), int(port)
 

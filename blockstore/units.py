@@ -53,7 +53,7 @@ def parse_size(text: str) -> int:
         raise ValueError(f"{text!r} is not a size: write it like 512M, 10G or 1T")
     size = float(match[1]) * _SUFFIXES[match[2].lower()]
     if size > _MAX_SIZE:
-        raise ValueError(f"{text!r} is too large: sizes go up to {format_size(_MAX_SIZE)}")
+        raise ValueError(f"{text!r} is too large: sizes are below {format_size(_MAX_SIZE)}")
     if size != int(size):
         raise ValueError(f"{text!r} is not a whole number of bytes")
     return int(size)

@@ -33,8 +33,9 @@ def test_nobody_at_the_address(capsys: pytest.CaptureFixture[str]) -> None:
     assert error.count("\n") == 1
 
 
-def test_an_address_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["status", "--control", "nowhere"]) == 2
+@pytest.mark.parametrize("address", ["nowhere", "a b:7300", "user@host:7300", "host/path:7300", ":7300", "host:65536"])
+def test_an_address_that_is_none(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["status", "--control", address]) == 2
     assert "HOST:PORT" in capsys.readouterr().err
 
 

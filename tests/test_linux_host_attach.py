@@ -118,6 +118,7 @@ def files_of(place: Path) -> str:
 
 
 def test_a_device_by_kernel_tls(disk: Path, tmp_path: Path) -> None:
+    """Also a read-only one, at last."""
     kernel = require_kernel(Series.LINUX_6_12)
     authority = Authority(tmp_path / "pki")
     server = authority.issue(Use.SERVER, "fe", (HOST_ADDRESS,))
@@ -150,4 +151,5 @@ def test_a_device_by_kernel_tls(disk: Path, tmp_path: Path) -> None:
         result = attached.end()
         print(result)
         assert result.status == 0, str(result)
+        assert "READ-ONLY" in result.output
         assert "CLEAN" in result.output

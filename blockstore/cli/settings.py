@@ -83,7 +83,7 @@ def setting_from_text(kind: type[Any], name: str, text: str) -> tuple[str, Any]:
     each = options.get("--" + name.lstrip("-").replace("_", "-"))
     if each is None:
         known = ", ".join(option.removeprefix("--") for option in options)
-        raise InvalidRequest(f"{name!r} is no setting of {kind.__name__}: it has {known}")
+        raise InvalidRequest(f"{name!r} is no setting there: it is one of {known}")
     try:
         return each.name, parse_size(text) if each.metadata["size"] else _plain_type(each)(text)
     except ValueError as error:

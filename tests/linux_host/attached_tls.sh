@@ -13,12 +13,16 @@ dd if=/tmp/random of=/dev/nbd1 bs=64k oflag=direct 2>/dev/null
 dd if=/dev/nbd1 bs=64k count=16 iflag=direct 2>/dev/null | cmp - /tmp/random
 nbd-client -d /dev/nbd1
 echo NBD-CLIENT
-(cairn_exec attach "$NBD_EXPORT" /dev/nbd0 --tls-certificates /tmp/pki >/tmp/attached 2>/dev/ttyS0) &
-watching=$!
-until [ -s /tmp/attached ]; do
-  kill -0 "$watching"
-  sleep 0.2
-done
+attach() {
+  : >/tmp/attached
+  (cairn_exec attach "$NBD_EXPORT" /dev/nbd0 --tls-certificates /tmp/pki "$@" >/tmp/attached 2>/dev/ttyS0) &
+  watching=$!
+  until [ -s /tmp/attached ]; do
+    kill -0 "$watching"
+    sleep 0.2
+  done
+}
+attach
 mkfs.ext4 -q /dev/nbd0 # what it may do later it does not do here: an emulated processor encrypts slowly
 mount /dev/nbd0 /mnt
 dd if=/dev/urandom of=/mnt/one bs=1M count=4 conv=fsync 2>/dev/null
@@ -34,10 +38,16 @@ echo GROWN
 umount /mnt
 echo 3 >/proc/sys/vm/drop_caches
 e2fsck -f -n /dev/nbd0
+cairn detach /dev/nbd0
+wait "$watching"
+attach --read-only
+[ "$(cat /sys/block/nbd0/ro)" = 1 ]
+if dd if=/tmp/random of=/dev/nbd0 bs=4k count=1 oflag=direct 2>/dev/null; then exit 1; fi
 mount -o ro /dev/nbd0 /mnt
 sha256sum -c /tmp/sums
 umount /mnt
 cairn detach /dev/nbd0
 wait "$watching"
+echo READ-ONLY
 if dmesg | grep -E 'I/O error|EXT4-fs .*error'; then exit 1; fi
 echo CLEAN
