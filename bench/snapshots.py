@@ -18,13 +18,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 
-from bench.fio import Disk, run_timed
+from bench.fio import Disk, Measurement, run_timed
 from bench.host_memory import touch_memory
 from bench.markdown import backup_table, table
 from bench.report import describe_machine
@@ -168,8 +169,7 @@ class Cairn:
         subprocess.run([str(find_program("nbdcopy")), str(image), uri], check=True)
 
     def measure(self, images: dict[str, Path], changed: list[int]) -> Figures:
-        self.load(self._uri, images["full"])
-        figures = {"full": self._ship(self.volume)}
+        figures = {"full": self.back_up(images["full"])}
         self._change(images["increment"], changed)
         figures["increment"] = self._ship(self.volume)
         source = self._latest
@@ -177,6 +177,11 @@ class Cairn:
         self.load(self._cluster.attach(other), images["reordered"])
         figures["reordered"] = self._ship(other)
         return figures | self._export(source) | self._restore(source) | self._guest(source) | self._pauses()
+
+    def back_up(self, image: Path) -> Figure:
+        """It is written to the volume, which is shipped then."""
+        self.load(self._uri, image)
+        return self._ship(self.volume)
 
     def _settle(self) -> None:
         """Until no process of the cluster does more than say that it is there, and the memory to come is there."""
@@ -245,20 +250,32 @@ class Cairn:
 
     def _guest(self, snapshot: str) -> Figures:
         """What a guest's writes feel of shipping and of hydration beside them: p50 and p99."""
-        guest = self._cluster.create(self._size)
-        uri = self._cluster.attach(guest)
+        uri = self.attach_guest()
+        alone, shipping = self.beside_shipping(uri)
+        self._settle()
+        volume, _ = self._new_volume(snapshot)
+        hydrating = self._write(uri)
+        self._wait_hydrated(volume)
+        return {
+            "guest alone": _latency(alone),
+            "guest while shipping": _latency(shipping),
+            "guest while hydrating": _latency(hydrating),
+        }
+
+    def attach_guest(self) -> str:
+        """The URI of a new volume."""
+        return self._cluster.attach(self._cluster.create(self._size))
+
+    def beside_shipping(self, uri: str) -> tuple[Measurement, Measurement]:
+        """A guest's writes alone, and while another volume, of random bytes, is shipped."""
         fresh = self._fresh()
         self._settle()
-        figures = {"guest alone": self._latency(uri)}
+        alone = self._write(uri)
         shipping = threading.Thread(target=self._cluster.snapshot, args=(fresh,))
         shipping.start()
-        figures["guest while shipping"] = self._latency(uri)
+        beside = self._write(uri)
         shipping.join()
-        self._settle()
-        hydrating, _ = self._new_volume(snapshot)
-        figures["guest while hydrating"] = self._latency(uri)
-        self._wait_hydrated(hydrating)
-        return figures
+        return alone, beside
 
     def _wait_hydrated(self, volume: str) -> None:
         wait_for(f"{volume} to be hydrated", lambda: not self._cluster.volume(volume).HasField("source"), 600)
@@ -274,9 +291,9 @@ class Cairn:
         path.unlink()
         return volume
 
-    def _latency(self, uri: str) -> Figure:
-        figures = run_timed(_GUEST, Disk.nbd(uri), self._size // 4, _GUEST_S, self._scratch)
-        return Figure(f"{figures.iops:,.0f} IOPS, {figures.p50_us / 1000:.1f} / {figures.p99_us / 1000:.1f} ms")
+    def _write(self, uri: str) -> Measurement:
+        """As a guest does."""
+        return run_timed(_GUEST, Disk.nbd(uri), self._size // 4, _GUEST_S, self._scratch)
 
     def _pauses(self) -> Figures:
         """How long the guest's writes stand still for a snapshot, under load; each once the one before is shipped."""
@@ -285,7 +302,7 @@ class Cairn:
 
         def write() -> None:
             while not ended.is_set():
-                self._latency(self._uri)
+                self._write(self._uri)
 
         load = threading.Thread(target=write)
         load.start()
@@ -308,8 +325,14 @@ class Cairn:
         return float(found.pause_us) / 1000
 
 
-def measure_cairn(scratch: Path, images: dict[str, Path], changed: list[int], size: int) -> Figures:
-    """All of it, on a cluster with the defaults of every process."""
+def _latency(figures: Measurement) -> Figure:
+    return Figure(f"{figures.iops:,.0f} IOPS, {figures.p50_us / 1000:.1f} / {figures.p99_us / 1000:.1f} ms")
+
+
+@contextmanager
+def running_cairn(scratch: Path, size: int) -> Iterator[Cairn]:
+    """On a cluster with the defaults of every process."""
+    (scratch / "cairn").mkdir()
     with Cluster(
         scratch / "cairn",
         control_settings=ControlSettings(),
@@ -318,7 +341,7 @@ def measure_cairn(scratch: Path, images: dict[str, Path], changed: list[int], si
         snapshotds=1,
         snapshotd_settings=SnapshotdSettings(),
     ) as cluster:
-        return Cairn(cluster, size, scratch).measure(images, changed)
+        yield Cairn(cluster, size, scratch)
 
 
 def measure_backups(
@@ -328,7 +351,6 @@ def measure_backups(
     chosen = [each for each in PEERS if find_program(each)] if peers is None else peers
     with tempfile.TemporaryDirectory(dir=directory) as name:
         scratch = Path(name)
-        (scratch / "cairn").mkdir()
         images = {each: scratch / each for each in ("full", "increment", "reordered")}
         make_image(images["full"], size)
         shutil.copyfile(images["full"], images["increment"])
@@ -339,7 +361,8 @@ def measure_backups(
             say(f"back up with {peer}")
             results[peer] = measure_peer(peer, scratch, images)
         say("back up with cairn")
-        return {"cairn": measure_cairn(scratch, images, changed, size)} | results
+        with running_cairn(scratch, size) as cairn:
+            return {"cairn": cairn.measure(images, changed)} | results
 
 
 def main(arguments: list[str]) -> int:
