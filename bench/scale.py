@@ -16,19 +16,19 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 
+from bench.default_cluster import default_cluster
 from bench.markdown import table
 from bench.processes import private_bytes
 from bench.report import describe_machine
 from bench.scale_cases import DATA_BYTES, SMALL_BYTES, Say, Side, add_volumes, make_side, wait_shipped
-from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, SnapshotdSettings
 from blockstore.rpc import control_pb2, snapshot_pb2
 from blockstore.units import BLOCK_SIZE, MIB, TIB, format_size, parse_size
 from tests.cluster import Cluster
@@ -179,12 +179,13 @@ def measure(plan: Plan, directory: Path, say: Say) -> dict[str, Any]:
             lambda cluster: _make(cluster, plan, say, volumes=plan.volumes),
         )
     found: dict[str, Any] = {}
-    with _cluster(directory / "small") as cluster:
+    with default_cluster(directory / "small", snapshotds=1) as cluster:
         small = _make(cluster, plan, say)
         for name, (size, make) in cases.items():
             with ExitStack() as stack:
                 began = time.monotonic()
-                large = make(stack.enter_context(_cluster(directory / name.replace(" ", "-"))))
+                place = directory / name.replace(" ", "-")
+                large = make(stack.enter_context(default_cluster(place, snapshotds=1)))
                 made_s = time.monotonic() - began
                 say(f"{name}: made in {made_s:.0f} s; probing")
                 found[name] = {
@@ -202,20 +203,6 @@ def _make(
     """The small case, but for what is given. Lists of both sides have some items, which share a call's own cost."""
     add_volumes(cluster, max(volumes, plan.listed) - 1, say)
     return make_side(cluster, size_bytes, max(snapshots, plan.listed), say)
-
-
-@contextmanager
-def _cluster(directory: Path) -> Iterator[Cluster]:
-    directory.mkdir()
-    with Cluster(
-        directory,
-        control_settings=ControlSettings(),
-        node_settings=NodeSettings(),
-        front_end_settings=FrontEndSettings(),
-        snapshotds=1,
-        snapshotd_settings=SnapshotdSettings(),
-    ) as cluster:
-        yield cluster
 
 
 def report(cases: dict[str, Any]) -> str:

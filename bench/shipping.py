@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
     """Measure and report."""
     parser = argparse.ArgumentParser(prog="python -m bench.shipping", description=__doc__)
     parser.add_argument("--size", type=parse_size, default=GIB, help="of the image, and of what is shipped (1G)")
-    parser.add_argument("--rounds", type=int, default=5, help="of about a minute each (5)")
+    parser.add_argument("--rounds", type=int, default=5, help="of about two minutes each (5)")
     parser.add_argument("--directory", type=Path, help="for the data (default: the system's for temporary files)")
     options = parser.parse_args(arguments)
     rounds: list[Round] = []

@@ -25,12 +25,12 @@ from typing import Any, Final
 
 import psutil
 
+from bench.default_cluster import default_cluster
 from bench.fio import Disk, Measurement, run_timed
 from bench.host_memory import touch_memory
 from bench.markdown import backup_table, table
 from bench.report import describe_machine
 from bench.workloads import Workload
-from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, SnapshotdSettings
 from blockstore.rpc import control_pb2, snapshot_pb2
 from blockstore.units import BLOCK_SIZE, GIB, KIB, MIB, format_size, parse_size
 from tests.cluster import CAIRN, Cluster
@@ -332,15 +332,7 @@ def _latency(figures: Measurement) -> Figure:
 @contextmanager
 def running_cairn(scratch: Path, size: int) -> Iterator[Cairn]:
     """On a cluster with the defaults of every process."""
-    (scratch / "cairn").mkdir()
-    with Cluster(
-        scratch / "cairn",
-        control_settings=ControlSettings(),
-        node_settings=NodeSettings(),
-        front_end_settings=FrontEndSettings(),
-        snapshotds=1,
-        snapshotd_settings=SnapshotdSettings(),
-    ) as cluster:
+    with default_cluster(scratch / "cairn", snapshotds=1) as cluster:
         yield Cairn(cluster, size, scratch)
 
 

@@ -12,11 +12,10 @@ from typing import Final
 
 from bench import nbd_servers
 from bench.ceph import CEPH_PROGRAMS, serve_rbd
+from bench.default_cluster import default_cluster
 from bench.fio import Disk
 from bench.serving import Serving
 from bench.space import measure_nodes
-from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings
-from tests.cluster import Cluster
 from tests.programs import find_program
 
 
@@ -39,12 +38,7 @@ class Target:
 
 @contextmanager
 def _cairn(directory: Path, size: int) -> Iterator[Serving]:
-    with Cluster(
-        directory,
-        control_settings=ControlSettings(),
-        node_settings=NodeSettings(),
-        front_end_settings=FrontEndSettings(),
-    ) as cluster:
+    with default_cluster(directory) as cluster:
         volume = cluster.create(size)
         uri = cluster.attach(volume)
         pids = {daemon.name: daemon.pid for daemon in cluster.daemons}

@@ -19,7 +19,6 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Final, TypeVar
@@ -74,8 +73,7 @@ class LocalStore:
         return await self._run(lambda: self._read(check_key(key), start, length))
 
     async def put(self, key: str, data: Data, *, if_absent: bool = False) -> bool:
-        write = partial(self._write, check_key(key), data, if_absent)
-        return await asyncio.get_running_loop().run_in_executor(self._writers, write)
+        return await self._run(lambda: self._write(check_key(key), data, if_absent), self._writers)
 
     async def delete(self, key: str) -> None:
         await self._run(lambda: self._remove(check_key(key)))
@@ -90,8 +88,8 @@ class LocalStore:
         await asyncio.to_thread(self._writers.shutdown)
         await asyncio.to_thread(self._threads.shutdown)
 
-    async def _run(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+    async def _run(self, call: Callable[[], T], threads: ThreadPoolExecutor | None = None) -> T:
+        return await asyncio.get_running_loop().run_in_executor(threads or self._threads, call)
 
     def _read(self, key: str, start: int, length: int | None) -> bytes:
         with self._told("read", key), open(self._root / key, "rb", buffering=0) as file:

@@ -38,7 +38,7 @@ _BEATS: Final = 2
 CONTROL: Final = ControlSettings(lease_s=2.0, reconcile_s=0.2)
 NODE: Final = NodeSettings(heartbeat_s=0.2, checkpoint_s=1.0, reserve_bytes=0)
 FRONT_END: Final = FrontEndSettings(heartbeat_s=0.2)
-#: How the names of those calls begin that change nothing.
+#: How the names of those calls begin that may happen twice.
 _REPEATABLE: Final = ("Get", "List", "Status", "Set")
 SNAPSHOTD: Final = SnapshotdSettings(heartbeat_s=0.2)
 #: How the names of those daemons begin that are started again at the address that they had.
@@ -244,6 +244,17 @@ class Cluster:
         """The volume's part of the status."""
         found: control_pb2.VolumeHealth = self.call("GetVolumeHealth", control_pb2.GetVolumeRequest(volume=volume))
         return found
+
+    def wait_snapshotd(self) -> None:
+        """Wait until control knows where the only one is now: the lease of the one of before may hold still."""
+        (daemon,) = self.snapshotds
+        address = daemon.read_address()
+
+        def is_registered() -> bool:
+            found = self.call("GetStore", snapshot_pb2.GetStoreRequest()).daemons
+            return [(each.address, each.up) for each in found] == [(address, True)]
+
+        wait_for("snapshotd to be registered", is_registered)
 
     def wait_whole(self, volume: str, limit_s: float = WHOLE_LIMIT_S, *, idle: bool = False) -> None:
         """Wait until the volume is served and every replica of it is up; idle: and has all, to the last record.

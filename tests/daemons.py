@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
+import psutil
+
 #: A machine with two cores starts five Python processes in a few seconds; one that is overloaded takes far longer.
 START_LIMIT_S: Final = 60.0
 _STOP_LIMIT_S: Final = 60.0
@@ -19,6 +21,14 @@ _POLL_S: Final = 0.05
 _LOG_SHOWN_BYTES: Final = 6_000
 
 T = TypeVar("T")
+
+
+def is_gone(pid: int) -> bool:
+    """Whoever reaps orphans here may be slow: a zombie is gone all the same."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def wait_for(what: str, condition: Callable[[], T | None], limit_s: float = START_LIMIT_S) -> T:

@@ -15,6 +15,7 @@ from blockstore.domain import (
     Configuration,
     Member,
     NodeId,
+    Position,
     ReplicaAddress,
     ReplicaId,
     SegmentNumber,
@@ -227,19 +228,19 @@ class Stack:
 
     async def until_all_know(self, volume: OpenVolume) -> None:
         """Every member is whole, and knows that everything is committed: what it shows is what was written."""
-        await self.until_all_whole(volume)
-        commit = volume.status().commit
-        for index in self._nodes:
-            follower = self.hosted(index).follower
-            await until(lambda follower=follower: follower.commit >= commit, "the commit arrives")  # type: ignore[misc]
+        await self._until_all_reach(volume, lambda hosted: hosted.follower.commit, "the commit arrives")
 
     async def until_all_applied(self, volume: OpenVolume) -> None:
         """Every member is whole, and has everything in its tables: they are the same."""
+        await self._until_all_reach(volume, lambda hosted: hosted.store.applied, "all is in the tables")
+
+    async def _until_all_reach(
+        self, volume: OpenVolume, position: Callable[[HostedReplica], Position], what: str
+    ) -> None:
+        """Every member is whole, and this position of it is where everything is committed now."""
         await self.until_all_whole(volume)
         commit = volume.status().commit
-        for index in self._nodes:
-            store = self.hosted(index).store
-            await until(lambda store=store: store.applied >= commit, "all is in the tables")  # type: ignore[misc]
+        await until(lambda: all(position(self.hosted(index)) >= commit for index in self._nodes), what)
 
     async def until_all_whole(self, volume: OpenVolume) -> None:
         def whole() -> bool:

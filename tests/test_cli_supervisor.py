@@ -9,7 +9,6 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from blockstore.cli import supervisor as module
@@ -17,7 +16,7 @@ from blockstore.cli.client import wait_until
 from blockstore.cli.settings import PARENT_VARIABLE
 from blockstore.cli.supervisor import Child, Supervisor, describe_exit, last_line
 from blockstore.config import EXIT_DO_NOT_RESTART
-from tests.daemons import wait_for
+from tests.daemons import is_gone, wait_for
 
 LIMIT_S = 60.0
 FOREVER = "import time; print('runs', flush=True)\nwhile True: time.sleep(0.1)"
@@ -201,19 +200,11 @@ def test_children_die_with_a_killed_parent(tmp_path: Path) -> None:
     )
     running = subprocess.Popen([sys.executable, "-c", parent, child], stdout=subprocess.PIPE, text=True)
     assert running.stdout is not None
-    orphan = psutil.Process(int(running.stdout.readline()))
+    orphan = int(running.stdout.readline())
     running.kill()
     running.wait()
     running.stdout.close()
-
-    def is_dead() -> bool:
-        """Whoever reaps orphans here may be slow; a zombie is dead all the same."""
-        try:
-            return orphan.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
-
-    wait_for("its end", is_dead, LIMIT_S)
+    wait_for("its end", lambda: is_gone(orphan), LIMIT_S)
 
 
 @pytest.mark.parametrize(("code", "text"), [(0, "ended with exit code 0"), (-11, "was killed by SIGSEGV")])

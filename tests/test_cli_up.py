@@ -15,7 +15,7 @@ import pytest
 from blockstore.cli.daemons import CAIRN
 from blockstore.cli.state_directory import StateDirectory
 from tests.cli_guest import read, write
-from tests.daemons import wait_for
+from tests.daemons import is_gone, wait_for
 from tests.loopback import own_host
 from tests.metrics_page import DECLARED, Page, fetch
 
@@ -59,13 +59,6 @@ def kill_and_wait(state: StateDirectory, name: str) -> None:
     old = state.read_processes()[name]
     os.kill(old, signal.SIGKILL)
     wait_for(f"another {name}", lambda: state.read_processes().get(name, old) != old, LIMIT_S)
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def test_a_cluster_stops_and_goes_on_with_its_data(state: StateDirectory) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from tests.daemons import wait_for
+from tests.daemons import is_gone, wait_for
 from tests.faults.shim import Steering
 from tests.loopback import free_address
 from tests.programs import require_programs
@@ -76,14 +76,7 @@ def test_it_jumps_while_the_program_runs_which_is_stopped_and_killed_like_any_ot
         assert 0 <= now() - before <= 300
         program.kill()
         assert program.wait() == -signal.SIGKILL
-        wait_for("its tracer to end", lambda: has_ended(int(tracer)))
-
-
-def has_ended(pid: int) -> bool:
-    try:
-        return state(pid) == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
+        wait_for("its tracer to end", lambda: is_gone(int(tracer)))
 
 
 def state(pid: int) -> str:

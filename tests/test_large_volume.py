@@ -140,17 +140,11 @@ def cost_of(cluster: Cluster, size: int, layout: Layout, seed: int) -> Cost:
 
 
 def restart_snapshotd(cluster: Cluster) -> None:
-    """With nothing in its memory; once control knows where it is now, and does not take it for the one of before."""
+    """With nothing in its memory."""
     (daemon,) = cluster.snapshotds
     daemon.stop()
     cluster.start(daemon)
-    address = daemon.read_address()
-
-    def registered() -> bool:
-        found: pb.GetStoreResponse = cluster.call("GetStore", pb.GetStoreRequest())
-        return [(each.address, each.up) for each in found.daemons] == [(address, True)]
-
-    wait_for("snapshotd to be registered", registered)
+    cluster.wait_snapshotd()
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,6 @@ import pytest
 from blockstore.cli.daemons import CAIRN
 from blockstore.config import FrontEndSettings
 from blockstore.rpc import control_pb2
-from blockstore.rpc import snapshot_pb2 as pb
 from blockstore.units import MIB
 from snapshotd.object_store import ObjectStore
 from snapshotd.stores import open_store
@@ -131,13 +130,7 @@ def restart(cluster: Cluster) -> None:
     daemon = cluster.snapshotds[0]
     daemon.kill()
     cluster.start(daemon)
-
-    def is_known() -> bool:
-        """Not the one that was killed, whose lease may hold still."""
-        (known,) = cluster.call("GetStore", pb.GetStoreRequest()).daemons
-        return bool(known.up and known.address == daemon.read_address())
-
-    wait_for("snapshotd to be registered", is_known)
+    cluster.wait_snapshotd()
 
 
 def cairn(cluster: Cluster, *arguments: str | Path) -> tuple[int, Any, str]:

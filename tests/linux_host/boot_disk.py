@@ -44,11 +44,12 @@ ln -s /proc/self/mounts /etc/mtab
 stty -F /dev/ttyS1 raw
 exec >/dev/ttyS1 2>&1
 echo "Linux $(uname -r)"
-mount -t ext4 /dev/vda2 /root && umount /root && e2fsck -f -n /dev/vda2 && echo FSCK CLEAN
-mount -t ext4 /dev/vda2 /root
-for each in proc sys dev; do mount --move /$each /root/$each; done
+mkdir /new
+mount -t ext4 /dev/vda2 /new && umount /new && e2fsck -f -n /dev/vda2 && echo FSCK CLEAN
+mount -t ext4 /dev/vda2 /new
+for each in proc sys dev; do mount --move /$each /new/$each; done
 unset LD_LIBRARY_PATH
-exec switch_root /root /sbin/init
+exec switch_root /new /sbin/init
 """
 
 
