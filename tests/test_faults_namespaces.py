@@ -2,40 +2,16 @@
 
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
 
 from tests.daemons import wait_for
+from tests.faults.echo import Echo, answers
 from tests.faults.namespaces import HOST, Network
 
-ECHO = """
-import socket, sys
-server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-server.bind((sys.argv[1], 7))
-print("ready", flush=True)
-while True:
-    data, sender = server.recvfrom(100)
-    print(data.decode(), flush=True)
-    server.sendto(data, sender)
-"""
 #: So long is waited for what is not to arrive.
 LOST_S = 0.5
-
-
-class Echo:
-    """A machine that prints and sends back every datagram."""
-
-    def __init__(self, network: Network, machine: str) -> None:
-        self.address = (network.address(machine), 7)
-        command = [*network.prefix(machine), sys.executable, "-c", ECHO, self.address[0]]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self.heard() == "ready"
-
-    def heard(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
 
 
 @pytest.fixture
@@ -46,20 +22,8 @@ def network() -> Iterator[Network]:
 
 @pytest.fixture
 def echo(network: Network) -> Iterator[Echo]:
-    made = Echo(network, "a")
-    yield made
-    made.process.kill()
-    made.process.communicate()
-
-
-def answers(client: socket.socket, echo: Echo, text: str, limit_s: float = 60.0) -> bool:
-    """Whether it comes back."""
-    client.sendto(text.encode(), echo.address)
-    client.settimeout(limit_s)
-    try:
-        return client.recv(100).decode() == text
-    except TimeoutError:
-        return False
+    with Echo(network, "a") as running:
+        yield running
 
 
 def test_packets_are_dropped_one_way_both_ways_and_arrive_again(network: Network, echo: Echo) -> None:

@@ -7,8 +7,10 @@
         network.heal()
 
 A machine drops what it sends to another by holding a wrong hardware address for it: the bridge carries the packets, and
-nobody takes them. The sender is not told, as with a cable that lost them. It takes root. Whatever happens, namespaces
-end with the block, or, where this process was killed, with the next network that anybody makes.
+nobody takes them. The sender is not told, as with a cable that lost them. Where packets are to be late, or a share of
+them lost, a process carries each of them between the machine's cable and the bridge (bad_link.py). It takes root.
+Whatever happens, namespaces end with the block, or, where this process was killed, with the next network that anybody
+makes.
 """
 
 import contextlib
@@ -21,10 +23,13 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Final
 
+from tests.faults.bad_link import BadLink, Conditions
 from tests.programs import find_program, require_found, require_programs
 
 HOST: Final = "host"
 _NOBODY: Final = "02:00:00:00:00:01"
+#: Of a packet that an interface takes at once, as it is before anybody changes it.
+_ALL_SEGMENTS: Final = "65535"
 _NAME: Final = re.compile(r"cairn-(\d+)-\S+")
 _numbers: Final = itertools.count(1)
 
@@ -39,6 +44,7 @@ class Network:
         self._addresses = {name: f"{subnet}.{number}" for number, name in enumerate([HOST, *machines], 1)}
         self._dropped: set[tuple[str, str]] = set()
         self._unplugged: set[str] = set()
+        self._degraded: dict[str, BadLink] = {}
 
     def __enter__(self) -> "Network":
         require_programs("ip")
@@ -55,6 +61,8 @@ class Network:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for link in self._degraded.values():
+            link.end()
         self._remove()
 
     @property
@@ -86,6 +94,21 @@ class Network:
         self._unplugged.add(machine)
         _ip("link", "set", self._veth(machine), "down")
 
+    def degrade(self, machine: str, conditions: Conditions, seed: int) -> None:
+        """All that it sends and gets passes a link of these conditions from here on; in the place of an earlier one.
+
+        Its TCP makes packets of at most one segment meanwhile: with the 64 KiB that a veth pair carries at once, one
+        that is lost would be forty.
+        """
+        if machine in self._degraded:
+            self._repair(machine)
+        veth, tap = self._veth(machine), self._tap(machine)
+        self._in(machine, "link", "set", "gso_max_segs", "1", "dev")
+        self._degraded[machine] = BadLink(veth, tap, conditions, seed)
+        # Off the bridge, this end is the host's own: it must not answer for the host's addresses.
+        _ip("link", "set", veth, "nomaster", "arp", "off")
+        _ip("link", "set", tap, "master", self._bridge, "up")
+
     def heal(self) -> None:
         """All packets arrive again."""
         for sender, receiver in list(self._dropped):
@@ -93,6 +116,8 @@ class Network:
         for machine in self._unplugged:
             _ip("link", "set", self._veth(machine), "up")
         self._unplugged.clear()
+        for machine in list(self._degraded):
+            self._repair(machine)
 
     def restore(self, sender: str, receiver: str) -> None:
         """The end of `drop`."""
@@ -100,6 +125,13 @@ class Network:
         self._in(sender, "neigh", "del", self.address(receiver), "dev")
 
     # ---- inside
+
+    def _repair(self, machine: str) -> dict[str, int]:
+        """The end of `degrade`: what became of the packets, as bad_link.py counts them."""
+        fates = self._degraded.pop(machine).end()
+        _ip("link", "set", self._veth(machine), "master", self._bridge, "arp", "on")
+        self._in(machine, "link", "set", "gso_max_segs", _ALL_SEGMENTS, "dev")
+        return fates
 
     def _in(self, machine: str, *arguments: str) -> None:
         """`ip` there, with the name of its interface behind the arguments."""
@@ -113,6 +145,9 @@ class Network:
 
     def _veth(self, machine: str) -> str:
         return _interface(f"c{list(self._addresses).index(machine)}v", self._tag)
+
+    def _tap(self, machine: str) -> str:
+        return _interface(f"c{list(self._addresses).index(machine)}t", self._tag)
 
     def _make(self) -> None:
         _ip("link", "add", self._bridge, "type", "bridge")

@@ -1,12 +1,20 @@
-"""Packets that do not arrive, and volumes that are taken from who was cut off."""
+"""Packets that do not arrive, or late, and volumes that are taken from who was cut off."""
 
 import itertools
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Final
 
+from tests.faults.bad_link import Conditions
 from tests.faults.fault_cluster import FaultCluster
 from tests.faults.kinds.fault import FRONT_END, healed, now_and_then
+
+#: Each packet by itself, each way: so they overtake each other, and TCP takes some for lost.
+_LATE: Final = Conditions(least_s=0.02, most_s=0.2)
+#: The share that is lost at random, each way; and of those that are not, how many come twice.
+_LOST: Final = (0.05, 0.2)
+_REPEATED: Final = 0.02
 
 
 def controls(cluster: FaultCluster) -> list[str]:
@@ -79,6 +87,37 @@ def packets_lost(cluster: FaultCluster, chance: random.Random) -> Iterator[str]:
 
     with healed(cluster), now_and_then(lambda: network.cut([FRONT_END], [node]), restore):
         yield f"{FRONT_END} - {node}"
+
+
+def packets_delayed(cluster: FaultCluster, chance: random.Random) -> AbstractContextManager[str]:
+    """All that a node sends and gets; guests do not wait for it."""
+    return _degraded(cluster, chance.choice(cluster.nodes).name, _LATE, chance)
+
+
+def packets_dropped_at_random(cluster: FaultCluster, chance: random.Random) -> AbstractContextManager[str]:
+    """Of all that a node sends and gets, and some arrive twice."""
+    return _degraded(cluster, chance.choice(cluster.nodes).name, _some_lost(chance), chance)
+
+
+def front_end_far_away(cluster: FaultCluster, chance: random.Random) -> AbstractContextManager[str]:
+    """From its guests, the nodes and control: each packet takes as long as across an ocean."""
+    return _degraded(cluster, FRONT_END, _LATE, chance)
+
+
+def front_end_on_a_bad_line(cluster: FaultCluster, chance: random.Random) -> AbstractContextManager[str]:
+    """A share of all that it sends and gets is lost, that of guests too."""
+    return _degraded(cluster, FRONT_END, _some_lost(chance), chance)
+
+
+def _some_lost(chance: random.Random) -> Conditions:
+    return Conditions(lost=chance.uniform(*_LOST), repeated=_REPEATED)
+
+
+@contextmanager
+def _degraded(cluster: FaultCluster, machine: str, conditions: Conditions, chance: random.Random) -> Iterator[str]:
+    with healed(cluster):
+        cluster.network.degrade(machine, conditions, chance.getrandbits(32))
+        yield f"{machine}: {conditions}"
 
 
 @contextmanager
