@@ -47,19 +47,30 @@ def qemu_nbd(image_format: str, cache: str) -> Callable[[Path, int], AbstractCon
 
 @contextmanager
 def nbd_server(directory: Path, size: int) -> Iterator[Serving]:
-    """The one of the NetworkBlockDevice project. In the foreground it would serve a single client."""
+    """The one of the NetworkBlockDevice project."""
     host, port = split_address(free_address())
-    image, config, pid_file = directory / "image", directory / "config", directory / "pid"
+    image, config = directory / "image", directory / "config"
     _make_image(image, size)
     config.write_text(_NBD_SERVER_CONFIG.format(host=host, port=port, image=image))
+    uri = f"nbd://{host}:{port}/volume"
+    with running_nbd_server(config, uri) as (server, command):
+        yield Serving(Disk.nbd(uri), {"server": server.pid}, (command,))
+
+
+@contextmanager
+def running_nbd_server(config: Path, uri: str) -> Iterator[tuple[psutil.Process, str]]:
+    """nbd-server with that configuration, and its command, once it answers at the URI.
+
+    It goes to the background by itself: in the foreground it would serve a single client.
+    """
+    pid_file = config.with_suffix(".pid")
     command = [str(find_program("nbd-server")), "-C", str(config), "-p", str(pid_file)]
     subprocess.run(command, check=True, capture_output=True)
     pid = wait_for("nbd-server to write its pid", lambda: pid_file.read_text().strip() if pid_file.exists() else "")
     server = psutil.Process(int(pid))
-    uri = f"nbd://{host}:{port}/volume"
     try:
-        wait_for(f"nbd-server to serve {uri}", lambda: _answers(uri))
-        yield Serving(Disk.nbd(uri), {"server": server.pid}, (" ".join(command),))
+        wait_for(f"nbd-server to serve {uri}", lambda: answers(uri))
+        yield server, " ".join(command)
     finally:
         server.kill()
         server.wait(_STOP_LIMIT_S)
@@ -88,16 +99,23 @@ def _make_image(path: Path, size: int) -> None:
 
 @contextmanager
 def _server(command: list[str], uri: str, directory: Path) -> Iterator[Serving]:
+    with running(command, uri, directory / "log") as server:
+        yield Serving(Disk.nbd(uri), {"server": server.pid}, (" ".join(map(str, server.command)),))
+
+
+@contextmanager
+def running(command: list[str], uri: str, log: Path) -> Iterator[Daemon]:
+    """A server that stays in the foreground, once it answers at the URI."""
     name = command[0]
-    command[0] = str(find_program(name))
-    server = Daemon(name, command, directory / "none", directory / "log")
+    server = Daemon(name, [str(find_program(name)), *command[1:]], log.parent / "none", log)
     server.start()
     try:
-        wait_for(f"{name} to serve {uri}", lambda: _answers(uri))
-        yield Serving(Disk.nbd(uri), {"server": server.pid}, (" ".join(command),))
+        wait_for(f"{name} to serve {uri}", lambda: answers(uri))
+        yield server
     finally:
         server.kill()
 
 
-def _answers(uri: str) -> bool:
+def answers(uri: str) -> bool:
+    """Whether an export is served there; a URI may name certificates."""
     return not subprocess.run(["nbdinfo", "--size", uri], capture_output=True, check=False).returncode

@@ -261,7 +261,10 @@ class FrontEndSettings(_Checked):
     nbd_socket: Path | None = setting(
         None, "Unix socket for NBD clients as well; TLS is offered there, never required."
     )
-    tls: Tls = setting(Tls.NONE, "TLS for NBD clients: require it, or offer it beside plain connections.")
+    tls: Tls = setting(
+        Tls.NONE,
+        "TLS for NBD clients: require it, or offer it beside plain connections. By certificates, not PSK.",
+    )
     tls_cert: Path | None = setting(None, "Certificate of this front-end (PEM), with those that vouch for it behind.")
     tls_key: Path | None = setting(None, "Key of that certificate (PEM).")
     tls_ca: Path | None = setting(

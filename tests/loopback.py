@@ -15,9 +15,12 @@ def own_host() -> str:
     return f"127.{random.randrange(1, 255)}.{random.randrange(1, 255)}.{random.randrange(2, 255)}"
 
 
-def free_address() -> str:
-    """HOST:PORT that stays free until it is listened at, also when that is later or happens twice."""
-    host = own_host()
+def free_address(host: str = "") -> str:
+    """HOST:PORT that stays free until it is listened at, also when that is later or happens twice.
+
+    host: one of `own_host`, where several addresses are to have the same.
+    """
+    host = host or own_host()
     with socket.socket() as probe:
         probe.bind((host, 0))
         return join_address(host, probe.getsockname()[1])
