@@ -173,6 +173,7 @@ class MemoryNode(Beating, replica_pb2_grpc.ReplicaServicer):
         self.creating, self.may_create = asyncio.Event(), asyncio.Event()
         self.may_create.set()
         self.full = False
+        self.broken: dict[str, str] = {}
         self.used_bytes = 0
         self.known: dict[str, tuple[int, int]] = {}
         self.to_delete: set[str] = set()
@@ -231,6 +232,7 @@ class MemoryNode(Beating, replica_pb2_grpc.ReplicaServicer):
             used_bytes=self.used_bytes,
             full=self.full,
             replicas=self.replicas.values(),
+            broken=[control_pb2.BrokenReplica(replica=each, place=place) for place, each in self.broken.items()],
         )
         response = await stub.NodeHeartbeat(request, timeout=LIMIT_S)
         self._learn(response.known)

@@ -91,6 +91,33 @@ def test_a_replica_that_its_node_no_longer_has_is_down(tmp_path: Path) -> None:
     run(tmp_path, scenario, lease_s=2.0)
 
 
+def test_what_is_left_of_broken_replicas_is_named_until_it_is_gone(tmp_path: Path) -> None:
+    """Also of one that no volume has any more."""
+
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        volume = await control.create()
+        node = cluster.nodes[0]
+        (lost,) = node.replicas
+        node.replicas.clear()
+        node.broken = {"/data/replicas/rep-1.broken": lost}
+        status = await problem(control, WARNING, node.id, f"replica {lost} nor whose they are can be read")
+        (said,) = (each.message for each in status.problems if each.subject == node.id)
+        assert "in /data/replicas/rep-1.broken: another replica takes its place; keep this" in said
+        await problem(control, DEGRADED, volume.id, "can make nothing of what is left of it")
+        node.broken = {"/data/replicas/rep-2.broken": "rep-2"}
+        await problem(
+            control, WARNING, node.id, "/data/replicas/rep-2.broken: no volume has that replica any more: remove"
+        )
+        node.broken = {}
+
+        async def silent() -> bool:
+            return not any(each.subject == node.id for each in (await control.status()).problems)
+
+        await until(silent, "nobody to be told any more")
+
+    run(tmp_path, scenario)
+
+
 def test_a_detached_volume_shows_who_lags(tmp_path: Path) -> None:
     async def scenario(cluster: Cluster, control: Control) -> None:
         volume = await control.create()

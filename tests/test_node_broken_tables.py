@@ -1,4 +1,4 @@
-"""Tables that do not open keep no node from starting: that replica is filled anew, the node's others serve."""
+"""Tables that do not open keep no node from starting: that replica is filled anew, or lost; the node's others serve."""
 
 import asyncio
 import os
@@ -135,6 +135,45 @@ def test_tables_of_another_program_are_left_as_they_are(tmp_path: Path) -> None:
     with pytest.raises(Conflict, match="run the one that wrote them"):
         open_sound(node, node.replicas())
     assert not node.lacks_tables(address().replica)
+    node.close()
+
+
+def rubbish_without_address(directory: Path) -> None:
+    (directory / FILE_NAME).write_bytes(b"rubbish")
+    (directory / "address").unlink()
+
+
+def rubbish_with_anothers_address(directory: Path) -> None:
+    (directory / FILE_NAME).write_bytes(b"rubbish")
+    (directory / "address").write_text(f"{OTHER.volume} {OTHER.segment} {OTHER.replica}")
+
+
+def no_tables_and_no_address(directory: Path) -> None:
+    (directory / FILE_NAME).unlink()
+    (directory / "address").write_bytes(b"\xff\xfe")
+
+
+def no_directory(directory: Path) -> None:
+    directory.rename(directory.with_name("elsewhere"))
+    directory.write_bytes(b"a file")
+
+
+@pytest.mark.parametrize(
+    "damage", [rubbish_without_address, rubbish_with_anothers_address, no_tables_and_no_address, no_directory]
+)
+def test_of_a_replica_that_nothing_can_be_made_of_the_node_has_none(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """Not an empty one either: it would have a vote, and forgotten what it promised."""
+    node = NodeStore.open(tmp_path)
+    for each in (address(), OTHER):
+        node.create_replica(each, LogImage()).close()
+    directory = tmp_path / "replicas" / address().replica
+    damage(directory)
+    opened = open_sound(node, node.replicas())
+    assert list(opened) == [OTHER.replica] == list(node.replicas())
+    assert node.broken() == {directory.with_name(f"{directory.name}.broken"): address().replica}
+    opened[OTHER.replica].close()
     node.close()
 
 

@@ -84,9 +84,29 @@ def test_tables_that_were_taken_away_are_made_anew_and_suspect(tmp_path: Path) -
     (other / "tables.mdb").unlink()
     for text in ("", f"{address(1).volume} 0 {REPLICA}"):
         (other / "address").write_text(text)
-        with pytest.raises(Corrupt, match="move that directory out"):
+        with pytest.raises(Corrupt, match=r"whose they were|belongs to"):
             store.make_anew(address(2).replica, mark=7)
     assert not store.is_suspect(address(2).replica)
+
+
+def test_what_is_left_of_a_broken_replica_stays_under_another_name(tmp_path: Path) -> None:
+    store = NodeStore.open(tmp_path)
+    replicas = tmp_path / "replicas"
+    for content in (b"first", b"second"):
+        store.create_replica(address(1), LogImage()).close()
+        (replicas / REPLICA / "tables.mdb").write_bytes(content)
+        store.leave_out(REPLICA)
+        assert store.replicas() == ()
+    store.close()
+    again = NodeStore.open(tmp_path)
+    first, second = replicas / f"{REPLICA}.broken", replicas / f"{REPLICA}.broken-2"
+    assert again.broken() == {first: REPLICA, second: REPLICA}
+    assert [(each / "tables.mdb").read_bytes() for each in (first, second)] == [b"first", b"second"]
+    with pytest.raises(NotFound):
+        again.open_replica(REPLICA)
+    first.rename(tmp_path / "elsewhere")
+    assert again.broken() == {second: REPLICA}
+    again.close()
 
 
 def test_what_a_crash_left_half_made_goes_at_the_next_start(tmp_path: Path) -> None:

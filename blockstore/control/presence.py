@@ -8,6 +8,7 @@ new replicas, tells whom to call, and makes the status.
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 from blockstore.domain import DaemonId, FrontEndId, NodeId, ReplicaId, SnapshotId, VolumeId
@@ -18,7 +19,8 @@ from blockstore.rpc.snapshot_pb2 import ShipProgress
 
 @dataclass(frozen=True, slots=True)
 class NodeWord:
-    """A node's heartbeat. replicas: None until it reported them for the first time.
+    """A node's heartbeat. replicas: None until it reported them for the first time. broken: by the place where what is
+    left of them is, those of which it can make nothing.
 
     heard_at: by control's own clock; tells which of two words is the later one.
     """
@@ -29,6 +31,7 @@ class NodeWord:
     used_bytes: int = 0
     full: bool = False
     replicas: Mapping[ReplicaId, ReplicaStatus] | None = None
+    broken: Mapping[str, ReplicaId] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +99,15 @@ class Presence:
         used_bytes: int,
         full: bool,
         replicas: Mapping[ReplicaId, ReplicaStatus],
+        *,
+        broken: Mapping[str, ReplicaId] = MappingProxyType({}),
     ) -> None:
         """A heartbeat with all that it holds."""
         for replica in replicas:
             self._created.pop(replica, None)
         if node in self._nodes:
             self._earlier[node] = self._nodes[node]
-        self._nodes[node] = NodeWord(self._wall_ms(), self._clock(), capacity_bytes, used_bytes, full, replicas)
+        self._nodes[node] = NodeWord(self._wall_ms(), self._clock(), capacity_bytes, used_bytes, full, replicas, broken)
         self._hear(node)
 
     def replica_created(self, replica: ReplicaId) -> None:

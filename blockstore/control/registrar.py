@@ -98,7 +98,10 @@ class Registrar:
         if request.address != node.address:
             await self._catalog.put_node(replace(node, address=checked_address(request.address)))
         replicas = {ReplicaId(each.target.replica): each for each in request.replicas}
-        self._presence.node_reported(node.id, request.capacity_bytes, request.used_bytes, request.full, replicas)
+        broken = {each.place: ReplicaId(each.replica) for each in request.broken}
+        self._presence.node_reported(
+            node.id, request.capacity_bytes, request.used_bytes, request.full, replicas, broken=broken
+        )
         known = await self._learn_from_node(node.id, replicas)
         buried = [each for each in await self._catalog.tombstones() if each.node == node.id]
         return control_pb2.NodeHeartbeatResponse(

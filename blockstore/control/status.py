@@ -155,6 +155,9 @@ class Observer:
             return absence
         own = self._own_word(member)
         if own is None and not self._presence.is_new(member.replica):
+            word = self._presence.node(member.node)
+            if word and member.replica in word.broken.values():
+                return DOWN, "its node can make nothing of what is left of it"
             return DOWN, "its node is up and does not have it: has its disk been emptied?"
         return _condition(said, own, lag, self._comes(volume))
 
@@ -257,6 +260,8 @@ class Observer:
                 yield Problem(severity=DEGRADED, subject=node.id, message=message)
             if word and word.replicas:
                 yield from _held_problems(node.id, word.replicas, expected)
+            if word:
+                yield from _broken_problems(node.id, word.broken, expected)
 
     def _front_end_problems(self, attached: Mapping[FrontEndId, int]) -> Iterator[Problem]:
         for front_end in self._front_ends.values():
@@ -302,6 +307,22 @@ def _replica_problems(volume: Volume, replicas: Iterable[ReplicaHealth]) -> Iter
         if each.state != UP:
             message = f"replica {each.replica} on {each.node} ({each.zone}) is {each.state}: {each.why}"
             yield Problem(severity=DEGRADED, subject=volume.id, message=message)
+
+
+def _broken_problems(
+    node: NodeId, broken: Mapping[str, ReplicaId], expected: Collection[ReplicaId]
+) -> Iterator[Problem]:
+    """What people are to do with what is left of replicas: nobody else removes it."""
+    for place, replica in sorted(broken.items()):
+        what = (
+            f"neither the tables of replica {replica} nor whose they are can be read; what is left of it is in {place}"
+        )
+        to_do = (
+            "another replica takes its place; keep this until the volume is healthy, then remove it"
+            if replica in expected
+            else "no volume has that replica any more: remove it"
+        )
+        yield Problem(severity=WARNING, subject=node, message=f"{what}: {to_do}")
 
 
 def _held_problems(

@@ -70,9 +70,8 @@ class Node:
         self._deletions: set[asyncio.Task[None]] = set()
         self.catch_up = CatchUpClient(self._peers.to, self.memory, self.rebuild_rate, settings.call_timeout_s)
         self.repairer = Repairer(self._peers.to, settings.call_timeout_s, self._note_damage)
-        replicas = self.store.replicas()
-        stores = open_sound(self.store, replicas)
-        lost = [replica for replica in replicas if self.store.lacks_tables(replica)]
+        stores = open_sound(self.store, self.store.replicas())
+        lost = [replica for replica in self.store.replicas() if self.store.lacks_tables(replica)]
         self.journal, recovered = Journal.open(
             self.store.journal_directory,
             max_bytes=_JOURNAL_BYTES,
@@ -311,19 +310,36 @@ class Node:
 def open_sound(store: NodeStore, replicas: Iterable[ReplicaId]) -> dict[ReplicaId, ReplicaStore]:
     """The stores of the replicas whose tables can be opened; damaged tables are set aside.
 
-    Only that replica is filled anew, with an unknown floor; the others serve. Raises Corrupt where nobody knows whose
-    the damaged tables are.
+    Only that replica is filled anew, with an unknown floor; the others serve. Where nobody knows whose the damaged
+    tables are, the whole directory is set aside, and the node has no such replica any more.
     """
     opened = {}
     for replica in replicas:
-        if store.lacks_tables(replica):
-            continue
         try:
-            opened[replica] = store.open_replica(replica)
-        except Corrupt as error:
-            _log.error("the tables cannot be opened, and are set aside", replica=replica, error=str(error))
-            store.set_aside(replica)
+            if store.lacks_tables(replica):
+                store.check_address(replica)
+            else:
+                opened[replica] = store.open_replica(replica)
+        except (Corrupt, NotFound) as error:  # NotFound: what has its name is no directory
+            _set_aside(store, replica, error)
     return opened
+
+
+def _set_aside(store: NodeStore, replica: ReplicaId, error: Corrupt | NotFound) -> None:
+    try:
+        store.check_address(replica)
+    except Corrupt as nobody_knows:
+        place = store.leave_out(replica)
+        _log.error(
+            "nothing can be made of a replica, which is set aside as a whole: another one has to take its place",
+            replica=replica,
+            place=str(place),
+            error=str(error),
+            address=str(nobody_knows),
+        )
+    else:
+        _log.error("the tables cannot be opened, and are set aside", replica=replica, error=str(error))
+        store.set_aside(replica)
 
 
 def _check_source(store: ReplicaStore, source: bytes) -> None:

@@ -69,6 +69,10 @@ class Registration:
             full=self._node.full,
             replicas=self._node.replica_statuses(),
             instance=self._instance,
+            broken=[
+                pb.BrokenReplica(replica=replica, place=str(place))
+                for place, replica in self._node.store.broken().items()
+            ],
         )
         with cairn_errors(f"control at {self._settings.control}"):
             response: pb.NodeHeartbeatResponse = await self._control.NodeHeartbeat(

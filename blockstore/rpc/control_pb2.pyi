@@ -1484,6 +1484,7 @@ class NodeHeartbeatRequest(_message.Message):
     FULL_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     INSTANCE_FIELD_NUMBER: _builtins.int
+    BROKEN_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     address: _builtins.str
     """Where it listens now."""
@@ -1496,6 +1497,10 @@ class NodeHeartbeatRequest(_message.Message):
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[_replica_pb2.ReplicaStatus]:
         """All of them."""
 
+    @_builtins.property
+    def broken(self) -> _containers.RepeatedCompositeFieldContainer[Global___BrokenReplica]:
+        """What is left of replicas of which nothing could be made: they are not among `replicas`."""
+
     def __init__(
         self,
         *,
@@ -1506,14 +1511,38 @@ class NodeHeartbeatRequest(_message.Message):
         full: _builtins.bool = ...,
         replicas: _abc.Iterable[_replica_pb2.ReplicaStatus] | None = ...,
         instance: _builtins.str = ...,
+        broken: _abc.Iterable[Global___BrokenReplica] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity_bytes", b"capacity_bytes", "full", b"full", "instance", b"instance", "node", b"node", "replicas", b"replicas", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "broken", b"broken", "capacity_bytes", b"capacity_bytes", "full", b"full", "instance", b"instance", "node", b"node", "replicas", b"replicas", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeHeartbeatRequest: _TypeAlias = NodeHeartbeatRequest  # noqa: Y015
+
+@_typing.final
+class BrokenReplica(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICA_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    replica: _builtins.str
+    place: _builtins.str
+    """Where the node keeps it, until somebody removes it."""
+    def __init__(
+        self,
+        *,
+        replica: _builtins.str = ...,
+        place: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["place", b"place", "replica", b"replica"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BrokenReplica: _TypeAlias = BrokenReplica  # noqa: Y015
 
 @_typing.final
 class KnownPosition(_message.Message):

@@ -8,14 +8,18 @@
                                 a failure that the process died of; `opening` while the tables are opened, and
                                 tables.mdb.damaged where they could not be; `damage` says what is wrong with
                                 tables that have lost something, until they are filled anew
+    DATA/replicas/REPLICA.broken/   of which nothing could be made; for people
 
 A replica appears and vanishes by the rename of a whole directory: a crash leaves it there or not, and
 what is left half made or half removed has a name of its own and goes at the next start. Tables that are
 missing from a replica's directory were taken away by somebody: it is made anew, suspect, and so filled. So are tables
-that do not open: they are set aside, and the node's other replicas are none the worse.
+that do not open: they are set aside, and the node's other replicas are none the worse. Where nobody knows any more
+whose they were, the whole directory is: the node has no such replica then, as if somebody had moved it away. It answers
+for none, so it has no vote, and control puts another one, with an id of its own, in its place.
 """
 
 import fcntl
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -38,8 +42,7 @@ _SOURCE: Final = "source"
 _OPENING: Final = "opening"
 _DAMAGE: Final = "damage"
 _SET_ASIDE: Final = FILE_NAME + ".damaged"
-#: Said of a directory that nothing can be made of: without it a replica is merely missing, which control mends.
-_MOVE_IT_AWAY: Final = "move that directory out of the node's, and start it: a replica that it lacks is made anew"
+_BROKEN: Final = ".broken"
 
 
 class NodeStore:
@@ -119,10 +122,9 @@ class NodeStore:
     def set_aside(self, replica: ReplicaId) -> None:
         """Take away tables that cannot be opened. The first such file is kept until the replica is whole again.
 
-        It may be the last copy of something. Raises Corrupt where nobody else knows whose replica it is.
+        It may be the last copy of something. Only where `check_address` found whose replica it is.
         """
         directory = self._existing(replica)
-        _read_address(directory)
         path, kept = directory / FILE_NAME, directory / _SET_ASIDE
         if kept.exists():
             path.unlink()  # what was being copied since, from replicas that have it
@@ -161,6 +163,28 @@ class NodeStore:
         sync_path(directory)
         shutil.rmtree(staged)
         return self.open_replica(replica)
+
+    def check_address(self, replica: ReplicaId) -> None:
+        """Raises Corrupt where its directory does not say whose replica it is, or is none."""
+        _read_address(self._directory_of(replica))
+
+    def leave_out(self, replica: ReplicaId) -> Path:
+        """Give what is left of a replica another name, under which it stays; durable on return. The new place.
+
+        From here on this node has no such replica: it is lost, not empty, and nobody may make it anew under its id but
+        as one that fills.
+        """
+        directory = self._directory_of(replica)
+        names = (f"{replica}{_BROKEN}{f'-{number}' if number > 1 else ''}" for number in itertools.count(1))
+        place = next(path for name in names if not (path := directory.with_name(name)).exists())
+        directory.rename(place)
+        sync_path(self._replicas)
+        return place
+
+    def broken(self) -> dict[Path, ReplicaId]:
+        """What `leave_out` made, as long as nobody has removed it."""
+        kept = sorted(self._replicas.glob(f"*{_BROKEN}*"))
+        return {path.absolute(): ReplicaId(path.name.partition(_BROKEN)[0]) for path in kept}
 
     def delete_replica(self, replica: ReplicaId) -> None:
         """Remove a replica whose store is closed. A crash finishes it at the next start. Raises NotFound."""
@@ -276,11 +300,9 @@ def _read_address(directory: Path) -> ReplicaAddress:
             VolumeId(check_id("vol", volume)), SegmentNumber(int(segment)), ReplicaId(check_id("rep", replica))
         )
     except (OSError, ValueError, InvalidRequest) as error:
-        raise Corrupt(
-            f"{directory} has no tables, and does not say whose they were: {error}; {_MOVE_IT_AWAY}"
-        ) from error
+        raise Corrupt(f"{directory} has no tables, and does not say whose they were: {error}") from error
     if address.replica != directory.name:
-        raise Corrupt(f"{directory} belongs to {address.replica}: it was moved or copied; {_MOVE_IT_AWAY}")
+        raise Corrupt(f"{directory} belongs to {address.replica}: it was moved or copied")
     return address
 
 
