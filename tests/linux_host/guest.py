@@ -4,6 +4,7 @@ The script works against an NBD server on this machine's loopback. `run` waits f
 test that does things meanwhile (`machine.Machine`).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -62,18 +63,27 @@ def script(name: str, **variables: int | str) -> str:
 
 
 def running(
-    kernel: Kernel, text: str, directory: Path, uri: str = "", limit_s: float = 60, *, disk: Path | None = None
+    kernel: Kernel,
+    text: str,
+    directory: Path,
+    uri: str = "",
+    limit_s: float = 60,
+    *,
+    disk: Path | None = None,
+    programs: Sequence[str] = (),
+    modules: Sequence[str] = (),
 ) -> Machine:
     """Boot `kernel` and run `text` there with bash; NBD_HOST, NBD_PORT and NBD_EXPORT are those of the URI.
 
     directory: for this run's files; kept, so that a test's failure can be looked into. disk: an ext4 image, mounted
-    read-only at /host.
+    read-only at /host. programs, modules: what it has besides what every guest has.
     """
     directory.mkdir(parents=True, exist_ok=True)
     address, _, export = uri.removeprefix("nbd://").partition("/")
     port = split_address(address)[1] if address else 0
     initrd = directory / "initrd"
-    initrd.write_bytes(_make_root(kernel, text, _INIT.format(host=_HOST, port=port, export=export)))
+    init = _INIT.format(host=_HOST, port=port, export=export)
+    initrd.write_bytes(_make_root(kernel, text, init, (*PROGRAMS, *programs), (*MODULES, *modules)))
     return Machine(_options(kernel.image, initrd, disk), directory, limit_s)
 
 
@@ -83,15 +93,15 @@ def run(kernel: Kernel, text: str, directory: Path, uri: str = "", limit_s: floa
         return machine.end()
 
 
-def _make_root(kernel: Kernel, text: str, init: str) -> bytes:
+def _make_root(kernel: Kernel, text: str, init: str, programs: Sequence[str], modules: Sequence[str]) -> bytes:
     root = Initramfs()
     for path in ("dev", "proc", "sys", "tmp", "mnt", "etc", "run", "bin"):
         root.directory(path)
-    for name in PROGRAMS:
+    for name in programs:
         root.add_program(name)
     root.link("sbin/mkfs.ext4", "mke2fs")
     root.add("etc/mke2fs.conf", Path("/etc/mke2fs.conf").read_bytes())
-    root.add_modules(MODULES, kernel.modules)
+    root.add_modules(modules, kernel.modules)
     root.add("script", text.encode())
     root.add("init", init.encode(), executable=True)
     return root.pack()
