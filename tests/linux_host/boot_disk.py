@@ -8,7 +8,6 @@ import struct
 import subprocess
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 from blockstore.units import MIB
 from tests.linux_host.initramfs import Initramfs
@@ -75,10 +74,7 @@ def make_boot_disk(directory: Path, kernel: Kernel, root: Path, size_bytes: int)
 
 def options(uri: str) -> list[str]:
     """QEMU's, for a machine whose only disk is that export; it waits for a server that is away, and asks again."""
-    where = urlsplit(uri)
-    server = f"file.server.type=inet,file.server.host={where.hostname},file.server.port={where.port}"
-    export = f"file.driver=nbd,{server},file.export={where.path[1:]},file.reconnect-delay={_RECONNECT_S}"
-    return ["-drive", f"driver=raw,{export},if=virtio,discard=unmap"]
+    return ["-drive", f"file={uri},format=raw,if=virtio,discard=unmap,file.reconnect-delay={_RECONNECT_S}"]
 
 
 def _partition(kind: int, start: int, end: int, *, active: bool) -> bytes:

@@ -26,6 +26,7 @@ MODULES: Final = (
 _NEEDED: Final = (PROGRAM, "ldd", *PROGRAMS)
 #: This machine's 127.0.0.1, in QEMU's user network.
 _HOST: Final = "10.0.2.2"
+_MOUNT: Final = "mkdir /host; mount -t ext4 -o ro /dev/vda /host"
 _INIT: Final = """#!/sbin/busybox sh
 /sbin/busybox --install -s /bin
 export PATH=/sbin:/bin HOME=/ LD_LIBRARY_PATH=/lib NBD_HOST={host} NBD_PORT={port} NBD_EXPORT='{export}'
@@ -36,7 +37,7 @@ mount -t tmpfs tmpfs /tmp
 ln -s /proc/self/mounts /etc/mtab
 ln -s /proc/self/fd /dev/fd
 for module in /modules/*; do insmod $module; done
-if [ -b /dev/vda ]; then mkdir /host; mount -t ext4 -o ro /dev/vda /host; fi
+{mount}
 ip link set lo up
 ip addr add 10.0.2.15/24 dev eth0
 ip link set eth0 up
@@ -72,19 +73,22 @@ def running(
     disk: Path | None = None,
     programs: Sequence[str] = (),
     modules: Sequence[str] = (),
+    drive: str = "",
 ) -> Machine:
     """Boot `kernel` and run `text` there with bash; NBD_HOST, NBD_PORT and NBD_EXPORT are those of the URI.
 
     directory: for this run's files; kept, so that a test's failure can be looked into. disk: an ext4 image, mounted
-    read-only at /host. programs, modules: what it has besides what every guest has.
+    read-only at /host. drive: what QEMU's option -drive says of another one, which is /dev/vda where `disk` is not.
+    programs, modules: what it has besides what every guest has.
     """
     directory.mkdir(parents=True, exist_ok=True)
     address, _, export = uri.removeprefix("nbd://").partition("/")
     port = split_address(address)[1] if address else 0
     initrd = directory / "initrd"
-    init = _INIT.format(host=_HOST, port=port, export=export)
+    init = _INIT.format(host=_HOST, port=port, export=export, mount="" if disk is None else _MOUNT)
     initrd.write_bytes(_make_root(kernel, text, init, (*PROGRAMS, *programs), (*MODULES, *modules)))
-    return Machine(_options(kernel.image, initrd, disk), directory, limit_s)
+    options = _options(kernel.image, initrd, disk) + (["-drive", drive] if drive else [])
+    return Machine(options, directory, limit_s)
 
 
 def run(kernel: Kernel, text: str, directory: Path, uri: str = "", limit_s: float = 60) -> Result:
