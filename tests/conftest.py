@@ -1,20 +1,33 @@
-"""For all tests: where CI=true a skip is a failure; hypothesis without deadlines; a real S3 server."""
+"""For all tests: where CI=true a skip is a failure, and hypothesis chooses as it did before; a real S3 server."""
 
 import os
 from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 
 from tests.s3_server import S3Server, running_server
 
-#: How long one example takes says how busy the machine is; pytest's timeout finds what hangs.
-settings.register_profile("cairn", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("cairn")
+IN_CI = os.environ.get("CI") == "true"
+
+# How long one example takes says how busy the machine is; pytest's timeout finds what hangs. A failure prints a line
+# that replays it. `ci` chooses the same examples each time, so that what fails there is of the change that is tried;
+# `random` others each time (docs/development.md says how to have more of them), and keeps those that failed.
+for name, same in (("ci", True), ("random", False)):
+    settings.register_profile(
+        name,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+        print_blob=True,
+        derandomize=same,
+        database=None if same else DirectoryBasedExampleDatabase(".hypothesis/examples"),
+    )
+settings.load_profile("ci" if IN_CI else "random")
 
 
 def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
-    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("CI") == "true":
+    if report.skipped and not hasattr(report, "wasxfail") and IN_CI:
         report.outcome = "failed"
         report.longrepr = f"skipped, which CI does not allow: {report.longrepr}"
 

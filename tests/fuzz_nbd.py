@@ -145,13 +145,14 @@ def main() -> None:
     if arguments.input is not None:
         one_conversation(arguments.input.read_bytes())
         return
+    chosen = arguments.seed or random.randrange(1, 1 << 31)
+    print(f"again with: python -m tests.fuzz_nbd --seconds {arguments.seconds} --seed {chosen}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as corpus:
-        chance = random.Random(arguments.seed or None)
+        chance = random.Random(chosen)
         for number in range(_SEEDS):
             (Path(corpus) / str(number)).write_bytes(conversation(chance)[:65536])
         options = [f"-max_total_time={arguments.seconds}", "-max_len=65536", "-print_final_stats=1"]
-        seed = [f"-seed={arguments.seed}"] if arguments.seed else []
-        atheris.Setup([sys.argv[0], *options, *seed, corpus], one_conversation)
+        atheris.Setup([sys.argv[0], *options, f"-seed={chosen}", corpus], one_conversation)
         atheris.Fuzz()
 
 
