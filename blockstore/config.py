@@ -30,6 +30,8 @@ MAX_HOLD_S: Final = 20.0
 MAX_REBUILDS: Final = 1_000_000
 #: The longest lease of a front-end: as long waits who takes a volume over from one that it cannot hear of.
 MAX_LEASE_S: Final = 1.0
+#: A year, the most of each time that has no stricter limit: more is a slip, and timers overflow far above it.
+MAX_TIME_S: Final = 366 * 86_400
 DEFAULT_CONTROL_PORT: Final = 7300
 DEFAULT_NBD_PORT: Final = 10809
 """Registered for NBD at IANA."""
@@ -125,6 +127,8 @@ class _Checked:
             low, high = each.metadata.get("minimum"), each.metadata.get("maximum")
             if (low is not None and value < low) or (high is not None and value > high):
                 raise InvalidRequest(f"{option_name(each.name)} {value} is {_bounds(low, high)}")
+            if each.name.endswith("_s") and value > MAX_TIME_S:
+                raise InvalidRequest(f"{option_name(each.name)} {value} is above {MAX_TIME_S}, a year")
         zone = getattr(self, "zone", "default")
         if not zone.strip():
             raise InvalidRequest(f"--zone {zone!r} is empty: name the failure domain, such as a rack or a host")

@@ -103,6 +103,12 @@ def test_a_size_that_no_message_holds(capsys: pytest.CaptureFixture[str]) -> Non
         (["nbd", "run", "--lease-s", "nan"], "--lease-s nan is no finite number"),
         (["nbd", "run", "--lease-s", "inf"], "--lease-s inf is no finite number"),
         (["nbd", "run", "--lease-s", "1.5"], "--lease-s 1.5 is outside 0.05 to 1.0"),
+        (["control", "run", "--replace-after-s", "1e300"], "--replace-after-s 1e+300 is above 31622400, a year"),
+        (["node", "run", "--heartbeat-s", "1e300"], "--heartbeat-s 1e+300 is above 31622400, a year"),
+        (["node", "repair", "--replace-after", "1e300"], "less than or equal to 31622400"),
+        (["volume", "attach", "v", "--wait", "nan"], "less than or equal to 31622400"),
+        (["volume", "attach", "v", "--wait", "1e300"], "less than or equal to 31622400"),
+        (["snapshot", "wait", "s", "--timeout", "1e300"], "less than or equal to 31622400"),
         (["control", "run", "--rebuilds", "99999999999"], "--rebuilds 99999999999 is outside 1 to 1000000"),
     ],
 )

@@ -348,6 +348,7 @@ def test_of_two_drains_that_leave_too_few_nodes_the_second_is_refused(tmp_path: 
         {"replace_after_s": -1.0},
         {"replace_after_s": math.nan},
         {"replace_after_s": math.inf},
+        {"replace_after_s": 31_622_401.0},
         {"rebuilds": 0},
         {"rebuilds": 1_000_001},
     ],

@@ -18,7 +18,7 @@ from blockstore.cli.completion import complete_node, complete_volume
 from blockstore.cli.control_address import find_control
 from blockstore.cli.options import ControlOption, Output, OutputOption, StateOption, rate_bytes
 from blockstore.cli.screen import progress, show
-from blockstore.config import MAX_REBUILDS
+from blockstore.config import MAX_REBUILDS, MAX_TIME_S
 from blockstore.errors import QuorumUnavailable
 from blockstore.rpc import control_pb2 as pb
 from blockstore.units import MIB, format_size
@@ -68,7 +68,13 @@ def repair(
     state: StateOption,
     replace_after: Annotated[
         float | None,
-        typer.Option("--replace-after", metavar="SECONDS", min=0, help="Replace replicas away so long; 0 is never."),
+        typer.Option(
+            "--replace-after",
+            metavar="SECONDS",
+            min=0,
+            max=MAX_TIME_S,
+            help="Replace replicas away so long; 0 is never.",
+        ),
     ] = None,
     rebuild_rate: Annotated[
         int | None,

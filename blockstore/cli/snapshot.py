@@ -22,6 +22,7 @@ from blockstore.cli.options import ControlOption, Output, OutputOption, StateOpt
 from blockstore.cli.screen import say, show
 from blockstore.cli.snapshot_options import DescriptionOption, SnapshotArgument, SnapshotArguments, TagOption
 from blockstore.cli.store_client import store_connected
+from blockstore.config import MAX_TIME_S
 from blockstore.errors import CairnError, InvalidRequest, QuorumUnavailable
 from blockstore.rpc import snapshot_pb2 as pb
 from nbd_server import uri as nbd_uri
@@ -204,7 +205,7 @@ def wait_for_snapshots(
     *,
     state: StateOption,
     timeout: Annotated[
-        float, typer.Option("--timeout", metavar="SECONDS", help="Most to wait; 0: for ever.", min=0)
+        float, typer.Option("--timeout", metavar="SECONDS", help="Most to wait; 0: for ever.", min=0, max=MAX_TIME_S)
     ] = 0.0,
     control: ControlOption = None,
     output: OutputOption = Output.TABLE,

@@ -23,6 +23,7 @@ from blockstore.cli.options import (
     size_option,
 )
 from blockstore.cli.screen import print_table, progress, say, show
+from blockstore.config import MAX_TIME_S
 from blockstore.errors import Conflict, InvalidRequest
 from blockstore.rpc import control_pb2 as pb
 from nbd_server import uri as nbd_uri
@@ -69,7 +70,12 @@ SegmentSizeOption = Annotated[
 WaitOption = Annotated[
     float,
     typer.Option(
-        "--wait", "--timeout", metavar="SECONDS", help="Wait so long until it is done; 0 does not wait.", min=0
+        "--wait",
+        "--timeout",
+        metavar="SECONDS",
+        help="Wait so long until it is done; 0 does not wait.",
+        min=0,
+        max=MAX_TIME_S,
     ),
 ]
 

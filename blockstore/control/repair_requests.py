@@ -1,13 +1,12 @@
 """What people ask of the moving of replicas: drains, rebalancing, and what it all goes by."""
 
 import asyncio
-import math
 from collections.abc import Collection
 from dataclasses import replace
 
 import structlog
 
-from blockstore.config import MAX_REBUILDS
+from blockstore.config import MAX_REBUILDS, MAX_TIME_S
 from blockstore.control.catalog import Catalog, replicas_by_node
 from blockstore.control.clock import now_ms
 from blockstore.control.membership import is_movable, segment_of
@@ -70,8 +69,10 @@ class RepairRequests:
     async def set(self, request: control_pb2.SetRepairRequest) -> control_pb2.RepairSettings:
         """Raises InvalidRequest."""
         given = {name: getattr(request, name) for name in _FIELDS if request.HasField(name)}  # type: ignore[arg-type]
-        if not 0.0 <= given.get("replace_after_s", 0.0) < math.inf:
-            raise InvalidRequest(f"replicas cannot be replaced after {request.replace_after_s} s: say 0 for never")
+        if not 0.0 <= given.get("replace_after_s", 0.0) <= MAX_TIME_S:
+            raise InvalidRequest(
+                f"replicas cannot be replaced after {request.replace_after_s} s: say 0 for never, {MAX_TIME_S} at most"
+            )
         for name in ("rebuilds", "rebuilds_per_node"):
             if given.get(name) == 0:
                 raise InvalidRequest(f"{name} 0 would fill no replica ever: say 1 or more")
