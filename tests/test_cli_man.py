@@ -47,6 +47,7 @@ def test_every_command_has_a_page_and_a_name_line() -> None:
         section = text.split(".SH NAME\n")[1].split("\n")[0]
         assert section.startswith(name.replace("-", "\\-") + " \\- "), "what apropos reads"
         assert not re.search(r"^\.(?!\\\"|TH|SH|SS|PP|TP|BR|B|RI|nf|fi)", text, re.MULTILINE), "a request by accident"
+        assert not re.search(r"^\.S[HS].*\n\.PP$", text, re.MULTILINE), "mandoc warns of a paragraph that is skipped"
 
 
 @pytest.mark.parametrize(

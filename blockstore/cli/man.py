@@ -118,10 +118,10 @@ def _arguments(context: Any) -> str:
 
 
 def _paragraphs(text: str | None) -> list[str]:
-    """Each in its own lines; what is indented stays as it is."""
+    """Each in its own lines, the first one behind its heading; what is indented stays as it is."""
     lines: list[str] = []
     for paragraph in re.split(r"\n\s*\n", (text or "").replace("\b", "").strip("\n")):
-        lines.append(".PP")
+        lines += [".PP"] if lines else []
         if paragraph.startswith((" ", "\t")):
             lines += [".nf", escaped(paragraph), ".fi"]
         else:
