@@ -56,6 +56,9 @@ class Loopback:
     def settle(self) -> None:
         """Until nobody has anything to say."""
         self._deliver()
+        while effects := self.leader.send_gathered(self.now):
+            self._carry_out(effects)
+            self._deliver()
 
     def _carry_out(self, effects: Iterable[LeaderEffect]) -> None:
         for effect in effects:

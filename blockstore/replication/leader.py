@@ -264,6 +264,15 @@ class Leader:
             return [Failed((ticket,), self._over)]
         return self._requests.submit(ticket, operation, now)
 
+    @property
+    def gathers_until(self) -> float | None:
+        """When `send_gathered` is due; None: whatever waits goes out by itself."""
+        return self._requests.gathers_until
+
+    def send_gathered(self, now: float) -> list[LeaderEffect]:
+        """The time is up for which a record waited for more writes."""
+        return [] if self._over is not None else self._requests.send_gathered(now)
+
     def _acked(self, member: Member, answer: AppendAnswer, now: float) -> list[LeaderEffect]:
         log = self._log
         if answer.epoch != self.epoch or not member.sealed or member.foreign or log.chosen is None:
@@ -335,6 +344,7 @@ class Leader:
             return []
         effects: list[LeaderEffect] = [*self._log.heartbeats(now)]
         effects += self._requests.expire(now)
+        effects += self._requests.send_queued(now)
         effects += self._serve_if_due(now)
         effects += self._requests.retry(now)
         effects += self._have_filled_anew(now)

@@ -17,6 +17,7 @@ from blockstore.domain import Position
 from blockstore.errors import CairnError, Conflict, InvalidRequest, NoSpace, QuorumUnavailable
 from blockstore.metrics import Durations
 from blockstore.record import MAX_OPERATION_BLOCKS, Operation, OperationKind
+from blockstore.replication.gathering import Gathering
 from blockstore.replication.in_flight import Write
 from blockstore.replication.leader_log import LeaderLog
 from blockstore.replication.messages import Completed, Failed, LeaderEffect, Relieved, Sealed, Serving
@@ -47,6 +48,7 @@ class Requests:
         self._room = room
         self._queue = WriteQueue(settings.max_record_bytes, settings.queue_bytes)
         self._in_flight: deque[_InFlight] = deque()
+        self._gathering = Gathering(settings.gather_s)
         self._hydrated = False
         self.commits = Durations()
         """Of each record, from when its first write came until it was committed."""
@@ -65,6 +67,11 @@ class Requests:
     def waiting_bytes(self) -> int:
         """Of writes that are in no record yet, and not held."""
         return self._queue.waiting_bytes
+
+    @property
+    def gathers_until(self) -> float | None:
+        """When `send_gathered` is due, where a record may wait for more writes."""
+        return self._gathering.until
 
     @property
     def lacks_room(self) -> str:
@@ -93,6 +100,12 @@ class Requests:
             # back.
             return [Failed((ticket,), Conflict("a volume that is hydrated, or about to be, takes no fills"))]
         self._queue.add(ticket, operation, now)
+        self._gathering.came()
+        return self.send_queued(now)
+
+    def send_gathered(self, now: float) -> list[LeaderEffect]:
+        """Nobody else is waited for any more."""
+        self._gathering.end()
         return self.send_queued(now)
 
     def send_queued(self, now: float) -> list[LeaderEffect]:
@@ -100,7 +113,7 @@ class Requests:
         if not self.serving:
             return []
         taken = False
-        while self._may_append():
+        while self._may_append(now):
             taken = True
             batch = self._queue.next_batch()
             if batch:
@@ -108,12 +121,14 @@ class Requests:
                 self._in_flight.append(_InFlight(record.position, record.generation, batch))
         return [*self._log.stream_to_all(now), *self._relieve()] if taken else []
 
-    def _may_append(self) -> bool:
-        """Whether a record is due: nothing is in flight, or enough waits to be worth another message."""
+    def _may_append(self, now: float) -> bool:
+        """Whether a record is due: enough waits for a message, or nothing is in flight and no more is expected."""
         in_flight = self._log.uncommitted
         if not self._queue or in_flight >= self._settings.max_records_in_flight:
             return False
-        return not in_flight or self._queue.waiting_bytes >= self._settings.batch_bytes
+        if self._queue.waiting_bytes >= self._settings.batch_bytes:
+            return True
+        return not in_flight and self._gathering.is_over(self._queue.waiting_count, now)
 
     def _relieve(self) -> list[LeaderEffect]:
         return [Relieved()] if self._queue.relieved() else []
@@ -145,8 +160,10 @@ class Requests:
         """Answer the writes whose records are committed by now; reads that waited for them go on."""
         tickets: list[Hashable] = []
         effects: list[LeaderEffect] = []
+        answered = 0
         while self._in_flight and self._in_flight[0].position.sequence <= self._log.commit.sequence:
             record = self._in_flight.popleft()
+            answered += len(record.writes)
             self.commits.add(now - record.writes[0].since)
             for write in record.writes:
                 self._queue.committed(write)
@@ -163,6 +180,7 @@ class Requests:
             if record.writes[-1].operation.kind is OperationKind.SEAL:
                 # Not with the next record: a generation can be read where it is known to be committed.
                 effects += self._log.tell_commit(now)
+        self._gathering.committed(answered, self._queue.waiting_count, now)
         return [Completed(tuple(tickets)), *effects] if tickets else effects
 
     def _release(self, write: Write, now: float) -> list[LeaderEffect]:

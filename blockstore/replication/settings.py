@@ -16,7 +16,8 @@ class LeaderSettings:
     lost heartbeat breaks nothing. retry_limit_s: below the 30 s after which a guest's kernel gives a disk up.
     max_records_in_flight: fewer and larger batches win (8,000 IOPS with 4, 15,000 with 2).
     batch_bytes: while a record is in flight the next one waits for that or for so much; a message costs a
-    member 500 us of CPU, an operation in it 20 us. max_record_bytes: of payload. retained_bytes: what a member
+    member 500 us of CPU, an operation in it 20 us. gather_s: how long, at most, a record waits for the writes that are
+    likely to follow those just answered (see gathering). max_record_bytes: of payload. retained_bytes: what a member
     that was away briefly is resent from memory. queue_bytes: of requests that wait; above it no more are taken.
     window_bytes: sent to one member and not acked; a slow one must not fill the buffers of its connection.
     loss_wait_s: where a loss was accepted, how long members that have not answered are waited for: one that is
@@ -30,6 +31,7 @@ class LeaderSettings:
     retry_limit_s: float = 25.0
     max_records_in_flight: int = 2
     batch_bytes: int = 128 * KIB
+    gather_s: float = 0.001
     max_record_bytes: int = MAX_RECORD_PAYLOAD
     retained_bytes: int = 64 * MIB
     queue_bytes: int = 64 * MIB

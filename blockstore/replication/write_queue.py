@@ -71,6 +71,11 @@ class WriteQueue:
         """Of those that are in no record yet, and not held."""
         return self._waiting_bytes
 
+    @property
+    def waiting_count(self) -> int:
+        """How many those are, and what was dropped among them."""
+        return len(self._waiting)
+
     def newest_over(self, start: BlockNumber, count: int) -> Write | None:
         """The newest write over any of these blocks, waiting or in a record, that changes what they show."""
         return self._changes.newest_over(start, count)

@@ -105,6 +105,7 @@ class OpenVolume:
             accept_loss=ticket.accept_loss,
             loss_epochs=ticket.loss_epochs,
         )
+        self._gathering: asyncio.TimerHandle | None = None
         self._directory = MemberDirectory(ticket, refresh)
         self.members = MemberQueries(self._whole_members, ticket.epoch, ticket.configuration.number, call_timeout_s)
         self._segment = ticket.segment
@@ -153,6 +154,8 @@ class OpenVolume:
         if not self.over.done():
             _log.info("attachment closed", volume=self.volume, epoch=self.epoch)
             self._conclude(Conflict(f"{self.volume} was detached"))
+        if self._gathering is not None:
+            self._gathering.cancel()
         tasks = [*self._dialling.values(), *self._hanging_up, self._ticking]
         for task in tasks:
             task.cancel()
@@ -402,7 +405,9 @@ class OpenVolume:
         self._heard.set()
 
     def answered(self, replica: ReplicaId, message: SealAnswer | AppendAnswer | FencedBy) -> None:
-        self._carry_out(self._leader.answered(replica, message, boot_time_s()))
+        now = boot_time_s()
+        self._carry_out(self._leader.answered(replica, message, now))
+        self._gather(now)
         self._heard.set()
 
     def read_arrived(self, attempt: int, data: memoryview) -> None:
@@ -419,6 +424,20 @@ class OpenVolume:
 
     def read_failed(self, attempt: int, error: CairnError) -> None:
         self._carry_out(self._leader.read_failed(attempt, error, boot_time_s()))
+
+    def _gather(self, now: float) -> None:
+        """Have the leader told when no more writes are to be waited for."""
+        until = self._leader.gathers_until
+        if until is not None and self._gathering is None:
+            self._gathering = self._loop.call_later(until - now, self._send_gathered)
+
+    def _send_gathered(self) -> None:
+        self._gathering = None
+        now, until = boot_time_s(), self._leader.gathers_until
+        if until is not None and until > now:
+            self._gather(now)  # it was set for a commit before
+        else:
+            self._carry_out(self._leader.send_gathered(now))
 
     # ---- what the leader asks for
 

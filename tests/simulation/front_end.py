@@ -61,6 +61,7 @@ class FrontEnd(Process):
         settings = world.plan.settings
         self.leader = Leader(epoch, world.configuration, settings, self.clock(), accept_loss=accept_loss)
         self._links: dict[ReplicaId, Link] = {}
+        self._gathering = False
         self._link_up(world.configuration)
         self._tick()
 
@@ -97,6 +98,15 @@ class FrontEnd(Process):
         self.world.checker.leader_stepped(self)
         for effect in effects:
             self._carry_out(effect)
+        until = self.leader.gathers_until
+        if until is not None and not self._gathering:
+            self._gathering = True
+            self.after(until - self.clock(), self._send_gathered)
+
+    def _send_gathered(self) -> None:
+        self._gathering = False
+        if self.over is None:
+            self.carry_out(self.leader.send_gathered(self.clock()))
 
     def _tick(self) -> None:
         if self.over is None:
