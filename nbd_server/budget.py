@@ -87,14 +87,15 @@ class Client:
 class Share:
     """What one connection holds. look_again: called when it was refused and may ask once more; only marks it.
 
-    client: whose connection it is; set before anything is taken.
+    client: whose connection it is; set before anything is taken. most_bytes: beyond that nothing more is taken.
     """
 
-    __slots__ = ("_budget", "client", "held_bytes", "look_again")
+    __slots__ = ("_budget", "client", "held_bytes", "look_again", "most_bytes")
 
     def __init__(self, budget: Budget, look_again: Callable[[], object]) -> None:
         self.client = Client()
         self.held_bytes = 0
+        self.most_bytes = budget.limits.in_flight_bytes
         self.look_again = look_again
         self._budget = budget
 
@@ -102,15 +103,13 @@ class Share:
         """Whether any one request fits: there is nothing to look at more closely."""
         limits = self._budget.limits
         return (
-            self.held_bytes < limits.in_flight_bytes
-            and self._budget.is_ample()
-            and self.client.is_ample(limits.client_bytes)
+            self.held_bytes < self.most_bytes and self._budget.is_ample() and self.client.is_ample(limits.client_bytes)
         )
 
     def may_take(self, count_bytes: int) -> bool:
         """Whether a request that takes so much may begin; where others are in the way, `look_again` follows."""
         limits = self._budget.limits
-        if count_bytes and self.held_bytes >= limits.in_flight_bytes:
+        if count_bytes and self.held_bytes >= self.most_bytes:
             return False
         if self.held_bytes + count_bytes <= limits.own_bytes:
             self.leave_line()

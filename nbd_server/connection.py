@@ -23,6 +23,7 @@ from nbd_server.budget import Budget, Share
 from nbd_server.command_counts import CommandCounts, CommandDurations
 from nbd_server.exports import ClientExports, Export, Exports
 from nbd_server.handshake import Handshake
+from nbd_server.links import LinkSet
 from nbd_server.phases import PHASES, Phase
 from nbd_server.replies import Parts, Replies, replies_of
 from nbd_server.request_parser import RequestParser
@@ -54,6 +55,9 @@ class Owner(Protocol):
     def chosen(self, connection: "Connection") -> None:
         """It has an export, and has begun no request of it."""
 
+    def given_up(self, connection: "Connection") -> None:
+        """Its set of links has ended: its client sends again over another one what it sent over this one, or that."""
+
     def closed(self, connection: "Connection") -> None:
         """The client is gone, and nothing of it is in flight any more."""
 
@@ -66,6 +70,7 @@ class Connection(asyncio.BufferedProtocol):
         self.export: Export | None = None
         self.client = ""
         """Whose link it is (nbd_server/links.py); empty for a plain connection."""
+        self.link_set: LinkSet[Connection] = LinkSet("")
         self.address = ""
         """Where the client is; empty for one that came by a unix socket."""
         self.in_flight_requests = 0
@@ -203,12 +208,6 @@ class Connection(asyncio.BufferedProtocol):
         if self.phase is Phase.REFUSING and not self.in_flight_requests and self._farewell is None:
             self._farewell = self._loop.call_later(self._limits.farewell_s, self.drain)
 
-    def replaces(self, other: "Connection") -> bool:
-        """Whether both are links of one client to one device, under whichever name."""
-        if self.export is None or other.export is None:
-            return False
-        return self.client == other.client and self.export.device is other.export.device
-
     def drain_if_forbidden(self) -> None:
         """End it where the rules do not allow any more what its client was let in for."""
         if self.phase is Phase.TRANSMISSION and not self._handshake.options.is_still_allowed():
@@ -303,7 +302,9 @@ class Connection(asyncio.BufferedProtocol):
         if self._exports.find(export.name) is not export or not options.is_still_allowed():
             self.abort()  # it was taken out, or the rules changed, while the client left the answer unread
             return
-        self.export, self.client = export, options.client
+        self.export, self.client, self.link_set = export, options.client, LinkSet(options.link_set)
+        if options.link_set:
+            self.share.most_bytes = self._limits.link_bytes
         self._counts = export.device.counts
         self._read_only = export.read_only or options.read_only
         self._owner.chosen(self)
@@ -358,6 +359,9 @@ class Connection(asyncio.BufferedProtocol):
         return refused
 
     def _begin(self, request: Request) -> None:
+        if request.command != Command.DISC and not self.link_set.may_begin(self, request.cookie):
+            self._owner.given_up(self)
+            return
         if request.refusal is not None:
             self._reply_error(request, request.refusal)
             return

@@ -24,6 +24,9 @@ class Limits:
     """Of one connection. The kernel keeps 128 by default, and fio rarely more."""
     in_flight_bytes: int = 32 * MIB
     """Of one connection: payloads of writes, and results at most. The next request waits once it is reached."""
+    link_bytes: int = 8 * MIB
+    """The same, of a link that has others beside it (nbd_server/links.py): its kernel sends again what is not answered
+    in time, and what has begun by then is done twice."""
     total_bytes: int = 256 * MIB
     """The same, of all connections: eight clients get all that one may have, more of them share."""
     client_bytes: int = 128 * MIB

@@ -1,34 +1,79 @@
-"""Links: connections of a client that opens another one when the one it has breaks, and sends again. Pure.
+"""Links: connections of a client that opens others when those it has break, and sends again. Pure.
 
 A kernel that was given a new socket sends again what was not answered on the old one. So nothing that it said on
 the old one may take effect after something that it says on the new one: a write that lies unread in the old
 socket, or still in the network, would undo a newer write to the same block. A client that asks for the export
 NAME@CLIENT opens a *link*, and from the instant in which a link is chosen, no request of an older link of that
 client to that device is begun any more; what was begun before has its place in the order before all that follows.
-(Names of volumes have no @.)
+(Names of volumes and of clients have no @.)
+
+NAME@CLIENT@SET opens a link of a *set*: links of one set are beside each other, and the first one of a new set ends
+all others of the client to the device. Inside a set it is the kernel itself that sends again, over another link that
+was open before (Linux, drivers/block/nbd.c: find_fallback, nbd_xmit_timeout), and nothing tells that it has given the
+first one up. But it sends a request again with the hardware queue that it had, whose number stands in the cookie
+(nbd_cmd_handle, blk_mq_unique_tag), and while a queue's own link lives, all of the queue goes there (nbd_handle_cmd).
+Hence the rule of `LinkSet`: *a queue has one link, for good*: the first one of which a request of that queue is begun.
+One that comes by any other link is not begun, and the whole set ends; its client makes a new one.
+
+Why no byte is lost. Let W be a write, W' a later copy of it, and V a newer write of the same block: the guest sends V
+when a copy was answered. W must not be begun after V. If W' came in a newer set, all links of W's had ended when W'
+was begun. If it came in the same set, then by the queue's one link, or it would not have been begun: W in the same link
+lay before W' (a socket keeps the order), and W in any other is never begun, because the queue has its link already.
+It rests on a request's keeping its queue, which Linux does: what was sent once is put back into the hardware queue that
+it had, and merged into no other request (block/blk-mq.c, blk_mq_requeue_work; RQF_STARTED). It does not rest on which
+link the kernel prefers, on timing, or on what has been seen of a link before: a first copy
+that nobody has read yet is refused like any other. So a queue does not get another link either when its own has gone:
+that one's successor might go, too, and a link between the two might hold an older copy.
 
 A link is no plain connection in one more way: that another attachment has fenced this one is told by closing it,
 not by an error, which a file system would take for a broken disk. Its client asks where the volume is now.
 """
 
-from typing import Final, NamedTuple
+from typing import Final, Generic, NamedTuple, TypeVar
 
 SEPARATOR: Final = "@"
+_QUEUE_SHIFT: Final = 16
+"""Of a cookie: its lower half is the hardware queue and the tag in it, of 16 bits each."""
+_QUEUE_MASK: Final = (1 << 16) - 1
+
+L = TypeVar("L")
 
 
 class Asked(NamedTuple):
-    """What a client asks for. client: empty where it opens no link."""
+    """What a client asks for. client: empty where it opens no link. link_set: empty for a link that is alone."""
 
     export: str
-    client: str
+    client: str = ""
+    link_set: str = ""
 
 
 def parse_asked(name: str) -> Asked:
-    """The export that a client means by `name`, and whose link it opens."""
-    export, _, client = name.partition(SEPARATOR)
-    return Asked(export, client)
+    """The export that a client means by `name`, and whose link, of which set, it opens."""
+    return Asked(*name.split(SEPARATOR, 2))
 
 
-def link_name(export: str, client: str) -> str:
+def link_name(export: str, client: str, link_set: str = "") -> str:
     """What `client` asks for to open a link to `export`."""
-    return f"{export}{SEPARATOR}{client}"
+    return SEPARATOR.join((export, client, link_set) if link_set else (export, client))
+
+
+class LinkSet(Generic[L]):
+    """Links that are beside each other. name: the set's, empty for one link alone, which has no other beside it."""
+
+    def __init__(self, name: str) -> None:
+        self.name: Final = name
+        self.ended = False
+        """Whether it takes no more links, and begins nothing any more."""
+        self._link_of: dict[int, L] = {}
+        """By hardware queue."""
+
+    def takes(self, name: str) -> bool:
+        """Whether a link of the set of that name belongs here."""
+        return bool(name) and name == self.name and not self.ended
+
+    def may_begin(self, link: L, cookie: int) -> bool:
+        """Whether a request that came by `link` may be begun now; where it may not, the set has ended with it."""
+        if self.name and not self.ended:
+            queue = cookie >> _QUEUE_SHIFT & _QUEUE_MASK
+            self.ended = self._link_of.setdefault(queue, link) is not link
+        return not self.ended

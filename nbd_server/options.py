@@ -35,15 +35,16 @@ _BEFORE_TLS: Final = frozenset({Option.STARTTLS, Option.ABORT})
 class Options(Generic[E]):
     """What one client and the server have agreed on.
 
-    chosen: the export, once one is. client: whose link this is (nbd_server/links.py), or empty. zeroes: whether the
-    reply to EXPORT_NAME is padded. fixed: whether the client speaks fixed newstyle. looking_up: what an option waits
-    for. read_only: whether the client may not change what it chose, whatever the export allows.
+    chosen: the export, once one is. client, link_set: whose link this is, and of which set (nbd_server/links.py), or
+    empty. zeroes: whether the reply to EXPORT_NAME is padded. fixed: whether the client speaks fixed newstyle.
+    looking_up: what an option waits for. read_only: whether the client may not change what it chose, whatever the
+    export allows.
     """
 
     def __init__(self, exports: Catalogue[E], to_send: bytearray, session: Session) -> None:
         """to_send: where replies are put. session: what is asked of the client, and known of it."""
         self.chosen: E | None = None
-        self.client = ""
+        self.client = self.link_set = ""
         self.zeroes = True
         self.fixed = False
         self.read_only = False
@@ -153,7 +154,7 @@ class Options(Generic[E]):
         self._to_send += wire.serialize_export(export.size_bytes, self._flags(export))
         if self.zeroes:
             self._to_send += wire.EXPORT_NAME_PADDING
-        self.chosen, self.client = export, asked.client
+        self.chosen, self.client, self.link_set = export, asked.client, asked.link_set
         return Step.EXPORT_CHOSEN
 
     def _answer_abort(self, _: bytes) -> Step:
@@ -272,7 +273,7 @@ class Options(Generic[E]):
         if export.client not in ("", asked.client):
             self._refuse(OptionReply.ERR_POLICY, f"{export.name} is attached for client {export.client}")
             return None
-        self.client, self.read_only = asked.client, access is Access.READ
+        self.client, self.link_set, self.read_only = asked.client, asked.link_set, access is Access.READ
         return export
 
     def _access(self, export: E | None, name: str = "") -> Access:

@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import structlog
+
 from nbd_server.budget import Budget, Client
 from nbd_server.command_counts import CommandDurations
 from nbd_server.connection import Connection
@@ -25,6 +27,7 @@ from nbd_server.limits import Limits
 from nbd_server.phases import Phase
 from nbd_server.security import Port, Security
 
+_log = structlog.get_logger(__name__)
 _BACKLOG: Final = 128
 #: Four calls of stat(2) each time.
 _LOOK_AT_FILES_S: Final = 1.0
@@ -182,10 +185,20 @@ class NbdServer:
         connection.share.client.connections += 1
 
     def chosen(self, connection: Connection) -> None:
-        """A client has chosen its export: where it is a link, the client's older links end (nbd_server/links.py)."""
-        for other in list(self._connections):
-            if other is not connection and connection.client and connection.replaces(other):
+        """A client has chosen its export: where it is a link, its client's links of other sets end (links.py)."""
+        others = [each for each in self._connections if each is not connection and _are_of_one_client(each, connection)]
+        sets = (each.link_set for each in others if each.link_set.takes(connection.link_set.name))
+        connection.link_set = next(sets, connection.link_set)
+        for other in others:
+            if other.link_set is not connection.link_set:
+                other.link_set.ended = True
                 other.drain()
+
+    def given_up(self, connection: Connection) -> None:
+        """Its set of links has ended: none of them begins anything any more."""
+        _log.info("a client's links end: it moves its requests between them", client=connection.client)
+        for each in [each for each in self._connections if each.link_set is connection.link_set]:
+            each.drain()
 
     def closed(self, connection: Connection) -> None:
         """A client is gone, and nothing of it is in flight."""
@@ -218,6 +231,13 @@ class NbdServer:
         """A request that has not ended by the limit has no client any more: its volume's end is its own."""
         limit_s = self._budget.limits.drain_s + self._budget.limits.farewell_s
         await asyncio.wait([connection.ended for connection in connections], timeout=limit_s)
+
+
+def _are_of_one_client(one: Connection, other: Connection) -> bool:
+    """Whether both are links of one client to one device, under whichever name."""
+    if not one.client or one.export is None or other.export is None:
+        return False
+    return one.client == other.client and one.export.device is other.export.device
 
 
 def _give_way(connections: Iterable[Connection]) -> None:

@@ -14,6 +14,10 @@ def test_what_makes_no_sense_is_refused_before_anything_is_asked(capsys: pytest.
         (["/dev/nbd0"], "name the volume first"),
         (["db", "/dev/sda"], "no NBD device"),
         (["db", "--dead-timeout", "0"], "--dead-timeout"),
+        (["db", "--connections", "0"], "--connections 0 is outside 1 to 16"),
+        (["db", "--connections", "-1"], "--connections"),
+        (["db", "--connections", "17"], "--connections 17 is outside 1 to 16"),
+        (["db", "--connections", "many"], "--connections"),
         (["db", "--control", "nowhere"], "no address"),
     ):
         assert run(["attach", *arguments]) == 2, arguments

@@ -1,5 +1,6 @@
 """What is told of a host's NBD devices, over a tree that looks like the kernel's."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,18 @@ def test_devices_and_whose_they_are(root: Path) -> None:
     assert (other.index, other.owner) == (2, None)
     host = Host(root)
     assert (host.owner(0), host.owner(1), host.find(1)) == (OWNER, None, None)
-    write(root, "sys/block/nbd0/backend", "cairn:vol-1:host:more")
-    assert host.owner(0) is None
+    for text in ("cairn:vol-1:host:more", "cairn:vol-1:host:0", "cairn:vol-1:host:2:2"):
+        write(root, "sys/block/nbd0/backend", text)
+        assert host.owner(0) is None
+
+
+@pytest.mark.parametrize("connections", [1, 2, 16])
+def test_how_many_links_a_device_has_is_kept_by_the_kernel(root: Path, connections: int) -> None:
+    write(root, "sys/block/nbd0/backend", replace(OWNER, connections=connections).backend)
+    owner = Host(root).owner(0)
+    assert owner == OWNER
+    assert owner is not None
+    assert owner.connections == connections
 
 
 def test_who_has_it(root: Path) -> None:

@@ -1,6 +1,8 @@
 """An attached device, watched: over real servers, with a model of the kernel, and control's answers at hand."""
 
 import asyncio
+import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -11,10 +13,11 @@ import pytest
 
 from blockstore.config import AttachSettings
 from blockstore.errors import QuorumUnavailable
+from nbd_server.connection import Connection
 from nbd_server.exports import Export
-from nbd_server.kernel import handover
+from nbd_server.kernel import handover, session
 from nbd_server.kernel.devices import RETRY_MS, Host, Owner
-from nbd_server.kernel.link import open_link
+from nbd_server.kernel.link import open_links
 from nbd_server.kernel.messages import Command, Request
 from nbd_server.kernel.supervision import State
 from nbd_server.kernel.supervisor import Supervisor
@@ -57,16 +60,17 @@ class Story:
         where = served or self.served
         return Place(front_end, 1, SIZE, (NbdTarget("disk", "127.0.0.1", where.port),))
 
-    async def begin(self, *, found: bool = False) -> None:
+    async def begin(self, *, found: bool = False, connections: int = 1) -> None:
         """found: by a process that did not connect it."""
+        self.owner = replace(OWNER, connections=connections)
         nbd: Any = self.kernel
         control: Any = self.answers
         self.answers.place = self.place()
-        link = await open_link(self.place().targets[0], OWNER.client, LIMIT_S)
-        assert await handover.connect(nbd, self.host, link, OWNER, index=None, dead_timeout_s=60) == 0
+        links = await open_links(self.place().targets[0], OWNER.client, connections, LIMIT_S)
+        assert await handover.connect(nbd, self.host, links, self.owner, index=None, dead_timeout_s=60) == 0
         self.supervisor = Supervisor(
-            nbd, self.host, control, SETTINGS, index=0, owner=OWNER, read_only=False, place=self.place(),
-            link=None if found else link, tell=lambda state: None,
+            nbd, self.host, control, SETTINGS, index=0, owner=self.owner, read_only=False, place=self.place(),
+            links=() if found else links, tell=lambda state: None,
         )  # fmt: skip
         self.running = asyncio.create_task(self.supervisor.run())
 
@@ -75,20 +79,24 @@ class Story:
         async with asyncio.timeout(LIMIT_S):
             while True:
                 try:
-                    assert await self.kernel.read(0, 10) == bytes(10)
+                    for queue in range(self.owner.connections + 1):
+                        assert await self.kernel.read(0, 10, queue) == bytes(10)
                     break
                 except OSError:
                     await asyncio.sleep(0.02)
         await until(lambda: self.supervisor.state is State.SERVED)
+        if self.owner.connections > 1:
+            assert self.kernel.timeout_s == handover.SLOW_S
+            return
         assert self.kernel.timeout_s == 0, "a slow request would end the link"
         assert (self.host._sys / "nbd0" / "queue" / "io_timeout").read_text() == f"{RETRY_MS}\n"
 
 
 @asynccontextmanager
-async def story(root: Path, *, found: bool = False) -> AsyncIterator[Story]:
+async def story(root: Path, *, found: bool = False, connections: int = 1) -> AsyncIterator[Story]:
     async with serving() as served:
         parts = Story(served, root)
-        await parts.begin(found=found)
+        await parts.begin(found=found, connections=connections)
         try:
             yield parts
         finally:
@@ -117,11 +125,11 @@ def test_a_broken_link_is_made_anew(tmp_path: Path) -> None:
     async def main() -> None:
         async with story(tmp_path) as parts:
             await parts.served_again()
-            old = parts.kernel.socket
+            old = parts.kernel.link
             for connection in list(parts.served.server._connections):
                 connection.abort()
             await parts.served_again()
-            assert parts.kernel.socket is not old
+            assert parts.kernel.link is not old
 
     asyncio.run(main())
 
@@ -129,8 +137,8 @@ def test_a_broken_link_is_made_anew(tmp_path: Path) -> None:
 def test_a_device_that_is_found_gets_a_link_that_is_ours(tmp_path: Path) -> None:
     async def main() -> None:
         async with story(tmp_path, found=True) as parts:
-            old = parts.kernel.socket
-            await until(lambda: parts.kernel.socket is not old)
+            old = parts.kernel.link
+            await until(lambda: parts.kernel.link is not old)
             await parts.served_again()
 
     asyncio.run(main())
@@ -167,11 +175,11 @@ def test_a_front_end_that_hangs_is_left_for_the_one_that_control_names(tmp_path:
 def test_a_slow_front_end_that_answers_keeps_its_link(tmp_path: Path) -> None:
     async def main() -> None:
         async with story(tmp_path) as parts:
-            old = parts.kernel.socket
+            old = parts.kernel.link
             parts.kernel.show_traffic(in_flight=1, completed=5)
             await until(lambda: parts.supervisor.state is State.ASKING)
             await until(lambda: parts.supervisor.state is State.SERVED)
-            assert parts.kernel.socket is old
+            assert parts.kernel.link is old
             assert parts.kernel.alive
             assert parts.answers.avoided == []
 
@@ -243,15 +251,102 @@ def test_whether_the_kernel_took_a_link_is_known(tmp_path: Path) -> None:
         async with serving() as hung, serving() as other:
             kernel: Any = ModelKernel(tmp_path)
             host = Host(tmp_path)
-            first = await open_link(NbdTarget("disk", "127.0.0.1", hung.port), OWNER.client, LIMIT_S)
-            second = await open_link(NbdTarget("disk", "127.0.0.1", other.port), OWNER.client, LIMIT_S)
+            first = await open_links(NbdTarget("disk", "127.0.0.1", hung.port), OWNER.client, 1, LIMIT_S)
+            second = await open_links(NbdTarget("disk", "127.0.0.1", other.port), OWNER.client, 1, LIMIT_S)
             await handover.connect(kernel, host, first, OWNER, index=None, dead_timeout_s=60)
             assert not await handover.replace(kernel, host, second, OWNER, 0)
-            first.cut()
-            assert await handover.replace(kernel, host, second, OWNER, 0)
+            first[0].cut()
+            assert await handover.replace(kernel, host, second, OWNER, 0) == second
             assert await kernel.read(0, 10) == bytes(10)
             await kernel.ask(Request(Command.DISCONNECT, index=0))
-            second.cut()
+            second[0].cut()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("processors", "used"), [(None, 1), (1, 1), (2, 1), (3, 2), (4, 3), (5, 4), (64, 4)])
+def test_no_more_links_are_made_than_the_kernel_uses(
+    monkeypatch: pytest.MonkeyPatch, processors: int | None, used: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    assert session.usable(4) == used
+    assert session.usable(1) == 1
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_several_links_are_made_anew_together(tmp_path: Path, found: bool) -> None:
+    """Each queue by one of its own, also where requests come while they are handed over."""
+
+    async def main() -> None:
+        async with story(tmp_path, found=found, connections=3) as parts:
+            await parts.served_again()
+            assert parts.served.server.connection_count == 3
+            old = links_of(parts.served)
+
+            async def ask_meanwhile() -> None:
+                for queue in range(4):
+                    asking.append(asyncio.create_task(parts.kernel.read(0, 10, queue)))
+                    await asyncio.sleep(0)
+
+            asking: list[asyncio.Task[bytes]] = []
+            parts.kernel.meanwhile = ask_meanwhile
+            parts.supervisor._links[1].socket.shutdown(socket.SHUT_RDWR)
+            await until(lambda: len(links_of(parts.served) - old) == 3)
+            new = links_of(parts.served) - old
+            assert len({each.link_set for each in new}) == 1
+            await until(lambda: len(asking) == 4 * 4)
+            await parts.served_again()
+            await asyncio.gather(*asking, return_exceptions=True)
+            assert links_of(parts.served) == new, "a queue was moved: the set has ended"
+
+    asyncio.run(main())
+
+
+def links_of(served: Served) -> set[Connection]:
+    return set(served.server._connections)
+
+
+def test_a_link_that_hangs_and_cannot_be_cut_is_done_without(tmp_path: Path) -> None:
+    """As that of a queue without requests, where the process that made it was killed."""
+
+    async def main() -> None:
+        async with serving() as hung, serving() as other:
+            kernel: Any = ModelKernel(tmp_path)
+            host, owner = Host(tmp_path), replace(OWNER, connections=3)
+            first = await open_links(NbdTarget("disk", "127.0.0.1", hung.port), OWNER.client, 3, LIMIT_S)
+            second = await open_links(NbdTarget("disk", "127.0.0.1", other.port), OWNER.client, 3, LIMIT_S)
+            await handover.connect(kernel, host, first, owner, index=None, dead_timeout_s=60)
+            first[0].cut()
+            first[2].cut()
+            assert await handover.replace(kernel, host, second, owner, 0) == second[:2]
+            for queue in (0, 1, 3):
+                assert await kernel.read(0, 10, queue) == bytes(10)
+            assert kernel.route(2) == 2
+            await kernel.ask(Request(Command.DISCONNECT, index=0))
+            for each in (*first, *second):
+                each.cut()
+
+    asyncio.run(main())
+
+
+def test_a_socket_more_is_taken_only_where_one_is_dead(tmp_path: Path) -> None:
+    """While all links seem to live, the first place alone is free, and a stand-in alone serves nobody."""
+
+    async def main() -> None:
+        async with serving() as served:
+            kernel: Any = ModelKernel(tmp_path)
+            host, owner = Host(tmp_path), replace(OWNER, connections=2)
+            target = NbdTarget("disk", "127.0.0.1", served.port)
+            first = await open_links(target, "host-1", 2, LIMIT_S)
+            await handover.connect(kernel, host, first, owner, index=None, dead_timeout_s=60)
+            second = await open_links(target, "host-2", 2, LIMIT_S)
+            assert await handover.replace(kernel, host, second, owner, 0) == ()
+            assert [kernel.route(queue) for queue in range(3)] == [1, 1, 2], "all goes on as it was"
+            for queue in range(3):
+                assert await kernel.read(0, 10, queue) == bytes(10)
+            await kernel.ask(Request(Command.DISCONNECT, index=0))
+            for each in (*first, *second):
+                each.cut()
 
     asyncio.run(main())
 

@@ -11,6 +11,7 @@ from blockstore.errors import Conflict, InvalidRequest, QuorumUnavailable
 from blockstore.rpc import control_pb2 as pb
 from nbd_server import wire
 from nbd_server.kernel import kernel_tls, session
+from nbd_server.kernel.devices import Owner
 from nbd_server.kernel.link import open_link, probe
 from nbd_server.kernel.negotiation import Negotiation, Refused
 from nbd_server.kernel.whereabouts import Place, place_of
@@ -130,6 +131,6 @@ def test_which_ports_are_used() -> None:
 def test_a_host_without_certificates_hears_what_it_lacks() -> None:
     place = Place("fe-1", 1, SIZE, ())
     with pytest.raises(QuorumUnavailable, match="give --tls-certificates DIR"):
-        asyncio.run(session._first_link(place, "host-1", None))
+        asyncio.run(session._first_links(place, Owner("vol-1", "host-1"), None))
     with pytest.raises(QuorumUnavailable, match="leave --tls-certificates out"):
-        asyncio.run(session._first_link(place, "host-1", Path("pki")))
+        asyncio.run(session._first_links(place, Owner("vol-1", "host-1"), Path("pki")))

@@ -77,7 +77,9 @@ def test_a_file_system_outlives_front_ends(kernel: Kernel, disk: Path, tmp_path:
         volume = cluster.create(SIZE)
         where = f"nbd://{cluster.control_address}/{volume}"
         pauses = {}
-        with running(kernel, SHELL + script("attached"), tmp_path / "guest", where, LIMIT_S, disk=disk) as attached:
+        with running(
+            kernel, SHELL + script("attached", OPTIONS="", WRITERS=1), tmp_path / "guest", where, LIMIT_S, disk=disk
+        ) as attached:
             count = goes_on(attached)
             pauses["none"] = longest_pause_s(attached, 1)
 
@@ -111,6 +113,42 @@ def test_a_file_system_outlives_front_ends(kernel: Kernel, disk: Path, tmp_path:
         assert "CLEAN" in result.output
 
 
+def test_a_file_system_on_several_links_outlives_front_ends(disk: Path, tmp_path: Path) -> None:
+    """Linux moves requests between them by itself; the guest's processors use three."""
+    settings = dataclasses.replace(FRONT_END, nbd_advertise="10.0.2.2:0")
+    with ReachedByGuests(tmp_path, front_ends=2, front_end_settings=settings, control_settings=CONTROL) as cluster:
+        volume = cluster.create(SIZE)
+        where = f"nbd://{cluster.control_address}/{volume}"
+        text = SHELL + script("attached", OPTIONS="'--connections 3'", WRITERS=4)
+        pauses = {}
+        guest = running(
+            require_kernel(Series.LINUX_6_12), text, tmp_path / "guest", where, LIMIT_S, disk=disk, processors=4
+        )
+        with guest as attached:
+            count = goes_on(attached, 4)
+            pauses["none"] = longest_pause_s(attached, 1)
+            wait_for("all links", lambda: cluster.health(volume).clients == 3, LIMIT_S)
+
+            first = cluster.front_ends[holder(cluster, volume)]
+            first.kill()
+            cluster.start(first)
+            count, since = goes_on(attached, 4), count
+            pauses["restarted"] = longest_pause_s(attached, since)
+
+            hung = holder(cluster, volume)
+            cluster.front_ends[hung].pause()
+            wait_for("it to be moved", lambda: holder(cluster, volume) != hung, LIMIT_S)
+            count, since = goes_on(attached, 4), count
+            pauses["hung"] = longest_pause_s(attached, since)
+            cluster.front_ends[hung].resume()
+            wait_for("all links", lambda: cluster.health(volume).clients == 3, LIMIT_S)
+            attached.tell("end")
+        result = attached.end()
+        print(result, pauses)
+        assert result.status == 0, str(result)
+        assert "CLEAN" in result.output
+
+
 def files_of(place: Path) -> str:
     """Lines of a script that make a client's directory in the guest."""
     texts = "".join(f"cat >/tmp/pki/{each.name} <<'PEM'\n{each.read_text()}PEM\n" for each in place.iterdir())
@@ -118,7 +156,7 @@ def files_of(place: Path) -> str:
 
 
 def test_a_device_by_kernel_tls(disk: Path, tmp_path: Path) -> None:
-    """Also a read-only one, at last."""
+    """Over two links; and a read-only one over one, at last."""
     kernel = require_kernel(Series.LINUX_6_12)
     authority = Authority(tmp_path / "pki")
     server = authority.issue(Use.SERVER, "fe", (HOST_ADDRESS,))
@@ -140,8 +178,9 @@ def test_a_device_by_kernel_tls(disk: Path, tmp_path: Path) -> None:
         text = (
             SHELL + files_of(authority.client("guest-1")) + script("attached_tls", SIZE=TLS_SIZE, NBD_CLIENT_PORT=port)
         )
-        with running(kernel, text, tmp_path / "guest", where, LIMIT_S, disk=disk) as attached:
+        with running(kernel, text, tmp_path / "guest", where, LIMIT_S, disk=disk, processors=3) as attached:
             attached.wait_for("WRITTEN")
+            wait_for("all links", lambda: cluster.health(volume).clients == 2, LIMIT_S)
             front_end.kill()
             cluster.start(front_end)
             attached.tell("again")

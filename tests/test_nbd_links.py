@@ -8,12 +8,12 @@ import pytest
 import uvloop
 
 from blockstore.errors import Fenced, QuorumUnavailable
-from blockstore.units import BLOCK_SIZE
+from blockstore.units import BLOCK_SIZE, MIB
 from nbd_server.exports import Export
-from nbd_server.links import Asked, link_name, parse_asked
+from nbd_server.links import Asked, LinkSet, link_name, parse_asked
 from nbd_server.wire import OptionReply
-from tests.nbd_client import Disconnected, NbdError
-from tests.nbd_serving import Served, serving
+from tests.nbd_client import Disconnected, NbdClient, NbdError
+from tests.nbd_serving import Served, serving, settled, until
 
 OLD, NEW = b"o" * BLOCK_SIZE, b"n" * BLOCK_SIZE
 
@@ -26,6 +26,8 @@ def run(request: pytest.FixtureRequest) -> Callable[[Any], Any]:
 def test_what_is_asked_for() -> None:
     assert parse_asked("vol-1") == Asked("vol-1", "")
     assert parse_asked(link_name("vol-1", "host-7")) == Asked("vol-1", "host-7")
+    assert parse_asked(link_name("vol-1", "host-7", "5f")) == Asked("vol-1", "host-7", "5f")
+    assert parse_asked("vol-1@host-7@5f@more") == Asked("vol-1", "host-7", "5f@more")
     assert parse_asked("") == Asked("", "")
 
 
@@ -51,6 +53,153 @@ def test_an_unread_write_of_an_old_link_never_undoes_a_newer_one(run: Callable[[
             assert await new.read(BLOCK_SIZE, BLOCK_SIZE) == (NEW if replaced else OLD)
             await new.close()
             await old.close()
+
+    run(main())
+
+
+def cookie(queue: int, tag: int = 3, count: int = 1) -> int:
+    """As Linux makes one (drivers/block/nbd.c, nbd_cmd_handle)."""
+    return count << 32 | queue << 16 | tag
+
+
+def test_a_queue_has_one_link_for_good() -> None:
+    """What comes, by which link, and whether it may be begun; a set that has ended begins nothing."""
+    stories: list[list[tuple[str, int, bool]]] = [
+        [("a", cookie(0), True), ("b", cookie(1), True), ("a", cookie(0, 9, 7), True), ("b", cookie(1, 0, 2), True)],
+        [("a", cookie(0), True), ("b", cookie(0, 8), False), ("a", cookie(0), False), ("b", cookie(1), False)],
+        [("a", cookie(0), True), ("a", cookie(1), True), ("b", cookie(2), True), ("b", cookie(1), False)],
+        [("b", cookie(5, 3, 2), True), ("a", cookie(5, 3, 1), False)],
+        [("a", cookie(0xFFFF, 0xFFFF, 0xFFFFFFFF), True), ("b", cookie(0xFFFF, 0, 0), False)],
+    ]
+    for story in stories:
+        links: LinkSet[str] = LinkSet("5f")
+        assert [links.may_begin(link, value) for link, value, _ in story] == [may for _, _, may in story]
+        assert links.ended != all(may for _, _, may in story)
+
+
+def test_a_link_alone_carries_all_queues_and_takes_no_other() -> None:
+    alone: LinkSet[str] = LinkSet("")
+    assert all(alone.may_begin(link, cookie(queue)) for link in "ab" for queue in range(3)), "whose cookies are its own"
+    assert not alone.takes("")
+    several: LinkSet[str] = LinkSet("5f")
+    assert several.takes("5f")
+    assert not several.takes("60")
+    several.ended = True
+    assert not several.takes("5f")
+    assert not several.may_begin("a", cookie(0))
+
+
+async def in_queue(served: Served, name: str, queue: int) -> NbdClient:
+    """A client whose requests are of that hardware queue, as long as there are few."""
+    client = await served.client(name)
+    client._next_cookie = cookie(queue)
+    return client
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["the rule", "no rule"])
+@pytest.mark.parametrize("seen", [True, False], ids=["a queue seen before", "one never seen"])
+def test_a_write_that_its_kernel_moved_to_another_link_of_the_set_is_never_found_later(
+    run: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch, kept: bool, seen: bool
+) -> None:
+    """It lies unread in one link, is sent again over another one, and a newer one comes before the first is read."""
+    if not kept:
+        monkeypatch.setattr(LinkSet, "may_begin", lambda *_: True)
+
+    async def main() -> None:
+        async with serving(in_flight_requests=1) as served:
+            one, other = [await in_queue(served, "disk@host-1@5f", 0) for _ in range(2)]
+            if seen:
+                one._next_cookie = cookie(1, 1)
+                await one.read(0, 10)
+                one._next_cookie = cookie(0)
+            served.volume.holding = True
+            begun = asyncio.create_task(one.write(0, OLD))
+            await until(lambda: bool(served.volume.held))
+            one._next_cookie = cookie(1)
+            unread = asyncio.create_task(one.write(BLOCK_SIZE, OLD))
+            served.volume.holding = False
+
+            other._next_cookie = cookie(1, count=2)
+            try:
+                await other.write(BLOCK_SIZE, OLD)
+                assert not (kept and seen), "its first copy may lie in the link that its queue has"
+            except Disconnected:
+                assert kept
+                assert seen
+                other = await in_queue(served, "disk@host-1@60", 1)
+                await other.write(BLOCK_SIZE, OLD)
+            other._next_cookie = cookie(2)
+            await other.write(BLOCK_SIZE, NEW)
+
+            served.volume.release_all()
+            ends = await asyncio.gather(begun, unread, return_exceptions=True)
+            assert ends[0] is None, "what was begun is answered"
+            assert isinstance(ends[1], Disconnected) == kept
+            reader = await served.client("other@host-1@61")
+            assert await reader.read(BLOCK_SIZE, BLOCK_SIZE) == (NEW if kept else OLD)
+            for each in (one, other, reader):
+                await each.close()
+
+    run(main())
+
+
+def test_links_of_a_set_are_beside_each_other_until_another_set_comes(run: Callable[[Any], Any]) -> None:
+    async def main() -> None:
+        async with serving() as served:
+            first = [await in_queue(served, name, queue) for queue, name in enumerate(("disk@host-1@5f",) * 3)]
+            stranger = await in_queue(served, "disk@host-2@5f", 0)
+            for each in (*first, stranger):
+                assert await each.read(0, 10) == bytes(10)
+            for newer in ("other@host-1@60", "disk@host-1"):
+                second = await in_queue(served, newer, 0)
+                assert await second.read(0, 10) == bytes(10)
+                for each in first:
+                    with pytest.raises(Disconnected):
+                        await each.read(0, 10)
+                first = [second]
+            assert await stranger.read(0, 10) == bytes(10)
+            for each in (*first, stranger):
+                await each.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize(("name", "most"), [("disk@host-1", 4), ("disk@host-1@5f", 1)])
+def test_a_link_with_others_beside_it_has_less_begun_at_once(run: Callable[[Any], Any], name: str, most: int) -> None:
+    """What has begun when a set ends is done twice."""
+
+    async def main() -> None:
+        async with serving(in_flight_bytes=4 * MIB, link_bytes=MIB) as served:
+            link = await in_queue(served, name, 0)
+            served.volume.holding = True
+            writes = [asyncio.create_task(link.write(each * MIB, bytes(MIB))) for each in range(8)]
+            await until(lambda: len(served.volume.held) == most)
+            assert await settled(lambda: served.server.in_flight_bytes) == most * MIB
+            served.volume.release_all()
+            await asyncio.gather(*writes)
+            await link.close()
+
+    run(main())
+
+
+def test_a_set_that_has_ended_is_not_joined(run: Callable[[Any], Any]) -> None:
+    """Its name is free again: nothing of what its links had unread is begun any more."""
+
+    async def main() -> None:
+        async with serving() as served:
+            one, other = [await in_queue(served, "disk@host-1@5f", 0) for _ in range(2)]
+            assert await one.read(0, 10) == bytes(10)
+            served.volume.holding = True
+            begun = asyncio.create_task(one.read(0, BLOCK_SIZE))
+            await until(lambda: bool(served.volume.held))
+            with pytest.raises(Disconnected):
+                await other.read(0, 10)
+            late = await in_queue(served, "disk@host-1@5f", 0)
+            served.volume.release_all()
+            assert await begun == bytes(BLOCK_SIZE), "what was begun is answered"
+            assert await late.read(0, 10) == bytes(10)
+            for each in (one, other, late):
+                await each.close()
 
     run(main())
 

@@ -54,6 +54,15 @@ def attach(
         int,
         typer.Option("--dead-timeout", metavar="SECONDS", help="How long I/O waits for a front-end before it fails."),
     ] = AttachSettings().dead_timeout_s,
+    connections: Annotated[
+        int,
+        typer.Option(
+            "--connections",
+            metavar="COUNT",
+            envvar="CAIRN_CONNECTIONS",
+            help="To the front-end, 1 to 16; this host uses one less than it has processors.",
+        ),
+    ] = AttachSettings().connections,
     client: ClientOption = "",
     tls_certificates: Annotated[
         Path | None,
@@ -93,6 +102,7 @@ def attach(
         control=find_control(control, state),
         client=client,
         dead_timeout_s=dead_timeout,
+        connections=connections,
         tls_certificates=tls_certificates.absolute() if tls_certificates else None,
     )
     set_up_logging()
@@ -148,14 +158,19 @@ def _list(output: Output) -> None:
     found = [each for each in host.devices() if each.owner is not None]
     rows = [_row(host, each) for each in found]
     document = {"devices": [_document(each) | {"watched": _is_watched(host, each)} for each in found]}
-    show(output, document, lambda: tables.grid(("DEVICE", "VOLUME", "SIZE>", "MODE", "WATCHED", "USED BY"), rows))
+    show(
+        output,
+        document,
+        lambda: tables.grid(("DEVICE", "VOLUME", "SIZE>", "MODE", "LINKS>", "WATCHED", "USED BY"), rows),
+    )
 
 
 def _row(host: "Host", device: "LocalDevice") -> tuple[str, ...]:
     assert device.owner is not None
     mode, watched = "read-only" if device.read_only else "", "yes" if _is_watched(host, device) else "no"
     size = format_size(device.size_bytes)
-    return device.path, device.owner.volume, size, mode, watched, ", ".join(device.used_by)
+    links = str(device.owner.connections)
+    return device.path, device.owner.volume, size, mode, links, watched, ", ".join(device.used_by)
 
 
 def _is_watched(host: "Host", device: "LocalDevice") -> bool:
@@ -167,6 +182,7 @@ def _document(device: "LocalDevice") -> dict[str, Any]:
         "device": device.path,
         "volume": device.owner.volume if device.owner else None,
         "client": device.owner.client if device.owner else None,
+        "connections": device.owner.connections if device.owner else None,
         "size_bytes": device.size_bytes,
         "read_only": device.read_only,
         "used_by": list(device.used_by),

@@ -1,7 +1,8 @@
 """The NBD devices of this host, as sysfs, /proc and the devices themselves tell. Nothing is kept anywhere else.
 
-The kernel keeps a *backend* text for each device that it connected: ours names the volume and the client, so that
-any later process knows whose device it is, and the kernel itself refuses another one's sockets.
+The kernel keeps a *backend* text for each device that it connected: ours names the volume, the client, and how many
+links the device has if not one, so that any later process knows whose device it is, and the kernel itself refuses
+another one's sockets.
 """
 
 import errno
@@ -11,33 +12,35 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from blockstore.errors import Conflict, InvalidRequest, NotFound
 
-#: How often the kernel looks whether a request in flight has to be sent again over a new socket. Its timers are
-#: rounded up to whole seconds, so a shorter time than this gains nothing.
+#: How often the kernel looks whether a request in flight has to be sent again over a new socket, where there is one
+#: (for several, see handover.SLOW_S). Its timers are rounded up to whole seconds, so a shorter time than this gains
+#: nothing.
 RETRY_MS: Final = 500
 _SECTOR_BYTES: Final = 512
 _DEVICE: Final = re.compile(r"(?:/dev/)?nbd(\d{1,5})")
-_BACKEND: Final = re.compile(r"cairn:([^:]+):([^:]+)")
+_BACKEND: Final = re.compile(r"cairn:([^:]+):([^:]+)(?::([1-9]\d?))?")
 #: Fields of /sys/block/*/stat (Linux, Documentation/block/stat.rst): completed reads, writes, discards, flushes.
 _COMPLETED_FIELDS: Final = (0, 4, 11, 15)
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose a device is."""
+    """Whose a device is. connections: how many links it has; that stays so while it is connected."""
 
     volume: str
     client: str
+    connections: int = field(default=1, compare=False)
 
     @property
     def backend(self) -> str:
         """The text that the kernel keeps."""
-        return f"cairn:{self.volume}:{self.client}"
+        return f"cairn:{self.volume}:{self.client}" + (f":{self.connections}" if self.connections > 1 else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,7 @@ class Host:
             found = _BACKEND.fullmatch((place / "backend").read_text().strip())
         except OSError:  # it is being disconnected
             return None
-        return Owner(found[1], found[2]) if found else None
+        return Owner(found[1], found[2], int(found[3] or 1)) if found else None
 
     def traffic(self, index: int) -> Traffic:
         """Its requests."""

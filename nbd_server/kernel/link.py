@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import secrets
 import select
 import socket
 import ssl
@@ -19,6 +20,8 @@ from nbd_server.uri import NbdTarget
 from nbd_server.wire import Option, OptionReply, ProtocolError
 
 _CHUNK: Final = 4096
+#: Of a set's name, so that no two are the same.
+_SET_BYTES: Final = 8
 #: A machine that is gone says nothing: TCP asks after 5 s of silence, and gives up on what it sent after 10 s.
 _TCP_OPTIONS: Final = (
     (socket.TCP_NODELAY, 1),
@@ -49,15 +52,34 @@ class Link:
         return bool(poll.poll(0))
 
 
-async def open_link(target: NbdTarget, client: str, timeout_s: float, certificates: Path | None = None) -> Link:
-    """A link of `client` to the export; from here on its older links to it are over.
+async def open_links(
+    target: NbdTarget, client: str, count: int, timeout_s: float, certificates: Path | None = None
+) -> tuple[Link, ...]:
+    """As many links of a new set; of one, where it is alone, see open_link, whose errors this has, too."""
+    link_set = secrets.token_hex(_SET_BYTES) if count > 1 else ""
+    links: list[Link] = []
+    try:
+        while len(links) < count:
+            links.append(await open_link(target, client, timeout_s, certificates, link_set))
+    except BaseException:
+        for link in links:
+            link.cut()
+        raise
+    return tuple(links)
+
+
+async def open_link(
+    target: NbdTarget, client: str, timeout_s: float, certificates: Path | None = None, link_set: str = ""
+) -> Link:
+    """A link of `client` to the export; from here on its older links to it that are not of the same set are over.
 
     certificates: a client's directory, for a target with TLS. Raises NotFound where the front-end does not serve the
     export (yet, or any more), Conflict where it serves it to somebody else or the kernel cannot take it,
     QuorumUnavailable where nothing answers in time or one does not trust the other, and InvalidRequest for certificates
     that cannot be used.
     """
-    async with _negotiated(target, client, Option.GO, timeout_s, certificates) as (connection, agreed):
+    name = link_name(target.export, client, link_set)
+    async with _negotiated(target, name, Option.GO, timeout_s, certificates) as (connection, agreed):
         if isinstance(connection, ssl.SSLSocket):
             kernel_tls.check_offloaded(connection)
         kept = socket.socket(fileno=os.dup(connection.fileno()))
@@ -67,21 +89,22 @@ async def open_link(target: NbdTarget, client: str, timeout_s: float, certificat
 
 async def probe(target: NbdTarget, client: str, timeout_s: float, certificates: Path | None = None) -> Agreed:
     """What the front-end says of the export now. Raises what open_link does; ends no link."""
-    async with _negotiated(target, client, Option.INFO, timeout_s, certificates) as (_, agreed):
+    name = link_name(target.export, client)
+    async with _negotiated(target, name, Option.INFO, timeout_s, certificates) as (_, agreed):
         return agreed
 
 
 @asynccontextmanager
 async def _negotiated(
-    target: NbdTarget, client: str, option: Option, timeout_s: float, certificates: Path | None
+    target: NbdTarget, asked: str, option: Option, timeout_s: float, certificates: Path | None
 ) -> AsyncIterator[tuple[socket.socket, Agreed]]:
-    """The connection is closed behind it; whoever keeps it has to dup() it."""
+    """asked: what the export is asked for as. The connection is closed behind it; whoever keeps it has to dup() it."""
     name = target.socket_path or f"{target.host}:{target.port}"
     try:
         async with asyncio.timeout(timeout_s):
             with ExitStack() as stack:
                 connection = stack.enter_context(await _connect(target))
-                negotiation = Negotiation(link_name(target.export, client), option, tls=target.tls)
+                negotiation = Negotiation(asked, option, tls=target.tls)
                 await _negotiate(connection, negotiation)
                 if negotiation.must_start_tls:
                     connection = stack.enter_context(await _start_tls(connection, target, certificates))
@@ -91,7 +114,7 @@ async def _negotiated(
                 yield connection, negotiation.agreed
     except Refused as error:
         kind = Conflict if error.reply == OptionReply.ERR_POLICY else NotFound
-        raise kind(f"the front-end at {name} does not serve {target.export} to {client}: {error}") from error
+        raise kind(f"the front-end at {name} does not serve {asked}: {error}") from error
     except (OSError, EOFError, ProtocolError, TimeoutError) as error:
         why = str(error) or f"no answer in {timeout_s:g} s"
         raise QuorumUnavailable(f"the front-end at {name} cannot be used: {why}") from error

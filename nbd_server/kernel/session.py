@@ -3,11 +3,12 @@
 Order. Attaching: control has the volume served for this client, a link is made, the kernel gets it. Detaching: what
 the device has is flushed, nobody may hold it any more, the kernel lets go of it, its supervisor ends, control closes
 the volume. Either may be killed anywhere and made again. A device of this client that is connected already is gone on
-with: its link is replaced, so that this process has it in its hands.
+with: its links are replaced, so that this process has it in its hands.
 """
 
 import asyncio
 import errno
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from blockstore.errors import CairnError, Conflict, Fenced, InvalidRequest, NotF
 from blockstore.rpc import control_pb2 as pb
 from nbd_server.kernel import handover
 from nbd_server.kernel.devices import Host, LocalDevice, Owner, device_index, is_device_name
-from nbd_server.kernel.link import Link, open_link
+from nbd_server.kernel.link import Link, open_links
 from nbd_server.kernel.messages import Command, Request
 from nbd_server.kernel.netlink import KernelNbd, kernel_nbd
 from nbd_server.kernel.supervision import State
@@ -74,7 +75,7 @@ async def attach(
     async with control_at(settings.control, client, _FIRST_CALL_S, tls=tls) as control, kernel_nbd() as nbd:
         volume = await control.volume(wanted.volume)
         with host.watching(volume.id):
-            parts = _Parts(settings, wanted, host, nbd, control, Owner(volume.id, client))
+            parts = _Parts(settings, wanted, host, nbd, control, Owner(volume.id, client, usable(settings.connections)))
             supervisor = await _begin(parts, ready, tell)
             await supervisor.run()
             if supervisor.ended_by is not None:
@@ -96,10 +97,15 @@ async def _begin(parts: _Parts, ready: Callable[[Attached], None], tell: Callabl
     before = await parts.control.volume(parts.owner.volume)
     found = _connected_here(parts)
     place = await parts.control.attach(parts.owner.volume, read_only=parts.wanted.read_only, force=parts.wanted.force)
-    link: Link | None = None
+    links: tuple[Link, ...] = ()
+    owner = parts.owner
+    if found is not None and found.owner is not None:
+        owner = found.owner
+        if owner.connections != parts.owner.connections:
+            _log.warning("the device keeps as many links as it has", device=found.path, links=owner.connections)
     try:
         if found is None:
-            link, index = await _connect(parts, place)
+            links, index = await _connect(parts, place)
         else:
             index = found.index
     except CairnError:
@@ -117,10 +123,10 @@ async def _begin(parts: _Parts, ready: Callable[[Attached], None], tell: Callabl
         parts.control,
         parts.settings,
         index=index,
-        owner=parts.owner,
+        owner=owner,
         read_only=parts.wanted.read_only,
         place=place,
-        link=link,
+        links=links,
         tell=tell,
     )
 
@@ -138,30 +144,31 @@ def _connected_here(parts: _Parts) -> LocalDevice | None:
     return None
 
 
-async def _connect(parts: _Parts, place: Place) -> tuple[Link, int]:
-    link = await _first_link(place, parts.owner.client, parts.settings.tls_certificates)
+async def _connect(parts: _Parts, place: Place) -> tuple[tuple[Link, ...], int]:
+    links = await _first_links(place, parts.owner, parts.settings.tls_certificates)
     wanted = parts.wanted.device
     try:
         index = await handover.connect(
             parts.nbd,
             parts.host,
-            link,
+            links,
             parts.owner,
             index=device_index(wanted) if wanted else None,
             dead_timeout_s=parts.settings.dead_timeout_s,
         )
     except BaseException:
-        link.cut()
+        for link in links:
+            link.cut()
         raise
-    return link, index
+    return links, index
 
 
-async def _first_link(place: Place, client: str, certificates: Path | None) -> Link:
+async def _first_links(place: Place, owner: Owner, certificates: Path | None) -> tuple[Link, ...]:
     """Over the first way that works. Raises what the last one did."""
     error: CairnError = no_port_at(place, tls=certificates is not None)
     for target in place.targets:
         try:
-            return await open_link(target, client, _FIRST_LINK_S, certificates)
+            return await open_links(target, owner.client, owner.connections, _FIRST_LINK_S, certificates)
         except CairnError as failed:
             error = failed
     raise error
@@ -242,6 +249,18 @@ async def _until_unwatched(host: Host, volume: str) -> None:
                 await asyncio.sleep(_POLL_S)
     except TimeoutError as error:
         raise Conflict(f"the `cairn attach` of {volume} does not end: end it, then detach the volume again") from error
+
+
+def usable(connections: int) -> int:
+    """How many links this host's kernel would use of so many.
+
+    It has a queue for each processor, or for each socket if those are fewer, and the first of several sockets is of no
+    use (`stand_in`): so one less than there are processors, and at least one.
+    """
+    most = max(1, (os.cpu_count() or 1) - 1)
+    if connections > most:
+        _log.warning("this host has not processors enough for so many links", wanted=connections, links=most)
+    return min(connections, most)
 
 
 def check_wanted(wanted: Wanted) -> None:

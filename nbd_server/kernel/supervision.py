@@ -1,14 +1,13 @@
 """The states of an attached device, and what moves them: one table. Pure; the loop around it is `supervisor`.
 
-    served ── the link breaks, or the volume has moved ──> locating ── control says where ──> opening ──> served
+    served ── a link breaks, or the volume has moved ──> locating ── control says where ──> opening ──> served
     served ── requests stand still ──> asking ── the front-end answers ──> served
                                        asking ── it does not ──> locating (the link is cut)
     locating, opening ── not now ──> waiting ── a moment later ──> locating
 
 Invariants: a new link is opened only after control was asked where the volume is, so that an old front-end is not
-gone back to; before any state in which the kernel may get another socket, the link that it has is cut, or has
-broken; a device that somebody else disconnected, or a volume that belongs to another client, ends it, and nothing
-leads out of that.
+gone back to; before any state in which the kernel may get another socket, all links that it has are cut; a device that
+somebody else disconnected, or a volume that belongs to another client, ends it, and nothing leads out of that.
 """
 
 from collections.abc import Mapping
@@ -31,7 +30,7 @@ class Event(Enum):
     """What happens to it."""
 
     LINK_DEAD = auto()
-    """The kernel says that its socket has died."""
+    """One of its sockets has died."""
     STALLED = auto()
     """Requests are in flight, and none was completed for a while."""
     PROBE_PASSED = auto()
@@ -41,7 +40,7 @@ class Event(Enum):
     LOCATED = auto()
     NOT_LOCATED = auto()
     OPENED = auto()
-    """The kernel has a new socket."""
+    """The kernel has new sockets."""
     NOT_OPENED = auto()
     WAITED = auto()
     GONE = auto()
@@ -55,7 +54,7 @@ class Effect(Enum):
 
     PROBE = auto()
     CUT = auto()
-    """End the link that the kernel has."""
+    """End the links that the kernel has."""
     LOCATE = auto()
     OPEN = auto()
     WAIT = auto()
@@ -64,18 +63,17 @@ class Effect(Enum):
 
 Step = tuple[State, tuple[Effect, ...]]
 
-_LOST: Final = (State.LOCATING, (Effect.LOCATE,))
 _CUT_OFF: Final = (State.LOCATING, (Effect.CUT, Effect.LOCATE))
 _BUSY: Final = (State.LOCATING, State.OPENING, State.WAITING)
 
 #: The machine: state and event, then the state after it and what is to be done.
 TRANSITIONS: Final[Mapping[tuple[State, Event], Step]] = {
-    (State.SERVED, Event.LINK_DEAD): _LOST,
+    (State.SERVED, Event.LINK_DEAD): _CUT_OFF,
     (State.SERVED, Event.MOVED): _CUT_OFF,
     (State.SERVED, Event.STALLED): (State.ASKING, (Effect.PROBE,)),
     (State.ASKING, Event.PROBE_PASSED): (State.SERVED, ()),
     (State.ASKING, Event.PROBE_FAILED): _CUT_OFF,
-    (State.ASKING, Event.LINK_DEAD): _LOST,
+    (State.ASKING, Event.LINK_DEAD): _CUT_OFF,
     (State.ASKING, Event.MOVED): _CUT_OFF,
     (State.LOCATING, Event.LOCATED): (State.OPENING, (Effect.OPEN,)),
     (State.LOCATING, Event.NOT_LOCATED): (State.WAITING, (Effect.WAIT,)),

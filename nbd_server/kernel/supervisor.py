@@ -6,7 +6,7 @@ link goes on without it, and a link that breaks then is opened again where the v
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -15,7 +15,7 @@ from blockstore.config import AttachSettings
 from blockstore.errors import CairnError
 from nbd_server.kernel import handover
 from nbd_server.kernel.devices import Host, Owner, Traffic
-from nbd_server.kernel.link import Link, open_link, probe
+from nbd_server.kernel.link import Link, open_links, probe
 from nbd_server.kernel.netlink import KernelNbd
 from nbd_server.kernel.supervision import Effect, Event, State, step
 from nbd_server.kernel.whereabouts import Place, Taken, Whereabouts, no_port_at
@@ -35,7 +35,7 @@ _LOOK_S: Final = 0.25
 
 
 class Supervisor:
-    """One device. link: what the kernel has, where this process made it; None for a device that was found attached.
+    """One device. links: what the kernel has, where this process made it; none for a device that was found attached.
 
     place: where the link leads to.
     """
@@ -51,20 +51,20 @@ class Supervisor:
         owner: Owner,
         read_only: bool,
         place: Place,
-        link: Link | None,
+        links: Sequence[Link],
         tell: Callable[[State], None],
     ) -> None:
-        self.state = State.SERVED if link else State.LOCATING
+        self.state = State.SERVED if links else State.LOCATING
         self.ended_by: CairnError | None = None
         """Why the volume is not this client's any more; None where the device was disconnected."""
         self._nbd, self._host, self._whereabouts, self._settings = nbd, host, whereabouts, settings
         self.index: Final = index
         self._owner, self._read_only = owner, read_only
         self._place = place
-        self._link = link
+        self._links = tuple(links)
         self._tell = tell
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._lost_at: float | None = None if link else self._now()
+        self._lost_at: float | None = None if links else self._now()
         self._avoided_at = 0.0
         self._last_words = ""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -133,9 +133,9 @@ class Supervisor:
             Effect.OPEN: self._open,
             Effect.WAIT: self._wait,
         }
-        if effect is Effect.CUT and self._link is not None:
-            self._link.cut()
-            self._link = None
+        if effect is Effect.CUT:
+            _cut(self._links)
+            self._links = ()
         elif effect in work:
             task = group.create_task(self._report(work[effect]))
             self._probing = task if effect is Effect.PROBE else self._probing
@@ -198,18 +198,17 @@ class Supervisor:
         return Event.NOT_OPENED
 
     async def _open_at(self, target: NbdTarget) -> bool:
-        link = await open_link(target, self._owner.client, _LINK_S, self._settings.tls_certificates)
-        taken = False
+        count = self._owner.connections
+        links = await open_links(target, self._owner.client, count, _LINK_S, self._settings.tls_certificates)
+        taken: tuple[Link, ...] = ()
         try:
-            taken = await handover.replace(self._nbd, self._host, link, self._owner, self.index)
+            taken = await handover.replace(self._nbd, self._host, links, self._owner, self.index)
         finally:
-            if not taken:
-                link.cut()
-        if taken:
-            if self._link is not None:
-                self._link.cut()
-            self._link = link
-        return taken
+            _cut(links[len(taken) :])
+        if taken and len(taken) < count:
+            _log.warning("fewer links than wanted", device=f"nbd{self.index}", links=len(taken), wanted=count)
+        self._links = taken
+        return bool(taken)
 
     async def _wait(self) -> Event:
         await asyncio.sleep(_PAUSE_S)
@@ -219,13 +218,17 @@ class Supervisor:
 
     async def _watch_links(self) -> None:
         async for index in self._nbd.dead_links():
-            if index == self.index:
+            if index == self.index and self._has_dead_link():
                 self._events.put_nowait(Event.LINK_DEAD)
+
+    def _has_dead_link(self) -> bool:
+        """The kernel's word may be of an older link, or of a stand-in."""
+        return any(each.is_dead() for each in self._links)
 
     async def _watch_device(self) -> None:
         last, since = Traffic(0, 0), self._now()
         while self._host.owner(self.index) == self._owner:
-            if self._link is not None and self._link.is_dead():
+            if self._has_dead_link():
                 self._events.put_nowait(Event.LINK_DEAD)
             now = self._host.traffic(self.index)
             if now.completed != last.completed or not now.in_flight:
@@ -262,3 +265,8 @@ class Supervisor:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
+
+
+def _cut(links: Sequence[Link]) -> None:
+    for link in links:
+        link.cut()

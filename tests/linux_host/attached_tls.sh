@@ -22,7 +22,8 @@ attach() {
     sleep 0.2
   done
 }
-attach
+attach --connections 2
+[ "$(cat /sys/block/nbd0/backend)" = "cairn:$NBD_EXPORT:guest-1:2" ]
 mkfs.ext4 -q /dev/nbd0 # what it may do later it does not do here: an emulated processor encrypts slowly
 mount /dev/nbd0 /mnt
 dd if=/dev/urandom of=/mnt/one bs=1M count=4 conv=fsync 2>/dev/null

@@ -74,6 +74,7 @@ def running(
     programs: Sequence[str] = (),
     modules: Sequence[str] = (),
     drive: str = "",
+    processors: int = 2,
 ) -> Machine:
     """Boot `kernel` and run `text` there with bash; NBD_HOST, NBD_PORT and NBD_EXPORT are those of the URI.
 
@@ -87,7 +88,7 @@ def running(
     initrd = directory / "initrd"
     init = _INIT.format(host=_HOST, port=port, export=export, mount="" if disk is None else _MOUNT)
     initrd.write_bytes(_make_root(kernel, text, init, (*PROGRAMS, *programs), (*MODULES, *modules)))
-    options = _options(kernel.image, initrd, disk) + (["-drive", drive] if drive else [])
+    options = _options(kernel.image, initrd, disk, processors) + (["-drive", drive] if drive else [])
     return Machine(options, directory, limit_s)
 
 
@@ -111,8 +112,9 @@ def _make_root(kernel: Kernel, text: str, init: str, programs: Sequence[str], mo
     return root.pack()
 
 
-def _options(image: Path, initrd: Path, disk: Path | None) -> list[str]:
+def _options(image: Path, initrd: Path, disk: Path | None, processors: int) -> list[str]:
     options = ["-kernel", str(image), "-initrd", str(initrd), "-append", f"{KERNEL_ARGUMENTS} nbd.nbds_max=4"]
+    options += ["-smp", str(processors)]
     options += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]
     if disk is not None:
         options += ["-drive", f"file={disk},if=virtio,format=raw,readonly=on"]
