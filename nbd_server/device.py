@@ -4,8 +4,13 @@ A change of part of a block reads the block, merges, and writes it: a merge. Cha
 that none is lost (two merges on one block, or a merge and a write of the whole block):
 
 - a merge waits for every change of its block that was called before it;
-- a change of whole blocks waits for the merges on them that were called before it, and for nothing
-  else: two such changes at once may take effect in either order, as on a disk.
+- a change of whole blocks waits for the merges on them that were called before it, and for trims and
+  zeroes there, and for nothing else: two such changes at once may take effect in either order, as on a disk.
+
+Trims and zeroes are waited for because a restored volume carries them out bit by bit, as it learns what
+its source maps. A client whose link broke sends one again, and then the next write of these blocks, which
+the first one, not answered to anybody any more, would undo (nbd_server/links.py). Writes have their place
+in the volume's order when they are called.
 
 Each waits for earlier calls only, so there is neither deadlock nor starvation. Pieces for a block
 whose merge has not read yet join that merge. A request's parts run side by side; it is answered when
@@ -53,6 +58,8 @@ class Device:
         self._volume = volume
         self._changing: dict[asyncio.Future[None], tuple[int, int]] = {}
         """Changes of whole blocks in flight or waiting: first block, and the one after the last."""
+        self._zeroing: dict[asyncio.Future[None], tuple[int, int]] = {}
+        """Those of them that are trims and zeroes."""
         self._merging: dict[int, _Merge] = {}
         """The last merge called, by block."""
         self._asking = asyncio.Semaphore(QUESTIONS)
@@ -91,7 +98,7 @@ class Device:
         end = (offset + length) >> _BLOCK_SHIFT
         if start >= end:
             return _done(None)
-        return self._change(start, end, lambda: self._volume.trim(start, end - start))
+        return self._change_to_zeroes(start, end, lambda: self._volume.trim(start, end - start))
 
     def zero(self, offset: int, length: int, *, allocate: bool) -> asyncio.Future[None]:
         """Make the bytes read as zeroes. allocate: keep space for later writes there."""
@@ -102,7 +109,7 @@ class Device:
 
         parts = [self._merge(*edge) for edge in _edges(offset, length, None)]
         if first < last:
-            parts.append(self._change(first, last, zero_blocks))
+            parts.append(self._change_to_zeroes(first, last, zero_blocks))
         return _all_of(parts)
 
     def zero_is_fast(self, offset: int, length: int) -> bool:
@@ -148,10 +155,19 @@ class Device:
             parts.append(self._change(first, last, lambda: self._volume.write(first, inner)))
         return _all_of(parts)
 
+    def _change_to_zeroes(
+        self, start: int, end: int, change: Callable[[], asyncio.Future[None]]
+    ) -> asyncio.Future[None]:
+        future = self._change(start, end, change)
+        if not future.done():
+            self._zeroing[future] = (start, end)
+            future.add_done_callback(self._zeroing.pop)
+        return future
+
     def _change(self, start: int, end: int, change: Callable[[], asyncio.Future[None]]) -> asyncio.Future[None]:
-        """Run `change`, of the whole blocks from `start` to before `end`, when no earlier merge is on them."""
-        if self._merging and (merges := self._merges_in(start, end)):
-            future: asyncio.Future[None] = _start(_after(merges, change))
+        """Run `change`, of the whole blocks from `start` to before `end`, when nothing that it waits for is on them."""
+        if (self._merging or self._zeroing) and (earlier := self._awaited_in(start, end)):
+            future: asyncio.Future[None] = _start(_after(earlier, change))
         else:
             try:
                 future = change()
@@ -161,6 +177,11 @@ class Device:
             self._changing[future] = (start, end)
             future.add_done_callback(self._changing.pop)
         return future
+
+    def _awaited_in(self, start: int, end: int) -> list[asyncio.Future[None]]:
+        """What a change of those blocks waits for."""
+        zeroing = [future for future, (first, last) in self._zeroing.items() if first < end and start < last]
+        return self._merges_in(start, end) + zeroing
 
     def _merges_in(self, start: int, end: int) -> list[asyncio.Future[None]]:
         """The last merge on each of those blocks: it ends after all earlier ones on its block."""

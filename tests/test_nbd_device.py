@@ -100,6 +100,13 @@ class AdverseVolume:
             self.calls.remove(call)
             call.future.set_result(call.result)
 
+    def complete_last(self) -> None:
+        """The call that came last."""
+        call = self.calls.pop()
+        for block in call.blocks:
+            call.effect(block)
+        call.future.set_result(call.result)
+
     def complete_all(self) -> None:
         while self.calls:
             self.step(random.Random(0))
@@ -180,6 +187,7 @@ class Run:
             await settle()
         assert not self.device._merging
         assert not self.device._changing
+        assert not self.device._zeroing
 
     def check_read(self, offset: int, data: Buffer, began: int) -> None:
         """Not each byte, but those around all edges that there are: between them all bytes are alike."""
@@ -305,6 +313,38 @@ def test_changes_of_whole_blocks_wait_for_nothing_but_merges_on_them() -> None:
             volume.complete_all()
             await settle()
         assert volume.contents[:BLOCK_SIZE] == bytes(BLOCK_SIZE)
+
+    run_checked(main())
+
+
+@pytest.mark.parametrize("kind", ["trim", "zero"])
+def test_zeroes_that_come_late_and_were_sent_twice_undo_no_newer_write(kind: str) -> None:
+    """A client whose link broke has an answer to the second ones alone; the volume does the last first where it can."""
+    data = b"n" * BLOCK_SIZE
+
+    async def main() -> None:
+        volume = AdverseVolume()
+        device = Device(volume)
+
+        def call() -> asyncio.Future[None]:
+            if kind == "trim":
+                return device.trim(BLOCK_SIZE, 2 * BLOCK_SIZE)
+            return device.zero(BLOCK_SIZE, 2 * BLOCK_SIZE, allocate=False)
+
+        async def answered(future: asyncio.Future[None]) -> None:
+            while not future.done():
+                await settle()
+                volume.complete_last()
+                await settle()
+            future.result()
+
+        first = call()
+        await answered(call())
+        await answered(device.write(2 * BLOCK_SIZE, data))
+        volume.complete_all()
+        await first
+        assert volume.contents[2 * BLOCK_SIZE : 3 * BLOCK_SIZE] == data
+        assert not device._zeroing
 
     run_checked(main())
 
