@@ -42,6 +42,8 @@ class ModelKernel:
         if request.timeout_s is not None:
             self.timeout_s = request.timeout_s
         if request.size_bytes is not None:
+            told_alone = request.command is Command.CONNECT or not request.sockets
+            assert told_alone, "it waits for requests in flight first, and they may wait for this very socket"
             self._write("size", request.size_bytes // 512)
         if request.command is Command.DISCONNECT:
             self._disconnect()

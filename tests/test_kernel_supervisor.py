@@ -222,7 +222,7 @@ def test_a_smaller_export_is_never_given_to_the_kernel(tmp_path: Path) -> None:
     async def main() -> None:
         async with serving() as other, story(tmp_path) as parts:
             device = other.exports.remove("disk").device
-            other.exports.add(Export("disk", _Smaller(device)))  # type: ignore[arg-type]
+            other.exports.add(Export("disk", _Sized(device, SIZE // 2)))  # type: ignore[arg-type]
             parts.answers.place = parts.place(other, "fe-2")
             for connection in list(parts.served.server._connections):
                 connection.abort()
@@ -232,16 +232,33 @@ def test_a_smaller_export_is_never_given_to_the_kernel(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-class _Smaller:
-    def __init__(self, device: Any) -> None:
+def test_a_size_that_has_grown_meanwhile_is_not_told_with_a_new_link(tmp_path: Path) -> None:
+    """The next look at control tells of it."""
+
+    async def main() -> None:
+        async with serving() as other, story(tmp_path) as parts:
+            device = other.exports.remove("disk").device
+            other.exports.add(Export("disk", _Sized(device, 2 * SIZE)))  # type: ignore[arg-type]
+            parts.answers.place = parts.place(other, "fe-2")
+            for connection in list(parts.served.server._connections):
+                connection.abort()
+            await parts.served_again()
+            found = parts.host.find(0)
+            assert found is not None
+            assert found.size_bytes == SIZE
+
+    asyncio.run(main())
+
+
+class _Sized:
+    """A device of another size."""
+
+    def __init__(self, device: Any, size_bytes: int) -> None:
         self._device = device
+        self.size_bytes = size_bytes
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._device, name)
-
-    @property
-    def size_bytes(self) -> int:
-        return SIZE // 2
 
 
 def test_whether_the_kernel_took_a_link_is_known(tmp_path: Path) -> None:
