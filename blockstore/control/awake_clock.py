@@ -8,7 +8,6 @@ never faster than the machine's.
 """
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -20,7 +19,7 @@ MOST_S: Final = 0.5
 class AwakeClock:
     """Called, it gives seconds since some moment, while `run` runs. machine_s: the machine's clock; it never falls."""
 
-    def __init__(self, machine_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, machine_s: Callable[[], float]) -> None:
         self._machine_s = machine_s
         self._counted_s = 0.0
         self._looked_at_s = machine_s()

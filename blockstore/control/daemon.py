@@ -7,6 +7,7 @@ listens at, with the port that it got, is in the file `address` of its state dir
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
@@ -150,7 +151,7 @@ async def _tenure(
     """Control at work as the active one: the reconcile loop, which ends only by failing."""
     peers = Peers(settings)
     measured = MeasuredMetastore(store, metrics.calls)
-    clock = AwakeClock()
+    clock = AwakeClock(time.monotonic)
     services, reconciler, floors = await assemble(settings, measured, peers, controls, clock)
     ticking, reconciling = asyncio.ensure_future(clock.run()), asyncio.ensure_future(reconciler.run())
     try:
