@@ -9,9 +9,9 @@ import pytest
 from blockstore.control import snapshot_transitions as moves
 from blockstore.control import transitions
 from blockstore.control.codec import decode, encode
-from blockstore.control.pins import superseded
 from blockstore.control.records import Maintenance, MaintenanceState, Source, Volume
 from blockstore.control.shipping import newest_before, next_of_each_volume
+from blockstore.control.snapshot_index import SnapshotIndex
 from blockstore.control.snapshot_records import Snapshot, SnapshotState, Statistics
 from blockstore.control.snapshot_transitions import MOVES, Move, Phase, phase_of
 from blockstore.domain import ORIGIN, FrontEndId, SnapshotId, VolumeId, VolumeState
@@ -135,9 +135,9 @@ def test_of_a_volume_what_was_started_goes_on_and_else_the_oldest_content_is_fir
 
 def test_only_the_newest_completed_one_of_a_volume_stays_pinned() -> None:
     old, new, other = done(1, 1), done(2, 2), done(3, 1, volume=VolumeId("vol-00000000000000002"))
-    assert superseded((new, old, other, of_volume(4, 3))) == [old]
-    assert superseded((new, replace(old, pinned=False))) == []
-    assert superseded((of_volume(1, 1), new)) == []  # In its turn to be shipped, also after a retry.
+    assert SnapshotIndex((new, old, other, of_volume(4, 3))).superseded() == [old]
+    assert SnapshotIndex((new, replace(old, pinned=False))).superseded() == []
+    assert SnapshotIndex((of_volume(1, 1), new)).superseded() == []  # In its turn to be shipped, also after a retry.
 
 
 def test_hydrated_counts_for_the_present_epoch_only() -> None:

@@ -1,6 +1,7 @@
 """What every metastore must do, run against each implementation."""
 
 import asyncio
+import random
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -211,6 +212,28 @@ def test_what_just_keeps_the_limits_is_taken(opener: Opener, tmp_path: Path) -> 
         await changed(store, largest)
         assert len((await store.list("k")).items) == 4
         assert len((await store.list("p")).items) == MAX_OPERATIONS
+
+    run(opener, tmp_path, scenario)
+
+
+def test_who_follows_the_steps_of_listings_has_what_is_listed(opener: Opener, tmp_path: Path) -> None:
+    async def scenario(store: Metastore) -> None:
+        chance, listing = random.Random(3), await store.list("k/")
+        followed, steps = {each.key: each for each in listing.items}, 0
+        for _ in range(60):
+            for _ in range(chance.randrange(3)):
+                await changed(store, {f"k/{chance.randrange(9)}": chance.randbytes(2), "j": b""})
+                await changed(store, {}, (f"k/{chance.randrange(9)}",))
+            before, listing = listing.items, await store.list("k/")
+            if listing.items is not before and listing.step and listing.step.before is before:
+                steps += 1
+                followed |= {key: now for key, now in listing.step.changed.items() if now}
+                for key in [key for key, now in listing.step.changed.items() if now is None]:
+                    followed.pop(key, None)
+            elif listing.items is not before:
+                followed = {each.key: each for each in listing.items}
+            assert followed == {each.key: each for each in listing.items}
+        assert steps > 10
 
     run(opener, tmp_path, scenario)
 

@@ -18,9 +18,8 @@ from blockstore.control.reconcile import MOVED_ON, Reconciler
 from blockstore.control.records import Volume
 from blockstore.control.snapshot_catalog import SnapshotCatalog
 from blockstore.control.snapshot_reading import readers_are_known
-from blockstore.control.snapshot_records import Pin, Snapshot, SnapshotState
+from blockstore.control.snapshot_records import Pin, Snapshot
 from blockstore.control.transitions import place_of
-from blockstore.domain import VolumeId
 
 _log = structlog.get_logger(__name__)
 
@@ -41,15 +40,11 @@ class Unpinning:
         self._presence = presence
         self._peers = peers
         self._reconciler = reconciler
-        self._done: tuple[Snapshot, ...] = ()
-        """The list of snapshots in which no pin is left that nobody needs, or is one of those that follow."""
 
     async def reconcile(self, volumes: tuple[Volume, ...]) -> None:
         """Find pins that nobody needs, and take away those whose volume is served."""
-        if (snapshots := await self._snapshots.snapshots()) is not self._done:
-            for snapshot in superseded(snapshots):
-                await self._give_up(snapshot)
-            self._done = snapshots
+        for snapshot in (await self._snapshots.index()).superseded():
+            await self._give_up(snapshot)
         served = {volume.id for volume in volumes if place_of(volume)}
         known = await readers_are_known(self._catalog, self._presence)
         for pin in await self._snapshots.pins():
@@ -81,16 +76,3 @@ class Unpinning:
         await self._peers.unpin_generations(front_end, pin.volume, place.epoch, generations, pin.snapshot)
         await self._snapshots.remove_pin(pin)
         _log.info("a generation is given up", volume=pin.volume, generations=generations, snapshot=pin.snapshot)
-
-
-def superseded(snapshots: tuple[Snapshot, ...]) -> list[Snapshot]:
-    """Completed ones that are pinned, although a newer one of their volume is completed."""
-    newest: dict[VolumeId, int] = {}
-    for each in snapshots:
-        if each.state is SnapshotState.COMPLETED:
-            newest[each.volume] = max(each.generation, newest.get(each.volume, 0))
-    return [
-        each
-        for each in snapshots
-        if each.state is SnapshotState.COMPLETED and each.pinned and each.generation < newest[each.volume]
-    ]

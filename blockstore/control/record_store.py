@@ -5,6 +5,7 @@ each revision, and a list is made once while nothing in it changes, so that read
 every heartbeat costs little; two lists that are one object have the same records.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
@@ -33,6 +34,8 @@ class RecordStore:
         self._store = store
         self._decoded: dict[str, Stored[Any]] = {}
         self._lists: dict[str, tuple[tuple[KeyValue, ...], tuple[Stored[Any], ...]]] = {}
+        self._followed: dict[str, tuple[KeyValue, ...]] = {}
+        """Up to where the changes were told."""
 
     async def _get(self, kind: type[Record], key: str) -> Stored[Record] | None:
         found = await self._store.get(key)
@@ -49,6 +52,22 @@ class RecordStore:
             records = tuple(self._decode(kind, each) for each in items)
             self._lists[prefix] = items, records
         return records
+
+    async def _changes(self, kind: type[Record], prefix: str) -> tuple[bool, Mapping[str, Record | None]]:
+        """What has changed under the prefix since this was asked last: records by their keys, None where they went.
+
+        True where these are all that there are, and what was told before is void.
+        """
+        listing = await self._store.list(prefix)
+        before = self._followed.get(prefix)
+        self._followed[prefix] = listing.items
+        if listing.items is before:
+            return False, {}
+        step = listing.step
+        if step is None or step.before is not before:
+            return True, {each.key: self._decode(kind, each).record for each in listing.items}
+        changed = step.changed.items()
+        return False, {key: None if now is None else self._decode(kind, now).record for key, now in changed}
 
     def _decode(self, kind: type[Record], found: KeyValue) -> Stored[Record]:
         held = self._decoded.get(found.key)

@@ -64,13 +64,13 @@ class Shipping:
         self, daemon: DaemonId, reported: Iterable[SnapshotId], messages: Messages
     ) -> list[snapshot_pb2.ShipTask]:
         """All that this daemon is to ship now. reported: what it says that it ships."""
-        snapshots, ready = await self._snapshots.snapshots(), next_of_each_volume(await self._snapshots.unfinished())
+        ready = next_of_each_volume(await self._snapshots.unfinished())
         self._give(daemon, ready, set(reported), await self._all_heard())
         tasks = []
         for snapshot in ready:
             if self._given.get(snapshot.id) == daemon:
                 try:
-                    tasks.append(await self._task(snapshot, snapshots, messages))
+                    tasks.append(await self._task(snapshot, messages))
                 except (Fenced, Conflict, NotFound) as error:
                     _log.info("not given to a daemon yet", snapshot=snapshot.id, error=str(error))
         return tasks
@@ -149,12 +149,10 @@ class Shipping:
 
     # ---- what
 
-    async def _task(
-        self, snapshot: Snapshot, snapshots: tuple[Snapshot, ...], messages: Messages
-    ) -> snapshot_pb2.ShipTask:
+    async def _task(self, snapshot: Snapshot, messages: Messages) -> snapshot_pb2.ShipTask:
         stored = await self._catalog.stored_volume(snapshot.volume)
         if not snapshot.started:
-            base, generations, unchanged = await self._choose_base(snapshot, snapshots, stored.record, stored.revision)
+            base, generations, unchanged = await self._choose_base(snapshot, stored.record, stored.revision)
             (snapshot,) = await self._snapshots.change(
                 [snapshot.id], lambda now: snapshot_transitions.started(now, base, *generations), unchanged=unchanged
             )
@@ -172,15 +170,16 @@ class Shipping:
         )
 
     async def _choose_base(
-        self, snapshot: Snapshot, snapshots: tuple[Snapshot, ...], volume: Volume, revision: Revision
+        self, snapshot: Snapshot, volume: Volume, revision: Revision
     ) -> tuple[str, tuple[int, ...], dict[str, Revision]]:
         """The base, the generations that it is, segment by segment, and what must still be so when that is kept."""
-        if earlier := newest_before(snapshot, snapshots, volume.loss_epochs):
+        index = await self._snapshots.index()
+        if earlier := newest_before(snapshot, index.kept, volume.loss_epochs):
             stored = await self._snapshots.stored(earlier.id)
             if stored.record == earlier:
                 return earlier.id, earlier.generations, {key_of(earlier.id): stored.revision}
             raise Fenced(f"snapshot {earlier.id} has changed meanwhile: look again")
-        origin = next((each for each in snapshots if each.id == volume.origin), None)
+        origin = index.find(volume.origin)
         if origin and (origin.state is SnapshotState.COMPLETED or volume.source or snapshot.source):
             stored = await self._snapshots.stored(origin.id)
             # A source that is deleted stays in the store only while the volume, or this snapshot, needs it.

@@ -15,7 +15,6 @@ That is some 60 bytes each, which are never taken away, because no time is long 
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from operator import attrgetter
 from typing import Final
 
 from blockstore.control.catalog import VOLUMES
@@ -24,7 +23,8 @@ from blockstore.control.codec import encode
 from blockstore.control.metastore.interface import ABSENT, Metastore, Revision
 from blockstore.control.record_store import MAX_TRIES, RecordStore, Stored
 from blockstore.control.records import Volume
-from blockstore.control.snapshot_records import Pin, Snapshot, SnapshotState, Store, StoreDaemon
+from blockstore.control.snapshot_index import SnapshotIndex
+from blockstore.control.snapshot_records import Pin, Snapshot, Store, StoreDaemon
 from blockstore.domain import SnapshotId, VolumeId
 from blockstore.errors import AlreadyExists, Conflict, Fenced, NotFound
 
@@ -42,19 +42,18 @@ class SnapshotCatalog(RecordStore):
 
     def __init__(self, store: Metastore) -> None:
         super().__init__(store)
-        self._made_of: tuple[Stored[Snapshot], ...] = ()
-        self._by_age: tuple[tuple[Snapshot, ...], tuple[Snapshot, ...]] = (), ()
+        self._index = SnapshotIndex()
         self._changed = asyncio.Event()
 
     # ---- snapshots
 
     async def snapshots(self) -> tuple[Snapshot, ...]:
         """All of them, the oldest first."""
-        return (await self._read())[0]
+        return (await self.index()).all
 
     async def unfinished(self) -> tuple[Snapshot, ...]:
         """Those that are not completed, the oldest first: few, however many there are."""
-        return (await self._read())[1]
+        return (await self.index()).unfinished
 
     async def snapshot(self, snapshot: str) -> Snapshot:
         """Raises NotFound."""
@@ -176,15 +175,18 @@ class SnapshotCatalog(RecordStore):
         """Those of them that were removed, and may have left something in the object store."""
         return [each for each in snapshots if await self._store.get(_DELETED + each) is not None]
 
-    async def _read(self) -> "tuple[tuple[Snapshot, ...], tuple[Snapshot, ...]]":
-        """All of them, and those that are not completed; both by age."""
-        found = await self._list(Snapshot, SNAPSHOTS)
-        if found is not self._made_of:
-            records = sorted((each.record for each in found), key=attrgetter("created_at_ms", "id"))
-            unfinished = (each for each in records if each.state is not SnapshotState.COMPLETED)
-            self._by_age = tuple(records), tuple(unfinished)
-            self._made_of = found
-        return self._by_age
+    async def index(self) -> SnapshotIndex:
+        """As of now; to be asked before the next change."""
+        anew, changed = await self._changes(Snapshot, SNAPSHOTS)
+        if anew:
+            self._index = SnapshotIndex(each for each in changed.values() if each)
+            return self._index
+        for key, snapshot in changed.items():
+            if snapshot is None:
+                self._index.remove(SnapshotId(key.removeprefix(SNAPSHOTS)))
+            else:
+                self._index.put(snapshot)
+        return self._index
 
     # ---- the store, and who serves it
 

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Final
 
 import structlog
@@ -108,11 +109,12 @@ class SnapshotService(snapshot_pb2_grpc.SnapshotsServicer):
         self, request: snapshot_pb2.ListSnapshotsRequest, context: _Context
     ) -> AsyncIterator[snapshot_pb2.ListSnapshotsResponse]:
         snapshots = await self._snapshots.snapshots()
+        newest_first = reversed(snapshots)
         if request.volume:
             wanted = await self._volume_id(request.volume, snapshots)
-            snapshots = tuple(each for each in snapshots if each.volume == wanted)
-        snapshots = snapshots[-request.limit :]  # all, where that is 0
-        for part in in_parts(snapshot_pb2.ListSnapshotsResponse(), snapshots=await self._messages(snapshots)):
+            newest_first = (each for each in newest_first if each.volume == wanted)
+        listed = [*islice(newest_first, request.limit or None)]
+        for part in in_parts(snapshot_pb2.ListSnapshotsResponse(), snapshots=await self._messages(reversed(listed))):
             yield part
 
     async def DeleteSnapshot(

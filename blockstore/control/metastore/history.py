@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from itertools import takewhile
 from operator import attrgetter
 
-from blockstore.control.metastore.interface import Change, Compacted, KeyValue, Listing, Revision
+from blockstore.control.metastore.interface import Change, Compacted, KeyValue, Listing, Revision, Step
 
 
 class History:
@@ -71,7 +71,9 @@ class Listings:
             changes = self._history.between(last.revision, revision)
         except Compacted:
             return None
-        return self.keep(prefix, Listing(revision, _followed(last.items, changes, prefix)))
+        if step := _step(last.items, changes, prefix):
+            return self.keep(prefix, Listing(revision, _followed(step), step))
+        return self.keep(prefix, Listing(revision, last.items, last.step))
 
     def keep(self, prefix: str, listing: Listing) -> Listing:
         """The listing, which later ones are made of."""
@@ -79,15 +81,22 @@ class Listings:
         return listing
 
 
-def _followed(items: tuple[KeyValue, ...], changes: Iterable[Change], prefix: str) -> tuple[KeyValue, ...]:
-    """The keys after the changes; the very same object where none is under `prefix`."""
-    changed = {key: (value, each.revision) for each in changes for key, value in each.values.items()}
-    changed = {key: now for key, now in changed.items() if key.startswith(prefix)}
-    if not changed:
-        return items
-    left = [each for each in items if each.key not in changed]
-    for key, (value, at) in changed.items():
-        if value is not None:
+def _step(items: tuple[KeyValue, ...], changes: Iterable[Change], prefix: str) -> Step | None:
+    """What the changes do to keys under `prefix`; None where nothing."""
+    changed = {
+        key: None if value is None else KeyValue(key, value, each.revision)
+        for each in changes
+        for key, value in each.values.items()
+        if key.startswith(prefix)
+    }
+    return Step(items, changed) if changed else None
+
+
+def _followed(step: Step) -> tuple[KeyValue, ...]:
+    """The keys after it."""
+    left = [each for each in step.before if each.key not in step.changed]
+    for now in step.changed.values():
+        if now is not None:
             # By characters: in UTF-8 that is the order of the bytes.
-            insort(left, KeyValue(key, value, at), key=attrgetter("key"))
+            insort(left, now, key=attrgetter("key"))
     return tuple(left)

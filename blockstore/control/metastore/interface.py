@@ -49,11 +49,23 @@ class KeyValue:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """What made a listing's items of those of the listing before: keys with what they are now, None where they went."""
+
+    before: tuple[KeyValue, ...]
+    changed: Mapping[str, KeyValue | None]
+
+
+@dataclass(frozen=True, slots=True)
 class Listing:
-    """The keys under a prefix in bytewise order, all read at one revision of the store."""
+    """The keys under a prefix in bytewise order, all read at one revision of the store.
+
+    step: for who has the listing before, by its very `items`; None where nobody knows any more.
+    """
 
     revision: Revision
     items: tuple[KeyValue, ...]
+    step: Step | None = None
 
 
 @dataclass(frozen=True, slots=True)
