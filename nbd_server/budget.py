@@ -9,7 +9,8 @@ client may hold whatever the others do, so that no client is stopped by others t
 passed by in the line; one who can not go on leaves it.
 
 The connections of one client have a limit of their own below that, with a line of their own: one that waits there
-is not in the line of all.
+is not in the line of all. One that is in the line of all has had its turn in the other, and goes back only where its
+client has used up what was left: else those of one client could send each other from line to line without an end.
 """
 
 from collections.abc import Callable
@@ -29,6 +30,9 @@ class Line:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def __contains__(self, share: "Share") -> bool:
+        return share in self._waiting
 
     def may_go(self, share: "Share", *, fits: bool) -> bool:
         """Whether it is the turn of `share`, and what it wants fits; else it is in line and will be told."""
@@ -117,7 +121,8 @@ class Share:
         if not count_bytes:
             return True
         client, budget = self.client, self._budget
-        if not client.line.may_go(self, fits=client.held_bytes + count_bytes <= limits.client_bytes):
+        fits = client.held_bytes + count_bytes <= limits.client_bytes
+        if not (fits and self in budget.line) and not client.line.may_go(self, fits=fits):
             budget.line.leave(self)
             return False
         return budget.line.may_go(self, fits=budget.used_bytes + count_bytes <= limits.total_bytes)
