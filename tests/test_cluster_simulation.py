@@ -1,6 +1,9 @@
 """The whole cluster in virtual time: some seeds hold, and a cluster with one rule broken does not."""
 
+import asyncio
+from functools import partial
 from random import Random
+from unittest import mock
 
 import pytest
 
@@ -9,7 +12,9 @@ from tests.cluster_simulation.checks import check_replicas
 from tests.cluster_simulation.cluster import SimulatedCluster
 from tests.cluster_simulation.faults import PASSING
 from tests.cluster_simulation.guests import Guests
+from tests.cluster_simulation.loop import SimulationLoop
 from tests.cluster_simulation.mutations import MUTATIONS, find
+from tests.cluster_simulation.network import RESENT_S, Connection, Network, name_of
 from tests.cluster_simulation.run import in_simulation, simulate
 from tests.cluster_simulation.users import create
 
@@ -50,6 +55,25 @@ def test_a_detached_volume_is_brought_up_to_date_by_itself() -> None:
         await check_replicas(cluster)
 
     in_simulation(4, scenario)
+
+
+def test_messages_of_a_lossy_network_come_late_and_in_order() -> None:
+    loop = SimulationLoop(Random(1))
+    network = Network(loop)
+    connection = Connection(network, mock.Mock(process=None))
+    came: list[tuple[int, float]] = []
+
+    def arrive(number: int, sent_at: float) -> None:
+        came.append((number, loop.time() - sent_at))
+
+    for lost, numbers in ((0.0, range(500)), (0.2, range(500, 1000))):
+        network.lost_of[name_of(None)] = lost
+        for number in numbers:
+            connection.to_server(partial(arrive, number, loop.time()))
+        loop.run_until_complete(asyncio.sleep(60.0))
+    loop.close()
+    assert [number for number, _ in came] == list(range(1000))
+    assert came[499][1] < RESENT_S < came[999][1]
 
 
 def test_the_same_seed_is_the_same_run() -> None:

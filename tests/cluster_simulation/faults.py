@@ -51,6 +51,7 @@ PASSING: Final = {
     "partition": 2,
     "slow_network": 1,
     "slow_front_end": 1,
+    "lossy_network": 1,
     "slow_process": 1,
     "slow_disk": 1,
     "full_disk": 1,
@@ -64,6 +65,7 @@ KINDS: Final = PASSING | TAKING | STAGED
 
 Mend = Callable[[], None]
 K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Faults:
@@ -175,6 +177,10 @@ class Faults:
         """One of the front-ends hears and says everything late: what is to happen at several at once does not."""
         return _set_for_now(self._cluster.network.latency_of, self._any("front-end"), (0.0, 0.5))
 
+    def _lossy_network(self) -> Mend:
+        """Of what one of them sends and hears a share is lost: TCP sends it again, and all behind it waits."""
+        return _set_for_now(self._cluster.network.lost_of, self._any(), self._random.choice((0.02, 0.2)))
+
     def _slow_process(self) -> Mend:
         """What it does in threads takes long: LMDB's commits, reads, hashing."""
         return _set_for_now(self._cluster.loop.thread_s_of, self._any(), (0.0, self._random.choice((0.1, 1.0))))
@@ -285,10 +291,10 @@ class Faults:
             self._copy = ""
 
 
-def _set_for_now(table: dict[K, tuple[float, float]], name: K, value: tuple[float, float]) -> Mend:
+def _set_for_now(table: dict[K, V], name: K, value: V) -> Mend:
     table[name] = value
     return lambda: _forget(table, name)
 
 
-def _forget(table: dict[K, tuple[float, float]], name: K) -> None:
+def _forget(table: dict[K, V], name: K) -> None:
     table.pop(name, None)

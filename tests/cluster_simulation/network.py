@@ -14,6 +14,8 @@ from tests.cluster_simulation.processes import CURRENT, Process, in_process
 #: Of grpc_endpoint's options: a ping each 2 s, and a connection that answers none for 3 s is given up.
 KEEPALIVE_S: Final = 5.0
 LATENCY_S: Final = 0.0002, 0.002
+#: Linux's TCP_RTO_MIN: as long TCP waits at least before it sends again, and twice as long the next time.
+RESENT_S: Final = 0.2
 
 Link = tuple[str, str]
 
@@ -43,12 +45,16 @@ class _Cut:
 
 
 class Network:
-    """servers: by address. latency_of: what messages take, between these, to and from a process or over a link."""
+    """servers: by address. latency_of: what messages take, between these, to and from a process or over a link.
+
+    lost_of: by process, the share of messages, to and from it, that are lost; TCP sends those again.
+    """
 
     def __init__(self, loop: SimulationLoop) -> None:
         self.loop = loop
         self.servers: dict[str, Listener] = {}
         self.latency_of: dict[str | Link, tuple[float, float]] = {}
+        self.lost_of: dict[str, float] = {}
         self._cut: dict[Link, _Cut] = {}
         self._connections: dict[Connection, None] = {}
 
@@ -75,7 +81,15 @@ class Network:
         """For one message: of the slowest of both ends, as far as they are known, and the link."""
         those = source, target, (source, target)
         low, high = max((self.latency_of.get(each, LATENCY_S) for each in those), key=lambda each: each[1])
-        return self.loop.random.uniform(low, high)
+        share = max(self.lost_of.get(source, 0.0), self.lost_of.get(target, 0.0))
+        return self.loop.random.uniform(low, high) + (self._resent_s(share) if share else 0.0)
+
+    def _resent_s(self, share: float) -> float:
+        """What a message takes beyond its way, where it may be lost each time that it is sent; all behind it waits."""
+        waited_s, again_s = 0.0, RESENT_S
+        while self.loop.random.random() < share:
+            waited_s, again_s = waited_s + again_s, 2 * again_s
+        return waited_s
 
     def add(self, connection: "Connection") -> None:
         self._connections[connection] = None
