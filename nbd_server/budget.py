@@ -18,6 +18,7 @@ from typing import Final
 
 from nbd_server.limits import Limits
 from nbd_server.transmission import MAX_REQUEST_BYTES
+from nbd_server.turns import Turns
 
 
 class Line:
@@ -74,14 +75,15 @@ class Budget:
 
 
 class Client:
-    """What all connections of one client hold, and the line of those that wait for the others of them."""
+    """What all connections of one client hold, the line of those that wait for the others of them, and their turns."""
 
-    __slots__ = ("connections", "held_bytes", "line")
+    __slots__ = ("connections", "held_bytes", "line", "turns")
 
     def __init__(self) -> None:
         self.connections = 0
         self.held_bytes = 0
         self.line: Final = Line()
+        self.turns: Final = Turns()
 
     def is_ample(self, limit_bytes: int) -> bool:
         """The same, of what this client may hold."""

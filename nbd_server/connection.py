@@ -321,18 +321,22 @@ class Connection(asyncio.BufferedProtocol):
     # Transmission.
 
     def _serve(self) -> None:
-        """Begin what was received, as far as there is room; read on only when all of it is begun."""
+        """Begin what was received, as far as there is room and a turn; read on only when all of it is begun."""
+        turns = self.share.client.turns
         try:
-            while self._has_room():
+            while turns.left and self._has_room():
                 request = self._parser.next_request()
                 if request is None:
                     self._resume_reading()
                     return
+                turns.left -= 1
                 self._begin(request)
         except ProtocolError as error:
             _log.info("client broke the protocol", export=self._name, error=str(error))
             self.abort()
             return
+        if not turns.left:
+            turns.wait(self._serve, self._loop.call_soon)
         self._pause_reading()
 
     def _has_room(self) -> bool:

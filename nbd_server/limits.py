@@ -1,10 +1,15 @@
 """Every bound that the server puts on its clients, with its reason."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from blockstore.config import FrontEndSettings
 from blockstore.units import KIB, MIB
 from nbd_server.transmission import MAX_REQUEST_BYTES
+
+#: That all connections of one client begin in one turn of the event loop (nbd_server/turns.py): about a millisecond's
+#: work, for which others wait. The kernel's client has 128 in flight, and fewer arrive at once.
+TURN_REQUESTS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,10 @@ class Served:
         """Replies that wait in the server, of all connections."""
         return sum(connection._transport.get_write_buffer_size() for connection in self.server._connections)
 
+    def answered(self, command: int) -> int:
+        """The requests of that command that ended, of all connections."""
+        return self._device.counts.ended[command]
+
     @property
     def waiting_count(self) -> int:
         """Connections that wait for memory which others have."""
