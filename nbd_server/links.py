@@ -18,24 +18,32 @@ One that comes by any other link is not begun, and the whole set ends; its clien
 Why no byte is lost. Let W be a write, W' a later copy of it, and V a newer write of the same block: the guest sends V
 when a copy was answered. W must not be begun after V. If W' came in a newer set, all links of W's had ended when W'
 was begun. If it came in the same set, then by the queue's one link, or it would not have been begun: W in the same link
-lay before W' (a socket keeps the order), and W in any other is never begun, because the queue has its link already.
+lay before W' (a socket keeps the order), and W in any other is never begun, because the queue has its link already. A
+first copy that nobody has read yet is refused like any other: what has been seen of a link before does not matter, nor
+do timing and which link the kernel prefers. And a queue does not get another link when its own has gone, because that
+one's successor might go, too, and a link between the two might hold an older copy.
+
 It rests on a request's keeping its queue, which Linux does: what was sent once is put back into the hardware queue that
-it had, and merged into no other request (block/blk-mq.c, blk_mq_requeue_work; RQF_STARTED). It does not rest on which
-link the kernel prefers, on timing, or on what has been seen of a link before: a first copy
-that nobody has read yet is refused like any other. So a queue does not get another link either when its own has gone:
-that one's successor might go, too, and a link between the two might hold an older copy.
+it had, and merged into no other request (block/blk-mq.c, blk_mq_requeue_work; RQF_STARTED). A cookie is a count of how
+often the request's place was sent, in 32 bits, then queue and tag, of 16 bits each; Linux 6.12 writes it as a
+big-endian number, and 6.1 in the byte order of the machine. Counts begin at 1 and are seldom a multiple of 256, but
+queues and tags are small numbers: so the first request of a set tells the order by making sense in one alone. Where it
+makes sense in both, or in none, or a later one not in the order that was found, the set ends as well.
 
 A link is no plain connection in one more way: that another attachment has fenced this one is told by closing it,
 not by an error, which a file system would take for a broken disk. Its client asks where the volume is now.
 """
 
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, Generic, Literal, NamedTuple, TypeVar
 
 SEPARATOR: Final = "@"
-_QUEUE_SHIFT: Final = 16
-"""Of a cookie: its lower half is the hardware queue and the tag in it, of 16 bits each."""
-_QUEUE_MASK: Final = (1 << 16) - 1
+#: Of the hardware queues of a device, which are no more than its sockets; it bounds what a set remembers, too.
+_MOST_QUEUES: Final = 64
+#: Of the requests in one: the driver has 128.
+_MOST_TAGS: Final = 1024
 
+ByteOrder = Literal["big", "little"]
+_BYTE_ORDERS: Final[tuple[ByteOrder, ...]] = ("big", "little")
 L = TypeVar("L")
 
 
@@ -66,6 +74,8 @@ class LinkSet(Generic[L]):
         """Whether it takes no more links, and begins nothing any more."""
         self._link_of: dict[int, L] = {}
         """By hardware queue."""
+        self._byte_order: ByteOrder | None = None
+        """Of cookies, once one is known."""
 
     def takes(self, name: str) -> bool:
         """Whether a link of the set of that name belongs here."""
@@ -74,6 +84,22 @@ class LinkSet(Generic[L]):
     def may_begin(self, link: L, cookie: int) -> bool:
         """Whether a request that came by `link` may be begun now; where it may not, the set has ended with it."""
         if self.name and not self.ended:
-            queue = cookie >> _QUEUE_SHIFT & _QUEUE_MASK
-            self.ended = self._link_of.setdefault(queue, link) is not link
+            queue = self._queue_of(cookie)
+            self.ended = queue is None or self._link_of.setdefault(queue, link) is not link
         return not self.ended
+
+    def _queue_of(self, cookie: int) -> int | None:
+        """None where it cannot be told: the client's next set will begin with another cookie."""
+        if self._byte_order is None:
+            fitting = [order for order in _BYTE_ORDERS if _queue_of(cookie, order) is not None]
+            if len(fitting) != 1:
+                return None
+            self._byte_order = fitting[0]
+        return _queue_of(cookie, self._byte_order)
+
+
+def _queue_of(cookie: int, byte_order: ByteOrder) -> int | None:
+    """None where a cookie of that byte order would name a queue or a tag that no device has."""
+    number = cookie if byte_order == "big" else int.from_bytes(cookie.to_bytes(8, "big"), "little")
+    queue, tag = number >> 16 & 0xFFFF, number & 0xFFFF
+    return queue if queue < _MOST_QUEUES and tag < _MOST_TAGS else None

@@ -79,7 +79,7 @@ class ModelKernel:
         loop = asyncio.get_running_loop()
         try:
             await loop.sock_sendall(
-                connection, wire.serialize_request(wire.Command.READ, 0, queue << 16 | 7, offset, length)
+                connection, wire.serialize_request(wire.Command.READ, 0, 1 << 32 | queue << 16 | 7, offset, length)
             )
             answer = b""
             while len(answer) < 16 + length:

@@ -320,7 +320,8 @@ def test_several_links_are_made_anew_together(tmp_path: Path, found: bool) -> No
 
 
 def links_of(served: Served) -> set[Connection]:
-    return set(served.server._connections)
+    """Those that have chosen their export."""
+    return {each for each in served.server._connections if each.link_set.name}
 
 
 def test_a_link_that_hangs_and_cannot_be_cut_is_done_without(tmp_path: Path) -> None:

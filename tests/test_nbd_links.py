@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import uvloop
+from hypothesis import given
+from hypothesis import strategies as st
 
 from blockstore.errors import Fenced, QuorumUnavailable
 from blockstore.units import BLOCK_SIZE, MIB
@@ -57,29 +59,52 @@ def test_an_unread_write_of_an_old_link_never_undoes_a_newer_one(run: Callable[[
     run(main())
 
 
-def cookie(queue: int, tag: int = 3, count: int = 1) -> int:
-    """As Linux makes one (drivers/block/nbd.c, nbd_cmd_handle)."""
-    return count << 32 | queue << 16 | tag
+def cookie(queue: int, tag: int = 3, count: int = 1, byte_order: Literal["big", "little"] = "big") -> int:
+    """As Linux makes one (drivers/block/nbd.c, nbd_cmd_handle): 6.12 big-endian, 6.1 as the machine is."""
+    number = count << 32 | queue << 16 | tag
+    return int.from_bytes(number.to_bytes(8, byte_order), "big")
 
 
-def test_a_queue_has_one_link_for_good() -> None:
-    """What comes, by which link, and whether it may be begun; a set that has ended begins nothing."""
-    stories: list[list[tuple[str, int, bool]]] = [
-        [("a", cookie(0), True), ("b", cookie(1), True), ("a", cookie(0, 9, 7), True), ("b", cookie(1, 0, 2), True)],
-        [("a", cookie(0), True), ("b", cookie(0, 8), False), ("a", cookie(0), False), ("b", cookie(1), False)],
-        [("a", cookie(0), True), ("a", cookie(1), True), ("b", cookie(2), True), ("b", cookie(1), False)],
-        [("b", cookie(5, 3, 2), True), ("a", cookie(5, 3, 1), False)],
-        [("a", cookie(0xFFFF, 0xFFFF, 0xFFFFFFFF), True), ("b", cookie(0xFFFF, 0, 0), False)],
+@pytest.mark.parametrize("byte_order", ["big", "little"])
+def test_a_queue_has_one_link_for_good(byte_order: Literal["big", "little"]) -> None:
+    """What comes, by which link, of which queue, tag and count, and whether it may be begun; then the set has ended."""
+    stories: list[list[tuple[str, tuple[int, int, int], bool]]] = [
+        [("a", (0, 3, 1), True), ("b", (1, 3, 1), True), ("a", (0, 9, 7), True), ("b", (1, 0, 256), True)],
+        [("a", (0, 3, 1), True), ("b", (0, 8, 1), False), ("a", (0, 3, 2), False), ("b", (1, 3, 1), False)],
+        [("a", (0, 3, 1), True), ("a", (1, 3, 1), True), ("b", (2, 3, 1), True), ("b", (1, 3, 2), False)],
+        [("b", (5, 3, 2), True), ("a", (5, 3, 1), False)],
+        [("a", (63, 1023, 0xFFFFFFFF), True), ("b", (63, 0, 0x1FF), False)],
+        [("a", (0, 3, 1), True), ("a", (64, 3, 1), False)],
+        [("a", (0, 3, 1), True), ("a", (0, 1024, 1), False)],
+        [("a", (1, 3, 0x101), True), ("b", (1, 3, 0x100), False)],
     ]
     for story in stories:
         links: LinkSet[str] = LinkSet("5f")
-        assert [links.may_begin(link, value) for link, value, _ in story] == [may for _, _, may in story]
-        assert links.ended != all(may for _, _, may in story)
+        begun = [links.may_begin(link, cookie(*value, byte_order)) for link, value, _ in story]
+        assert begun == [may for _, _, may in story]
+        assert links.ended != all(begun)
+
+
+@pytest.mark.parametrize("value", [cookie(0, 0, 0x100), cookie(2, 5, 0x300, "little"), cookie(64, 3, 1), (1 << 64) - 1])
+def test_a_first_request_that_does_not_tell_the_order_of_bytes_ends_the_set(value: int) -> None:
+    links: LinkSet[str] = LinkSet("5f")
+    assert not links.may_begin("a", value)
+    assert links.ended
+
+
+@given(st.integers(0, 63), st.integers(0, 1023), st.integers(1, (1 << 32) - 2), st.sampled_from(["big", "little"]))
+def test_a_first_request_is_never_taken_for_one_of_another_queue(
+    queue: int, tag: int, count: int, byte_order: Literal["big", "little"]
+) -> None:
+    links: LinkSet[str] = LinkSet("5f")
+    if links.may_begin("a", cookie(queue, tag, count, byte_order)):
+        assert links._link_of == {queue: "a"}
+        assert not links.may_begin("b", cookie(queue, tag, count + 1, byte_order))
 
 
 def test_a_link_alone_carries_all_queues_and_takes_no_other() -> None:
     alone: LinkSet[str] = LinkSet("")
-    assert all(alone.may_begin(link, cookie(queue)) for link in "ab" for queue in range(3)), "whose cookies are its own"
+    assert all(alone.may_begin(link, value) for link in "ab" for value in (0, 1 << 16, (1 << 64) - 1)), "its own"
     assert not alone.takes("")
     several: LinkSet[str] = LinkSet("5f")
     assert several.takes("5f")
@@ -135,7 +160,7 @@ def test_a_write_that_its_kernel_moved_to_another_link_of_the_set_is_never_found
             ends = await asyncio.gather(begun, unread, return_exceptions=True)
             assert ends[0] is None, "what was begun is answered"
             assert isinstance(ends[1], Disconnected) == kept
-            reader = await served.client("other@host-1@61")
+            reader = await in_queue(served, "other@host-1@61", 0)
             assert await reader.read(BLOCK_SIZE, BLOCK_SIZE) == (NEW if kept else OLD)
             for each in (one, other, reader):
                 await each.close()
