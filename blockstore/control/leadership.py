@@ -20,10 +20,13 @@ from blockstore.boot_clock import boot_time_s
 from blockstore.control.metastore.etcd_client import ATTEMPT_S, PAUSE_S, EtcdClient
 from blockstore.control.metastore.etcd_mirror import Mirror
 from blockstore.control.metastore.etcd_writer import Fence, NotActive, read
+from blockstore.control.metastore.interface import Compacted
 from blockstore.errors import NotFound, QuorumUnavailable
 from blockstore.rpc import etcd_pb2 as pb
 from blockstore.waiting import while_running
 
+#: A control that stands by looks for itself this often whether the active one still has its place.
+_LOOK_S: Final = 2.0
 #: For giving the lease back: a control that ends does not wait long for an etcd that is away.
 _REVOKE_S: Final = 1.0
 
@@ -68,7 +71,9 @@ class Roster:
         """Until no older key is there. Raises NotActive where its own goes."""
         await self._until_shown(fence)
         while any(each.create_revision < fence.create_revision for each in self._mirror.items.values()):
-            await self._mirror.next_change()
+            if not await self._mirror.next_change(_LOOK_S):
+                with suppress(QuorumUnavailable, Compacted):
+                    await self._mirror.check()
             self._check(fence)
 
     async def until_gone(self, fence: Fence) -> None:

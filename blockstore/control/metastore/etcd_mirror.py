@@ -91,6 +91,17 @@ class Mirror:
                         "is one of its members cut off?"
                     )
 
+    async def check(self) -> None:
+        """Compare with what etcd holds; where that differs, open another watch. Raises what the client raises.
+
+        For who waits for a change that may be long in coming: a watch can fall silent without a word.
+        """
+        _, found = await self._client.read_all(self._start, self._end)
+        if {each.key: each.mod_revision for each in found} != {
+            each.key: each.mod_revision for each in self._items.values()
+        }:
+            self._stale.set()
+
     async def next_change(self, timeout_s: float | None = None) -> bool:
         """Until something is new, True; or False after that time. Raises what ended `run`."""
         if self._failure is not None:
