@@ -303,8 +303,7 @@ class Connection(asyncio.BufferedProtocol):
             self.abort()  # it was taken out, or the rules changed, while the client left the answer unread
             return
         self.export, self.client, self.link_set = export, options.client, LinkSet(options.link_set)
-        if options.link_set:
-            self.share.most_bytes = self._limits.link_bytes
+        self.share.most_bytes = self._limits.link_bytes if options.link_set else self._limits.in_flight_bytes
         self._counts = export.device.counts
         self._read_only = export.read_only or options.read_only
         self._owner.chosen(self)
