@@ -53,6 +53,11 @@ def make_uri(target: NbdTarget) -> str:
     return f"{scheme}://{join_address(target.host, target.port)}/{export}"
 
 
+def with_certificates(uri: str, directory: str) -> str:
+    """The URI for libnbd's programs, and those that take theirs. directory: a client's, by `cairn pki issue`."""
+    return f"{uri}?tls-certificates={quote(directory)}"
+
+
 def commands(uris: list[str]) -> list[str]:
     """What to type to use the first of `uris`: a block device by the kernel, a look, copies in and out."""
     return _commands(parse_uri(uris[0])) if uris else []
@@ -87,7 +92,7 @@ def _commands(target: NbdTarget) -> list[str]:
 def tls_commands(target: NbdTarget, certificates: str = "DIR") -> list[str]:
     """The same, at a port with TLS. certificates: a client's directory, as `cairn pki issue` makes it."""
     authority, certificate, key = (shlex.quote(f"{certificates}/{name}.pem") for name in _CREDENTIALS)
-    uri = shlex.quote(f"{make_uri(target)}?tls-certificates={quote(certificates)}")
+    uri = shlex.quote(with_certificates(make_uri(target), certificates))
     directory, export = (text.replace(",", ",,") for text in (certificates, target.export))  # as qemu-options has it
     credentials = shlex.quote(f"tls-creds-x509,id=tls0,endpoint=client,dir={directory}")
     image = f"driver=nbd,server.type=inet,server.host={target.host},server.port={target.port},export={export}"

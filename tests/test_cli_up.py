@@ -248,8 +248,9 @@ def test_a_demo_that_makes_no_sense_starts_nothing(state: StateDirectory, size: 
     assert not state.path.exists()
 
 
-def test_the_demo(state: StateDirectory) -> None:
-    found = cairn("demo", "--state", state.path, "--size", "16M", "--stop", "-o", "json")
+@pytest.mark.parametrize("tls", [False, True])
+def test_the_demo(state: StateDirectory, tls: bool) -> None:
+    found = cairn("demo", "--state", state.path, "--size", "16M", "--stop", "-o", "json", *["--tls"] * tls)
     assert found["verified"] is True
     assert found["written_bytes"] >= 16 << 20
     assert found["running"] is False
@@ -258,4 +259,5 @@ def test_the_demo(state: StateDirectory) -> None:
     assert first["statistics"]["deduplicated_bytes"] == 4 << 20
     assert second["statistics"]["changed_bytes"] == 16 * 4096
     assert (found["restored"]["name"], found["restored"]["source"]) == ("demo-restored", None)
+    assert all("pki/demo" in each for each in found["commands"]) == tls
     assert state.supervisor() is None

@@ -25,6 +25,7 @@ from blockstore.cli.daemons import CAIRN
 from blockstore.cli.demo_load import Load
 from blockstore.cli.demo_outage import IN_FLIGHT, VICTIM, kill_node, until_caught_up, until_started_again
 from blockstore.cli.demo_snapshot import Restored, snapshot_and_restore
+from blockstore.cli.demo_tls import DemoTls
 from blockstore.cli.options import Output, OutputOption, S3EndpointOption, StoreOption, size_bytes
 from blockstore.cli.screen import Steps, program, say
 from blockstore.cli.settings import STATE_VARIABLE
@@ -53,6 +54,7 @@ def demo(
     stop: Annotated[bool, typer.Option("--stop", help="Stop the cluster at the end, and remove a new directory.")] = (
         False
     ),
+    tls: Annotated[bool, typer.Option("--tls", help="Let NBD clients in by TLS and certificates alone.")] = False,
     store: StoreOption = None,
     s3_endpoint: S3EndpointOption = None,
     output: OutputOption = Output.TABLE,
@@ -66,9 +68,10 @@ def demo(
     steps = Steps(sys.stderr if output is Output.JSON else None)
     directory = StateDirectory(state or Path(tempfile.mkdtemp(prefix="cairn-demo-")))
     where = [*(("--store", store) if store else ()), *(("--s3-endpoint", s3_endpoint) if s3_endpoint else ())]
-    cluster = _start(directory, where, steps, output)
+    secured = DemoTls.make(directory.path / "pki") if tls else DemoTls()
+    cluster = _start(directory, [*where, *secured.settings()], steps, output)
     try:
-        done = run_with_control(cluster["control"], lambda client: _main_job(client, directory, size, steps))
+        done = run_with_control(cluster["control"], lambda client: _main_job(client, directory, size, secured, steps))
     except BaseException:
         _stop(directory, output)
         say(f"the logs are in {directory.path / 'log'}")
@@ -79,7 +82,7 @@ def demo(
         _check_nodes(directory, cluster, steps, output)
         if state is None:
             shutil.rmtree(directory.path)
-    _conclude(directory, done, steps, stopped=stop, output=output)
+    _conclude(directory, done, secured, steps, stopped=stop, output=output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +133,13 @@ def _cairn(*arguments: str, output: Output) -> "subprocess.CompletedProcess[str]
     return subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False)
 
 
-async def _main_job(client: ControlClient, directory: StateDirectory, size: int, steps: Steps) -> _Done:
+async def _main_job(
+    client: ControlClient, directory: StateDirectory, size: int, secured: DemoTls, steps: Steps
+) -> _Done:
     """All from the empty cluster to two verified volumes. Raises QuorumUnavailable where there is no object store."""
     await find_store(client)
     volume = await _create(client, size, steps)
-    load = Load(nbd_uri.parse_uri(volume.attachment.uris[0]), volume.size_bytes)
+    load = Load(nbd_uri.parse_uri(volume.attachment.uris[0]), volume.size_bytes, secured.connect())
     steps(
         "demo",
         f"writing {format_size(volume.size_bytes)} of random bytes through NBD; a write is durable when answered",
@@ -149,7 +154,7 @@ async def _main_job(client: ControlClient, directory: StateDirectory, size: int,
     )
     await until_caught_up(client, volume.id, WAIT_S, lambda text: steps("status", text))
     steps("status", "all three replicas have everything")
-    await _verify(volume, load, steps)
+    await _verify(volume, load, secured, steps)
     restored = await snapshot_and_restore(client, volume, load, steps)
     return _Done(await client.volume(volume.id), load, restored)
 
@@ -179,13 +184,13 @@ async def _outage(client: ControlClient, directory: StateDirectory, volume_id: s
     steps(VICTIM, "has caught up while writing went on")
 
 
-async def _verify(volume: pb.Volume, load: Load, steps: Steps) -> None:
+async def _verify(volume: pb.Volume, load: Load, secured: DemoTls, steps: Steps) -> None:
     """Read all back, by this program and by one that others wrote. Raises Corrupt where a byte is not as written."""
     uri = volume.attachment.uris[0]
     _refuse(uri, await load.wrong_offsets())
     steps("demo", f"read {format_size(load.size_bytes)} back: every byte as written")
     if nbdcopy := shutil.which("nbdcopy"):
-        _refuse(uri, await load.wrong_offsets_of_copy(nbdcopy, uri))
+        _refuse(uri, await load.wrong_offsets_of_copy(nbdcopy, secured.uri(uri)))
         steps("nbdcopy", "reads the same")
 
 
@@ -194,8 +199,10 @@ def _refuse(uri: str, wrong: list[int]) -> None:
         raise Corrupt(f"{uri} is not as written in {len(wrong)} places, the first at byte {wrong[0]}: please report it")
 
 
-def _conclude(directory: StateDirectory, done: _Done, steps: Steps, *, stopped: bool, output: Output) -> None:
-    commands = nbd_uri.commands(list(done.volume.attachment.uris))
+def _conclude(
+    directory: StateDirectory, done: _Done, secured: DemoTls, steps: Steps, *, stopped: bool, output: Output
+) -> None:
+    commands = secured.commands(list(done.volume.attachment.uris))
     if output is Output.JSON:
         document = {
             "state": str(directory.path),
@@ -224,5 +231,6 @@ def _conclude(directory: StateDirectory, done: _Done, steps: Steps, *, stopped: 
         f"{cairn} volume create --snapshot {second} --name another",
         f"{cairn} snapshot export {second} disk.img",
         f"{cairn} down",
+        *secured.up_again(cairn),
     ):
         steps.line(f"  {line}")

@@ -6,7 +6,9 @@ doc/proto.md. A command that the server refuses raises OSError with the errno of
 
 import asyncio
 import os
+import ssl
 import struct
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Final
 
@@ -15,6 +17,7 @@ from nbd_server.uri import NbdTarget
 _NBDMAGIC: Final = b"NBDMAGIC"
 _IHAVEOPT: Final = b"IHAVEOPT"
 _FIXED_NEWSTYLE_NO_ZEROES: Final = 0b11
+_OPT_STARTTLS: Final = 5
 _OPT_GO: Final = 7
 _REP_ACK: Final = 1
 _REP_INFO: Final = 3
@@ -41,13 +44,16 @@ class NbdClient:
         self.size_bytes = 0
 
     @classmethod
-    async def connect(cls, target: NbdTarget) -> "NbdClient":
-        """Connect and negotiate. Raises OSError where there is no such server or export."""
+    async def connect(cls, target: NbdTarget, context: ssl.SSLContext | None = None) -> "NbdClient":
+        """Connect and negotiate, under TLS by `context`. Raises OSError where there is no such server or export."""
         if target.socket_path:
             reader, writer = await asyncio.open_unix_connection(target.socket_path)
         else:
             reader, writer = await asyncio.open_connection(target.host, target.port)
         client = cls(reader, writer)
+        await client._greet()
+        if context is not None:
+            await client._start_tls(context, target.host)
         await client._negotiate(target.export)
         return client
 
@@ -72,14 +78,23 @@ class NbdClient:
         """Returns when the server has acknowledged it."""
         await self._request(_CMD_WRITE, offset, len(data), data)
 
-    async def _negotiate(self, export: str) -> None:
-        """The handshake: "Newstyle negotiation", with NBD_OPT_GO."""
+    async def _greet(self) -> None:
+        """The beginning of the handshake: "Newstyle negotiation"."""
         magic, option_magic, flags = _GREETING.unpack(await self._reader.readexactly(_GREETING.size))
         if (magic, option_magic) != (_NBDMAGIC, _IHAVEOPT) or not flags & 1:
             raise ConnectionError("the other side speaks no fixed newstyle NBD")
+        self._writer.write(struct.pack(">I", flags & _FIXED_NEWSTYLE_NO_ZEROES))
+
+    async def _start_tls(self, context: ssl.SSLContext, host: str) -> None:
+        """NBD_OPT_STARTTLS; what follows is encrypted."""
+        self._writer.write(_IHAVEOPT + struct.pack(">II", _OPT_STARTTLS, 0))
+        await self._option_reply()
+        await self._writer.start_tls(context, server_hostname=host)
+
+    async def _negotiate(self, export: str) -> None:
+        """The export: NBD_OPT_GO."""
         name = export.encode()
         payload = struct.pack(">I", len(name)) + name + struct.pack(">H", 0)
-        self._writer.write(struct.pack(">I", flags & _FIXED_NEWSTYLE_NO_ZEROES))
         self._writer.write(_IHAVEOPT + struct.pack(">II", _OPT_GO, len(payload)) + payload)
         while True:
             kind, body = await self._option_reply()
@@ -107,3 +122,7 @@ class NbdClient:
             raise ConnectionError("a reply is not for the request that was made")
         if error:
             raise OSError(error, f"the server answers {os.strerror(error)}")
+
+
+#: How an export is reached.
+Connect = Callable[[NbdTarget], Awaitable[NbdClient]]

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 from blockstore.cli.client import wait_until
-from blockstore.cli.demo_client import NbdClient
+from blockstore.cli.demo_client import Connect, NbdClient
 from blockstore.errors import CairnError, QuorumUnavailable
 from blockstore.units import KIB
 from nbd_server.uri import NbdTarget
@@ -23,7 +23,8 @@ CHUNK_BYTES: Final = 256 * KIB
 class Load:
     """Writes all of one export, at least once. written_bytes and slowest_s tell of what was acknowledged."""
 
-    def __init__(self, target: NbdTarget, size_bytes: int) -> None:
+    def __init__(self, target: NbdTarget, size_bytes: int, connect: Connect = NbdClient.connect) -> None:
+        self.connect = connect
         self.size_bytes = size_bytes
         self.written_bytes = 0
         self.slowest_s = 0.0
@@ -61,14 +62,14 @@ class Load:
         """After `stop`: write the first chunks again over the last ones, size_bytes at most; how many bytes."""
         starts = [offset for offset, length in self._chunks() if length == CHUNK_BYTES]
         count = size_bytes // CHUNK_BYTES
-        async with await NbdClient.connect(self._target) as client:
+        async with await self.connect(self._target) as client:
             for source, place in zip(starts[:count], starts[len(starts) - count :], strict=True):
                 await self._write_chunk(client, place, await client.read(source, CHUNK_BYTES))
         return count * CHUNK_BYTES
 
     async def wrong_offsets(self, target: NbdTarget | None = None) -> list[int]:
         """The offsets of chunks that read otherwise than they were written last; target: of another export."""
-        async with await NbdClient.connect(target or self._target) as client:
+        async with await self.connect(target or self._target) as client:
             return await self._compare(client.read)
 
     async def wrong_offsets_of_copy(self, nbdcopy: str, uri: str) -> list[int]:
@@ -93,7 +94,7 @@ class Load:
         return wrong
 
     async def _write(self) -> None:
-        async with await NbdClient.connect(self._target) as client:
+        async with await self.connect(self._target) as client:
             for offset, length in itertools.cycle(self._chunks()):
                 if self._stopping and offset in self._digests:
                     return

@@ -12,7 +12,6 @@ from typing import Final
 
 from blockstore.cli.attaching import attach_and_wait, until_state
 from blockstore.cli.client import ControlClient, wait_until
-from blockstore.cli.demo_client import NbdClient
 from blockstore.cli.demo_load import CHUNK_BYTES, Load
 from blockstore.cli.following import refuse_failed, until_ended
 from blockstore.cli.meters import Amount
@@ -50,7 +49,7 @@ async def snapshot_and_restore(client: ControlClient, volume: pb.Volume, load: L
     changed = await _overwrite_some(volume, load)
     steps("demo", f"overwrote {format_size(changed)} of {volume.name} here and there")
     second = await _snapshot(client, volume, "second", steps)
-    restored = await _restore(client, first, steps)
+    restored = await _restore(client, first, load, steps)
     await _read_while_hydrating(client, restored, load, steps)
     await _until_hydrated(client, restored, steps)
     return Restored(first, second, await client.volume(restored.id))
@@ -86,13 +85,13 @@ async def _overwrite_some(volume: pb.Volume, load: Load) -> int:
     """Change what the load wrote, without telling it: it still knows what the first snapshot must show."""
     chunks = load.size_bytes // CHUNK_BYTES
     places = range(0, chunks, max(1, chunks // _CHANGES))
-    async with await NbdClient.connect(_target(volume)) as nbd:
+    async with await load.connect(_target(volume)) as nbd:
         for place in places:
             await nbd.write(place * CHUNK_BYTES, os.urandom(BLOCK_SIZE))
     return len(places) * BLOCK_SIZE
 
 
-async def _restore(client: ControlClient, snapshot: snapshot_pb2.Snapshot, steps: Steps) -> pb.Volume:
+async def _restore(client: ControlClient, snapshot: snapshot_pb2.Snapshot, load: Load, steps: Steps) -> pb.Volume:
     """A volume that has the snapshot's content, served."""
     began = time.monotonic()
     request = pb.CreateVolumeRequest(
@@ -105,7 +104,7 @@ async def _restore(client: ControlClient, snapshot: snapshot_pb2.Snapshot, steps
     volume = await until_state(client, volume, pb.VOLUME_STATE_AVAILABLE, WAIT_S)
     volume = await attach_and_wait(client, pb.AttachVolumeRequest(volume=volume.id), WAIT_S, lambda _: None)
     steps("volume", f"restored it as {volume.id}, attached after {time.monotonic() - began:.1f} s: {_uri(volume)}")
-    async with await NbdClient.connect(_target(volume)) as nbd:
+    async with await load.connect(_target(volume)) as nbd:
         asked = time.monotonic()
         await nbd.read(volume.size_bytes // 2 // BLOCK_SIZE * BLOCK_SIZE, BLOCK_SIZE)
         took_ms = (time.monotonic() - asked) * 1000
