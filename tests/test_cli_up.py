@@ -248,6 +248,7 @@ def test_a_demo_that_makes_no_sense_starts_nothing(state: StateDirectory, size: 
     assert not state.path.exists()
 
 
+@pytest.mark.xdist_group("default ports")
 @pytest.mark.parametrize("tls", [False, True])
 def test_the_demo(state: StateDirectory, tls: bool) -> None:
     found = cairn("demo", "--state", state.path, "--size", "16M", "--stop", "-o", "json", *["--tls"] * tls)
