@@ -32,8 +32,8 @@ class Gathering:
 
     @property
     def until(self) -> float | None:
-        """When it is over; None where no more than one write is waited for, which needs no clock."""
-        return self._until if self._wanted > 1 else None
+        """When it is over; None where nothing is waited for, or only one write, which needs no clock."""
+        return self._until if self._wanted > 1 and self._gather_s else None
 
     def came(self) -> None:
         """One more write was queued."""

@@ -15,13 +15,13 @@ class LeaderSettings:
     be set otherwise, and a new one waits for whichever is longer. heartbeat_s: a fraction of the lease, so that one
     lost heartbeat breaks nothing. retry_limit_s: below the 30 s after which a guest's kernel gives a disk up.
     max_records_in_flight: fewer and larger batches win (8,000 IOPS with 4, 15,000 with 2).
-    batch_bytes: while a record is in flight the next one waits for that or for so much; a message costs a
-    member 500 us of CPU, an operation in it 20 us. gather_s: how long, at most, a record waits for the writes that are
-    likely to follow those just answered (see gathering). max_record_bytes: of payload. retained_bytes: what a member
-    that was away briefly is resent from memory. queue_bytes: of requests that wait; above it no more are taken.
-    window_bytes: sent to one member and not acked; a slow one must not fill the buffers of its connection.
-    loss_wait_s: where a loss was accepted, how long members that have not answered are waited for: one that is
-    up answers well within.
+    batch_bytes: while a record is in flight the next one waits for that or for so much; a message costs a member 500 us
+    of CPU, an operation in it 20 us. gather_s: how long, at most, a record waits for the writes that are likely to
+    follow those just answered (see gathering); 0: not at all. max_record_bytes: of payload. retained_bytes: what a
+    member that was away briefly is resent from memory. queue_bytes: of requests that wait; above it no more are taken.
+    window_bytes: sent to one member and not acked; a slow one must not fill the buffers of its connection. loss_wait_s:
+    where a loss was accepted, how long members that have not answered are waited for: one that is up answers well
+    within.
     """
 
     lease_s: float = 1.0

@@ -16,10 +16,12 @@ import blockstore.control.daemon
 import blockstore.node.daemon
 import blockstore.node.node
 import nbd_server.daemon
+import nbd_server.front_end
 import snapshotd.daemon
 from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, SnapshotdSettings
 from blockstore.grpc_endpoint import control_target
 from blockstore.grpc_parts import whole
+from blockstore.replication.settings import LeaderSettings
 from blockstore.rpc import control_pb2 as pb
 from blockstore.rpc import control_pb2_grpc, snapshot_pb2, snapshot_pb2_grpc
 from blockstore.units import MIB
@@ -342,6 +344,8 @@ async def simulated_cluster(
     with (
         patch.object(grpc.aio, "server", server),
         patch.object(grpc.aio, "insecure_channel", partial(channel_to, network)),
+        # Guests here think for longer than a record waits for their next write; tests/simulation has such waits.
+        patch.object(nbd_server.front_end, "LeaderSettings", partial(LeaderSettings, gather_s=0.0)),
         patch.object(blockstore.node.node, "Journal", SimulatedJournal),
         patch.object(blockstore.node.node, "JournalWriter", SimulatedJournalWriter),
     ):
