@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -248,17 +249,18 @@ def test_a_demo_that_makes_no_sense_starts_nothing(state: StateDirectory, size: 
     assert not state.path.exists()
 
 
-@pytest.mark.xdist_group("default ports")
-@pytest.mark.parametrize("tls", [False, True])
-def test_the_demo(state: StateDirectory, tls: bool) -> None:
-    found = cairn("demo", "--state", state.path, "--size", "16M", "--stop", "-o", "json", *["--tls"] * tls)
-    assert found["verified"] is True
-    assert found["written_bytes"] >= 16 << 20
-    assert found["running"] is False
-    first, second = found["snapshots"]
-    assert (first["state"], second["state"]) == ("completed", "completed")
-    assert first["statistics"]["deduplicated_bytes"] == 4 << 20
-    assert second["statistics"]["changed_bytes"] == 16 * 4096
-    assert (found["restored"]["name"], found["restored"]["source"]) == ("demo-restored", None)
-    assert all("pki/demo" in each for each in found["commands"]) == tls
-    assert state.supervisor() is None
+def test_the_demo_and_the_same_with_tls(state: StateDirectory) -> None:
+    """One after the other: both listen where nothing else is said."""
+    for tls in (False, True):
+        found = cairn("demo", "--state", state.path, "--size", "16M", "--stop", "-o", "json", *["--tls"] * tls)
+        assert found["verified"] is True
+        assert found["written_bytes"] >= 16 << 20
+        assert found["running"] is False
+        first, second = found["snapshots"]
+        assert (first["state"], second["state"]) == ("completed", "completed")
+        assert first["statistics"]["deduplicated_bytes"] == 4 << 20
+        assert second["statistics"]["changed_bytes"] == 16 * 4096
+        assert (found["restored"]["name"], found["restored"]["source"]) == ("demo-restored", None)
+        assert all("pki/demo" in each for each in found["commands"]) == tls
+        assert state.supervisor() is None
+        shutil.rmtree(state.path)
