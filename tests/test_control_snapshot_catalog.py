@@ -7,12 +7,13 @@ from unittest.mock import patch
 
 import pytest
 
+from blockstore.control.codec import encode
 from blockstore.control.metastore.embedded import EmbeddedMetastore, open_embedded
 from blockstore.control.metastore.interface import Revision
-from blockstore.control.snapshot_catalog import SnapshotCatalog
+from blockstore.control.snapshot_catalog import SNAPSHOTS, SnapshotCatalog
 from blockstore.control.snapshot_records import Snapshot, SnapshotState
 from blockstore.domain import SnapshotId, VolumeId
-from blockstore.errors import AlreadyExists, Conflict, Fenced, InvalidRequest, NotFound
+from blockstore.errors import AlreadyExists, Conflict, Corrupt, Fenced, InvalidRequest, NotFound
 from blockstore.grpc_errors import cairn_errors
 from blockstore.rpc import snapshot_pb2
 from blockstore.units import GIB
@@ -166,6 +167,27 @@ def test_two_of_one_token_that_go_at_once_leave_nothing(tmp_path: Path) -> None:
             assert await catalog.enter(entered, ())
             await asyncio.gather(*(catalog.remove(each.id) for each in entered))
             assert not (await store.list("snapshot")).items
+        finally:
+            await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_record_that_cannot_be_read_hides_no_other_change(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = open_embedded(tmp_path)
+        catalog = SnapshotCatalog(store)
+        try:
+            for earlier in (0, 1):  # of all records, and of one step
+                assert len((await catalog.index()).all) == earlier
+                snapshot = Snapshot(SnapshotId(f"snap-{earlier}"), VolumeId("vol-a"), "", 0, SnapshotState.DELETING, 0)
+                bad = SNAPSHOTS + "snap-bad"
+                assert await store.transact({}, {bad: b"{}", SNAPSHOTS + snapshot.id: encode(snapshot)})
+                for _ in range(2):
+                    with pytest.raises(Corrupt):
+                        await catalog.index()
+                assert await store.transact({}, {}, [bad])
+                assert len((await catalog.index()).all) == earlier + 1
         finally:
             await store.close()
 

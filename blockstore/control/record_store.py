@@ -60,14 +60,16 @@ class RecordStore:
         """
         listing = await self._store.list(prefix)
         before = self._followed.get(prefix)
-        self._followed[prefix] = listing.items
         if listing.items is before:
             return False, {}
-        step = listing.step
-        if step is None or step.before is not before:
-            return True, {each.key: self._decode(kind, each).record for each in listing.items}
-        changed = step.changed.items()
-        return False, {key: None if now is None else self._decode(kind, now).record for key, now in changed}
+        found: Mapping[str, KeyValue | None]
+        if listing.step is not None and listing.step.before is before:
+            whole, found = False, listing.step.changed
+        else:
+            whole, found = True, {each.key: each for each in listing.items}
+        records = {key: None if now is None else self._decode(kind, now).record for key, now in found.items()}
+        self._followed[prefix] = listing.items  # only now: what does not decode is told again
+        return whole, records
 
     def _decode(self, kind: type[Record], found: KeyValue) -> Stored[Record]:
         held = self._decoded.get(found.key)

@@ -54,6 +54,7 @@ class NodeStore:
         self.space = space
         self._lock = lock
         self._replicas = data / "replicas"
+        self._broken: dict[Path, ReplicaId] = {}
 
     @classmethod
     def open(cls, data: Path, *, reserve_bytes: int = 0) -> "NodeStore":
@@ -64,6 +65,7 @@ class NodeStore:
         try:
             store = cls(data, lock, _node_id(data), SpaceGuard(data, reserve_bytes))
             store._remove_leftovers()
+            store._find_broken()
         except BaseException:
             os.close(lock)
             raise
@@ -179,12 +181,12 @@ class NodeStore:
         place = next(path for name in names if not (path := directory.with_name(name)).exists())
         directory.rename(place)
         sync_path(self._replicas)
+        self._broken[place.absolute()] = replica
         return place
 
     def broken(self) -> dict[Path, ReplicaId]:
-        """What `leave_out` made, as long as nobody has removed it."""
-        kept = sorted(self._replicas.glob(f"*{_BROKEN}*"))
-        return {path.absolute(): ReplicaId(path.name.partition(_BROKEN)[0]) for path in kept}
+        """What `leave_out` made, now or in an earlier life, as long as nobody has removed it."""
+        return {path: replica for path, replica in self._broken.items() if path.exists()}
 
     def delete_replica(self, replica: ReplicaId) -> None:
         """Remove a replica whose store is closed. A crash finishes it at the next start. Raises NotFound."""
@@ -252,6 +254,10 @@ class NodeStore:
         for path in self._replicas.iterdir():
             if path.name.endswith((_NEW, _DELETED)):
                 shutil.rmtree(path)
+
+    def _find_broken(self) -> None:
+        for path in sorted(self._replicas.glob(f"*{_BROKEN}*")):
+            self._broken[path.absolute()] = ReplicaId(path.name.partition(_BROKEN)[0])
 
 
 def lock_data(data: Path) -> int:
