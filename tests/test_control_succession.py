@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,17 @@ import grpc
 import pytest
 
 from blockstore.config import ControlSettings
+from blockstore.control import leadership
 from blockstore.control.daemon import serving
+from blockstore.control.leadership import Roster, candidacy
 from blockstore.control.metastore import etcd_client
+from blockstore.control.metastore.etcd_address import EtcdAddress
+from blockstore.control.metastore.etcd_client import EtcdClient
 from blockstore.errors import CairnError, Corrupt, InvalidRequest, QuorumUnavailable
 from blockstore.grpc_endpoint import control_target, open_control_channel
 from blockstore.grpc_errors import cairn_errors
 from blockstore.rpc import control_pb2, control_pb2_grpc
+from blockstore.rpc import etcd_pb2 as pb
 from tests.control_beating import answer_of
 from tests.control_cluster import until
 from tests.etcd_server import EtcdServer, running_etcd
@@ -117,6 +122,48 @@ def test_without_etcd_it_stands_by_and_says_why_until_there_is_one(
 
             await until(stands_anew, "it to stand anew")
             await until_active(address)
+
+    with running_etcd(tmp_path) as etcd:
+        asyncio.run(scenario(etcd))
+
+
+def test_who_stands_by_takes_over_also_where_its_watch_has_fallen_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leadership, "_LOOK_S", 0.2)
+
+    class Deafened(EtcdClient):
+        deaf = False
+
+        async def watch(self, start: bytes, end: bytes, revision: int) -> AsyncIterator[pb.WatchResponse]:
+            hears = not self.deaf
+            async for response in super().watch(start, end, revision):
+                if hears and self.deaf:
+                    await asyncio.Event().wait()
+                yield response
+
+    async def scenario(etcd: EtcdServer) -> None:
+        address = EtcdAddress(tuple(etcd.clients))
+        clients = EtcdClient(address), Deafened(address)
+        rosters = [Roster(client) for client in clients]
+        following = [asyncio.ensure_future(roster.run()) for roster in rosters]
+        async with candidacy(clients[1], rosters[1], "nobody", 30.0):
+            pass  # it has been told of something
+        async with AsyncExitStack() as first_place:
+            first = await first_place.enter_async_context(candidacy(clients[0], rosters[0], "first", 30.0))
+            await first.elected()
+            async with candidacy(clients[1], rosters[1], "second", 30.0) as second:
+                waiting = asyncio.ensure_future(second.elected())
+                while len(rosters[1].places()) < 2:  # noqa: ASYNC110 - what it is told, and nobody says when
+                    await asyncio.sleep(0.01)
+                clients[1].deaf = True
+                await first_place.aclose()
+                await waiting
+        for each in following:
+            each.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
+        for client in clients:
+            await client.close()
 
     with running_etcd(tmp_path) as etcd:
         asyncio.run(scenario(etcd))

@@ -78,7 +78,12 @@ def test_a_file_system_outlives_front_ends(kernel: Kernel, disk: Path, tmp_path:
         where = f"nbd://{cluster.control_address}/{volume}"
         pauses = {}
         with running(
-            kernel, SHELL + script("attached", OPTIONS="", WRITERS=1), tmp_path / "guest", where, LIMIT_S, disk=disk
+            kernel,
+            SHELL + script("attached", "whole", OPTIONS="", WRITERS=1),
+            tmp_path / "guest",
+            where,
+            LIMIT_S,
+            disk=disk,
         ) as attached:
             count = goes_on(attached)
             pauses["none"] = longest_pause_s(attached, 1)
@@ -119,7 +124,7 @@ def test_a_file_system_on_several_links_outlives_front_ends(disk: Path, tmp_path
     with ReachedByGuests(tmp_path, front_ends=2, front_end_settings=settings, control_settings=CONTROL) as cluster:
         volume = cluster.create(SIZE)
         where = f"nbd://{cluster.control_address}/{volume}"
-        text = SHELL + script("attached", OPTIONS="'--connections 3'", WRITERS=3)
+        text = SHELL + script("attached", "whole", OPTIONS="'--connections 3'", WRITERS=3)
         pauses = {}
         guest = running(
             require_kernel(Series.LINUX_6_1), text, tmp_path / "guest", where, LIMIT_S, disk=disk, processors=4

@@ -49,7 +49,7 @@ def test_a_file_system_on_a_bad_line(tmp_path: Path) -> None:
     with ReachedByGuests(tmp_path / "cluster", front_end_settings=settings, control_settings=CONTROL) as cluster:
         volume = cluster.create(SIZE)
         where = f"nbd://{cluster.control_address}/{volume}"
-        text = SHELL + script("bad_line", BAD_LINE=BAD_LINE)
+        text = SHELL + script("bad_line", "whole", BAD_LINE=BAD_LINE)
         with running(
             kernel,
             text,

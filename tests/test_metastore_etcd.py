@@ -4,14 +4,12 @@ import asyncio
 import random
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from blockstore.control import leadership
-from blockstore.control.leadership import Roster, candidacy
 from blockstore.control.metastore import etcd_client, etcd_mirror, etcd_writer
 from blockstore.control.metastore.etcd import EtcdMetastore
 from blockstore.control.metastore.etcd_address import EtcdAddress
@@ -324,46 +322,6 @@ def test_a_list_does_not_wait_for_a_watch_that_has_fallen_silent(
             await store.transact({}, {"a": b"1"})
             assert [each.value for each in (await store.list("a")).items] == [b"1"]
             assert client.watches >= 2
-
-    run(scenario)
-
-
-def test_who_stands_by_takes_over_also_where_its_watch_has_fallen_silent(
-    own: EtcdServer, address: At, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(leadership, "_LOOK_S", 0.2)
-
-    class Deafened(EtcdClient):
-        deaf = False
-
-        async def watch(self, start: bytes, end: bytes, revision: int) -> AsyncIterator[pb.WatchResponse]:
-            hears = not self.deaf
-            async for response in super().watch(start, end, revision):
-                if hears and self.deaf:
-                    await asyncio.Event().wait()
-                yield response
-
-    async def scenario() -> None:
-        clients = EtcdClient(address(own)), Deafened(address(own))
-        rosters = [Roster(client) for client in clients]
-        following = [asyncio.ensure_future(roster.run()) for roster in rosters]
-        async with candidacy(clients[1], rosters[1], "nobody", 30.0):
-            pass  # it has been told of something
-        async with AsyncExitStack() as first_place:
-            first = await first_place.enter_async_context(candidacy(clients[0], rosters[0], "first", 30.0))
-            await first.elected()
-            async with candidacy(clients[1], rosters[1], "second", 30.0) as second:
-                waiting = asyncio.ensure_future(second.elected())
-                while len(rosters[1].places()) < 2:  # noqa: ASYNC110 - what it is told, and nobody says when
-                    await asyncio.sleep(0.01)
-                clients[1].deaf = True
-                await first_place.aclose()
-                await waiting
-        for each in following:
-            each.cancel()
-        await asyncio.gather(*following, return_exceptions=True)
-        for client in clients:
-            await client.close()
 
     run(scenario)
 

@@ -57,10 +57,10 @@ def require_kernel(series: Series) -> Kernel:
     return find_kernel(series)
 
 
-def script(name: str, **variables: int | str) -> str:
-    """The script of that name, with these variables set."""
+def script(*names: str, **variables: int | str) -> str:
+    """The scripts of these names, one after another, with these variables set."""
     settings = "".join(f"{variable}={value}\n" for variable, value in variables.items())
-    return settings + (Path(__file__).parent / f"{name}.sh").read_text()
+    return settings + "".join((Path(__file__).parent / f"{name}.sh").read_text() for name in names)
 
 
 def running(
