@@ -10,20 +10,19 @@ from blockstore.config import Tls, split_address
 from blockstore.pki.uses import Use
 from blockstore.rpc import control_pb2
 from blockstore.units import MIB
-from tests.cluster import CONTROL, FRONT_END, Cluster
+from tests.cluster import CONTROL, Cluster
 from tests.daemons import wait_for
-from tests.linux_host.guest import require_kernel, running, script
+from tests.linux_host.guest import HOST, require_kernel, running, script
 from tests.linux_host.kernel import Kernel, Series
 from tests.linux_host.machine import Machine
 from tests.linux_host.python_disk import SHELL, make_python_disk
+from tests.linux_host.reached_by_guests import FRONT_END_FOR_GUESTS, ReachedByGuests
 from tests.tls_serving import Authority
 
 pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(600)]
 
 SIZE = 256 * MIB
 TLS_SIZE = 48 * MIB
-#: This machine, as the guest reaches it.
-HOST_ADDRESS = "10.0.2.2"
 #: A quiet machine takes a quarter of it.
 LIMIT_S = 420
 
@@ -38,13 +37,6 @@ def kernel() -> Kernel:
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python and cairn for the guest."""
     return make_python_disk(tmp_path_factory.mktemp("disk"))
-
-
-class ReachedByGuests(Cluster):
-    """In QEMU's network there is this machine's 127.0.0.1, and no other address of its loopback."""
-
-    def _listen(self, name: str) -> str:
-        return "127.0.0.1:0"
 
 
 def synced(attached: Machine) -> list[float]:
@@ -72,8 +64,9 @@ def holder(cluster: Cluster, volume: str) -> int:
 
 
 def test_a_file_system_outlives_front_ends(kernel: Kernel, disk: Path, tmp_path: Path) -> None:
-    settings = dataclasses.replace(FRONT_END, nbd_advertise="10.0.2.2:0")
-    with ReachedByGuests(tmp_path, front_ends=3, front_end_settings=settings, control_settings=CONTROL) as cluster:
+    with ReachedByGuests(
+        tmp_path, front_ends=3, front_end_settings=FRONT_END_FOR_GUESTS, control_settings=CONTROL
+    ) as cluster:
         volume = cluster.create(SIZE)
         where = f"nbd://{cluster.control_address}/{volume}"
         pauses = {}
@@ -120,8 +113,9 @@ def test_a_file_system_outlives_front_ends(kernel: Kernel, disk: Path, tmp_path:
 
 def test_a_file_system_on_several_links_outlives_front_ends(disk: Path, tmp_path: Path) -> None:
     """Linux moves requests between them by itself; the guest's processors use three."""
-    settings = dataclasses.replace(FRONT_END, nbd_advertise="10.0.2.2:0")
-    with ReachedByGuests(tmp_path, front_ends=2, front_end_settings=settings, control_settings=CONTROL) as cluster:
+    with ReachedByGuests(
+        tmp_path, front_ends=2, front_end_settings=FRONT_END_FOR_GUESTS, control_settings=CONTROL
+    ) as cluster:
         volume = cluster.create(SIZE)
         where = f"nbd://{cluster.control_address}/{volume}"
         text = SHELL + script("attached", "whole", OPTIONS="'--connections 3'", WRITERS=3)
@@ -164,10 +158,9 @@ def test_a_device_by_kernel_tls(disk: Path, tmp_path: Path) -> None:
     """Over two links; and a read-only one over one, at last."""
     kernel = require_kernel(Series.LINUX_6_12)
     authority = Authority(tmp_path / "pki")
-    server = authority.issue(Use.SERVER, "fe", (HOST_ADDRESS,))
+    server = authority.issue(Use.SERVER, "fe", (HOST,))
     settings = dataclasses.replace(
-        FRONT_END,
-        nbd_advertise=f"{HOST_ADDRESS}:0",
+        FRONT_END_FOR_GUESTS,
         tls=Tls.REQUIRE,
         tls_cert=server.certificate,
         tls_key=server.key,

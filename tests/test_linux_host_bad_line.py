@@ -1,17 +1,17 @@
 """A file system on `cairn attach` of a real Linux kernel goes on while its packets are late, lost, and come twice."""
 
-import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 
 from blockstore.units import MIB
-from tests.cluster import CONTROL, FRONT_END, Cluster
+from tests.cluster import CONTROL
 from tests.linux_host.guest import require_kernel, running, script
 from tests.linux_host.kernel import Series
 from tests.linux_host.machine import Machine
 from tests.linux_host.python_disk import SHELL, make_python_disk
+from tests.linux_host.reached_by_guests import FRONT_END_FOR_GUESTS, ReachedByGuests
 from tests.programs import require_programs
 
 pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(600)]
@@ -23,13 +23,6 @@ LIMIT_S = 420
 BAD_LINE = "'delay 50ms 30ms loss 5% duplicate 2%'"
 LEAST_ROUND_TRIP_MS = 40
 FILES = 12
-
-
-class ReachedByGuests(Cluster):
-    """In QEMU's network there is this machine's 127.0.0.1, and no other address of its loopback."""
-
-    def _listen(self, name: str) -> str:
-        return "127.0.0.1:0"
 
 
 def goes_on(guest: Machine, more: int = FILES) -> None:
@@ -45,8 +38,9 @@ def test_a_file_system_on_a_bad_line(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     disk = make_python_disk(tmp_path / "disk")
     (tmp_path / "cluster").mkdir()
-    settings = dataclasses.replace(FRONT_END, nbd_advertise="10.0.2.2:0")
-    with ReachedByGuests(tmp_path / "cluster", front_end_settings=settings, control_settings=CONTROL) as cluster:
+    with ReachedByGuests(
+        tmp_path / "cluster", front_end_settings=FRONT_END_FOR_GUESTS, control_settings=CONTROL
+    ) as cluster:
         volume = cluster.create(SIZE)
         where = f"nbd://{cluster.control_address}/{volume}"
         text = SHELL + script("bad_line", "whole", BAD_LINE=BAD_LINE)

@@ -25,7 +25,7 @@ MODULES: Final = (
 #: What the guest needs of this machine, besides the kernel.
 _NEEDED: Final = (PROGRAM, "ldd", *PROGRAMS)
 #: This machine's 127.0.0.1, in QEMU's user network.
-_HOST: Final = "10.0.2.2"
+HOST: Final = "10.0.2.2"
 _MOUNT: Final = "mkdir /host; mount -t ext4 -o ro /dev/vda /host"
 _INIT: Final = """#!/sbin/busybox sh
 /sbin/busybox --install -s /bin
@@ -86,7 +86,7 @@ def running(
     address, _, export = uri.removeprefix("nbd://").partition("/")
     port = split_address(address)[1] if address else 0
     initrd = directory / "initrd"
-    init = _INIT.format(host=_HOST, port=port, export=export, mount="" if disk is None else _MOUNT)
+    init = _INIT.format(host=HOST, port=port, export=export, mount="" if disk is None else _MOUNT)
     initrd.write_bytes(_make_root(kernel, text, init, (*PROGRAMS, *programs), (*MODULES, *modules)))
     options = _options(kernel.image, initrd, disk, processors) + (["-drive", drive] if drive else [])
     return Machine(options, directory, limit_s)
