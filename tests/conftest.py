@@ -26,6 +26,17 @@ for name, same in (("ci", True), ("random", False)):
 settings.load_profile("ci" if IN_CI else "random")
 
 
+#: Of a value in a test's name, which goes through every report and log.
+_LONGEST_IN_NAME = 60
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Of content, the name of a test says only how long it is; None: as pytest does it."""
+    if isinstance(val, bytes | str) and len(val) > _LONGEST_IN_NAME:
+        return f"{argname} of {len(val)}"
+    return None
+
+
 def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
     if report.skipped and not hasattr(report, "wasxfail") and IN_CI:
         report.outcome = "failed"
