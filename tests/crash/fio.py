@@ -14,6 +14,8 @@ from tests.programs import find_program
 _LIMIT_S: Final = 200
 _WRONG: Final = re.compile(r"verify failed|verify: bad")
 _PAUSE_S: Final = 0.1
+#: Reads and writes a second, for the reason of background_load's thinking.
+_MOST_IOPS: Final = 150
 
 
 class Interrupted(AssertionError):
@@ -28,7 +30,12 @@ def verify(uri: str, directory: Path, *, offset: int, size: int, seed: int, only
     """
     command = [str(find_program("fio")), "--name=verify", "--ioengine=nbd", f"--uri={uri}", "--rw=randwrite"]
     command += [f"--offset={offset}", f"--size={size}", f"--randseed={seed}", "--bs=4k", "--iodepth=16"]
-    command += ["--verify=crc32c", "--verify_fatal=1", *(["--verify_only=1"] if only else ["--do_verify=1"])]
+    command += [
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        f"--rate_iops={_MOST_IOPS}",
+        *(["--verify_only=1"] if only else ["--do_verify=1"]),
+    ]
     done = subprocess.run(
         command, cwd=directory, capture_output=True, text=True, check=False, timeout=_LIMIT_S, stdin=subprocess.DEVNULL
     )

@@ -17,7 +17,7 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-from tests.background_load import BackgroundLoad
+from tests.background_load import BackgroundLoad, thinking_s
 from tests.crash.model import SECTOR_SIZE, ZERO, Model
 from tests.nbd_client import Disconnected, NbdClient, NbdError
 
@@ -86,6 +86,7 @@ class Workload(BackgroundLoad):
             try:
                 await self._request(client, model, chance)
                 self.acknowledged += 1
+                await asyncio.sleep(thinking_s(chance))
             except NbdError as error:
                 number = error.errno or 0
                 if number not in self._tolerated:

@@ -22,7 +22,7 @@ from enum import Enum
 from typing import Final
 
 from blockstore.units import BLOCK_SIZE
-from tests.background_load import BackgroundLoad
+from tests.background_load import BackgroundLoad, thinking_s
 from tests.faults.linearizable import INITIAL, UNKNOWN, NotLinearizable, Request, check_register
 from tests.nbd_client import Disconnected, NbdClient, NbdError
 
@@ -171,6 +171,7 @@ class RegisterLoad(BackgroundLoad):
             try:
                 async with asyncio.timeout(_PATIENCE_S.get(role)):
                     await self._request(client, chance, 0.0 if role is Role.FAITHFUL else _WRITES_SHARE)
+                await asyncio.sleep(thinking_s(chance))
             except Disconnected:
                 return
             except TimeoutError:
