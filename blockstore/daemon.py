@@ -9,6 +9,8 @@ from typing import Final
 
 from blockstore.systemd import notify
 
+#: In the directory of control or a node: HOST:PORT and a newline.
+ADDRESS_FILE: Final = "address"
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 #: The longest NBD payload comes from the heap too.

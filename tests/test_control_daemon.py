@@ -13,7 +13,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from blockstore.control.daemon import ADDRESS_FILE
+from blockstore.daemon import ADDRESS_FILE
 from blockstore.errors import CairnError
 from blockstore.grpc_endpoint import open_channel
 from blockstore.grpc_errors import cairn_errors

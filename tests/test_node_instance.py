@@ -1,12 +1,16 @@
-"""A node is one process at a time, also where somebody copied its data directory."""
+"""A node is one process at a time, also where its data was copied; and one cluster's, once it has replicas."""
 
 import dataclasses
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 from blockstore.config import EXIT_DO_NOT_RESTART, arguments_of
+from blockstore.log import LogImage
+from blockstore.storage.node_store import NodeStore
 from tests.cluster import CAIRN, NODE, Cluster
 from tests.daemons import Daemon, wait_for
+from tests.storage_model import address
 
 
 def copy_of(cluster: Cluster, index: int, directory: Path) -> Daemon:
@@ -34,6 +38,38 @@ def test_of_two_processes_with_one_nodes_data_the_one_that_registered_last_goes_
             assert copy.stop() == 0
         finally:
             copy.kill()
+
+
+def test_a_node_with_replicas_is_no_other_clusters(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        clusters = []
+        for name in ("own", "other"):
+            (tmp_path / name).mkdir()
+            clusters.append(stack.enter_context(Cluster(tmp_path / name, zones=("a",), front_ends=0)))
+        own, other = clusters
+        (node,) = own.nodes
+        data = own.data_of(0)
+        registered = addresses(other)
+
+        def move_to(cluster: Cluster) -> None:
+            node.command[node.command.index("--control") + 1] = cluster.control_address
+            node.start()
+
+        node.stop()
+        store = NodeStore.open(data)
+        store.create_replica(address(1), LogImage()).close()
+        store.close()
+        move_to(other)
+        wait_for("it to be refused", lambda: "start the node with an empty data directory" in node.tail())
+        assert addresses(other) == registered
+        node.stop()
+        move_to(own)
+        wait_for("it to be heard where it belongs", lambda: addresses(own) == [node.read_address()])
+        node.stop()
+        shutil.rmtree(data / "replicas")
+        move_to(other)
+        wait_for("it to be taken without replicas", lambda: len(addresses(other)) == 2)
+        node.stop()
 
 
 def addresses(cluster: Cluster) -> list[str]:

@@ -19,6 +19,7 @@ from blockstore.cli.plan import free_address
 from blockstore.cli.state_directory import Plan, PlannedNode, StateDirectory
 from blockstore.cli.supervisor import Child, Supervisor, last_line
 from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, SnapshotdSettings, arguments_of
+from blockstore.daemon import ADDRESS_FILE
 from blockstore.errors import CairnError, QuorumUnavailable
 from blockstore.rpc import control_pb2 as pb
 from blockstore.rpc import snapshot_pb2
@@ -94,10 +95,15 @@ class LocalCluster:
         self._supervisor.kill()
 
     async def _start_control(self, stack: AsyncExitStack) -> ControlClient:
+        # Somebody else may listen there, as another cluster's control: ours says in this file that it is the one.
+        address = self._directory.data("control") / ADDRESS_FILE
+        address.unlink(missing_ok=True)
         self._supervisor.start(self._control)
 
         async def reached() -> ControlClient | None:
             self._check(self._control)
+            if not address.exists():
+                return None
             try:
                 return await stack.enter_async_context(connected(self.plan.control, _PROBE_S))
             except QuorumUnavailable:

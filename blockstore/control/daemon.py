@@ -51,7 +51,7 @@ from blockstore.control.snapshot_reading import SnapshotReading
 from blockstore.control.snapshot_service import SnapshotService
 from blockstore.control.store_warden import StoreWarden
 from blockstore.control.succession import Succession
-from blockstore.daemon import stop_signals, tell_ready, write_address
+from blockstore.daemon import ADDRESS_FILE, stop_signals, tell_ready, write_address
 from blockstore.durable_files import make_directory
 from blockstore.errors import QuorumUnavailable
 from blockstore.grpc_endpoint import Endpoint
@@ -60,8 +60,6 @@ from blockstore.waiting import while_running
 
 _log = structlog.get_logger(__name__)
 
-#: In the state directory: HOST:PORT and a newline.
-ADDRESS_FILE: Final = "address"
 #: How long calls under way may take to end when the process does.
 GRACE_S: Final = 1.0
 
@@ -207,6 +205,7 @@ async def assemble(
     scrubbing = Scrubbing(catalog, presence, peers)
     registrar = Registrar(
         catalog,
+        snapshots,
         presence,
         floors,
         reconciler,

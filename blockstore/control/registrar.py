@@ -4,7 +4,8 @@ Registration enters a process into the catalog; heartbeats keep its lease and br
 Nothing reported here moves a log: it feeds the status, the positions of rule 10 (design, section 3),
 and the two ends of opening a volume that only the front-end can know. A front-end, and a node, is one instance of
 a process at a time: what an older one says is Fenced. Which one a node is need not be kept: after a restart of control
-it is the one that is heard first.
+it is the one that is heard first. A node with replicas is of the cluster that it got them from: another one would count
+on room that is taken, and show a stranger's volumes as lost.
 """
 
 import asyncio
@@ -34,8 +35,9 @@ from blockstore.control.records import (
 )
 from blockstore.control.replacing import Replacing
 from blockstore.control.scrubbing import Scrubbing
+from blockstore.control.snapshot_catalog import SnapshotCatalog
 from blockstore.domain import FrontEndId, NodeId, Position, ReplicaId, SnapshotId, VolumeId, check_id
-from blockstore.errors import Fenced, NotFound
+from blockstore.errors import Conflict, Fenced, NotFound
 from blockstore.rpc import control_pb2, replica_pb2
 from blockstore.units import Epoch
 
@@ -48,6 +50,7 @@ class Registrar:
     def __init__(
         self,
         catalog: Catalog,
+        snapshots: SnapshotCatalog,
         presence: Presence,
         floors: Floors,
         reconciler: Reconciler,
@@ -59,6 +62,7 @@ class Registrar:
     ) -> None:
         self._scrubbing = scrubbing
         self._catalog = catalog
+        self._snapshots = snapshots
         self._presence = presence
         self._floors = floors
         self._reconciler = reconciler
@@ -70,7 +74,7 @@ class Registrar:
     # ---- nodes
 
     async def register_node(self, request: control_pb2.RegisterNodeRequest) -> control_pb2.RegisterNodeResponse:
-        """Raises InvalidRequest. From here on any other instance is Fenced."""
+        """Raises InvalidRequest, Conflict where it is of another cluster. From here on any other instance is Fenced."""
         node = Node(
             NodeId(check_id("node", request.node)),
             checked_address(request.address),
@@ -78,13 +82,22 @@ class Registrar:
             request.capacity_bytes,
         )
         check_zone(node.zone)
+        cluster = (await self._snapshots.known_store()).cluster
+        if request.cluster not in ("", cluster):
+            raise Conflict(
+                f"the replicas of {node.id} are of cluster {request.cluster}, and this one is {cluster}: "
+                "name the control of that cluster, or start the node with an empty data directory"
+            )
         await self._catalog.put_node(node)
         self._node_instances[node.id] = request.instance
         self._presence.node_registered(node.id, node.capacity_bytes)
         _log.info("node registered", node=node.id, address=node.address, zone=node.zone)
         rate_bytes = (await self._replacing.limits()).rebuild_rate_bytes
         return control_pb2.RegisterNodeResponse(
-            lease_s=self._lease_s, known=await self._known_at(node.id), rebuild_rate_bytes=rate_bytes
+            lease_s=self._lease_s,
+            known=await self._known_at(node.id),
+            rebuild_rate_bytes=rate_bytes,
+            cluster=cluster,
         )
 
     async def node_heartbeat(self, request: control_pb2.NodeHeartbeatRequest) -> control_pb2.NodeHeartbeatResponse:

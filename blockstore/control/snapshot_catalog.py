@@ -14,6 +14,7 @@ That is some 60 bytes each, which are never taken away, because no time is long 
 """
 
 import asyncio
+import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
@@ -35,6 +36,8 @@ _ALL_FOR_PRUNE: Final = "snapshots"
 _TOKENS: Final = "snapshot-tokens/"
 _DAEMONS: Final = "daemons/"
 _DELETED: Final = "deleted-snapshots/"
+#: Random bytes that name a cluster.
+_CLUSTER_SIZE: Final = 16
 
 
 class SnapshotCatalog(RecordStore):
@@ -191,9 +194,13 @@ class SnapshotCatalog(RecordStore):
     # ---- the store, and who serves it
 
     async def store(self) -> Store | None:
-        """None before a daemon registered for the first time."""
+        """None before a node or a daemon registered for the first time."""
         stored = await self._get(Store, _STORE)
         return stored.record if stored else None
+
+    async def known_store(self) -> Store:
+        """It is made, and the cluster named, where it is not there yet."""
+        return await self.store() or await self.change_store(lambda now: now or new_store())
 
     async def change_store(self, change: Callable[[Store | None], Store]) -> Store:
         """Swap its record for what `change` makes of it; what `change` raises ends it."""
@@ -283,6 +290,11 @@ class SnapshotCatalog(RecordStore):
             found = await self._store.get(key)
             if (found.revision if found else ABSENT) != revision:
                 raise Fenced(f"{key} has changed meanwhile: look again")
+
+
+def new_store() -> Store:
+    """Of a cluster that has none yet, and no name."""
+    return Store(secrets.token_hex(_CLUSTER_SIZE))
 
 
 def key_of(snapshot: SnapshotId | str) -> str:

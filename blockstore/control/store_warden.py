@@ -6,7 +6,6 @@ moved: then what it refers to may be in quarantine (design, section 5).
 """
 
 import asyncio
-import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -19,7 +18,7 @@ from blockstore.control.presence import Presence
 from blockstore.control.reconcile import Reconciler
 from blockstore.control.registrar import checked_address
 from blockstore.control.shipping import Shipping
-from blockstore.control.snapshot_catalog import SnapshotCatalog
+from blockstore.control.snapshot_catalog import SnapshotCatalog, new_store
 from blockstore.control.snapshot_messages import statistics_of, whole_snapshot
 from blockstore.control.snapshot_records import (
     MAX_REASON,
@@ -37,8 +36,6 @@ from blockstore.rpc import snapshot_pb2
 
 _log = structlog.get_logger(__name__)
 
-#: Random bytes that name a cluster.
-CLUSTER_SIZE = 16
 #: Ids of one FindDeleted: far below what a message holds.
 MAX_FOUND = 10_000
 
@@ -69,7 +66,7 @@ class StoreWarden:
         check_daemon(request.instance, request.store, request.repository)
         if not request.repository:
             self._presence.daemon_starting(DaemonId(check_id("sd", request.daemon)), request.why[:MAX_REASON])
-            store = await self._snapshots.change_store(lambda now: now or _new_store())
+            store = await self._snapshots.known_store()
             if request.address:
                 await self._check_none_lost(request.store, store)
             return snapshot_pb2.RegisterDaemonResponse(lease_s=self._lease_s, cluster=store.cluster)
@@ -103,7 +100,7 @@ class StoreWarden:
         shipped = await self._has_shipped()
 
         def change(now: Store | None) -> Store:
-            now = now or _new_store()
+            now = now or new_store()
             if now.repository not in ("", daemon.repository) and shipped:
                 raise Conflict(
                     f"the object store {daemon.store} has the repository {daemon.repository}, and this cluster's "
@@ -239,7 +236,3 @@ class StoreWarden:
         if store is None or store.repository != registered.repository:
             raise NotFound(f"the repository of {daemon} is not the cluster's any more: it has to register")
         return registered
-
-
-def _new_store() -> Store:
-    return Store(secrets.token_hex(CLUSTER_SIZE))

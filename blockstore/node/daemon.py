@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from blockstore.config import EXIT_DO_NOT_RESTART, NodeSettings, split_address
-from blockstore.daemon import keep_freed_memory, stop_signals, tell_ready, write_address
+from blockstore.daemon import ADDRESS_FILE, keep_freed_memory, stop_signals, tell_ready, write_address
 from blockstore.errors import Fenced
 from blockstore.grpc_endpoint import Endpoint
 from blockstore.metrics_endpoint import serving_metrics
@@ -49,7 +49,7 @@ async def run(settings: NodeSettings) -> int:
             await streams.start(split_address(settings.listen)[0], settings.streams_port)
         await stack.enter_async_context(_serving_metrics(node, settings))
         await endpoint.start()
-        write_address(settings.data / "address", endpoint.address)
+        write_address(settings.data / ADDRESS_FILE, endpoint.address)
         _log.info("node serves", node=node.node, zone=settings.zone, address=endpoint.address)
         tell_ready(f"{node.node} serves at {endpoint.address}")
         registration = asyncio.create_task(Registration(node, settings, endpoint.address).run())

@@ -51,11 +51,13 @@ class Registration:
             zone=self._settings.zone,
             capacity_bytes=shutil.disk_usage(self._settings.data).total,
             instance=self._instance,
+            cluster=self._node.store.cluster,
         )
         with cairn_errors(f"control at {self._settings.control}"):
             response: pb.RegisterNodeResponse = await self._control.RegisterNode(
                 request, timeout=self._settings.call_timeout_s
             )
+        self._node.store.keep_cluster(response.cluster)
         self._node.rebuild_rate.set(response.rebuild_rate_bytes)
         self._learn(response.known)
 

@@ -1418,12 +1418,17 @@ class RegisterNodeRequest(_message.Message):
     ZONE_FIELD_NUMBER: _builtins.int
     CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
     INSTANCE_FIELD_NUMBER: _builtins.int
+    CLUSTER_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     address: _builtins.str
     zone: _builtins.str
     capacity_bytes: _builtins.int
     instance: _builtins.str
     """Chosen at each start of the process: the one that registered last is the node, any other is FENCED."""
+    cluster: _builtins.str
+    """Of which its replicas are, as it was told when it registered before it had any; empty without replicas.
+    FAILED_PRECONDITION where that is another one than this.
+    """
     def __init__(
         self,
         *,
@@ -1432,10 +1437,11 @@ class RegisterNodeRequest(_message.Message):
         zone: _builtins.str = ...,
         capacity_bytes: _builtins.int = ...,
         instance: _builtins.str = ...,
+        cluster: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity_bytes", b"capacity_bytes", "instance", b"instance", "node", b"node", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity_bytes", b"capacity_bytes", "cluster", b"cluster", "instance", b"instance", "node", b"node", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1448,10 +1454,13 @@ class RegisterNodeResponse(_message.Message):
     LEASE_S_FIELD_NUMBER: _builtins.int
     KNOWN_FIELD_NUMBER: _builtins.int
     REBUILD_RATE_BYTES_FIELD_NUMBER: _builtins.int
+    CLUSTER_FIELD_NUMBER: _builtins.int
     lease_s: _builtins.float
     """Send heartbeats at least three times in this time."""
     rebuild_rate_bytes: _builtins.int
     """As in the answers to heartbeats."""
+    cluster: _builtins.str
+    """Names this cluster, for good."""
     @_builtins.property
     def known(self) -> _containers.RepeatedCompositeFieldContainer[Global___KnownPosition]:
         """Of all replicas that the catalog has placed on this node. One whose end, when this arrives, is
@@ -1464,10 +1473,11 @@ class RegisterNodeResponse(_message.Message):
         lease_s: _builtins.float = ...,
         known: _abc.Iterable[Global___KnownPosition] | None = ...,
         rebuild_rate_bytes: _builtins.int = ...,
+        cluster: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["known", b"known", "lease_s", b"lease_s", "rebuild_rate_bytes", b"rebuild_rate_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "known", b"known", "lease_s", b"lease_s", "rebuild_rate_bytes", b"rebuild_rate_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,6 +1,7 @@
 """A node's data directory: who it is, its replicas, its journal's place, its reserve.
 
     DATA/node                   the node's id
+    DATA/cluster                the name of the cluster that it registered with
     DATA/LOCK                   held while a process uses the directory
     DATA/ballast                room for checkpoints and deletions when the disk is full
     DATA/journal/               one for all replicas
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Final
 
 from blockstore.domain import NodeId, ReplicaAddress, ReplicaId, SegmentNumber, VolumeId, check_id, make_id
-from blockstore.durable_files import make_directory, sync_path
+from blockstore.durable_files import make_directory, sync_path, write_durably
 from blockstore.errors import AlreadyExists, Conflict, Corrupt, InvalidRequest, NotFound
 from blockstore.log import LogImage
 from blockstore.storage.file_check import check_file
@@ -35,6 +36,7 @@ from blockstore.storage.space import SpaceGuard
 from blockstore.storage.tables import is_cut_short
 
 _NEW: Final = ".new"
+_CLUSTER: Final = "cluster"
 _DELETED: Final = ".deleted"
 _SUSPECT: Final = "suspect"
 _ADDRESS: Final = "address"
@@ -71,6 +73,17 @@ class NodeStore:
             raise
         sync_path(data)
         return store
+
+    @property
+    def cluster(self) -> str:
+        """Of which the replicas here are; empty where there are none, or it was never told."""
+        path = self.data / _CLUSTER
+        return path.read_text().strip() if self.replicas() and path.exists() else ""
+
+    def keep_cluster(self, name: str) -> None:
+        """Replicas that come from now on are of this one. Durable on return."""
+        if name != self.cluster:
+            write_durably(self.data / _CLUSTER, name)
 
     @property
     def journal_directory(self) -> Path:
