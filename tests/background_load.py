@@ -4,23 +4,24 @@ What ends the work with an error is raised in the test's thread: where the block
 progress. A block that ends with an error of its own keeps that one.
 """
 
+import asyncio
 import random
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from tests.daemons import wait_for
 
-#: On average, from an answer to the next request of one client: a load that takes all of a small machine says more
-#: of the machine than of what is tested.
-_THINKING_S: Final = 0.02
 
+async def think(chance: random.Random, mean_s: float) -> None:
+    """A client's wait before its next request, so long on average; now and then none at all.
 
-def thinking_s(chance: random.Random) -> float:
-    """How long a client waits before its next request; some do not wait at all."""
-    return max(0.0, chance.uniform(-1, 3) * _THINKING_S)
+    A load that takes all of a small machine says more of the machine than of what is tested.
+    """
+    if mean_s:
+        await asyncio.sleep(max(0.0, chance.uniform(-1, 3) * mean_s))
 
 
 class BackgroundLoad(ABC):

@@ -19,7 +19,7 @@ from blockstore.units import MIB
 from tests.daemons import wait_for
 from tests.programs import require_programs
 
-pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 ROOT = Path(__file__).parent.parent
 LIMIT_S = 500.0

@@ -9,8 +9,6 @@ import pytest
 from bench.scale import report
 from tests.test_bench_run import LIMIT_S, run_whole
 
-pytestmark = pytest.mark.xdist_group("load")
-
 
 @pytest.mark.timeout(2 * LIMIT_S)
 def test_a_small_instance_reports_times_and_memory_of_both_sides(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from bench.shipping import Round, main, rows_of
 from tests.programs import require_programs
 
-pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(240)]
+pytestmark = pytest.mark.timeout(240)
 
 
 def test_ratios_are_those_of_each_round() -> None:

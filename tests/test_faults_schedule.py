@@ -17,8 +17,14 @@ pytestmark = pytest.mark.xdist_group("load")
 
 SEED = 1
 TESTED: Final = {
+    "addresses_swapped": "test_faults_gray",
+    "all_controls_killed": "test_control_failover",
     "all_nodes_killed": "test_crash_nodes",
+    "control_killed": "test_control_failover",
+    "control_paused": "test_control_failover",
     "disk_full": "test_crash_full_disk",
+    "disk_slow": "test_faults_gray",
+    "etcd_killed": "test_control_failover",
     "killed_draining": "test_crash_repair",
     "node_drained": "test_crash_repair",
     "node_killed": "test_crash_nodes",
@@ -28,6 +34,8 @@ TESTED: Final = {
 }
 #: Short, because there are many; the command lets them last longer.
 LASTING_S = (0.2, 0.8)
+#: Other tests have the machine as well.
+THINK_S = 0.05
 
 
 @pytest.mark.timeout(1200)
@@ -38,7 +46,7 @@ def test_every_kind_of_fault_is_survived(tmp_path: Path) -> None:
     chosen = " ".join(f"--kind {each}" for each in kinds)
     least, most = LASTING_S
     print(f"again with: python -m tests.faults --rounds 1 --lasting {least} {most} --seed {SEED} {chosen}")
-    report = run_schedule(tmp_path, SEED, 0.0, print, kinds, lasting_s=LASTING_S)
+    report = run_schedule(tmp_path, SEED, 0.0, print, kinds, lasting_s=LASTING_S, think_s=THINK_S)
     print("\n".join(report.lines()))
     assert set(report.kinds) == set(KINDS) - set(TESTED)
     assert report.registers_checked > 2000

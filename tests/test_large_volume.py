@@ -194,7 +194,7 @@ def test_spread_data_costs_what_its_pieces_cost(cluster: Cluster) -> None:
 
 
 def measure_spread(cluster: Cluster, seed: int) -> tuple[bool, str]:
-    data, piece = 64 * MIB, 64 * KIB
+    data, piece = 32 * MIB, 64 * KIB
     pieces = data // piece
     small = cost_of(cluster, GIB, spread(data, GIB, piece), seed + 5)
     large = cost_of(cluster, TIB, spread(data, TIB, piece), seed + 6)

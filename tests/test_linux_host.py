@@ -9,7 +9,7 @@ from tests.cluster import Cluster
 from tests.linux_host import guest
 from tests.linux_host.kernel import Kernel, Series
 
-pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 
 #: mkfs.xfs refuses less than 300 MiB.
 SIZE = 512 * MIB

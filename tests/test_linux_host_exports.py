@@ -12,7 +12,7 @@ from tests.cluster import FRONT_END, Cluster
 from tests.linux_host.guest import require_kernel, running, script
 from tests.linux_host.kernel import Series
 
-pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 
 SIZE = 128 * MIB
 #: A quiet machine takes a tenth of it.

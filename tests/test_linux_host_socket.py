@@ -12,7 +12,7 @@ from tests.linux_host.guest import require_kernel, running
 from tests.linux_host.kernel import Series
 from tests.programs import require_programs
 
-pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 
 #: A quiet machine takes a tenth of it.
 LIMIT_S = 300

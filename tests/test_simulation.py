@@ -94,7 +94,6 @@ def test_a_broken_core_is_caught(name: str) -> None:
     assert caught is not None, f"{name} survived {MUTATION_SEEDS} seeds"
 
 
-@pytest.mark.xdist_group("load")
 @pytest.mark.timeout(900)
 def test_thousands_of_seeds() -> None:
     command = [sys.executable, "-m", "tests.simulation", "--seeds", f"{FEW_SEEDS}:{FEW_SEEDS + SEEDS}"]

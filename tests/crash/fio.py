@@ -14,28 +14,24 @@ from tests.programs import find_program
 _LIMIT_S: Final = 200
 _WRONG: Final = re.compile(r"verify failed|verify: bad")
 _PAUSE_S: Final = 0.1
-#: Reads and writes a second, for the reason of background_load's thinking.
-_MOST_IOPS: Final = 150
 
 
 class Interrupted(AssertionError):
     """A request ended with an error, or with its connection."""
 
 
-def verify(uri: str, directory: Path, *, offset: int, size: int, seed: int, only: bool = False) -> None:
-    """Write `size` bytes from `offset` on in random order, and read them back; only: just read.
+def verify(
+    uri: str, directory: Path, *, offset: int, size: int, seed: int, only: bool = False, most_iops: int = 0
+) -> None:
+    """Write `size` bytes from `offset` on in random order, and read them back; only: just read; most_iops: 0, no limit.
 
     The same offset, size and seed make the same pattern. Raises AssertionError with what fio says: Interrupted where
     a request failed, and nothing that was read was wrong.
     """
     command = [str(find_program("fio")), "--name=verify", "--ioengine=nbd", f"--uri={uri}", "--rw=randwrite"]
     command += [f"--offset={offset}", f"--size={size}", f"--randseed={seed}", "--bs=4k", "--iodepth=16"]
-    command += [
-        "--verify=crc32c",
-        "--verify_fatal=1",
-        f"--rate_iops={_MOST_IOPS}",
-        *(["--verify_only=1"] if only else ["--do_verify=1"]),
-    ]
+    command += ["--verify=crc32c", "--verify_fatal=1", *(["--verify_only=1"] if only else ["--do_verify=1"])]
+    command += [f"--rate_iops={most_iops}"] if most_iops else []
     done = subprocess.run(
         command, cwd=directory, capture_output=True, text=True, check=False, timeout=_LIMIT_S, stdin=subprocess.DEVNULL
     )
@@ -52,14 +48,21 @@ class FioLoop(BackgroundLoad):
     """
 
     def __init__(
-        self, uri_now: Callable[[], str], directory: Path, *, offset: int, size: int, interruptible: bool = False
+        self,
+        uri_now: Callable[[], str],
+        directory: Path,
+        *,
+        offset: int,
+        size: int,
+        interruptible: bool = False,
+        most_iops: int = 0,
     ) -> None:
         super().__init__("fio")
         self.rounds = self.interrupted = 0
         self._interruptible = interruptible
         self._uri_now = uri_now
         self._directory = directory
-        self._offset, self._size = offset, size
+        self._offset, self._size, self._most_iops = offset, size, most_iops
 
     def check_last(self) -> None:
         """What the last round wrote is still there."""
@@ -80,4 +83,5 @@ class FioLoop(BackgroundLoad):
             time.sleep(_PAUSE_S)  # nobody may be there for a while
 
     def _verify(self, seed: int, *, only: bool) -> None:
-        verify(self._uri_now(), self._directory, offset=self._offset, size=self._size, seed=seed, only=only)
+        where = {"offset": self._offset, "size": self._size}
+        verify(self._uri_now(), self._directory, **where, seed=seed, only=only, most_iops=self._most_iops)

@@ -17,7 +17,7 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-from tests.background_load import BackgroundLoad, thinking_s
+from tests.background_load import BackgroundLoad, think
 from tests.crash.model import SECTOR_SIZE, ZERO, Model
 from tests.nbd_client import Disconnected, NbdClient, NbdError
 
@@ -30,7 +30,10 @@ _READS, _TRIMS, _ZEROES = 6, 8, 10
 
 
 class Workload(BackgroundLoad):
-    """clients: how many, each with its share of `sectors`. tolerated: errors (errno) that a request may end with."""
+    """clients: how many, each with its share of `sectors`. tolerated: errors (errno) that a request may end with.
+
+    think_s: on average, between two requests of a client.
+    """
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class Workload(BackgroundLoad):
         clients: int = 8,
         seed: int = 1,
         tolerated: frozenset[int] = frozenset(),
+        think_s: float = 0.0,
     ) -> None:
         super().__init__("workload")
         share = len(sectors) // clients
@@ -47,6 +51,7 @@ class Workload(BackgroundLoad):
         self._random = random.Random(seed)
         self._uri_now = uri_now
         self._tolerated = tolerated
+        self._think_s = think_s
         self.acknowledged = 0
         self.errors: dict[int, int] = {}
 
@@ -86,7 +91,7 @@ class Workload(BackgroundLoad):
             try:
                 await self._request(client, model, chance)
                 self.acknowledged += 1
-                await asyncio.sleep(thinking_s(chance))
+                await think(chance, self._think_s)
             except NbdError as error:
                 number = error.errno or 0
                 if number not in self._tolerated:

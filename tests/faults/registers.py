@@ -22,7 +22,7 @@ from enum import Enum
 from typing import Final
 
 from blockstore.units import BLOCK_SIZE
-from tests.background_load import BackgroundLoad, thinking_s
+from tests.background_load import BackgroundLoad, think
 from tests.faults.linearizable import INITIAL, UNKNOWN, NotLinearizable, Request, check_register
 from tests.nbd_client import Disconnected, NbdClient, NbdError
 
@@ -119,18 +119,26 @@ class Service:
 
 
 class RegisterLoad(BackgroundLoad):
-    """connections, depth: how many, and how many requests each has under way.
+    """connections, depth: how many, and how many requests each has under way. think_s: on average, between two of them.
 
     service: of the time since `watch` was called last. errors: answers that were errors, by errno.
     """
 
     def __init__(
-        self, history: History, uri_now: Callable[[], str], *, connections: int = 5, depth: int = 2, seed: int = 1
+        self,
+        history: History,
+        uri_now: Callable[[], str],
+        *,
+        connections: int = 5,
+        depth: int = 2,
+        seed: int = 1,
+        think_s: float = 0.0,
     ) -> None:
         super().__init__("registers")
         self._history = history
         self._uri_now = uri_now
         self._connections, self._depth = connections, depth
+        self._think_s = think_s
         self._random = random.Random(seed)
         self.answered = 0
         self.errors: Counter[int] = Counter()
@@ -171,7 +179,7 @@ class RegisterLoad(BackgroundLoad):
             try:
                 async with asyncio.timeout(_PATIENCE_S.get(role)):
                     await self._request(client, chance, 0.0 if role is Role.FAITHFUL else _WRITES_SHARE)
-                await asyncio.sleep(thinking_s(chance))
+                await think(chance, self._think_s)
             except Disconnected:
                 return
             except TimeoutError:

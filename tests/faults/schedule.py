@@ -57,9 +57,11 @@ def run_schedule(
     rounds: int = 1,
     lasting_s: tuple[float, float] = LASTING_S,
     embedded: bool = False,
+    think_s: float = 0.0,
 ) -> Report:
     """Faults until the time is over, and each kind at least `rounds` times.
 
+    think_s: between two requests of a client, on average; fio's are as many as ten clients' that think so long.
     embedded: one control with the embedded metastore, instead of several on etcd; kinds that need these are left out.
     Raises what a witness found, TimeoutError, and ValueError where no kind is left.
     """
@@ -70,7 +72,7 @@ def run_schedule(
     if not chosen:
         raise ValueError(f"none of {', '.join(kinds or ())} happens to one control with the embedded metastore")
     with FaultCluster(directory, nodes=_NODES, controls=1 if embedded else _CONTROLS) as cluster:
-        schedule = Schedule(cluster, chance, report, said, lasting_s)
+        schedule = Schedule(cluster, chance, report, said, lasting_s, think_s=think_s)
         with schedule:
             for number, kind in enumerate(_in_turn(chosen, chance)):
                 if time.monotonic() > end and number >= rounds * len(chosen):
@@ -95,20 +97,35 @@ class Schedule:
         report: Report,
         said: Callable[[str], None],
         lasting_s: tuple[float, float],
+        *,
+        think_s: float,
     ) -> None:
         self._cluster = cluster
         self._chance = chance
         self._report = report
         self._said = said
         self._lasting_s = lasting_s
+        self._think_s = think_s
         cluster.spare = cluster.create(_SPARE_BYTES, segment_size_bytes=_SPARE_BYTES // 2)
         cluster.witnessed = cluster.create(VOLUME_BYTES, segment_size_bytes=SEGMENT_BYTES)
         cluster.attach(cluster.witnessed)
         self._history = History(_FIRST_REGISTER, _REGISTERS)
         self._model = Workload(
-            self._uri_now, _MODEL_SECTORS, clients=2, seed=chance.getrandbits(32), tolerated=_TOLERATED
+            self._uri_now,
+            _MODEL_SECTORS,
+            clients=2,
+            seed=chance.getrandbits(32),
+            tolerated=_TOLERATED,
+            think_s=think_s,
         )
-        self._fio = FioLoop(self._uri_now, cluster.directory, offset=_FIO_OFFSET, size=_FIO_BYTES, interruptible=True)
+        self._fio = FioLoop(
+            self._uri_now,
+            cluster.directory,
+            offset=_FIO_OFFSET,
+            size=_FIO_BYTES,
+            interruptible=True,
+            most_iops=round(10 / think_s) if think_s else 0,
+        )
         self._witnesses = ExitStack()
 
     def __enter__(self) -> Self:
@@ -126,7 +143,7 @@ class Schedule:
         seed = self._chance.getrandbits(32)
         duration_s = self._chance.uniform(*self._lasting_s)
         measured = self._report.kinds.setdefault(kind, Measured())
-        with RegisterLoad(self._history, self._uri_now, seed=seed) as load:
+        with RegisterLoad(self._history, self._uri_now, seed=seed, think_s=self._think_s) as load:
             load.wait_progress(_PROGRESS)
             service = load.watch()
             with KINDS[kind](self._cluster, random.Random(seed)) as who:

@@ -9,7 +9,7 @@ from tests.cluster import Cluster
 from tests.interop import clients
 from tests.programs import require_programs
 
-pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from tests.interop.newer_libnbd import newer_libnbd
 from tests.interop.other_servers import Column, Kind, Server, Servers
 from tests.programs import require_found, require_programs
 
-pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 PAGE: Final = (Path(__file__).parents[2] / "docs" / "nbd.md").read_text()
 SECTION: Final = PAGE.split("\n## Beside other servers\n")[1].split("\n## ")[0]

@@ -24,7 +24,7 @@ from tests.metrics_page import scrape
 from tests.programs import find_program, require_programs
 from tests.test_nbd_interop import serving
 
-pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 SIZE = 128 * MIB
 Mapped = list[tuple[int, int, int]]
 
