@@ -3,6 +3,7 @@
 The layers belong to the volumes, as if nodes kept them, so they outlive front-ends and control.
 """
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class MemorySeals:
     """The calls HoldWrites, ReleaseWrites, SealVolume and UnpinGeneration.
 
     fails, then_fails: by a call's name, what it raises before and after it did its work. hooks: what
-    is done when it arrives.
+    is done when it arrives. waits: what it waits for before it answers.
     """
 
     layers: Volumes
@@ -53,6 +54,7 @@ class MemorySeals:
         self.fails: dict[str, CairnError] = {}
         self.then_fails: dict[str, CairnError] = {}
         self.hooks: dict[str, Callable[[Any], None]] = {}
+        self.waits: dict[str, asyncio.Event] = {}
         self.calls: list[tuple[str, str]] = []
         self.held: dict[str, str] = {}
         self.broken: set[str] = set()
@@ -77,7 +79,7 @@ class MemorySeals:
             raise Conflict(f"another barrier holds {request.volume}")
         self.broken.discard(request.volume)
         self.held[request.volume] = request.barrier
-        self._end("HoldWrites")
+        await self._end("HoldWrites")
         return control_pb2.HoldWritesResponse()
 
     async def ReleaseWrites(
@@ -85,13 +87,13 @@ class MemorySeals:
     ) -> control_pb2.ReleaseWritesResponse:
         self._begin("ReleaseWrites", request)
         held = self.held.pop(request.volume, "") == request.barrier and request.volume not in self.broken
-        self._end("ReleaseWrites")
+        await self._end("ReleaseWrites")
         return control_pb2.ReleaseWritesResponse(held=held)
 
     async def SealVolume(self, request: control_pb2.SealVolumeRequest, context: Any) -> control_pb2.SealVolumeResponse:
         self._begin("SealVolume", request)
         generation = self.layers[request.volume].seal(request.snapshot, request.again)
-        self._end("SealVolume")
+        await self._end("SealVolume")
         return control_pb2.SealVolumeResponse(generation=generation, position=self.position, took_us=250)
 
     async def UnpinGeneration(
@@ -99,7 +101,7 @@ class MemorySeals:
     ) -> control_pb2.UnpinGenerationResponse:
         self._begin("UnpinGeneration", request)
         self.layers[request.volume].pins.discard((request.generation, request.snapshot))
-        self._end("UnpinGeneration")
+        await self._end("UnpinGeneration")
         return control_pb2.UnpinGenerationResponse()
 
     def _begin(self, name: str, request: Any) -> None:
@@ -112,6 +114,8 @@ class MemorySeals:
         if error := self.fails.get(name):
             raise error
 
-    def _end(self, name: str) -> None:
+    async def _end(self, name: str) -> None:
+        if event := self.waits.get(name):
+            await event.wait()
         if error := self.then_fails.get(name):
             raise error

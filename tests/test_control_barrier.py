@@ -260,8 +260,9 @@ def test_seals_of_a_try_whose_end_could_not_be_entered_are_never_taken_for_those
 
 async def kill_in_the_middle(cluster: Cluster) -> None:
     """A control that has begun a barrier over volumes a and b, of both front-ends, ends before it has ended that."""
-    stuck = asyncio.Event()
+    stuck, told = asyncio.Event(), asyncio.Event()
     cluster.front_ends[1].hooks["SealVolume"] = lambda request: stuck.set()
+    cluster.front_ends[1].waits["SealVolume"] = told
     cluster.front_ends[1].then_fails["SealVolume"] = QuorumUnavailable("never heard")
     for front_end in cluster.front_ends:
         front_end.fails["ReleaseWrites"] = QuorumUnavailable("never heard")
@@ -271,6 +272,7 @@ async def kill_in_the_middle(cluster: Cluster) -> None:
         await stuck.wait()
         # As if killed before the end was kept: the records say no more than that it was begun.
         begun = {each.key: each.value for each in (await control.store.list("snapshots/")).items}
+        told.set()
         await asyncio.gather(creating, return_exceptions=True)
         current = {each.key: each for each in (await control.store.list("snapshots/")).items}
         pins = [each.key for each in (await control.store.list("pins/")).items]
