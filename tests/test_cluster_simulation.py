@@ -38,7 +38,11 @@ def test_a_detached_volume_is_brought_up_to_date_by_itself() -> None:
     async def scenario(cluster: SimulatedCluster) -> None:
         guests = Guests(cluster)
         guest = await create(cluster, guests, Random(1))
-        await guests.check(guest)
+
+        async def is_served() -> bool:
+            return guest.model.operations > 0
+
+        await cluster.until("it is served", is_served, 30.0)
         behind = next(name for name in cluster.of_kind("node") if list(cluster.place(name).glob("replicas/*")))
         cluster.kill(behind)
 

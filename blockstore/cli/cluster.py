@@ -7,6 +7,7 @@ and restores, so nothing waits for snapshotd.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -97,7 +98,8 @@ class LocalCluster:
     async def _start_control(self, stack: AsyncExitStack) -> ControlClient:
         # Somebody else may listen there, as another cluster's control: ours says in this file that it is the one.
         address = self._directory.data("control") / ADDRESS_FILE
-        address.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # control itself says what is wrong there
+            address.unlink()
         self._supervisor.start(self._control)
 
         async def reached() -> ControlClient | None:

@@ -133,6 +133,7 @@ class Guests:
 
     async def check(self, guest: Guest) -> None:
         """Its clients have ended: read every block."""
+        assert not guest.clients, "what one has written meanwhile would be missed"
         reader = Client(self._cluster, guest.volume, guest.model, 0, len(guest.model.blocks))
         asked_at = self._cluster.loop.time()
         for number, value in enumerate(await reader.read_all()):
