@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(600)
 
 ROOT = Path(__file__).parent.parent
 #: More of them by the command: python -m tests.simulation --seeds 0:100000
-SEEDS = 10_000
+SEEDS = 5_000
 FEW_SEEDS = 300
 #: No mutation may survive more seeds than this.
 MUTATION_SEEDS = 1_500
