@@ -19,7 +19,7 @@ from snapshotd.prune_look import View
 from snapshotd.prune_plan import Plan
 from tests.chain_simulation import simulate
 
-_SEEDS: Final = 40
+_SEEDS: Final = 60
 #: Schedules in which a broken rule has to show, from one that did show it: another change makes other schedules.
 _SEEDS_TO_CATCH: Final = 300
 _LIMIT_S: Final = 60.0

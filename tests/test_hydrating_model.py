@@ -161,7 +161,7 @@ class Play:
 
 
 @pytest.mark.timeout(600)
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(mapped, st.lists(steps, min_size=5, max_size=40), st.integers())
 def test_it_shows_what_a_bytearray_shows(source: list[tuple[int, int]], script: list[Any], seed: int) -> None:
     numbers = {n for start, count in source for n in range(start, min(start + count, SOURCE_BLOCKS))}

@@ -10,7 +10,7 @@ from blockstore.config import Tls, split_address
 from blockstore.pki.uses import Use
 from blockstore.rpc import control_pb2
 from blockstore.units import MIB
-from tests.cluster import CONTROL, Cluster
+from tests.cluster import Cluster
 from tests.daemons import wait_for
 from tests.linux_host.guest import HOST, require_kernel, running, script
 from tests.linux_host.kernel import Kernel, Series
@@ -64,9 +64,7 @@ def holder(cluster: Cluster, volume: str) -> int:
 
 
 def test_a_file_system_outlives_front_ends(kernel: Kernel, disk: Path, tmp_path: Path) -> None:
-    with ReachedByGuests(
-        tmp_path, front_ends=3, front_end_settings=FRONT_END_FOR_GUESTS, control_settings=CONTROL
-    ) as cluster:
+    with ReachedByGuests(tmp_path, front_ends=3) as cluster:
         volume = cluster.create(SIZE)
         where = f"nbd://{cluster.control_address}/{volume}"
         pauses = {}
@@ -113,9 +111,7 @@ def test_a_file_system_outlives_front_ends(kernel: Kernel, disk: Path, tmp_path:
 
 def test_a_file_system_on_several_links_outlives_front_ends(disk: Path, tmp_path: Path) -> None:
     """Linux moves requests between them by itself; the guest's processors use three."""
-    with ReachedByGuests(
-        tmp_path, front_ends=2, front_end_settings=FRONT_END_FOR_GUESTS, control_settings=CONTROL
-    ) as cluster:
+    with ReachedByGuests(tmp_path, front_ends=2) as cluster:
         volume = cluster.create(SIZE)
         where = f"nbd://{cluster.control_address}/{volume}"
         text = SHELL + script("attached", "whole", OPTIONS="'--connections 3'", WRITERS=3)
@@ -167,7 +163,7 @@ def test_a_device_by_kernel_tls(disk: Path, tmp_path: Path) -> None:
         tls_ca=server.directory / "ca-cert.pem",
     )
     (tmp_path / "cluster").mkdir()
-    with ReachedByGuests(tmp_path / "cluster", front_end_settings=settings, control_settings=CONTROL) as cluster:
+    with ReachedByGuests(tmp_path / "cluster", front_end_settings=settings) as cluster:
         volume = cluster.create(TLS_SIZE)
         (front_end,) = cluster.front_ends
         cluster.attach(cluster.create(16 * MIB, name="other"))

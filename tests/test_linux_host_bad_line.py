@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 
 from blockstore.units import MIB
-from tests.cluster import CONTROL
 from tests.linux_host.guest import require_kernel, running, script
 from tests.linux_host.kernel import Series
 from tests.linux_host.machine import Machine
 from tests.linux_host.python_disk import SHELL, make_python_disk
-from tests.linux_host.reached_by_guests import FRONT_END_FOR_GUESTS, ReachedByGuests
+from tests.linux_host.reached_by_guests import ReachedByGuests
 from tests.programs import require_programs
 
 pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(600)]
@@ -38,9 +37,7 @@ def test_a_file_system_on_a_bad_line(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     disk = make_python_disk(tmp_path / "disk")
     (tmp_path / "cluster").mkdir()
-    with ReachedByGuests(
-        tmp_path / "cluster", front_end_settings=FRONT_END_FOR_GUESTS, control_settings=CONTROL
-    ) as cluster:
+    with ReachedByGuests(tmp_path / "cluster") as cluster:
         volume = cluster.create(SIZE)
         where = f"nbd://{cluster.control_address}/{volume}"
         text = SHELL + script("bad_line", "whole", BAD_LINE=BAD_LINE)

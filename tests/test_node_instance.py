@@ -49,7 +49,6 @@ def test_a_node_with_replicas_is_no_other_clusters(tmp_path: Path) -> None:
         own, other = clusters
         (node,) = own.nodes
         data = own.data_of(0)
-        registered = addresses(other)
 
         def move_to(cluster: Cluster) -> None:
             node.command[node.command.index("--control") + 1] = cluster.control_address
@@ -61,14 +60,16 @@ def test_a_node_with_replicas_is_no_other_clusters(tmp_path: Path) -> None:
         store.close()
         move_to(other)
         wait_for("it to be refused", lambda: "start the node with an empty data directory" in node.tail())
-        assert addresses(other) == registered
+        wait_for("the other's own node to be heard alone", lambda: addresses(other) == [other.nodes[0].read_address()])
         node.stop()
         move_to(own)
         wait_for("it to be heard where it belongs", lambda: addresses(own) == [node.read_address()])
         node.stop()
         shutil.rmtree(data / "replicas")
+        (data / "cluster.new").mkdir()  # so that it cannot keep the name, as on a full disk
         move_to(other)
         wait_for("it to be taken without replicas", lambda: len(addresses(other)) == 2)
+        assert "the cluster's name cannot be kept" in node.tail()
         node.stop()
 
 

@@ -7,9 +7,8 @@ and restores, so nothing waits for snapshotd.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -98,7 +97,7 @@ class LocalCluster:
     async def _start_control(self, stack: AsyncExitStack) -> ControlClient:
         # Somebody else may listen there, as another cluster's control: ours says in this file that it is the one.
         address = self._directory.data("control") / ADDRESS_FILE
-        with contextlib.suppress(OSError):  # control itself says what is wrong there
+        with suppress(FileNotFoundError, NotADirectoryError):  # of the latter control speaks itself
             address.unlink()
         self._supervisor.start(self._control)
 

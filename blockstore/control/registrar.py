@@ -82,7 +82,7 @@ class Registrar:
             request.capacity_bytes,
         )
         check_zone(node.zone)
-        cluster = (await self._snapshots.known_store()).cluster
+        cluster = (await self._snapshots.ensure_store()).cluster
         if request.cluster not in ("", cluster):
             raise Conflict(
                 f"the replicas of {node.id} are of cluster {request.cluster}, and this one is {cluster}: "

@@ -198,8 +198,8 @@ class SnapshotCatalog(RecordStore):
         stored = await self._get(Store, _STORE)
         return stored.record if stored else None
 
-    async def known_store(self) -> Store:
-        """It is made, and the cluster named, where it is not there yet."""
+    async def ensure_store(self) -> Store:
+        """Made, and the cluster named by it, where there is none yet."""
         return await self.store() or await self.change_store(lambda now: now or new_store())
 
     async def change_store(self, change: Callable[[Store | None], Store]) -> Store:

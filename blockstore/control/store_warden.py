@@ -66,7 +66,7 @@ class StoreWarden:
         check_daemon(request.instance, request.store, request.repository)
         if not request.repository:
             self._presence.daemon_starting(DaemonId(check_id("sd", request.daemon)), request.why[:MAX_REASON])
-            store = await self._snapshots.known_store()
+            store = await self._snapshots.ensure_store()
             if request.address:
                 await self._check_none_lost(request.store, store)
             return snapshot_pb2.RegisterDaemonResponse(lease_s=self._lease_s, cluster=store.cluster)

@@ -57,7 +57,10 @@ class Registration:
             response: pb.RegisterNodeResponse = await self._control.RegisterNode(
                 request, timeout=self._settings.call_timeout_s
             )
-        self._node.store.keep_cluster(response.cluster)
+        try:
+            self._node.store.keep_cluster(response.cluster)
+        except OSError as error:  # a full disk, perhaps: it serves all the same, and tries again when it registers next
+            _log.warning("the cluster's name cannot be kept", cluster=response.cluster, error=str(error))
         self._node.rebuild_rate.set(response.rebuild_rate_bytes)
         self._learn(response.known)
 

@@ -1,7 +1,7 @@
 """A node's data directory: who it is, its replicas, its journal's place, its reserve.
 
     DATA/node                   the node's id
-    DATA/cluster                the name of the cluster that it registered with
+    DATA/cluster                the name of the cluster that it registered with last
     DATA/LOCK                   held while a process uses the directory
     DATA/ballast                room for checkpoints and deletions when the disk is full
     DATA/journal/               one for all replicas
@@ -77,13 +77,16 @@ class NodeStore:
     @property
     def cluster(self) -> str:
         """Of which the replicas here are; empty where there are none, or it was never told."""
-        path = self.data / _CLUSTER
-        return path.read_text().strip() if self.replicas() and path.exists() else ""
+        return self._kept_cluster() if self.replicas() else ""
 
     def keep_cluster(self, name: str) -> None:
-        """Replicas that come from now on are of this one. Durable on return."""
-        if name != self.cluster:
+        """Replicas that come from now on are of this one. Durable on return. Raises OSError."""
+        if name != self._kept_cluster():
             write_durably(self.data / _CLUSTER, name)
+
+    def _kept_cluster(self) -> str:
+        path = self.data / _CLUSTER
+        return path.read_text().strip() if path.exists() else ""
 
     @property
     def journal_directory(self) -> Path:
