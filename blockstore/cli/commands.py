@@ -7,7 +7,6 @@ its own module and no other.
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from importlib.metadata import version
 from typing import Annotated, Any, Final
 
 import typer
@@ -87,6 +86,8 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version  # noqa: PLC0415 - with all that it imports, for this alone
+
         print(f"cairn {version('cairn')}")
         raise typer.Exit
 

@@ -6,6 +6,7 @@ type are written there and nowhere else. Bounds are checked by the settings them
 
 import dataclasses
 import inspect
+import math
 import os
 from collections.abc import Callable
 from enum import Enum
@@ -93,6 +94,13 @@ def size_bytes(text: str) -> int:
 def size_option(help_text: str, shown_default: str | bool = True) -> Any:
     """--size, in bytes. shown_default: what `--help` calls the default, where that is no fixed one."""
     return typer.Option("--size", "-s", metavar="SIZE", parser=size_bytes, help=help_text, show_default=shown_default)
+
+
+def a_number(value: float | None) -> float | None:
+    """The option's value: a callback of each with bounds, none of which NaN is outside of. Raises BadParameter."""
+    if value is not None and math.isnan(value):
+        raise typer.BadParameter(f"{value} is no number")
+    return value
 
 
 def rate_bytes(text: str) -> int:

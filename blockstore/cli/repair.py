@@ -16,7 +16,7 @@ from blockstore.cli import documents, tables
 from blockstore.cli.client import ControlClient, run_with_control
 from blockstore.cli.completion import complete_node, complete_volume
 from blockstore.cli.control_address import find_control
-from blockstore.cli.options import ControlOption, Output, OutputOption, StateOption, rate_bytes
+from blockstore.cli.options import ControlOption, Output, OutputOption, StateOption, a_number, rate_bytes
 from blockstore.cli.screen import progress, show
 from blockstore.config import MAX_REBUILDS, MAX_TIME_S
 from blockstore.errors import QuorumUnavailable
@@ -73,6 +73,7 @@ def repair(
             metavar="SECONDS",
             min=0,
             max=MAX_TIME_S,
+            callback=a_number,
             help="Replace replicas away so long; 0 is never.",
         ),
     ] = None,

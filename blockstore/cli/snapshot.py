@@ -18,7 +18,7 @@ from blockstore.cli.following import refuse_failed, until_ended
 from blockstore.cli.hooks import Hooks
 from blockstore.cli.lineage import lineage
 from blockstore.cli.meters import meters
-from blockstore.cli.options import ControlOption, Output, OutputOption, StateOption, key_values
+from blockstore.cli.options import ControlOption, Output, OutputOption, StateOption, a_number, key_values
 from blockstore.cli.screen import say, show
 from blockstore.cli.snapshot_options import DescriptionOption, SnapshotArgument, SnapshotArguments, TagOption
 from blockstore.cli.store_client import store_connected
@@ -66,6 +66,7 @@ def create(
             help="Most that each hook, and the sealing between, takes.",
             min=0.1,
             max=_MOST_HOOK_TIMEOUT_S,
+            callback=a_number,
         ),
     ] = _HOOK_TIMEOUT_S,
     wait: Annotated[
@@ -205,7 +206,15 @@ def wait_for_snapshots(
     *,
     state: StateOption,
     timeout: Annotated[
-        float, typer.Option("--timeout", metavar="SECONDS", help="Most to wait; 0: for ever.", min=0, max=MAX_TIME_S)
+        float,
+        typer.Option(
+            "--timeout",
+            metavar="SECONDS",
+            help="Most to wait; 0: for ever.",
+            min=0,
+            max=MAX_TIME_S,
+            callback=a_number,
+        ),
     ] = 0.0,
     control: ControlOption = None,
     output: OutputOption = Output.TABLE,

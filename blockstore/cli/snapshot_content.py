@@ -15,7 +15,7 @@ from blockstore.cli.image_import import send_image
 from blockstore.cli.image_input import Format, describe, open_input
 from blockstore.cli.image_output import open_output
 from blockstore.cli.meters import meters
-from blockstore.cli.options import ControlOption, Output, OutputOption, StateOption, key_values, size_option
+from blockstore.cli.options import ControlOption, Output, OutputOption, StateOption, a_number, key_values, size_option
 from blockstore.cli.screen import say, show
 from blockstore.cli.snapshot_options import DescriptionOption, SnapshotArgument, TagOption
 from blockstore.cli.store_client import StoreClient, find_store, run_with_store
@@ -35,7 +35,15 @@ def verify(
     *,
     state: StateOption,
     sample: Annotated[
-        float, typer.Option("--sample", metavar="SHARE", help="Share of the frames to read, such as 0.1.", min=0, max=1)
+        float,
+        typer.Option(
+            "--sample",
+            metavar="SHARE",
+            help="Share of the frames to read, such as 0.1.",
+            min=0,
+            max=1,
+            callback=a_number,
+        ),
     ] = 0.0,
     control: ControlOption = None,
     output: OutputOption = Output.TABLE,

@@ -8,7 +8,7 @@ from blockstore.cli import snapshot_documents, snapshot_tables
 from blockstore.cli.client import run_with_control
 from blockstore.cli.control_address import find_control
 from blockstore.cli.meters import meters
-from blockstore.cli.options import ControlOption, Output, OutputOption, StateOption
+from blockstore.cli.options import ControlOption, Output, OutputOption, StateOption, a_number
 from blockstore.cli.screen import show
 from blockstore.cli.snapshot_content import distinct, refuse_damage
 from blockstore.cli.store_client import StoreClient, run_with_store
@@ -56,6 +56,7 @@ def prune(
             help="Copy what is alive out of a pack where at least this share of it is dead; 0: where anything is.",
             min=0,
             max=1,
+            callback=a_number,
             show_default="snapshotd's",
         ),
     ] = None,

@@ -17,6 +17,7 @@ from blockstore.cli.options import (
     Output,
     OutputOption,
     StateOption,
+    a_number,
     key_values,
     rate_bytes,
     size_bytes,
@@ -76,6 +77,7 @@ WaitOption = Annotated[
         help="Wait so long until it is done; 0 does not wait.",
         min=0,
         max=MAX_TIME_S,
+        callback=a_number,
     ),
 ]
 
