@@ -92,6 +92,11 @@ class Configuration:
         return tuple(dict.fromkeys((*self.members, *self.old_members, *newcomer)))
 
     @property
+    def is_changing(self) -> bool:
+        """Whether a change of members is under way."""
+        return bool(self.replacement or self.old_members)
+
+    @property
     def leaving(self) -> tuple[Member, ...]:
         """Who is a member no more once the change under way has settled."""
         return tuple(member for member in self.old_members if member not in self.members)

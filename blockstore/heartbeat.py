@@ -21,23 +21,23 @@ _FIRST_PAUSE_S: Final = 0.05
 async def beat(
     interval_s: float,
     register: Callable[[], Awaitable[None]],
-    report: Callable[[], Awaitable[bool]],
+    report: Callable[[], Awaitable[float]],
 ) -> None:
-    """Register as soon as control can be reached, then report every `interval_s` s, until cancelled. Raises Fenced.
+    """Register as soon as control can be reached, then report again and again, until cancelled. Raises Fenced.
 
-    report: whether it took its time, as a call that control answers when there is news: the next one follows at once.
+    report: returns after how many seconds the next one is due. interval_s: the same where control is out of reach.
     """
     known = False
     pause_s = _FIRST_PAUSE_S
     reachable: bool | None = None
     """None before the first try: what is so from the start is said, too."""
     while True:
-        waited = False
+        next_s = interval_s
         try:
             if not known:
                 await register()
                 known = True
-            waited = await report()
+            next_s = await report()
             if not reachable:
                 _log.info("control knows us")
                 reachable = True
@@ -51,7 +51,7 @@ async def beat(
             reachable = False
         if known:
             pause_s = _FIRST_PAUSE_S
-            await asyncio.sleep(0 if waited else interval_s)
+            await asyncio.sleep(next_s)
         else:
             await asyncio.sleep(min(pause_s, interval_s))
             pause_s *= 2

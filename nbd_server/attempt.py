@@ -160,6 +160,11 @@ class Attempt:
         )
 
     @property
+    def changes_members(self) -> bool:
+        """A change of members is under way in a segment: each of its steps waits for what is reported, and answered."""
+        return any(each.configuration.is_changing for each in self.volume.segments)
+
+    @property
     def hydration(self) -> pb.Hydration | None:
         """How far it is; None where none has begun."""
         return whole_report(self.segments)

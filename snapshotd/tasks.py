@@ -88,7 +88,8 @@ class Tasks:
         if response.cluster != self._cluster:
             raise Fenced(f"control is of the cluster {response.cluster}, and was of {self._cluster}: start again")
 
-    async def _report(self) -> bool:
+    async def _report(self) -> float:
+        """Control takes its time to answer, until there is news: the next one follows at once."""
         self._ended.clear()
         reports = [pb.SnapshotReport(snapshot=each, progress=ship.progress.message()) for each, ship in self._running()]
         why = await self._why_idle()
@@ -106,7 +107,7 @@ class Tasks:
         for snapshot in response.drop:
             self._begin_drop(snapshot)
         self._kept = {snapshot: why for snapshot, why in self._kept.items() if snapshot in response.drop}
-        return True
+        return 0.0
 
     async def _why_idle(self) -> str:
         """What keeps this daemon from writing to the store, as far as it knows; empty where nothing does."""

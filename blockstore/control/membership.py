@@ -65,7 +65,7 @@ def left_by(before: Volume, after: Volume) -> list[Tombstone]:
 
 def is_changing(segment: Segment) -> bool:
     """Whether a change of its members is under way."""
-    return bool(segment.configuration.replacement or segment.configuration.old_members)
+    return segment.configuration.is_changing
 
 
 def is_movable(volume: Volume) -> bool:

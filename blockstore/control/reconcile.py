@@ -130,6 +130,10 @@ class Reconciler:
         await self._floors.save()
         await self._close_channels()
 
+    def look(self) -> None:
+        """Make a pass now: something was heard that one waits for."""
+        self._changed.set()
+
     async def settle(self, volume: Volume) -> None:
         """The step that the volume is in; returns when it has ended. Raises what it met."""
         if task := self._start(volume):

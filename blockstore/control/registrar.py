@@ -231,6 +231,8 @@ class Registrar:
             if transitions.place_epoch(volume) == report.epoch:
                 await self._take_in_state(volume, report)
                 await self._take_in_hydration(volume, report)
+                if self._replacing.may_go_on(volume):
+                    self._reconciler.look()
 
     async def _take_in_hydration(self, volume: Volume, report: control_pb2.VolumeReport) -> None:
         if volume.source is None:

@@ -167,6 +167,16 @@ class Replacing:
         except MOVED_ON as error:
             _log.info("a change of members waits for the next pass", volume=volume.id, why=str(error))
 
+    def may_go_on(self, volume: Volume) -> bool:
+        """Whether the front-end has said what the next step of a change waits for."""
+        return any(
+            self._may_join(volume, segment, change.newcomer)
+            if (change := segment.configuration.replacement)
+            else self._has_settled(volume, segment)
+            for segment in volume.segments
+            if is_changing(segment)
+        )
+
     # ---- a newcomer
 
     async def _go_on(
@@ -243,13 +253,16 @@ class Replacing:
     # ---- the second step
 
     async def _settle(self, volume: Volume, segment: Segment) -> None:
-        report, place = self.report(volume), place_of(volume)
-        number = segment.configuration.number
-        if report is None or place is None or report.settled.get(segment.number, 0) != number:
+        place, number = place_of(volume), segment.configuration.number
+        if place is None or not self._has_settled(volume, segment):
             return
         await self._change(volume.id, lambda now: membership.settle(now, segment.number, place.epoch, number))
         left = [member.replica for member in segment.configuration.leaving]
         _log.info("a change of members has settled", volume=volume.id, configuration=number + 1, left=left)
+
+    def _has_settled(self, volume: Volume, segment: Segment) -> bool:
+        report = self.report(volume)
+        return report is not None and report.settled.get(segment.number, 0) == segment.configuration.number
 
     async def _change(self, volume: VolumeId, step: Callable[[Volume], Volume]) -> None:
         """One step, in one transaction with the tombstones of those that it leaves behind."""

@@ -64,7 +64,7 @@ class Registration:
         self._node.rebuild_rate.set(response.rebuild_rate_bytes)
         self._learn(response.known)
 
-    async def _report(self) -> bool:
+    async def _report(self) -> float:
         disk = shutil.disk_usage(self._settings.data)
         request = pb.NodeHeartbeatRequest(
             node=self._node.node,
@@ -90,7 +90,7 @@ class Registration:
         self._node.rebuild_rate.set(response.rebuild_rate_bytes)
         for target in response.delete:
             await self._node.delete(to_address(target))
-        return False
+        return self._settings.heartbeat_s
 
     def _learn(self, known: Iterable[pb.KnownPosition]) -> None:
         for each in known:
