@@ -251,6 +251,23 @@ def test_a_listing_shows_what_was_changed_before_it_was_asked_for(opener: Opener
     run(opener, tmp_path, scenario)
 
 
+def test_a_block_of_reads_shows_what_stood_at_its_beginning_and_what_is_changed_here(
+    opener: Opener, tmp_path: Path
+) -> None:
+    async def scenario(store: Metastore) -> None:
+        for i in range(20):
+            before = await changed(store, {f"k/{i}": b"", "k/x": b""})
+            with store.as_of_now():
+                assert len((await store.list("k/")).items) == i + 2
+                assert await store.get("k/x") == KeyValue("k/x", b"", before)
+                await changed(store, {}, ("k/x",))
+                assert await store.get("k/x") is None
+                assert len((await store.list("k/")).items) == i + 1
+                assert await store.transact({"k/x": before}, {"k/x": b"late"}) is None
+
+    run(opener, tmp_path, scenario)
+
+
 def test_a_watch_sees_past_and_coming_changes_of_its_prefix(opener: Opener, tmp_path: Path) -> None:
     async def scenario(store: Metastore) -> None:
         base = await changed(store, {"w/a": b"1"})

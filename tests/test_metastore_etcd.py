@@ -76,6 +76,71 @@ async def take(changes: AsyncIterator[Change], count: int) -> list[Change]:
     return [await anext(changes) for _ in range(count)]
 
 
+# ---- one look
+
+
+class CountingClient(EtcdClient):
+    """How often etcd was asked for a key."""
+
+    asked = 0
+
+    async def range(self, request: pb.RangeRequest) -> pb.RangeResponse:
+        self.asked += 1
+        return await super().range(request)
+
+
+def test_a_block_of_reads_asks_etcd_once_and_shows_what_others_changed_before_it(
+    shared: EtcdServer, address: At
+) -> None:
+    async def scenario() -> None:
+        client = CountingClient(address(shared))
+        async with opened(client) as store, opened(EtcdClient(address(shared))) as other:
+            for number in range(1, 21):
+                there = await other.transact({}, {f"k/{number}": b"theirs"})
+                asked = client.asked
+                with store.as_of_now(), store.as_of_now():
+                    for _ in range(5):
+                        assert len((await store.list("k/")).items) == number
+                        found = await store.get(f"k/{number}")
+                        assert found is not None
+                        assert found.revision == there
+                assert client.asked == asked + 1
+                assert len((await store.list("k/")).items) == number
+                assert client.asked == asked + 2
+
+    run(scenario)
+
+
+def test_in_a_block_of_reads_a_lost_race_shows_who_won_it(shared: EtcdServer, address: At) -> None:
+    """Else who tries again with what he is shown would lose for ever."""
+
+    async def scenario() -> None:
+        async with opened(EtcdClient(address(shared))) as store, opened(EtcdClient(address(shared))) as other:
+            await store.transact({}, {"k": b"0"})
+            with store.as_of_now():
+                before = await store.get("k")
+                assert before is not None
+                theirs = await other.transact({"k": before.revision}, {"k": b"1"})
+                assert await store.transact({"k": before.revision}, {"k": b"mine"}) is None
+                found = await store.get("k")
+                assert found is not None
+                assert found.revision == theirs
+                assert await store.transact({"k": found.revision}, {"k": b"mine"}) is not None
+
+    run(scenario)
+
+
+def test_a_task_begun_in_a_block_of_reads_is_not_part_of_it(shared: EtcdServer, address: At) -> None:
+    async def scenario() -> None:
+        async with opened(EtcdClient(address(shared))) as store, opened(EtcdClient(address(shared))) as other:
+            with store.as_of_now():
+                assert not (await store.list("k/")).items
+                await other.transact({}, {"k/1": b""})
+                assert len((await asyncio.create_task(store.list("k/"))).items) == 1
+
+    run(scenario)
+
+
 # ---- answers that are lost
 
 

@@ -117,6 +117,10 @@ class Reconciler:
 
     async def reconcile(self) -> None:
         """One pass: start what is to be done and not under way, and keep what was learned."""
+        with self._store.as_of_now():
+            await self._reconcile()
+
+    async def _reconcile(self) -> None:
         volumes, tombstones = await self._catalog.volumes(), await self._catalog.tombstones()
         for volume in volumes:
             if self._can_go_on(volume):

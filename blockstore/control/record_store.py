@@ -6,6 +6,7 @@ every heartbeat costs little; two lists that are one object have the same record
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
@@ -36,6 +37,10 @@ class RecordStore:
         self._lists: dict[str, tuple[tuple[KeyValue, ...], tuple[Stored[Any], ...]]] = {}
         self._followed: dict[str, tuple[KeyValue, ...]] = {}
         """Up to where the changes were told."""
+
+    def as_of_now(self) -> AbstractContextManager[None]:
+        """A block of many reads, each of which may be as of its beginning (Metastore.as_of_now)."""
+        return self._store.as_of_now()
 
     async def _get(self, kind: type[Record], key: str) -> Stored[Record] | None:
         found = await self._store.get(key)

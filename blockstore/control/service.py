@@ -214,7 +214,8 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def NodeHeartbeat(
         self, request: control_pb2.NodeHeartbeatRequest, context: _Context
     ) -> control_pb2.NodeHeartbeatResponse:
-        return await self._registrar.node_heartbeat(request)
+        with self._catalog.as_of_now():
+            return await self._registrar.node_heartbeat(request)
 
     async def RegisterFrontEnd(
         self, request: control_pb2.RegisterFrontEndRequest, context: _Context
@@ -224,7 +225,8 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def FrontEndHeartbeat(
         self, request: control_pb2.FrontEndHeartbeatRequest, context: _Context
     ) -> control_pb2.FrontEndHeartbeatResponse:
-        return await self._registrar.front_end_heartbeat(request)
+        with self._catalog.as_of_now():
+            return await self._registrar.front_end_heartbeat(request)
 
     async def RenewAttachment(
         self, request: control_pb2.RenewAttachmentRequest, context: _Context

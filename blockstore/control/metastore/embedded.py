@@ -16,6 +16,7 @@ import os
 import struct
 from collections.abc import AsyncIterator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,6 +73,9 @@ class EmbeddedMetastore:
             revision = _read_revision(transaction, self._meta)
             followed = self._listings.follow(prefix, revision)
             return followed or self._listings.keep(prefix, Listing(revision, _read(transaction, prefix)))
+
+    def as_of_now(self) -> AbstractContextManager[None]:
+        return nullcontext()  # to read costs nothing
 
     async def transact(
         self,

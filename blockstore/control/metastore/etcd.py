@@ -7,12 +7,17 @@
 
 How changes are made is in blockstore/control/metastore/etcd_writer.py: fenced, and with no outcome guessed. Reads are
 linearizable: one key is read from etcd; a list comes out of a mirror of all records in memory, once that shows the
-head that etcd has when the list is asked for (the head, because it moves with deletions too).
+head that etcd has when the list is asked for (the head, because it moves with deletions too). Who reads much for one
+purpose asks for the head once (`as_of_now`): a pass of control's loop makes twenty reads, a heartbeat six, and each
+would be a round of etcd's members.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import Final
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from blockstore.control.metastore.etcd_client import EtcdClient
 from blockstore.control.metastore.etcd_mirror import Mirror
@@ -34,6 +39,13 @@ HISTORY: Final = 10_000
 _FORMAT: Final = b"1"
 
 
+@dataclass(slots=True)
+class _Look:
+    """A task's reads for one purpose. head: of when it began; None before it was asked for."""
+
+    head: int | None = None
+
+
 class EtcdMetastore:
     """Implements Metastore; make it with `open_etcd`."""
 
@@ -48,6 +60,9 @@ class EtcdMetastore:
         self._following: asyncio.Task[None] | None = None
         self._writer = Writer(client, self._head_key, fence)
         self._under_way: set[asyncio.Task[Revision | None]] = set()
+        self._looks: WeakKeyDictionary[asyncio.Task[Any], _Look] = WeakKeyDictionary()
+        self._changed_at = 0
+        """The revision of the last change that was made here."""
 
     async def open(self) -> None:
         """Read all records, and follow them from here. Raises Corrupt where the format is another."""
@@ -58,13 +73,29 @@ class EtcdMetastore:
 
     async def get(self, key: str) -> KeyValue | None:
         check_key(key)
+        if self._look_of_this_task() is not None:
+            await self._show_what_stands()
+            held = self._mirror.items.get(self._key(key))
+            return None if held is None else self._item(held)
         found = (await self._client.range(pb.RangeRequest(key=self._records + key.encode()))).kvs
         return self._item(found[0]) if found else None
 
     async def list(self, prefix: str) -> Listing:
-        await self._mirror.at_least(await self._read_head())
+        await self._show_what_stands()
         revision = Revision(self._mirror.revision)
         return self._listings.follow(prefix, revision) or self._listings.keep(prefix, self._listing(prefix, revision))
+
+    @contextmanager
+    def as_of_now(self) -> Iterator[None]:
+        task = asyncio.current_task()
+        if task is None or task in self._looks:  # which goes on
+            yield
+            return
+        self._looks[task] = _Look()
+        try:
+            yield
+        finally:
+            del self._looks[task]
 
     async def transact(
         self,
@@ -79,7 +110,13 @@ class EtcdMetastore:
         task = asyncio.ensure_future(work)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
-        return await asyncio.shield(task)
+        revision = None
+        try:
+            revision = await asyncio.shield(task)
+        finally:
+            if revision is None and (look := self._look_of_this_task()) is not None:
+                look.head = None  # it showed too little: somebody else has changed something
+        return revision
 
     async def watch(self, prefix: str, after: Revision) -> AsyncIterator[Change]:
         while True:
@@ -114,6 +151,17 @@ class EtcdMetastore:
                 f"what the etcd at {self._client.address} has under {self._client.address.prefix} is of format "
                 f"{found!r}, and this program reads {_FORMAT!r}"
             )
+
+    def _look_of_this_task(self) -> "_Look | None":
+        task = asyncio.current_task()
+        return None if task is None else self._looks.get(task)
+
+    async def _show_what_stands(self) -> None:
+        """Until the mirror shows what stands now, or stood when this task's look began and was changed here since."""
+        look = self._look_of_this_task() or _Look()
+        if look.head is None:
+            look.head = await self._read_head()
+        await self._mirror.at_least(max(look.head, self._changed_at))
 
     async def _read_head(self) -> int:
         """The revision of the last transaction that changed a record, as of now; 0 before the first."""
@@ -157,7 +205,10 @@ class EtcdMetastore:
         gone = (pb.DeleteRangeRequest(key=self._key(key)) for key in deletes)
         changes += [pb.RequestOp(request_delete_range=each) for each in gone]
         revision = await self._writer.change(self._compares(conditions), changes)
-        return None if revision is None else Revision(revision)
+        if revision is None:
+            return None
+        self._changed_at = max(revision, self._changed_at)
+        return Revision(revision)
 
     def _compares(self, conditions: Mapping[str, Revision]) -> Sequence[pb.Compare]:
         return [stands(self._key(key), revision) for key, revision in conditions.items()]

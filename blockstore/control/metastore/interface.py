@@ -14,6 +14,7 @@ Invariants that every implementation keeps (tests/test_metastore.py runs them al
 """
 
 from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, NewType, Protocol
 
@@ -84,6 +85,13 @@ class Metastore(Protocol):
 
     async def list(self, prefix: str) -> Listing:
         """All keys that begin with `prefix`. The `items` of two listings may be one object where nothing changed."""
+
+    def as_of_now(self) -> AbstractContextManager[None]:
+        """A block in which this task reads often and may be shown what stood at its beginning, or later.
+
+        What this process itself changes in it is shown, and everything anew once a condition has failed. It is not
+        for what rests on a read that nobody else may have overtaken; tasks that are started in it are not part of it.
+        """
 
     async def transact(
         self,

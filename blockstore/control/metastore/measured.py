@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
 from typing import Final
 
@@ -48,6 +48,9 @@ class MeasuredMetastore:
     async def list(self, prefix: str) -> Listing:
         with self._calls.timed("list"):
             return await self._inner.list(prefix)
+
+    def as_of_now(self) -> AbstractContextManager[None]:
+        return self._inner.as_of_now()
 
     async def transact(
         self,
