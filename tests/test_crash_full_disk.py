@@ -19,9 +19,10 @@ from tests.nbd_client import NbdClient, NbdError
 pytestmark = [pytest.mark.xdist_group("load"), pytest.mark.timeout(300)]
 
 #: All three nodes share the disk: journals, ballast and three copies of what is written.
-DISK = 1280 * MIB
-#: Room for another journal file of each node as well: less, and one of them stays short of it.
-FILLER = 448 * MIB
+DISK = 1536 * MIB
+#: Room for all that each node takes beyond what it had: its ballast, two more journal files, which it keeps once it
+#: has them, and tables that grow. Less, and all of them may stay short of it, by a few megabytes.
+FILLER = 704 * MIB
 VOLUME = 512 * MIB
 CHUNK = MIB
 CHUNK_SECTORS = CHUNK // SECTOR_SIZE

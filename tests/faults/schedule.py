@@ -35,8 +35,10 @@ _CONTROLS: Final = 2
 _REGISTERS: Final = 32
 _FIRST_REGISTER: Final = 2 * SEGMENT_BYTES // BLOCK_SIZE - _REGISTERS // 2
 _MODEL_SECTORS: Final = range(8 * MIB // SECTOR_SIZE, 24 * MIB // SECTOR_SIZE)
-_FIO_OFFSET: Final = 46 * MIB
+_FIO_MIDDLE: Final = 3 * SEGMENT_BYTES
 _FIO_BYTES: Final = 4 * MIB
+#: Of clients that think: a quarter of the requests on a quarter of the blocks, so that as many rounds are whole.
+_FIO_SHARE: Final = 1 / 4
 #: How long a fault lasts, unless it says by itself when it is over.
 LASTING_S: Final = (1.0, 4.0)
 #: Answered requests before the next fault.
@@ -61,7 +63,7 @@ def run_schedule(
 ) -> Report:
     """Faults until the time is over, and each kind at least `rounds` times.
 
-    think_s: between two requests of a client, on average; fio's are as many as ten clients' that think so long.
+    think_s: between two requests of a client, on average; fio's are as many as two or three such clients'.
     embedded: one control with the embedded metastore, instead of several on etcd; kinds that need these are left out.
     Raises what a witness found, TimeoutError, and ValueError where no kind is left.
     """
@@ -118,13 +120,14 @@ class Schedule:
             tolerated=_TOLERATED,
             think_s=think_s,
         )
+        fio_bytes = int(_FIO_BYTES * _FIO_SHARE) if think_s else _FIO_BYTES
         self._fio = FioLoop(
             self._uri_now,
             cluster.directory,
-            offset=_FIO_OFFSET,
-            size=_FIO_BYTES,
+            offset=_FIO_MIDDLE - fio_bytes // 2,
+            size=fio_bytes,
             interruptible=True,
-            most_iops=round(10 / think_s) if think_s else 0,
+            most_iops=round(10 * _FIO_SHARE / think_s) if think_s else 0,
         )
         self._witnesses = ExitStack()
 

@@ -2,6 +2,7 @@
 # front-ends. The first writer says "SYNCED n at T": that a file was synced, and when (seconds of uptime). It is told
 # (file descriptor 3): "resume": the process that watches is killed, and started again; "end". What that one says is
 # among the kernel's words.
+set -eu -o pipefail
 export CAIRN_CONTROL="$NBD_HOST:$NBD_PORT" CAIRN_CLIENT=guest-1
 attach() {
   rm -f /tmp/attached
@@ -21,6 +22,7 @@ write() {
     { echo "$1 $number"; cat /tmp/random; } | dd of=/mnt/file-$1-$number bs=64k conv=fsync 2>/dev/null
     sha256sum /mnt/file-$1-$number >>/tmp/sums-$1
     if [ "$1" = 1 ]; then echo "SYNCED $number at $(cut -d' ' -f1 /proc/uptime)"; fi
+    sleep 0.3 # the emulated processor has Python to run as well
   done
 }
 attach
