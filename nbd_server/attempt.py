@@ -5,7 +5,7 @@ asks is decided anew whenever a segment is hydrated, or the volume got further s
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from blockstore.domain import VolumeId
@@ -24,6 +24,7 @@ from nbd_server.attached_segment import AttachedSegment, HydrationShare, whole_r
 from nbd_server.device import Device
 from nbd_server.exports import Export
 from nbd_server.hold import Barriers
+from nbd_server.pace import Change
 from nbd_server.sealing import Sealing
 
 
@@ -159,10 +160,12 @@ class Attempt:
             lacks_room=self.volume.lacks_room,
         )
 
-    @property
-    def changes_members(self) -> bool:
-        """A change of members is under way in a segment: each of its steps waits for what is reported, and answered."""
-        return any(each.configuration.is_changing for each in self.volume.segments)
+    def changes_of_members(self) -> Iterator[Change]:
+        """Those that are under way; none where it is not served, for each step rests on that."""
+        if self.is_served:
+            for each in self.volume.segments:
+                if each.configuration.is_changing:
+                    yield self.volume.volume, each.segment, each.configuration
 
     @property
     def hydration(self) -> pb.Hydration | None:

@@ -29,6 +29,7 @@ from nbd_server.attempt import Attempt
 from nbd_server.clone_overlay import CloneSpace
 from nbd_server.command_counts import CommandCounts
 from nbd_server.exports import Exports
+from nbd_server.pace import Pace
 from nbd_server.sealing import sealed_message
 from nbd_server.server import NbdServer
 from nbd_server.snapshot_exports import SnapshotExports
@@ -43,9 +44,6 @@ _log = structlog.get_logger(__name__)
 #: control that has just been started, an election in etcd.
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
-#: Heartbeats while members of a volume here change, of which a drain of a node has thousands: so much of the interval
-#: lies between them, and at least as many times longer as a heartbeat takes, which is what it may cost.
-_HURRY: Final = 0.1
 
 
 def front_end_id(state: Path) -> FrontEndId:
@@ -70,6 +68,7 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
         self.address = ""
         self.uris: list[str] = []
         self._settings = settings
+        self._pace = Pace(settings.heartbeat_s)
         self._channel = open_control_channel(settings.control)
         self._control = control_pb2_grpc.ControlStub(self._channel)
         self._attachments = Attachments(
@@ -216,11 +215,9 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
                 request, timeout=self._settings.call_timeout_s
             )
         await self._heed({VolumeId(each.volume): each for each in response.attachments}, reported)
-        interval_s = self._settings.heartbeat_s
-        if not any(attempt.changes_members for attempt in self._attachments):
-            return interval_s
-        took_s = asyncio.get_running_loop().time() - began
-        return min(interval_s, max(interval_s * _HURRY, took_s / _HURRY))
+        now = asyncio.get_running_loop().time()
+        changes = {change for attempt in self._attachments for change in attempt.changes_of_members()}
+        return self._pace.next_s(changes, now - began, now)
 
     async def _heed(self, current: dict[VolumeId, pb.CurrentAttachment], reported: dict[VolumeId, int]) -> None:
         """What control knew when it heard that report; a volume that was opened since is not in it."""

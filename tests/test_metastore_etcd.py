@@ -80,13 +80,17 @@ async def take(changes: AsyncIterator[Change], count: int) -> list[Change]:
 
 
 class CountingClient(EtcdClient):
-    """How often etcd was asked for a key."""
+    """How often etcd was asked."""
 
     asked = 0
 
     async def range(self, request: pb.RangeRequest) -> pb.RangeResponse:
         self.asked += 1
         return await super().range(request)
+
+    async def look(self, transaction: pb.TxnRequest) -> pb.TxnResponse:
+        self.asked += 1
+        return await super().look(transaction)
 
 
 def test_a_block_of_reads_asks_etcd_once_and_shows_what_others_changed_before_it(
@@ -107,6 +111,12 @@ def test_a_block_of_reads_asks_etcd_once_and_shows_what_others_changed_before_it
                 assert client.asked == asked + 1
                 assert len((await store.list("k/")).items) == number
                 assert client.asked == asked + 2
+                with store.as_of_now():
+                    found = await store.get(f"k/{number}")
+                    assert found is not None
+                    assert found.revision == there
+                    assert len((await store.list("k/")).items) == number
+                assert client.asked == asked + 3
 
     run(scenario)
 
@@ -126,6 +136,17 @@ def test_in_a_block_of_reads_a_lost_race_shows_who_won_it(shared: EtcdServer, ad
                 assert found is not None
                 assert found.revision == theirs
                 assert await store.transact({"k": found.revision}, {"k": b"mine"}) is not None
+
+    run(scenario)
+
+
+def test_a_block_of_reads_shows_what_other_tasks_change_here(shared: EtcdServer, address: At) -> None:
+    async def scenario() -> None:
+        async with opened(EtcdClient(address(shared))) as store:
+            with store.as_of_now():
+                for number in range(1, 21):
+                    await asyncio.create_task(store.transact({}, {f"k/{number}": b""}))
+                    assert len((await store.list("k/")).items) == number
 
     run(scenario)
 

@@ -70,6 +70,9 @@ def test_a_node_with_replicas_is_no_other_clusters(tmp_path: Path) -> None:
         move_to(other)
         wait_for("it to be taken without replicas", lambda: len(addresses(other)) == 2)
         assert "the cluster's name cannot be kept" in node.tail()
+        before = (data / "cluster").read_text()
+        (data / "cluster.new").rmdir()
+        wait_for("the name to be kept", lambda: (data / "cluster").read_text() != before)
         node.stop()
 
 

@@ -97,7 +97,7 @@ def size_option(help_text: str, shown_default: str | bool = True) -> Any:
 
 
 def a_number(value: float | None) -> float | None:
-    """The option's value: a callback of each with bounds, none of which NaN is outside of. Raises BadParameter."""
+    """The option's value, unless it is NaN, which passes any bounds: a callback. Raises BadParameter."""
     if value is not None and math.isnan(value):
         raise typer.BadParameter(f"{value} is no number")
     return value

@@ -215,9 +215,15 @@ class Catalog(RecordStore):
         stored = await self._get(MovePlan, MOVES)
         return stored.record if stored else MovePlan()
 
-    async def put_moves(self, plan: MovePlan) -> None:
-        """In place of what was asked for before."""
-        await self._put(MOVES, plan)
+    async def change_moves(self, change: Callable[[MovePlan], MovePlan]) -> None:
+        """What is asked for now, made of what is: `change` may be called again. Raises Conflict."""
+        for _ in range(MAX_TRIES):
+            stored = await self._get(MovePlan, MOVES)
+            before = stored.record if stored else MovePlan()
+            plan = change(before)
+            if plan == before or await self._swap(MOVES, stored.revision if stored else ABSENT, plan):
+                return
+        raise Conflict("the plan of moves is changed by too many at once: try again")
 
     # ---- front-ends
 

@@ -90,8 +90,9 @@ class RepairRequests:
         movable = [each for each in volumes if each.id in only and is_movable(each)]
         moves = rebalance(movable, cluster)
         if not request.dry_run:
-            others = [each for each in (await self._catalog.moves()).moves if each.volume not in only]
-            await self._catalog.put_moves(MovePlan((*others, *moves)))
+            await self._catalog.change_moves(
+                lambda now: MovePlan((*(each for each in now.moves if each.volume not in only), *moves))
+            )
         by_id = {each.id: each for each in volumes}
         return control_pb2.RebalanceResponse(moves=[_message(by_id[each.volume], each) for each in moves])
 

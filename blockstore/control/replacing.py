@@ -277,18 +277,16 @@ class Replacing:
 
     async def _begin_moves(self, volumes: tuple[Volume, ...], cluster: Cluster, limits: Limits, plan: MovePlan) -> None:
         movable = [volume for volume in volumes if is_movable(volume)]
-        begun: set[tuple[VolumeId, ReplicaId]] = set()
+        over = {move for move in plan.moves if is_void(move, {str(volume.id): volume for volume in volumes})}
         waits: dict[ReplicaId, str] = {}
         for move in next_moves(movable, cluster, limits, plan.moves, waits):
             if await self.enlist(move):
-                begun.add((move.volume, move.replica))
+                over |= {each for each in plan.moves if (each.volume, each.replica) == (move.volume, move.replica)}
         self.waits = waits
-        by_id = {str(volume.id): volume for volume in volumes}
-        left = tuple(
-            move for move in plan.moves if (move.volume, move.replica) not in begun and not is_void(move, by_id)
-        )
-        if left != plan.moves:
-            await self._catalog.put_moves(MovePlan(left))
+        if over:
+            await self._catalog.change_moves(
+                lambda now: MovePlan(tuple(move for move in now.moves if move not in over))
+            )
 
     async def enlist(self, move: PlannedMove) -> bool:
         """Enter a newcomer on the move's node; False where volume or node has changed: another pass looks again."""

@@ -34,6 +34,8 @@ class Registration:
         self._settings = settings
         self._address = address
         self._instance = secrets.token_hex(8)
+        self._cluster = ""
+        """Its name, which is to be kept yet."""
         self._channel = open_control_channel(settings.control)
         self._control = control_pb2_grpc.ControlStub(self._channel)
 
@@ -57,14 +59,24 @@ class Registration:
             response: pb.RegisterNodeResponse = await self._control.RegisterNode(
                 request, timeout=self._settings.call_timeout_s
             )
-        try:
-            self._node.store.keep_cluster(response.cluster)
-        except OSError as error:  # a full disk, perhaps: it serves all the same, and tries again when it registers next
-            _log.warning("the cluster's name cannot be kept", cluster=response.cluster, error=str(error))
+        self._cluster = response.cluster
+        self._keep_cluster()
         self._node.rebuild_rate.set(response.rebuild_rate_bytes)
         self._learn(response.known)
 
+    def _keep_cluster(self) -> None:
+        """Where that fails, on a full disk, it serves all the same, and tries again with each heartbeat."""
+        if not self._cluster:
+            return
+        try:
+            self._node.store.keep_cluster(self._cluster)
+        except OSError as error:
+            _log.warning("the cluster's name cannot be kept", cluster=self._cluster, error=str(error))
+        else:
+            self._cluster = ""
+
     async def _report(self) -> float:
+        self._keep_cluster()
         disk = shutil.disk_usage(self._settings.data)
         request = pb.NodeHeartbeatRequest(
             node=self._node.node,

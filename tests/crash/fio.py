@@ -1,7 +1,6 @@
 """fio as a witness that is not ours: it writes a pattern over NBD and verifies each block's checksum."""
 
 import re
-import signal
 import subprocess
 import threading
 import time
@@ -30,7 +29,7 @@ def verify(
     """Write `size` bytes from `offset` on in random order, and read them back; only: just read; most_iops: 0, no limit.
 
     The same offset, size and seed make the same pattern. Raises AssertionError with what fio says: Interrupted where
-    a request failed, and nothing that was read was wrong.
+    a request failed, and nothing that fio had looked at was wrong.
     """
     command = [str(find_program("fio")), "--name=verify", "--ioengine=nbd", f"--uri={uri}", "--rw=randwrite"]
     command += ["--thread"]  # else it is two processes, and the one that works would outlive the one that is ended
@@ -38,7 +37,7 @@ def verify(
     command += ["--verify=crc32c", "--verify_fatal=1", *(["--verify_only=1"] if only else ["--do_verify=1"])]
     command += [f"--rate_iops={most_iops}"] if most_iops else []
     status, said = _run(command, directory)
-    if status:
+    if status or _SPINS.search(said):
         kind = AssertionError if _WRONG.search(said) else Interrupted
         raise kind(f"{' '.join(command)}\n{said[-6000:]}")
 
@@ -46,6 +45,7 @@ def verify(
 def _run(command: list[str], directory: Path) -> tuple[int, str]:
     """Its exit status, and what it said. Raises TimeoutExpired."""
     said: list[str] = []
+    is_late = threading.Event()
     with subprocess.Popen(
         command,
         cwd=directory,
@@ -56,8 +56,13 @@ def _run(command: list[str], directory: Path) -> tuple[int, str]:
         errors="replace",
     ) as process:
         assert process.stdout is not None
-        too_long = threading.Timer(_LIMIT_S, process.kill)
-        too_long.start()
+
+        def end() -> None:
+            is_late.set()
+            process.kill()
+
+        limit = threading.Timer(_LIMIT_S, end)
+        limit.start()
         try:
             for line in process.stdout:
                 said.append(line)
@@ -66,9 +71,9 @@ def _run(command: list[str], directory: Path) -> tuple[int, str]:
                     break
             status = process.wait()
         finally:
-            too_long.cancel()
+            limit.cancel()
             process.kill()
-    if status == -signal.SIGKILL and not (said and _SPINS.search(said[-1])):
+    if is_late.is_set():
         raise subprocess.TimeoutExpired(command, _LIMIT_S, "".join(said))
     return status, "".join(said)
 

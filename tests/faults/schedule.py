@@ -127,7 +127,7 @@ class Schedule:
             offset=_FIO_MIDDLE - fio_bytes // 2,
             size=fio_bytes,
             interruptible=True,
-            most_iops=round(10 * _FIO_SHARE / think_s) if think_s else 0,
+            most_iops=max(1, round(10 * _FIO_SHARE / think_s)) if think_s else 0,
         )
         self._witnesses = ExitStack()
 

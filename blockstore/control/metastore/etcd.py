@@ -6,10 +6,10 @@
     PREFIX/control/LEASE     who would be the active control (blockstore/control/leadership.py)
 
 How changes are made is in blockstore/control/metastore/etcd_writer.py: fenced, and with no outcome guessed. Reads are
-linearizable: one key is read from etcd; a list comes out of a mirror of all records in memory, once that shows the
+linearizable: one key is read from etcd, a list comes out of a mirror of all records in memory, once that shows the
 head that etcd has when the list is asked for (the head, because it moves with deletions too). Who reads much for one
-purpose asks for the head once (`as_of_now`): a pass of control's loop makes twenty reads, a heartbeat six, and each
-would be a round of etcd's members.
+purpose asks for the head once, and is shown the mirror (`as_of_now`): a pass of control's loop makes twenty reads, a
+heartbeat six, and each would be a round of etcd's members.
 """
 
 import asyncio
@@ -40,8 +40,8 @@ _FORMAT: Final = b"1"
 
 
 @dataclass(slots=True)
-class _Look:
-    """A task's reads for one purpose. head: of when it began; None before it was asked for."""
+class _Block:
+    """A task's reads for one purpose. head: etcd's as of the first of them; None: it is to be asked for."""
 
     head: int | None = None
 
@@ -60,7 +60,7 @@ class EtcdMetastore:
         self._following: asyncio.Task[None] | None = None
         self._writer = Writer(client, self._head_key, fence)
         self._under_way: set[asyncio.Task[Revision | None]] = set()
-        self._looks: WeakKeyDictionary[asyncio.Task[Any], _Look] = WeakKeyDictionary()
+        self._blocks: WeakKeyDictionary[asyncio.Task[Any], _Block] = WeakKeyDictionary()
         self._changed_at = 0
         """The revision of the last change that was made here."""
 
@@ -73,11 +73,16 @@ class EtcdMetastore:
 
     async def get(self, key: str) -> KeyValue | None:
         check_key(key)
-        if self._look_of_this_task() is not None:
+        found: Sequence[pb.KeyValue]
+        block = self._block_of_this_task()
+        if block is None:
+            found = (await self._client.range(pb.RangeRequest(key=self._key(key)))).kvs
+        elif block.head is None:  # what is read first waits for no mirror
+            found = await self._read_with_head(key, block)
+        else:
             await self._show_what_stands()
             held = self._mirror.items.get(self._key(key))
-            return None if held is None else self._item(held)
-        found = (await self._client.range(pb.RangeRequest(key=self._records + key.encode()))).kvs
+            found = [] if held is None else [held]
         return self._item(found[0]) if found else None
 
     async def list(self, prefix: str) -> Listing:
@@ -88,14 +93,14 @@ class EtcdMetastore:
     @contextmanager
     def as_of_now(self) -> Iterator[None]:
         task = asyncio.current_task()
-        if task is None or task in self._looks:  # which goes on
+        if task is None or task in self._blocks:  # which goes on
             yield
             return
-        self._looks[task] = _Look()
+        self._blocks[task] = _Block()
         try:
             yield
         finally:
-            del self._looks[task]
+            del self._blocks[task]
 
     async def transact(
         self,
@@ -114,8 +119,8 @@ class EtcdMetastore:
         try:
             revision = await asyncio.shield(task)
         finally:
-            if revision is None and (look := self._look_of_this_task()) is not None:
-                look.head = None  # it showed too little: somebody else has changed something
+            if revision is None and (block := self._block_of_this_task()) is not None:
+                block.head = None  # it showed too little: somebody else has changed something
         return revision
 
     async def watch(self, prefix: str, after: Revision) -> AsyncIterator[Change]:
@@ -152,21 +157,26 @@ class EtcdMetastore:
                 f"{found!r}, and this program reads {_FORMAT!r}"
             )
 
-    def _look_of_this_task(self) -> "_Look | None":
+    def _block_of_this_task(self) -> "_Block | None":
         task = asyncio.current_task()
-        return None if task is None else self._looks.get(task)
+        return None if task is None else self._blocks.get(task)
 
     async def _show_what_stands(self) -> None:
-        """Until the mirror shows what stands now, or stood when this task's look began and was changed here since."""
-        look = self._look_of_this_task() or _Look()
-        if look.head is None:
-            look.head = await self._read_head()
-        await self._mirror.at_least(max(look.head, self._changed_at))
+        """Until the mirror shows what stands now, or stood when this task's block began and was changed here since."""
+        block = self._block_of_this_task() or _Block()
+        if block.head is None:
+            block.head = await self._read_head()
+        await self._mirror.at_least(max(block.head, self._changed_at))
 
     async def _read_head(self) -> int:
         """The revision of the last transaction that changed a record, as of now; 0 before the first."""
-        found = (await self._client.range(pb.RangeRequest(key=self._head_key))).kvs
-        return found[0].mod_revision if found else 0
+        return _revision_of((await self._client.range(pb.RangeRequest(key=self._head_key))).kvs)
+
+    async def _read_with_head(self, key: str, block: _Block) -> Sequence[pb.KeyValue]:
+        answer = await self._client.look(pb.TxnRequest(success=[read(self._key(key)), read(self._head_key)]))
+        found, head = (each.response_range.kvs for each in answer.responses)
+        block.head = _revision_of(head)
+        return found
 
     def _listing(self, prefix: str, revision: Revision) -> Listing:
         start = self._records + prefix.encode()
@@ -215,6 +225,10 @@ class EtcdMetastore:
 
     def _key(self, key: str) -> bytes:
         return self._records + key.encode()
+
+
+def _revision_of(found: Sequence[pb.KeyValue]) -> int:
+    return found[0].mod_revision if found else 0
 
 
 def _hear_failure(following: "asyncio.Task[None]") -> None:

@@ -89,8 +89,9 @@ class Metastore(Protocol):
     def as_of_now(self) -> AbstractContextManager[None]:
         """A block in which this task reads often and may be shown what stood at its beginning, or later.
 
-        What this process itself changes in it is shown, and everything anew once a condition has failed. It is not
-        for what rests on a read that nobody else may have overtaken; tasks that are started in it are not part of it.
+        All that this process has changed by then is shown, whatever task did it, and everything anew once a condition
+        has failed here. It is not for what rests on a read that no other process may have overtaken. Tasks that are
+        started in it are not part of it.
         """
 
     async def transact(
