@@ -60,6 +60,13 @@ class Tls(Enum):
     REQUIRE = "require"
 
 
+class ShortCircuit(Enum):
+    """Whether a front-end reads the tables of replicas on its own machine without their nodes."""
+
+    AUTO = "auto"
+    NEVER = "never"
+
+
 def setting(
     default: Any, text: str, *, size: bool = False, minimum: float | None = None, maximum: float | None = None
 ) -> Any:
@@ -292,6 +299,12 @@ class FrontEndSettings(_Checked):
     # The kernel's NBD client gives up at 30 s by default: the guest hears of it from us first.
     retry_limit_s: float = setting(
         25.0, "Seconds that a request waits for a quorum before the guest gets EIO.", minimum=0
+    )
+    # Half of the CPU time of a read, where it can be done; nbd_server/crash.py has the one reason against it.
+    short_circuit: ShortCircuit = setting(
+        ShortCircuit.AUTO,
+        "Read replicas on this machine out of their tables, without their nodes, where this user may open them (auto); "
+        "or never.",
     )
     # nbd_server/limits.py has the reasons, and the limits that cannot be set.
     max_connections: int = setting(256, "Connections of all NBD clients.", minimum=1)

@@ -61,6 +61,18 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class TablesPlace:
+    """Where a replica has its tables, for who runs on the same machine. host: names that (blockstore/storage/fence.py).
+
+    fence: device and inode of the file `fence` in the directory.
+    """
+
+    host: str
+    directory: str
+    fence: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Replacement:
     """A change of members before its first step: the newcomer is filled, and has no vote. reason: for people."""
 

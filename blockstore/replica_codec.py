@@ -10,7 +10,16 @@ from typing import Final, NamedTuple
 
 import xxhash
 
-from blockstore.domain import Member, Position, ReplicaAddress, ReplicaId, SegmentNumber, VolumeId, check_id
+from blockstore.domain import (
+    Member,
+    Position,
+    ReplicaAddress,
+    ReplicaId,
+    SegmentNumber,
+    TablesPlace,
+    VolumeId,
+    check_id,
+)
 from blockstore.errors import Corrupt, Fenced, InvalidRequest
 from blockstore.grpc_payload import cut_out, fields_of, parse, put_in, tag_of, varint
 from blockstore.record import MAX_RECORD_SIZE, Record, decode_record
@@ -318,6 +327,15 @@ def decode_seal_answer(response: pb.SealEpochResponse, sent: SealEpoch) -> SealA
         complete=response.complete,
         damaged=response.damaged,
     )
+
+
+def encode_place(place: TablesPlace) -> pb.TablesPlace:
+    device, inode = place.fence
+    return pb.TablesPlace(host=place.host, directory=place.directory, device=device, inode=inode)
+
+
+def decode_place(place: pb.TablesPlace) -> TablesPlace:
+    return TablesPlace(place.host, place.directory, (place.device, place.inode))
 
 
 def encode_append_answer(answer: AppendAnswer | FencedBy) -> pb.ReplicateResponse:

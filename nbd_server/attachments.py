@@ -31,11 +31,19 @@ class Attachments:
     """All attempts of this process, the latest of each volume."""
 
     def __init__(
-        self, server: NbdServer, settings: LeaderSettings, call_timeout_s: float, ask_control: AskControl
+        self,
+        server: NbdServer,
+        settings: LeaderSettings,
+        call_timeout_s: float,
+        ask_control: AskControl,
+        *,
+        short_circuit: bool = True,
     ) -> None:
+        """short_circuit: as OpenVolume's."""
         self._server = server
         self._settings = settings
         self._call_timeout_s = call_timeout_s
+        self._short_circuit = short_circuit
         self._ask_control = ask_control
         self._attempts: dict[VolumeId, Attempt] = {}
         self._closed: dict[VolumeId, int] = {}
@@ -122,7 +130,7 @@ class Attachments:
         async def refresh() -> dict[ReplicaId, str]:
             return addresses_of((await self._ask_control(ticket.volume, ticket.epoch)).segments)
 
-        return OpenVolume(ticket, self._settings, self._call_timeout_s, refresh)
+        return OpenVolume(ticket, self._settings, self._call_timeout_s, refresh, short_circuit=self._short_circuit)
 
     def _begin(self, message: pb.OpenTicket) -> Attempt:
         tickets = to_tickets(message)

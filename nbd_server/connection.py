@@ -383,6 +383,8 @@ class Connection(asyncio.BufferedProtocol):
             self.in_flight_requests -= 1
             self._ended_bytes += commands.memory_bytes(request, self._terms)
             self._reply_error(request, started)
+        elif started.done():
+            self._ended(request, began, started)  # without a turn of the loop
         else:
             started.add_done_callback(partial(self._ended, request, began))
 

@@ -10,12 +10,14 @@ import structlog
 
 from blockstore.config import FrontEndSettings, Tls, join_address, split_address
 from blockstore.daemon import stop_signals, tell_ready, write_address
+from blockstore.durable_files import make_directory
 from blockstore.errors import Conflict
 from blockstore.grpc_endpoint import Endpoint
 from blockstore.metrics import Sample
 from blockstore.metrics_endpoint import serving_metrics
 from blockstore.rpc import control_pb2, control_pb2_grpc
 from blockstore.systemd import listening_sockets
+from nbd_server.crash import reporting_crashes
 from nbd_server.exports import Exports
 from nbd_server.front_end import FrontEnd
 from nbd_server.limits import limits_of
@@ -44,7 +46,9 @@ async def _serve(settings: FrontEndSettings, stopped: "asyncio.Future[int]", sta
     server = NbdServer(Exports(), limits_of(settings), security=Security(settings))
     server.watch_files()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
-    front_end = FrontEnd(settings, server)
+    make_directory(settings.state)
+    may_read_tables = stack.enter_context(reporting_crashes(settings.state))
+    front_end = FrontEnd(settings, server, may_read_tables=may_read_tables)
     endpoint = Endpoint(settings.listen, settings.advertise)
     control_pb2_grpc.add_FrontEndServicer_to_server(front_end, endpoint.server)
     endpoint.add_names([control_pb2.DESCRIPTOR.services_by_name["FrontEnd"].full_name])

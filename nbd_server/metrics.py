@@ -59,6 +59,11 @@ UNLEASED = counter(
     "Reads that had to wait, with their data here, until a quorum confirmed the epoch.",
     "volume",
 )
+SHORT_CIRCUIT = counter(
+    "volume_short_circuit_reads",
+    "Reads that were answered out of a replica's tables on this machine, without its node.",
+    "volume",
+)
 HYDRATION_SIZE = gauge(
     "volume_hydration_bytes", "What of a restored volume has to be brought from its source.", "volume"
 )
@@ -67,7 +72,7 @@ HYDRATED = gauge("volume_hydrated_bytes", "What of that is there.", "volume")
 METRICS: Final = (
     COMMANDS, COMMAND_BYTES, COMMAND_TIME, COMMAND_DURATION, ERRORS, CONNECTIONS, WAITING_CONNECTIONS, IN_FLIGHT,
     IN_FLIGHT_BYTES, IN_FLIGHT_LIMIT, SERVED, SIZE, EPOCH, CONNECTED, WHOLE, LAG, HELD, WAITING_BYTES, BARRIER, COMMIT,
-    UNLEASED, HYDRATION_SIZE, HYDRATED,
+    UNLEASED, SHORT_CIRCUIT, HYDRATION_SIZE, HYDRATED,
 )  # fmt: skip
 
 
@@ -116,6 +121,7 @@ def _of_volume(attempt: Attempt, statuses: Sequence[LeaderStatus]) -> Iterator[S
     yield BARRIER(attempt.barriers.holding, volume)
     yield COMMIT(Durations.joined(each.commits for each in statuses), volume)
     yield UNLEASED(sum(each.unleased for each in statuses), volume)
+    yield SHORT_CIRCUIT(sum(each.short_circuit_reads for each in attempt.volume.segments), volume)
     hydration = attempt.hydration
     if hydration is not None:
         yield HYDRATION_SIZE(hydration.blocks_total * BLOCK_SIZE, volume)

@@ -13,8 +13,9 @@ from blockstore.storage.check import check_replica
 from blockstore.storage.copies import copied_position, decode_meta
 from blockstore.storage.keys import blocks_of
 from blockstore.storage.memtable import RUN_BLOCKS
-from blockstore.storage.replica_store import FILE_NAME, ReplicaStore
+from blockstore.storage.replica_store import ReplicaStore
 from blockstore.storage.scrub import ExtentView, ScrubReader
+from blockstore.storage.tables import FILE_NAME
 from blockstore.units import Generation
 from tests.storage_model import EPOCH, Log, block, discard, fill, hydrated, new_store, position, trim, write, zero
 

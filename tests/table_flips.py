@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from blockstore.storage.keys import HEAD_SIZE, TAIL_SIZE, extent_key, number_key, version_key
-from blockstore.storage.replica_store import FILE_NAME, ReplicaStore
+from blockstore.storage.replica_store import ReplicaStore
+from blockstore.storage.tables import FILE_NAME
 from blockstore.units import EXTENT_BLOCKS, FIRST_GENERATION
 
 _BIG_DATA = 1

@@ -15,8 +15,7 @@ import pytest
 
 from blockstore.rpc import control_pb2, snapshot_pb2
 from blockstore.storage.keys import version_key
-from blockstore.storage.replica_store import FILE_NAME
-from blockstore.storage.tables import Tables
+from blockstore.storage.tables import FILE_NAME, Tables
 from blockstore.units import FIRST_GENERATION, KIB, MIB
 from tests.cli_guest import read, write
 from tests.cluster import CONTROL, FRONT_END, Cluster

@@ -13,8 +13,7 @@ from blockstore.log import LogImage
 from blockstore.node.node import open_sound
 from blockstore.storage.meta import FORMAT, Meta
 from blockstore.storage.node_store import NodeStore
-from blockstore.storage.replica_store import FILE_NAME
-from blockstore.storage.tables import PAGE_SIZE, Tables
+from blockstore.storage.tables import FILE_NAME, PAGE_SIZE, Tables
 from blockstore.units import BLOCK_SIZE, MIB
 from blockstore.volume.open_volume import OpenVolume
 from tests.stack import SEGMENT, VOLUME, Stack, in_loop, running_stack, until

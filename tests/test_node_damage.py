@@ -12,8 +12,7 @@ from blockstore.node.hosted_replica import HostedReplica
 from blockstore.storage.check import check_replica
 from blockstore.storage.keys import extent_key, number_key
 from blockstore.storage.meta import Meta
-from blockstore.storage.replica_store import FILE_NAME
-from blockstore.storage.tables import Tables, Writing
+from blockstore.storage.tables import FILE_NAME, Tables, Writing
 from blockstore.units import BLOCK_SIZE, FIRST_GENERATION, MIB, Sequence
 from tests.stack import Stack, in_loop, running_stack, until
 from tests.table_flips import flip

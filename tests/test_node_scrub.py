@@ -14,8 +14,7 @@ from blockstore.node.hosted_replica import HostedReplica
 from blockstore.record import block_checksum
 from blockstore.storage.check import check_replica
 from blockstore.storage.keys import HEAD_SIZE, data_value, extent_key, version_key
-from blockstore.storage.replica_store import FILE_NAME
-from blockstore.storage.tables import Writing
+from blockstore.storage.tables import FILE_NAME, Writing
 from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, FIRST_GENERATION, MAX_GENERATION, MIB, Generation
 from blockstore.volume.open_volume import OpenVolume
 from tests.stack import Stack, in_loop, running_stack, until

@@ -46,7 +46,7 @@ MUST_HAPPEN = {
     *("RecordEntry", "SealEntry", "TruncateEntry", "FillingEntry", "WholeEntry"),
     *("Serving", "Completed", "Sealed", "ReadDone", "ReadDropped", "Relieved", "Reconnect", "Over"),
     *("Fenced", "QuorumUnavailable", "NoSpace", "Corrupt"),
-    *("merged", "hydrated", "no room", "held for room", "settled", "lost for good"),
+    *("merged", "hydrated", "no room", "held for room", "settled", "lost for good", "tables read"),
 }
 
 

@@ -14,7 +14,8 @@ from blockstore.storage import merge as merge_module
 from blockstore.storage.keys import blocks_of, extent_key, version_key
 from blockstore.storage.merge import merge
 from blockstore.storage.reads import CorruptBlocks
-from blockstore.storage.replica_store import FILE_NAME, ReplicaStore
+from blockstore.storage.replica_store import ReplicaStore
+from blockstore.storage.tables import FILE_NAME
 from blockstore.units import EXTENT_BLOCKS, MAX_GENERATION, Generation
 from tests.storage_model import (
     Log,

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from blockstore.storage.check import check_replica
-from blockstore.storage.replica_store import FILE_NAME, ReplicaStore
-from blockstore.storage.tables import StorageFailed
+from blockstore.storage.replica_store import ReplicaStore
+from blockstore.storage.tables import FILE_NAME, StorageFailed
 from blockstore.units import BLOCK_SIZE, Generation
 from tests.crash.small_disk import PRIVATE_MOUNTS
 from tests.programs import require_found

@@ -21,8 +21,8 @@ from blockstore.storage.keys import (
 from blockstore.storage.meta import Meta, Pin, Tombstone
 from blockstore.storage.node_store import NodeStore
 from blockstore.storage.reads import CorruptBlocks
-from blockstore.storage.replica_store import FILE_NAME, ReplicaStore
-from blockstore.storage.tables import Tables, Writing
+from blockstore.storage.replica_store import ReplicaStore
+from blockstore.storage.tables import FILE_NAME, Tables, Writing
 from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, Generation, Sequence
 from tests.storage_model import EPOCH, Log, address, apply, block, new_store, position, seal, trim, write
 

@@ -10,7 +10,8 @@ from blockstore.storage import apply as apply_module
 from blockstore.storage import memtable
 from blockstore.storage.check import check_replica
 from blockstore.storage.copies import decode_meta
-from blockstore.storage.replica_store import FILE_NAME, ReplicaStore
+from blockstore.storage.replica_store import ReplicaStore
+from blockstore.storage.tables import FILE_NAME
 from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, MAX_BLOCKS, Sequence
 from tests.storage_model import (
     EPOCH,

@@ -13,10 +13,9 @@ from blockstore.log import Filling, LogImage
 from blockstore.node.daemon import SWITCH_INTERVAL_S
 from blockstore.storage import compaction, tables
 from blockstore.storage.check import check_replica
-from blockstore.storage.compaction import SUFFIX
 from blockstore.storage.reads import TableReader
-from blockstore.storage.replica_store import FILE_NAME, ReplicaStore
-from blockstore.storage.tables import Tables
+from blockstore.storage.replica_store import ReplicaStore
+from blockstore.storage.tables import FILE_NAME, Tables, replacement_of
 from blockstore.units import BLOCK_SIZE, MAX_GENERATION, MIB, Generation, Sequence
 from tests.storage_model import Log, apply, block, new_store, pin, position, seal, trim, unpin, write
 
@@ -142,9 +141,9 @@ def test_what_an_interrupted_compaction_left_goes_at_the_next_start(tmp_path: Pa
     store, log = new_store(tmp_path), Log()
     apply(store, log, [log.record(write(0, block(1)))])
     store.close()
-    (tmp_path / (FILE_NAME + SUFFIX)).write_bytes(b"half a copy")
+    replacement_of(tmp_path / FILE_NAME).write_bytes(b"half a copy")
     assert ReplicaStore.open(tmp_path).read(0, 1) == block(1)
-    assert not (tmp_path / (FILE_NAME + SUFFIX)).exists()
+    assert not replacement_of(tmp_path / FILE_NAME).exists()
 
 
 def _forever(call: Callable[[], object], stop: threading.Event, failures: list[BaseException]) -> threading.Thread:

@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 
 import structlog
 
-from blockstore.domain import Position, ReplicaAddress, ReplicaId
+from blockstore.domain import Position, ReplicaAddress, ReplicaId, TablesPlace
 from blockstore.errors import CairnError, Corrupt, NotFound, QuorumUnavailable
 from blockstore.log import LogEntry, RecordEntry, SealEntry
 from blockstore.node.journal_writer import JournalWriter
@@ -40,6 +40,7 @@ from blockstore.replication.messages import (
     SealEpoch,
 )
 from blockstore.rpc import replica_pb2 as pb
+from blockstore.storage.fence import NO_EPOCH, Fence, this_host
 from blockstore.storage.journal import Journal, JournalEntry
 from blockstore.storage.reads import BlockVersion
 from blockstore.storage.replica_store import ReplicaStore
@@ -99,6 +100,7 @@ class HostedReplica:
         """Loop time at which the oldest record was committed that no checkpoint has applied."""
         self.closed = False
         self._services = services
+        self._fence = _fence_of(store, follower.epoch)
         self._mark = store.mark
         self._end = Position(max(follower.end.epoch, follower.epoch), follower.end.sequence)
         self._tables = asyncio.Lock()
@@ -131,7 +133,9 @@ class HostedReplica:
     async def seal(self, message: SealEpoch) -> SealAnswer | FencedBy:
         """Everything that was accepted before is durable and counted in the answer."""
         reply = _OneReply()
-        self.carry_out(self.follower.seal(reply, message))
+        effects = self.follower.seal(reply, message)
+        self._put_fence(self.follower.epoch)  # before it is answered
+        self.carry_out(effects)
         return cast(SealAnswer | FencedBy, await reply.future)
 
     def refuse_read(self, epoch: Epoch, configuration: int, commit: Position) -> CairnError | None:
@@ -141,6 +145,27 @@ class HostedReplica:
         except CairnError as error:
             return error
         return None
+
+    @property
+    def place(self) -> TablesPlace | None:
+        """Where who runs on this machine can read the tables by itself; None where nobody can."""
+        if self._fence is None:
+            return None
+        return TablesPlace(this_host(), str(self.store.directory.absolute()), self._fence.identity)
+
+    def end_reads_beside(self) -> None:
+        """The replica goes: nobody reads its tables any more."""
+        self._put_fence(NO_EPOCH)
+
+    def _put_fence(self, epoch: int) -> None:
+        if self._fence is None:
+            return
+        try:
+            self._fence.put(epoch)
+        except OSError as error:
+            failed = StorageFailed(f"the fence of {self.replica} cannot be written: {error}; the node must start anew")
+            self._services.fail(failed)
+            raise failed from error
 
     def set_peers(self, peers: Iterable[pb.Peer]) -> None:
         """Where members are now; empty where that is not known."""
@@ -269,6 +294,9 @@ class HostedReplica:
         self.closed = True
         async with self._tables:
             await self.in_thread(self.store.close)  # which waits for a compaction
+        if self._fence is not None:
+            self._fence.close()
+            self._fence = None
         self._services.memory.update(self.replica, 0)
 
     @asynccontextmanager
@@ -322,6 +350,15 @@ class HostedReplica:
         if not self.closed:
             self._mark = last
             self.carry_out(self.follower.persisted(number))
+
+
+def _fence_of(store: ReplicaStore, epoch: Epoch) -> Fence | None:
+    """None where none can be made, as on a full disk: then nobody reads the tables beside the node."""
+    try:
+        return Fence(store.directory, epoch)
+    except OSError as error:
+        _log.warning("nobody can read these tables beside the node", replica=store.address.replica, error=str(error))
+        return None
 
 
 class _OneReply:

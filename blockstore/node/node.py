@@ -171,6 +171,7 @@ class Node:
 
     async def _delete(self, hosted: HostedReplica) -> None:
         self.catch_up.stop(hosted.replica)
+        hosted.end_reads_beside()
         await hosted.close()
         await self._loop.run_in_executor(None, self.store.delete_replica, hosted.replica)
         self.repairer.forget(hosted.replica)

@@ -25,6 +25,7 @@ from blockstore.node.scrub_server import digest, show_extent
 from blockstore.replica_codec import (
     decode_seal,
     encode_append_answer,
+    encode_place,
     encode_seal_answer,
     fenced_error,
     to_address,
@@ -85,6 +86,8 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
         hosted.set_peers(request.peers)
         answer = encode_seal_answer(await hosted.seal(decode_seal(request)))
         answer.streams_port = self._streams.port
+        if (place := hosted.place) is not None:
+            answer.tables.CopyFrom(encode_place(place))
         return answer
 
     async def Replicate(  # type: ignore[override]  # parsed by hand

@@ -35,12 +35,13 @@ from blockstore.replication.messages import (
 )
 from blockstore.replication.quorum import Quorum
 from blockstore.replication.reads import Reads
+from blockstore.replication.recent_writes import RecentWrites
 from blockstore.replication.recovery import ChosenLog
 from blockstore.replication.requests import Requests
 from blockstore.replication.room import QuorumRoom
 from blockstore.replication.settings import LeaderSettings
 from blockstore.replication.status import LeaderStatus, MemberStatus, member_status
-from blockstore.units import BlockNumber, Epoch
+from blockstore.units import BlockNumber, Epoch, Sequence
 
 __all__ = ["Leader", "LeaderSettings", "LeaderStatus", "MemberStatus"]
 
@@ -335,6 +336,37 @@ class Leader:
         if isinstance(error, Fenced):
             return self._end(error)
         return self._reads.failed(attempt, error, self._log.commit, now)
+
+    # ---- rule 4: reads out of a member's tables, by who can open them
+
+    def follow_writes(self) -> None:
+        """From now on it is known what tables have to reflect for a read out of them."""
+        if self._requests.recent is None:
+            self._requests.recent = RecentWrites(self._log.end.sequence)
+
+    def must_reflect(self, replica: ReplicaId, start: BlockNumber, count: int, now: float) -> Position | None:
+        """What this member's tables have to reflect at least to show these blocks as they are now, and in this epoch.
+
+        For a read that was asked for by ReadFrom, so that no write to its blocks is under way. None: its tables are not
+        to be read. What was read then counts as arrived, like an answer: the lease has to hold after it.
+        """
+        recent = self._requests.recent
+        if self._over is not None or recent is None or not self._reads.may_use_tables_of(replica, now):
+            return None
+        return Position(self.epoch, Sequence(recent.newest(start, count)))
+
+    def may_use_tables_of(self, replica: ReplicaId, now: float) -> bool:
+        """Whether there is any sense in having this member's tables open."""
+        return self._reads.may_use_tables_of(replica, now)
+
+    def tables_reflect(self, position: Position) -> None:
+        """The tables that are read do, and never less again."""
+        if self._requests.recent is not None and position.epoch == self.epoch:
+            self._requests.recent.reflected(position.sequence)
+
+    def read_from(self, attempt: int, replica: ReplicaId) -> None:
+        """`attempt`, which ReadFrom has just named another member for, is asked of this one instead."""
+        self._reads.move(attempt, replica)
 
     # ---- rule 5, and time
 

@@ -8,6 +8,7 @@ Source: docs/replication.md; Raft, sections 5.3 and 5.4.
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from blockstore.domain import ORIGIN, Position, ReplicaId
 from blockstore.errors import CairnError
@@ -252,8 +253,7 @@ class Failed:
     error: CairnError
 
 
-@dataclass(frozen=True, slots=True)
-class ReadFrom:
+class ReadFrom(NamedTuple):
     """Read from this member; afterwards read_arrived or read_failed with the attempt. ticket: whose read it is."""
 
     attempt: int
@@ -264,8 +264,7 @@ class ReadFrom:
     ticket: Hashable
 
 
-@dataclass(frozen=True, slots=True)
-class ReadDone:
+class ReadDone(NamedTuple):
     """Answer the guest with the data that arrived for `attempt`."""
 
     ticket: Hashable

@@ -95,16 +95,28 @@ class Reads:
         for _ in members:
             member = members[self._turn]
             if (
-                member.sealed
-                and member.whole
+                self._may_answer(member, now)
                 and member.matched.sequence >= commit.sequence
-                and member.confirmed > now - self._lease_s
                 and member.replica not in read.failed
                 and member.replica not in read.corrupt
             ):
                 return member
             self._next_turn()
         return None
+
+    def _may_answer(self, member: Member, now: float) -> bool:
+        return member.sealed and member.whole and member.confirmed > now - self._lease_s
+
+    def may_use_tables_of(self, replica: ReplicaId, now: float) -> bool:
+        """Whether reads may be asked of this one now, had it all that is committed."""
+        for member in self._members:
+            if member.replica == replica:
+                return self._may_answer(member, now)
+        return False
+
+    def move(self, attempt: int, replica: ReplicaId) -> None:
+        """What is under way is asked of this member instead."""
+        self._under_way[attempt].replica = replica
 
     def _next_turn(self) -> None:
         self._turn, self._run = (self._turn + 1) % len(self._members), 0

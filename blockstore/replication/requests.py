@@ -22,6 +22,7 @@ from blockstore.replication.in_flight import Write
 from blockstore.replication.leader_log import LeaderLog
 from blockstore.replication.messages import Completed, Failed, LeaderEffect, Relieved, Sealed, Serving
 from blockstore.replication.reads import Read, Reads
+from blockstore.replication.recent_writes import RecentWrites
 from blockstore.replication.room import QuorumRoom, Room
 from blockstore.replication.settings import LeaderSettings
 from blockstore.replication.write_queue import NEEDS_ROOM, WriteQueue
@@ -52,6 +53,8 @@ class Requests:
         self._hydrated = False
         self.commits = Durations()
         """Of each record, from when its first write came until it was committed."""
+        self.recent: RecentWrites | None = None
+        """What is in the log, while somebody reads tables; records that came before it count as its floor."""
 
     @property
     def congested(self) -> bool:
@@ -118,6 +121,9 @@ class Requests:
             batch = self._queue.next_batch()
             if batch:
                 record = self._log.append(write.operation for write in batch)
+                if self.recent is not None:
+                    for write in batch:
+                        self.recent.note(record.sequence, write.operation)
                 self._in_flight.append(_InFlight(record.position, record.generation, batch))
         return [*self._log.stream_to_all(now), *self._relieve()] if taken else []
 

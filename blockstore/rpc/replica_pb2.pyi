@@ -278,6 +278,7 @@ class SealEpochResponse(_message.Message):
     COMPLETE_FIELD_NUMBER: _builtins.int
     DAMAGED_FIELD_NUMBER: _builtins.int
     STREAMS_PORT_FIELD_NUMBER: _builtins.int
+    TABLES_FIELD_NUMBER: _builtins.int
     whole: _builtins.bool
     epoch: _builtins.int
     """As sealed. Newer than those that were sent: the sender is fenced, and nothing else is said."""
@@ -310,6 +311,10 @@ class SealEpochResponse(_message.Message):
     def known(self) -> _containers.RepeatedCompositeFieldContainer[Global___Acked]:
         """What the other members have acked, as leaders told it to this one."""
 
+    @_builtins.property
+    def tables(self) -> Global___TablesPlace:
+        """Who runs on the same machine and may open them reads the tables there (blockstore/storage/shared_tables.py)."""
+
     def __init__(
         self,
         *,
@@ -326,14 +331,47 @@ class SealEpochResponse(_message.Message):
         complete: _builtins.bool = ...,
         damaged: _builtins.bool = ...,
         streams_port: _builtins.int = ...,
+        tables: Global___TablesPlace | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "commit", b"commit", "end", b"end", "floor", b"floor"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "commit", b"commit", "end", b"end", "floor", b"floor", "tables", b"tables"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "commit", b"commit", "complete", b"complete", "configuration", b"configuration", "damaged", b"damaged", "end", b"end", "epoch", b"epoch", "floor", b"floor", "full", b"full", "generation", b"generation", "known", b"known", "streams_port", b"streams_port", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "commit", b"commit", "complete", b"complete", "configuration", b"configuration", "damaged", b"damaged", "end", b"end", "epoch", b"epoch", "floor", b"floor", "full", b"full", "generation", b"generation", "known", b"known", "streams_port", b"streams_port", "tables", b"tables", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SealEpochResponse: _TypeAlias = SealEpochResponse  # noqa: Y015
+
+@_typing.final
+class TablesPlace(_message.Message):
+    """Where a replica's tables are, and what proves that a directory is the one that is meant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    DIRECTORY_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    INODE_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """The boot of the machine and its processes' namespace."""
+    directory: _builtins.str
+    device: _builtins.int
+    """As stat(2) says of the file `fence` in it (blockstore/storage/fence.py)."""
+    inode: _builtins.int
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        directory: _builtins.str = ...,
+        device: _builtins.int = ...,
+        inode: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "directory", b"directory", "host", b"host", "inode", b"inode"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TablesPlace: _TypeAlias = TablesPlace  # noqa: Y015
 
 @_typing.final
 class ReplicateRequest(_message.Message):

@@ -36,8 +36,7 @@ from blockstore.storage.keys import (
 )
 from blockstore.storage.meta import Meta, Pin, SealedGeneration
 from blockstore.storage.node_store import lock_data, replicas_in
-from blockstore.storage.replica_store import FILE_NAME
-from blockstore.storage.tables import Reading, Tables
+from blockstore.storage.tables import FILE_NAME, Reading, Tables
 from blockstore.units import EXTENT_BLOCKS, MAX_BLOCKS, Epoch, Generation
 
 _REPAIR: Final = "start the node, which repairs it from its peers; keep this directory until the volume is healthy"

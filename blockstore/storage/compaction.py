@@ -20,10 +20,9 @@ from blockstore.storage.apply import put_sorted
 from blockstore.storage.delta import all_generations, extents_above
 from blockstore.storage.keys import extent_key, number_key
 from blockstore.storage.meta import Meta
-from blockstore.storage.tables import ReadCursor, Reading, Tables, WriteCursor, Writing
+from blockstore.storage.tables import ReadCursor, Reading, Tables, WriteCursor, Writing, lock_of, replacement_of
 from blockstore.units import EXTENT_BLOCKS
 
-SUFFIX: Final = ".compacted"
 #: Carried over in one transaction: 16 MiB at most, for each generation.
 _EXTENTS_A_CALL: Final = 16
 #: Rounds without holding changes up. With fewer changed extents than one call takes, the last one begins.
@@ -58,15 +57,10 @@ def compact(tables: Tables, repaired: Callable[[], Iterable[int]], is_void: Call
         remove_leftovers(tables.path)
 
 
-def replacement_of(path: Path) -> Path:
-    """Where the file is made that is to take the place of the tables at `path`."""
-    return path.with_name(path.name + SUFFIX)
-
-
 def remove_leftovers(path: Path) -> None:
     """What the making of such a file left behind."""
     target = replacement_of(path)
-    for leftover in (target, target.with_name(target.name + "-lock")):
+    for leftover in (target, lock_of(target)):
         leftover.unlink(missing_ok=True)
 
 

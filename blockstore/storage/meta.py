@@ -15,7 +15,7 @@ from blockstore.errors import Conflict, Corrupt, NotFound, QuorumUnavailable
 from blockstore.log import LogImage, decode_filling, encode_filling
 from blockstore.record import HEADER_SIZE, Record, decode_record
 from blockstore.storage.keys import number_key, with_check, without_check
-from blockstore.storage.tables import Reading, Tables, Writing
+from blockstore.storage.tables import Handles, Reading, Writing
 from blockstore.units import FILL_GENERATION, Epoch, Generation, Sequence
 
 FORMAT: Final = b"cairn tables 1"
@@ -74,7 +74,7 @@ class Tombstone(NamedTuple):
 class Meta:
     """Reads and writes the rows of `meta` and `tail` in one transaction, which the caller holds."""
 
-    def __init__(self, tables: Tables, transaction: Reading | Writing) -> None:
+    def __init__(self, tables: Handles, transaction: Reading | Writing) -> None:
         self._table = tables.meta
         self._tail = tables.tail
         self._transaction = transaction

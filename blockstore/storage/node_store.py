@@ -31,9 +31,9 @@ from blockstore.durable_files import make_directory, sync_path, write_durably
 from blockstore.errors import AlreadyExists, Conflict, Corrupt, InvalidRequest, NotFound
 from blockstore.log import LogImage
 from blockstore.storage.file_check import check_file
-from blockstore.storage.replica_store import FILE_NAME, ReplicaStore
+from blockstore.storage.replica_store import ReplicaStore
 from blockstore.storage.space import SpaceGuard
-from blockstore.storage.tables import is_cut_short
+from blockstore.storage.tables import FILE_NAME, is_cut_short
 
 _NEW: Final = ".new"
 _CLUSTER: Final = "cluster"

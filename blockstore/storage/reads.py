@@ -26,7 +26,7 @@ from blockstore.storage.keys import (
     raw_sequence,
     version_key,
 )
-from blockstore.storage.tables import Reading, Tables
+from blockstore.storage.tables import Handles, Reading
 from blockstore.units import BLOCK_SIZE, EXTENT_BLOCKS, MAX_BLOCKS, MAX_GENERATION, BlockNumber, Generation, Sequence
 
 ZERO_BLOCK: Final = bytes(BLOCK_SIZE)
@@ -80,7 +80,7 @@ class TableReader:
     old: a generation; the blocks that show a version of it, or of one before, are collected as well.
     """
 
-    def __init__(self, tables: Tables, transaction: Reading, old: int = -1) -> None:
+    def __init__(self, tables: Handles, transaction: Reading, old: int = -1) -> None:
         self._tables = tables
         self._transaction = transaction
         self._index = transaction.cursor(tables.index)

@@ -17,7 +17,6 @@ from collections.abc import Sequence as Seq
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 from blockstore.domain import Position, ReplicaAddress
 from blockstore.durable_files import sync_path
@@ -25,7 +24,7 @@ from blockstore.errors import Conflict, Corrupt, NoSpace, NotFound
 from blockstore.log import LogImage
 from blockstore.record import Record, block_checksum
 from blockstore.storage.apply import Applier
-from blockstore.storage.compaction import compact, remove_leftovers, replacement_of
+from blockstore.storage.compaction import compact, remove_leftovers
 from blockstore.storage.copies import decode_extent, decode_meta, encode_extent, encode_meta
 from blockstore.storage.delta import CopyWriter, extents_above, held_extents, lowest_stated, read_extent, read_meta
 from blockstore.storage.digest import digest_of
@@ -37,7 +36,7 @@ from blockstore.storage.repair import Repairs
 from blockstore.storage.scrub import ScrubReader
 from blockstore.storage.sealed import SealedReader
 from blockstore.storage.status import StatusReader
-from blockstore.storage.tables import MakeRoom, Reading, Tables, Writing, closed_on_error
+from blockstore.storage.tables import FILE_NAME, MakeRoom, Reading, Tables, Writing, closed_on_error, replacement_of
 from blockstore.storage.unapplied import Unapplied
 from blockstore.units import (
     BLOCK_SIZE,
@@ -46,8 +45,6 @@ from blockstore.units import (
     Generation,
     Sequence,
 )
-
-FILE_NAME: Final = "tables.mdb"
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,8 @@ else:
     Reading = Writing = lmdb.Transaction
     ReadCursor = WriteCursor = lmdb.Cursor
 
+#: Of the tables in a replica's directory.
+FILE_NAME: Final = "tables.mdb"
 NAMES: Final = (b"index", b"data", b"extents", b"present", b"tail", b"meta")
 PAGE_SIZE: Final = 4096
 INITIAL_MAP_BYTES: Final = 64 * MIB
@@ -95,7 +97,25 @@ class Gate:
                 self._changed.notify_all()
 
 
-class Tables:
+class Handles:
+    """The six tables of an environment, by name, for its transactions."""
+
+    index: "lmdb._Database"
+    data: "lmdb._Database"
+    extents: "lmdb._Database"
+    present: "lmdb._Database"
+    tail: "lmdb._Database"
+    meta: "lmdb._Database"
+
+    def _take_handles(self, environment: lmdb.Environment, *, create: bool) -> None:
+        handles = [environment.open_db(name, create=create) for name in NAMES]
+        self.index, self.data, self.extents, self.present, self.tail, self.meta = handles
+
+    def _handles(self) -> tuple["lmdb._Database", ...]:
+        return (self.index, self.data, self.extents, self.present, self.tail, self.meta)
+
+
+class Tables(Handles):
     """The six tables of one replica in the file `path` (and its lock file beside it)."""
 
     def __init__(self, path: Path, *, create: bool, make_room: MakeRoom = lambda: False) -> None:
@@ -122,13 +142,15 @@ class Tables:
         except lmdb.Error as error:
             raise self._opening_failed(error) from error
         try:
-            handles = [self._environment.open_db(name, create=create) for name in NAMES]
-            # A process that was killed may have left its last meta page in the page cache only.
+            # Where somebody reads the tables beside the node (shared_tables), the lock file is as a process that was
+            # killed has left it. The first write transaction puts it right: until then the last one may not show.
+            self._environment.begin(write=True).abort()
+            self._take_handles(self._environment, create=create)
+            # That process may also have left its last meta page in the page cache only.
             self._environment.sync(True)
         except lmdb.Error as error:
             self._environment.close()
             raise self._opening_failed(error) from error
-        self.index, self.data, self.extents, self.present, self.tail, self.meta = handles
 
     def _opening_failed(self, error: lmdb.Error) -> CairnError:
         if isinstance(error, lmdb.DiskError):
@@ -153,6 +175,7 @@ class Tables:
         with self._changing:
             while True:
                 self.check_usable()
+                self._environment.reader_check()  # of who was killed while it read beside the node
                 try:
                     with self._environment.begin(write=True) as transaction:
                         return apply(transaction)
@@ -197,12 +220,14 @@ class Tables:
     def replace_by(self, fresh: "Tables") -> None:
         """Put these tables in this one's place, in one atomic step; `fresh` is closed then. Raises StorageFailed.
 
+        Their lock file follows them: who opens the tables by name shares it with this process (shared_tables).
         The name is durable before anything changes in the new file. Reads wait only while the two are exchanged:
         to unmap the old file and give its blocks back takes 0.4 s where it has 500 MB.
         """
         with self._changing:
             try:
                 os.replace(fresh.path, self.path)
+                os.replace(lock_of(fresh.path), lock_of(self.path))
                 sync_path(self.path.parent)
             except OSError as error:
                 raise self._fail(error) from error
@@ -240,9 +265,6 @@ class Tables:
             if self._witness >= 0:
                 os.close(self._witness)
                 self._witness = -1
-
-    def _handles(self) -> tuple["lmdb._Database", ...]:
-        return (self.index, self.data, self.extents, self.present, self.tail, self.meta)
 
     def _grow(self) -> None:
         with self._copying, self._gate.closed():
@@ -310,6 +332,16 @@ class _ReadCall:
         self._tables._gate.leave()
         if isinstance(error, lmdb.Error):
             raise Corrupt(f"the tables at {self._tables.path} are damaged: {error}") from error
+
+
+def lock_of(path: Path) -> Path:
+    """LMDB's lock file of the tables at `path`."""
+    return path.with_name(path.name + "-lock")
+
+
+def replacement_of(path: Path) -> Path:
+    """Where the file is made that is to take the place of the tables at `path`."""
+    return path.with_name(path.name + ".compacted")
 
 
 def _map_size_for(file_bytes: int) -> int:

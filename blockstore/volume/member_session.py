@@ -8,12 +8,13 @@ import grpc
 import structlog
 
 from blockstore.config import split_address
-from blockstore.domain import ReplicaAddress, ReplicaId
+from blockstore.domain import ReplicaAddress, ReplicaId, TablesPlace
 from blockstore.errors import CairnError, InvalidRequest, QuorumUnavailable
 from blockstore.grpc_errors import cairn_errors, from_status
 from blockstore.message_stream import Message
 from blockstore.replica_codec import (
     decode_append_answer,
+    decode_place,
     decode_read_response,
     decode_seal_answer,
     encode_append,
@@ -48,6 +49,7 @@ class LinkEvents(Protocol):
     def connected(self, replica: ReplicaId) -> None: ...
     def disconnected(self, replica: ReplicaId) -> None: ...
     def answered(self, replica: ReplicaId, message: SealAnswer | AppendAnswer | FencedBy) -> None: ...
+    def tables_found(self, replica: ReplicaId, place: TablesPlace) -> None: ...
     def read_arrived(self, attempt: int, data: memoryview) -> None: ...
     def read_arrived_in_part(self, attempt: int, data: memoryview, absent: AbsentRuns) -> None: ...
     def read_failed(self, attempt: int, error: CairnError) -> None: ...
@@ -143,6 +145,8 @@ class MemberSession:
         request = encode_seal(self._address, seal, directory.peers(), known)
         stub = replica_pb2_grpc.ReplicaStub(self._channel)
         response: pb.SealEpochResponse = await stub.SealEpoch(request, timeout=self._call_timeout_s)
+        if response.HasField("tables"):
+            self._events.tables_found(self._address.replica, decode_place(response.tables))
         self._events.answered(self._address.replica, decode_seal_answer(response, seal))
         return await self._open_streams(split_address(node)[0], response.streams_port)
 

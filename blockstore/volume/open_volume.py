@@ -16,8 +16,8 @@ from typing import Any, Final, cast
 import structlog
 
 from blockstore.boot_clock import boot_time_s
-from blockstore.domain import Configuration, Position, ReplicaAddress, ReplicaId, SegmentNumber
-from blockstore.errors import CairnError, Conflict, NotFound
+from blockstore.domain import Configuration, Position, ReplicaAddress, ReplicaId, SegmentNumber, TablesPlace
+from blockstore.errors import CairnError, Conflict, Corrupt, NotFound
 from blockstore.record import MAX_OPERATION_BLOCKS, Operation, OperationKind
 from blockstore.replication.leader import Leader, LeaderSettings, LeaderStatus, MemberStatus
 from blockstore.replication.messages import (
@@ -45,6 +45,7 @@ from blockstore.volume.futures import complete, fail, finished, joined, resolve
 from blockstore.volume.member_link import MemberLink
 from blockstore.volume.member_queries import MemberQueries
 from blockstore.volume.member_session import AbsentRuns
+from blockstore.volume.short_circuit import ShortCircuit
 from blockstore.volume.ticket import Ticket
 
 _log = structlog.get_logger(__name__)
@@ -79,7 +80,16 @@ class OpenVolume:
     `over` is done, with the error, when this attachment has ended for good: nothing is served after.
     """
 
-    def __init__(self, ticket: Ticket, settings: LeaderSettings, call_timeout_s: float, refresh: Refresh) -> None:
+    def __init__(
+        self,
+        ticket: Ticket,
+        settings: LeaderSettings,
+        call_timeout_s: float,
+        refresh: Refresh,
+        *,
+        short_circuit: bool = True,
+    ) -> None:
+        """short_circuit: whether the tables of members on this machine are read without their nodes."""
         loop = asyncio.get_running_loop()
         self.volume = ticket.volume
         self.epoch = ticket.epoch
@@ -110,6 +120,9 @@ class OpenVolume:
         self.members = MemberQueries(self._whole_members, ticket.epoch, ticket.configuration.number, call_timeout_s)
         self._segment = ticket.segment
         self._call_timeout_s = call_timeout_s
+        self._short_circuit: ShortCircuit | None = None
+        if short_circuit:
+            self._short_circuit = ShortCircuit(self._leader, boot_time_s, 2 * settings.heartbeat_s)
         self._links: dict[ReplicaId, MemberLink] = {}
         self._dialling: dict[ReplicaId, asyncio.Task[None]] = {}
         self._hanging_up: set[asyncio.Task[None]] = set()
@@ -160,6 +173,8 @@ class OpenVolume:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._short_circuit is not None:
+            self._short_circuit.close()
         # Their errors keep the frames in which the calls to members are.
         self._dialling.clear()
         self._hanging_up.clear()
@@ -170,6 +185,11 @@ class OpenVolume:
     def segment(self) -> SegmentNumber:
         """Which one of the volume's this is."""
         return self._segment
+
+    @property
+    def short_circuit_reads(self) -> int:
+        """How many reads were answered out of a member's tables on this machine."""
+        return 0 if self._short_circuit is None else self._short_circuit.reads
 
     @property
     def configuration(self) -> Configuration:
@@ -203,6 +223,8 @@ class OpenVolume:
             task.cancel()
             self._hanging_up.add(task)
             task.add_done_callback(self._hanging_up.discard)
+            if self._short_circuit is not None:
+                self._short_circuit.forget(gone)
         for replica in replicas:
             if replica not in self._links:
                 address = ReplicaAddress(self.volume, self._segment, replica)
@@ -400,7 +422,13 @@ class OpenVolume:
     def connected(self, replica: ReplicaId) -> None:
         self._carry_out(self._leader.connected(replica, boot_time_s()))
 
+    def tables_found(self, replica: ReplicaId, place: TablesPlace) -> None:
+        if self._short_circuit is not None:
+            self._short_circuit.learn(replica, place)
+
     def disconnected(self, replica: ReplicaId) -> None:
+        if self._short_circuit is not None:
+            self._short_circuit.forget(replica)
         self._carry_out(self._leader.disconnected(replica, boot_time_s()))
         self._heard.set()
 
@@ -470,10 +498,24 @@ class OpenVolume:
 
     def _ask(self, effect: ReadFrom) -> None:
         query = self._queries.get(effect.ticket) if self._queries else None
-        if query is None:
-            self._links[effect.replica].read(effect)
-        else:
+        if query is not None:
             self._links[effect.replica].ask(effect, query)
+        elif self._short_circuit is None or not self._read_here(self._short_circuit, effect):
+            self._links[effect.replica].read(effect)
+
+    def _read_here(self, short_circuit: ShortCircuit, effect: ReadFrom) -> bool:
+        """Whether the read was answered out of a member's tables, or is asked of the one whose tables are damaged."""
+        try:
+            found = short_circuit.read(effect)
+        except Corrupt:
+            self._leader.read_from(effect.attempt, short_circuit.replica)
+            self._links[short_circuit.replica].read(effect)
+            return True
+        if found is None:
+            return False
+        self._arrived[effect.attempt] = found if isinstance(found, memoryview) else memoryview(found)
+        self._carry_out(self._leader.read_arrived(effect.attempt, short_circuit.ended_at))
+        return True
 
     def _read_done(self, ticket: object, found: memoryview | SparseBlocks | replica_pb2.BlockStatusResponse) -> None:
         if isinstance(found, SparseBlocks) and ticket not in self._naming_absent:
@@ -496,4 +538,6 @@ class OpenVolume:
             self._carry_out(self._leader.tick(boot_time_s()))
             for link in self._links.values():
                 link.check()
+            if self._short_circuit is not None:
+                self._short_circuit.check()
             await asyncio.sleep(self._heartbeat_s / 2)

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from blockstore.storage.journal import Journal, Recovered
 from blockstore.storage.journal_disk import Disk
-from blockstore.storage.replica_store import FILE_NAME
+from blockstore.storage.tables import FILE_NAME
 from blockstore.units import MIB
 from tests.cluster_simulation.processes import CURRENT, Process
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from blockstore.domain import Configuration, ReplicaId
+from blockstore.domain import Configuration, Position, ReplicaId
 from blockstore.errors import CairnError, QuorumUnavailable
 from blockstore.replication.leader import Leader
 from blockstore.replication.messages import (
@@ -31,6 +31,7 @@ from blockstore.replication.messages import (
 )
 from blockstore.units import Epoch
 from tests.simulation.hydration import Hydrator
+from tests.simulation.model_tables import Tables
 from tests.simulation.network import Call, Stream
 from tests.simulation.node import Node
 from tests.simulation.requests import ReadRequest
@@ -156,6 +157,8 @@ class FrontEnd(Process):
                 self.guest.relieved()
 
     def _read(self, effect: ReadFrom) -> None:
+        if self.world.reads_tables and self._read_tables(effect):
+            return
         node = self.world.node_of(effect.replica)
         request = ReadRequest(self.epoch, self.leader.configuration.number, effect.commit, effect.start, effect.count)
 
@@ -181,6 +184,34 @@ class FrontEnd(Process):
             failed=failed,
             deadline_s=_CALL_TIMEOUT_S,
         )
+
+    def _read_tables(self, effect: ReadFrom) -> bool:
+        """As blockstore/volume/short_circuit.py. The tables are there also while their node is down."""
+        leader = self.leader
+        leader.follow_writes()
+        for member in leader.configuration.members:
+            node = self.world.node_of(member.replica)
+            needed = leader.must_reflect(member.replica, effect.start, effect.count, self.clock())
+            tables = node.disk.tables
+            damaged = node.lost or node.corrupt or tables.has_lost(effect.start, effect.count)
+            if needed is not None and not damaged and self.shows(tables, needed) and not self.fenced(node):
+                leader.tables_reflect(tables.image.applied)
+                blocks = range(effect.start, effect.start + effect.count)
+                self._data[effect.attempt] = [tables.show(block, None) or 0 for block in blocks]
+                self.world.seen["tables read"] += 1
+                self.carry_out(leader.read_arrived(effect.attempt, self.clock()))
+                return True
+        return False
+
+    def fenced(self, node: Node) -> bool:
+        """Whether another epoch than this one was sealed there: looked at after the tables."""
+        return node.fence != self.epoch
+
+    @staticmethod
+    def shows(tables: Tables, needed: Position) -> bool:
+        """Whether what these show is as of `needed` or later, and all that there is."""
+        image = tables.image
+        return image.filling is None and not tables.source and image.applied >= needed
 
 
 class Link:

@@ -34,6 +34,7 @@ from blockstore.replication.recovery import ChosenLog, Undecided, choose_log
 from tests.simulation.member_mutations import MEMBER_MUTATIONS
 from tests.simulation.model_tables import Tables, Version
 from tests.simulation.room_mutations import ROOM_MUTATIONS
+from tests.simulation.short_circuit_mutations import SHORT_CIRCUIT_MUTATIONS
 from tests.simulation.table_mutations import TABLE_MUTATIONS, Patch
 
 # ---- the follower
@@ -258,6 +259,7 @@ MUTATIONS: Final[dict[str, tuple[Patch, ...]]] = {
     **TABLE_MUTATIONS,
     **MEMBER_MUTATIONS,
     **ROOM_MUTATIONS,
+    **SHORT_CIRCUIT_MUTATIONS,
 }
 
 

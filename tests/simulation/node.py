@@ -86,6 +86,8 @@ class Node(Process):
         self.corrupt = False
         self.no_room = False
         """No transaction of its tables goes through."""
+        self.fence = 0
+        """The epoch that reads of its tables have to be of: beside them, and there while the node is down."""
 
     # ---- life
 
@@ -112,6 +114,7 @@ class Node(Process):
             self.replica, self.disk.tables.image, entries, damage=self.disk.damage
         )
         self.follower.full = self.full
+        self.fence = self.follower.epoch
         self.world.trace(self.name, "starts", self.disk.damage, self.follower.end, self.follower.whole)
         self.world.checker.restored(self)
         if not any(isinstance(effect, Persist) for effect in effects):
@@ -148,7 +151,9 @@ class Node(Process):
     # ---- events
 
     def seal(self, call: Call, message: SealEpoch) -> None:
-        self.carry_out(self.follower.seal(call, message))
+        effects = self.follower.seal(call, message)
+        self.fence = self.follower.epoch
+        self.carry_out(effects)
 
     def append(self, stream: Stream, message: Append) -> None:
         try:

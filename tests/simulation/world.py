@@ -34,6 +34,8 @@ _SEEDS: Final = 20
 _CHANGING: Final = frozenset({3, 7, 13, 15, 19})
 #: And in these disks are full; where members change as well, all kinds of trouble come together.
 _FULL: Final = frozenset({5, 13})
+#: Of so many times that many seeds, in one front-ends read tables.
+_READING_TABLES: Final = 4
 #: Above every ticket's number.
 _SOURCE_VALUES: Final = 1 << 40
 
@@ -45,6 +47,8 @@ class World:
         self.seed = seed
         self.random = Random(seed)
         kind = seed % _SEEDS
+        #: Whether front-ends read the tables of members by themselves, as those on one machine with a node do.
+        self.reads_tables = seed // _SEEDS % _READING_TABLES == 1
         self.plan = draw_plan(self.random, changes=kind in _CHANGING, full_disks=kind in _FULL)
         self.scheduler = Scheduler()
         self.network = Network(self.scheduler, self.random, self.plan.network)

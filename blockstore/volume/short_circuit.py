@@ -1,0 +1,155 @@
+"""Reads of one segment out of the tables of a member that runs on this machine, without its node.
+
+A short-circuit read, as HDFS calls it. The leader says whether a member's tables may be read and what they have to
+reflect (replication/leader.py, `must_reflect`), blockstore/storage/shared_tables.py reads them; here is when that is
+done. It is never needed: whatever speaks against it, a read goes to the node that the leader chose for it.
+
+A read may have to wait for the disk, and with it everything in this event loop. So one that took long is followed by a
+rest, twenty times as long: reads of what is not in memory go to the nodes, which share them, and this loop spends a
+twentieth of its time waiting, at most.
+"""
+
+import resource
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from blockstore.domain import ReplicaId, TablesPlace
+from blockstore.errors import CairnError, Corrupt
+from blockstore.replication.leader import Leader
+from blockstore.replication.messages import ReadFrom
+from blockstore.storage.fence import this_host
+
+if TYPE_CHECKING:
+    from blockstore.storage.shared_tables import SharedTables
+
+_log = structlog.get_logger(__name__)
+#: A read takes 10 us and 1 or 2 more for each block, out of memory.
+_LONG_S: Final = 0.001
+_LONG_BLOCK_S: Final = 8e-6
+_REST: Final = 20
+#: A node gives way to guests by what it hears of them (blockstore/node/guest_traffic.py), so it hears of one so often.
+_SHOWN_S: Final = 0.03
+#: Tables that could not be opened are tried again after this: they may have been replaced just then.
+_RETRY_S: Final = 1.0
+
+
+class ShortCircuit:
+    """Of one segment, in its event loop. clock: as the leader's.
+
+    reads: how many were answered here. ended_at: when the last one had its data.
+    """
+
+    def __init__(self, leader: Leader, clock: Callable[[], float], checked_s: float) -> None:
+        """checked_s: `check` is called more often than that, or nothing is read."""
+        self.reads = 0
+        self.ended_at = 0.0
+        self._leader = leader
+        self._clock = clock
+        self._checked_s = checked_s
+        self._checked_at = clock()
+        self._places: dict[ReplicaId, TablesPlace] = {}
+        self._tables: SharedTables | None = None
+        self._replica = ReplicaId("")
+        self._open_at = 0.0
+        self._rests_until = 0.0
+        self._faults = _major_faults()
+        self._shown_at = 0.0
+
+    def learn(self, replica: ReplicaId, place: TablesPlace) -> None:
+        """Where a member that was just sealed has its tables."""
+        if place.host and place.host == this_host():
+            self._leader.follow_writes()
+            self._places[replica] = place
+
+    def forget(self, replica: ReplicaId) -> None:
+        """There is no way to its node any more."""
+        self._places.pop(replica, None)
+        if replica == self._replica:
+            self._leave()
+
+    def read(self, effect: ReadFrom) -> bytes | memoryview | None:
+        """What the leader wants read; None where the member that it names is to be asked.
+
+        Raises Corrupt where `replica` has damage in its tables, which its node is to find.
+        """
+        now = self._clock()
+        if not self._places or now < self._rests_until or now - self._checked_at > self._checked_s:
+            return None
+        if now - self._shown_at > _SHOWN_S:
+            self._shown_at = now
+            return None
+        tables = self._tables or self._open(now)
+        if tables is None:
+            return None
+        needed = self._leader.must_reflect(self._replica, effect.start, effect.count, now)
+        if needed is None:
+            return None
+        applied = tables.applied
+        try:
+            content = tables.read(effect.start, effect.count, needed)
+        except Corrupt as error:
+            _log.warning("tables are not read here any more", replica=self._replica, why=str(error))
+            self.forget(self._replica)
+            raise
+        if tables.applied != applied:
+            self._leader.tables_reflect(tables.applied)
+        self.ended_at = self._clock()
+        took = self.ended_at - now
+        if took > _LONG_S + effect.count * _LONG_BLOCK_S and self._has_waited():
+            self._rests_until = self.ended_at + _REST * took
+        if content is not None:
+            self.reads += 1
+        return content
+
+    @property
+    def replica(self) -> ReplicaId:
+        """Whose tables are read, or were."""
+        return self._replica
+
+    def check(self) -> None:
+        """Leave tables that were replaced, or whose member cannot be read from now: others may be better."""
+        now = self._checked_at = self._clock()
+        if self._tables is not None and not (
+            self._tables.is_current and self._leader.may_use_tables_of(self._replica, now)
+        ):
+            self._leave()
+
+    def close(self) -> None:
+        self._places.clear()
+        self._leave()
+
+    def _open(self, now: float) -> "SharedTables | None":
+        if now < self._open_at:
+            return None
+        # What few front-ends need is not loaded at the start of each.
+        from blockstore.storage.shared_tables import SharedTables  # noqa: PLC0415
+
+        self._open_at = now + _RETRY_S
+        for replica, place in self._places.items():
+            if not self._leader.may_use_tables_of(replica, now):
+                continue
+            try:
+                self._tables = SharedTables(place, self._leader.epoch)
+            except CairnError as error:
+                _log.info("tables cannot be read here", replica=replica, why=str(error))
+            else:
+                self._replica = replica
+                return self._tables
+        return None
+
+    def _has_waited(self) -> bool:
+        """Whether this thread has waited for the disk since it was last asked; it may have had to wait its turn."""
+        before, self._faults = self._faults, _major_faults()
+        return self._faults != before
+
+    def _leave(self) -> None:
+        if self._tables is not None:
+            self._tables.close()
+            self._tables = None
+
+
+def _major_faults() -> int:
+    """How often this thread has waited for a page from the disk; see getrusage(2)."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
