@@ -142,11 +142,8 @@ class Tables(Handles):
         except lmdb.Error as error:
             raise self._opening_failed(error) from error
         try:
-            # Where somebody reads the tables beside the node (shared_tables), the lock file is as a process that was
-            # killed has left it. The first write transaction puts it right: until then the last one may not show.
-            self._environment.begin(write=True).abort()
             self._take_handles(self._environment, create=create)
-            # That process may also have left its last meta page in the page cache only.
+            # A process that was killed may have left its last meta page in the page cache only.
             self._environment.sync(True)
         except lmdb.Error as error:
             self._environment.close()

@@ -135,6 +135,7 @@ class ShortCircuit:
             except CairnError as error:
                 _log.info("tables cannot be read here", replica=replica, why=str(error))
             else:
+                _log.info("a member is read out of its tables", replica=replica, directory=place.directory)
                 self._replica = replica
                 return self._tables
         return None
