@@ -37,7 +37,7 @@ class Attachments:
         call_timeout_s: float,
         ask_control: AskControl,
         *,
-        short_circuit: bool = True,
+        short_circuit: bool,
     ) -> None:
         """short_circuit: as OpenVolume's."""
         self._server = server

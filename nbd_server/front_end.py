@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 import structlog
 
-from blockstore.config import MAX_LEASE_S, FrontEndSettings, ShortCircuit
+from blockstore.config import MAX_LEASE_S, FrontEndSettings
 from blockstore.domain import FrontEndId, SnapshotId, VolumeId, check_id, make_id
 from blockstore.durable_files import make_directory, write_durably
 from blockstore.errors import CairnError, Conflict, Corrupt, Fenced, NotFound
@@ -62,8 +62,8 @@ def _may_be_tried_again(attempt: Attempt) -> bool:
 class FrontEnd(control_pb2_grpc.FrontEndServicer):
     """One process. `address` is where control dials, `uris` where NBD clients connect; both are set before `run`."""
 
-    def __init__(self, settings: FrontEndSettings, server: NbdServer, *, may_read_tables: bool = True) -> None:
-        """may_read_tables: those of replicas on this machine, where the settings allow it."""
+    def __init__(self, settings: FrontEndSettings, server: NbdServer, *, may_read_tables: bool) -> None:
+        """may_read_tables: those of replicas on this machine."""
         self.id = front_end_id(settings.state)
         self.instance = secrets.token_hex(8)
         self.address = ""
@@ -82,7 +82,7 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
             ),
             settings.call_timeout_s,
             self._get_attachment,
-            short_circuit=may_read_tables and settings.short_circuit is ShortCircuit.AUTO,
+            short_circuit=may_read_tables,
         )
         self._snapshot_catalog = snapshot_pb2_grpc.SnapshotsStub(self._channel)
         self._snapshots = self._show_snapshots(server.exports)

@@ -77,7 +77,8 @@ async def serving_front_end(
     )
     server = NbdServer(Exports(), limits)
     _, port = await server.listen_tcp("127.0.0.1", 0)
-    front_end = FrontEnd(settings, server)
+    # Nodes of this process: LMDB opens an environment once in each.
+    front_end = FrontEnd(settings, server, may_read_tables=False)
     endpoint = Endpoint("127.0.0.1:0")
     control_pb2_grpc.add_FrontEndServicer_to_server(front_end, endpoint.server)
     await endpoint.start()

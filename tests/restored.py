@@ -51,7 +51,9 @@ class Restored:
         return await self.open(attachments, self.ticket(**fields))
 
     def front_end(self) -> Attachments:
-        attachments = Attachments(NbdServer(Exports()), self.settings, _CALL_TIMEOUT_S, self._where)
+        attachments = Attachments(
+            NbdServer(Exports()), self.settings, _CALL_TIMEOUT_S, self._where, short_circuit=False
+        )
         self._attachments.append(attachments)
         return attachments
 

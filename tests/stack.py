@@ -188,7 +188,8 @@ class Stack:
             addresses=self.addresses(),
             known={},
         )
-        volume = OpenVolume(ticket, self.leader_settings, 5.0, self._refresh)
+        # Nodes of this process: LMDB opens an environment once in each.
+        volume = OpenVolume(ticket, self.leader_settings, 5.0, self._refresh, short_circuit=False)
         self._volumes.append(volume)
         if served:
             await asyncio.wait_for(volume.wait_until_served(), LIMIT_S)

@@ -87,7 +87,7 @@ class OpenVolume:
         call_timeout_s: float,
         refresh: Refresh,
         *,
-        short_circuit: bool = True,
+        short_circuit: bool,
     ) -> None:
         """short_circuit: whether the tables of members on this machine are read without their nodes."""
         loop = asyncio.get_running_loop()

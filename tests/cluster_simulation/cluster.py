@@ -18,7 +18,7 @@ import blockstore.node.node
 import nbd_server.daemon
 import nbd_server.front_end
 import snapshotd.daemon
-from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, SnapshotdSettings
+from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, ShortCircuit, SnapshotdSettings
 from blockstore.grpc_endpoint import control_target
 from blockstore.grpc_parts import whole
 from blockstore.replication.settings import LeaderSettings
@@ -217,7 +217,13 @@ class SimulatedCluster:
         return work
 
     def _front_end(self, directory: Path) -> Work:
-        settings = FrontEndSettings(state=directory, nbd_listen="127.0.0.1:0", control=self._control_addresses)
+        # Nodes of this process: LMDB opens an environment once in each.
+        settings = FrontEndSettings(
+            state=directory,
+            nbd_listen="127.0.0.1:0",
+            control=self._control_addresses,
+            short_circuit=ShortCircuit.NEVER,
+        )
         return lambda: nbd_server.daemon.run(settings)
 
     def _snapshotd(self, directory: Path) -> Work:
