@@ -60,10 +60,14 @@ class Tls(Enum):
     REQUIRE = "require"
 
 
-class ShortCircuit(Enum):
-    """Whether a front-end reads the tables of replicas on its own machine without their nodes."""
+class ShortCircuitMode(Enum):
+    """Whether a front-end reads the tables of replicas on its own machine without their nodes.
+
+    AUTO: where a quorum of them is there.
+    """
 
     AUTO = "auto"
+    ALWAYS = "always"
     NEVER = "never"
 
 
@@ -300,11 +304,12 @@ class FrontEndSettings(_Checked):
     retry_limit_s: float = setting(
         25.0, "Seconds that a request waits for a quorum before the guest gets EIO.", minimum=0
     )
-    # Half of the CPU time of a read, where it can be done; nbd_server/crash.py has the one reason against it.
-    short_circuit: ShortCircuit = setting(
-        ShortCircuit.AUTO,
-        "Read replicas on this machine out of their tables, without their nodes, where this user may open them (auto); "
-        "or never.",
+    # Half of the CPU time of a read, where it can be done; what speaks against it where only a minority is here is that
+    # a disk that hangs then holds up the front-end as well (blockstore/volume/short_circuit.py).
+    short_circuit: ShortCircuitMode = setting(
+        ShortCircuitMode.AUTO,
+        "Read volumes out of the tables of replicas on this machine, without their nodes: where a quorum of them is "
+        "here (auto), where any is (always), or never.",
     )
     # nbd_server/limits.py has the reasons, and the limits that cannot be set.
     max_connections: int = setting(256, "Connections of all NBD clients.", minimum=1)

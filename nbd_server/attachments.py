@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 import structlog
 
+from blockstore.config import ShortCircuitMode
 from blockstore.domain import ReplicaId, VolumeId
 from blockstore.errors import Fenced, NotFound
 from blockstore.replication.leader import LeaderSettings
@@ -37,7 +38,7 @@ class Attachments:
         call_timeout_s: float,
         ask_control: AskControl,
         *,
-        short_circuit: bool,
+        short_circuit: ShortCircuitMode = ShortCircuitMode.NEVER,
     ) -> None:
         """short_circuit: as OpenVolume's."""
         self._server = server

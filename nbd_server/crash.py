@@ -8,7 +8,7 @@ was reading tables, reads go to the nodes. No front-end dies twice of one page.
 
 import faulthandler
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -29,15 +29,22 @@ def reporting_crashes(state: Path) -> Iterator[bool]:
     may_read = _READER not in found
     if not may_read:
         _log.error(
-            "it was reading a replica's tables: reads go to the nodes as long as the report is there; "
-            "remove it once `cairn volume scrub` finds nothing",
+            "it was reading a replica's tables: reads go to the nodes until the report is removed and the front-end "
+            "started again; do that once `cairn volume scrub` finds nothing",
             report=str(path),
         )
-    with path.open("ab") as report:
+    try:
+        report = path.open("ab")
+    except OSError as error:
+        _log.warning("no report of a crash can be made, so no tables are read", path=str(path), error=str(error))
+        yield False
+        return
+    with report:
         faulthandler.enable(report, all_threads=False)
         try:
             yield may_read
         finally:
             faulthandler.disable()
-    if not path.stat().st_size:
-        path.unlink()
+    with suppress(FileNotFoundError):
+        if not path.stat().st_size:
+            path.unlink()

@@ -1,6 +1,7 @@
 """The front-end's process: the NBD server, the FrontEnd service, and word to control."""
 
 import asyncio
+import dataclasses
 import signal
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, Final
 
 import structlog
 
-from blockstore.config import FrontEndSettings, ShortCircuit, Tls, join_address, split_address
+from blockstore.config import FrontEndSettings, ShortCircuitMode, Tls, join_address, split_address
 from blockstore.daemon import stop_signals, tell_ready, write_address
 from blockstore.durable_files import make_directory
 from blockstore.errors import Conflict
@@ -47,10 +48,10 @@ async def _serve(settings: FrontEndSettings, stopped: "asyncio.Future[int]", sta
     server.watch_files()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
     make_directory(settings.state)
-    may_read_tables = settings.short_circuit is ShortCircuit.AUTO
-    if may_read_tables:
-        may_read_tables = stack.enter_context(reporting_crashes(settings.state))
-    front_end = FrontEnd(settings, server, may_read_tables=may_read_tables)
+    never = ShortCircuitMode.NEVER
+    if settings.short_circuit is not never and not stack.enter_context(reporting_crashes(settings.state)):
+        settings = dataclasses.replace(settings, short_circuit=never)
+    front_end = FrontEnd(settings, server)
     endpoint = Endpoint(settings.listen, settings.advertise)
     control_pb2_grpc.add_FrontEndServicer_to_server(front_end, endpoint.server)
     endpoint.add_names([control_pb2.DESCRIPTOR.services_by_name["FrontEnd"].full_name])

@@ -62,8 +62,7 @@ def _may_be_tried_again(attempt: Attempt) -> bool:
 class FrontEnd(control_pb2_grpc.FrontEndServicer):
     """One process. `address` is where control dials, `uris` where NBD clients connect; both are set before `run`."""
 
-    def __init__(self, settings: FrontEndSettings, server: NbdServer, *, may_read_tables: bool) -> None:
-        """may_read_tables: those of replicas on this machine."""
+    def __init__(self, settings: FrontEndSettings, server: NbdServer) -> None:
         self.id = front_end_id(settings.state)
         self.instance = secrets.token_hex(8)
         self.address = ""
@@ -82,7 +81,7 @@ class FrontEnd(control_pb2_grpc.FrontEndServicer):
             ),
             settings.call_timeout_s,
             self._get_attachment,
-            short_circuit=may_read_tables,
+            short_circuit=settings.short_circuit,
         )
         self._snapshot_catalog = snapshot_pb2_grpc.SnapshotsStub(self._channel)
         self._snapshots = self._show_snapshots(server.exports)

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from blockstore.config import FrontEndSettings
+from blockstore.config import FrontEndSettings, ShortCircuitMode
 from blockstore.grpc_endpoint import Endpoint, open_channel
 from blockstore.rpc import control_pb2 as pb
 from blockstore.rpc import control_pb2_grpc
@@ -74,11 +74,11 @@ async def serving_front_end(
         lease_s=FAST.lease_s,
         drift_s=FAST.drift_s,
         retry_limit_s=retry_limit_s,
+        short_circuit=ShortCircuitMode.NEVER,  # nodes of this process: LMDB opens an environment once in each
     )
     server = NbdServer(Exports(), limits)
     _, port = await server.listen_tcp("127.0.0.1", 0)
-    # Nodes of this process: LMDB opens an environment once in each.
-    front_end = FrontEnd(settings, server, may_read_tables=False)
+    front_end = FrontEnd(settings, server)
     endpoint = Endpoint("127.0.0.1:0")
     control_pb2_grpc.add_FrontEndServicer_to_server(front_end, endpoint.server)
     await endpoint.start()

@@ -51,9 +51,7 @@ class Restored:
         return await self.open(attachments, self.ticket(**fields))
 
     def front_end(self) -> Attachments:
-        attachments = Attachments(
-            NbdServer(Exports()), self.settings, _CALL_TIMEOUT_S, self._where, short_circuit=False
-        )
+        attachments = Attachments(NbdServer(Exports()), self.settings, _CALL_TIMEOUT_S, self._where)
         self._attachments.append(attachments)
         return attachments
 

@@ -188,8 +188,7 @@ class Stack:
             addresses=self.addresses(),
             known={},
         )
-        # Nodes of this process: LMDB opens an environment once in each.
-        volume = OpenVolume(ticket, self.leader_settings, 5.0, self._refresh, short_circuit=False)
+        volume = OpenVolume(ticket, self.leader_settings, 5.0, self._refresh)
         self._volumes.append(volume)
         if served:
             await asyncio.wait_for(volume.wait_until_served(), LIMIT_S)

@@ -144,7 +144,7 @@ def test_once_one_segment_is_fenced_nothing_of_the_others_is_answered(tmp_path: 
                 return addresses
 
             ticket = Ticket(VOLUME, SegmentNumber(1), SEGMENT, Epoch(2), Configuration(1, members), addresses, {})
-            taken = OpenVolume(ticket, stack.leader_settings, 5.0, refresh, short_circuit=False)
+            taken = OpenVolume(ticket, stack.leader_settings, 5.0, refresh)
             await taken.wait_until_served()
             attempt = attempt_of(served)
             await until(attempt.volume.over.done, "the attachment is over")

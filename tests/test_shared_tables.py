@@ -15,14 +15,15 @@ import pytest
 
 from blockstore.domain import ORIGIN, Position, TablesPlace
 from blockstore.errors import CairnError, Corrupt
-from blockstore.log import Filling
+from blockstore.log import Filling, LogImage
 from blockstore.storage.fence import NO_EPOCH, Fence, this_host
+from blockstore.storage.node_store import NodeStore
 from blockstore.storage.replica_store import ReplicaStore
 from blockstore.storage.shared_tables import SharedTables
 from blockstore.storage.tables import FILE_NAME, INITIAL_MAP_BYTES, lock_of, replacement_of
 from blockstore.units import BLOCK_SIZE, Epoch, Sequence
 from tests.storage_crash import BLOCKS, story
-from tests.storage_model import EPOCH, Log, apply, block, new_store, position, write
+from tests.storage_model import EPOCH, Log, address, apply, block, new_store, position, write
 from tests.table_flips import flip
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +50,13 @@ for line in sys.stdin:
     else:
         print("None" if found is None else bytes(found).hex(), tables.is_current, flush=True)
 """
+
+
+def raised(directory: Path) -> Fence:
+    """As a node has it that was sealed by EPOCH."""
+    fence = Fence(directory)
+    fence.put(EPOCH)
+    return fence
 
 
 class Reader:
@@ -85,7 +93,7 @@ class Reader:
 @pytest.fixture
 def parts(tmp_path: Path) -> Iterator[tuple[ReplicaStore, Log, Fence]]:
     store = new_store(tmp_path)
-    with closing(store), closing(Fence(tmp_path, EPOCH)) as fence:
+    with closing(store), closing(raised(tmp_path)) as fence:
         yield store, Log(), fence
 
 
@@ -135,7 +143,7 @@ def test_a_filling_replica_shows_nothing(parts: Parts) -> None:
 
 def test_tables_with_a_source_behind_them_show_nothing(tmp_path: Path) -> None:
     store, log = new_store(tmp_path, source=b"snap"), Log()
-    with closing(store), closing(Fence(tmp_path, EPOCH)) as fence:
+    with closing(store), closing(raised(tmp_path)) as fence:
         apply(store, log, [log.record(write(0, block(1)))])
         with reader_of((store, log, fence)) as reader:
             assert reader.read(0, 1, ORIGIN) is None
@@ -181,7 +189,7 @@ def test_nothing_is_opened_while_the_tables_are_being_replaced(parts: Parts) -> 
 
 def test_another_directory_than_the_nodes_is_not_opened(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> None:
     other = tmp_path_factory.mktemp("other")
-    with closing(new_store(other)), closing(Fence(other, EPOCH)), closing(Reader(other, parts[2])) as reader:
+    with closing(new_store(other)), closing(raised(other)), closing(Reader(other, parts[2])) as reader:
         assert "another one than the node's" in reader.said
     with closing(Reader(other / "missing", parts[2])) as reader:
         assert reader.said.startswith("not opened")
@@ -254,15 +262,16 @@ def test_a_reader_that_is_killed_keeps_no_pages(parts: Parts) -> None:
 # ---- whatever becomes of who writes
 
 #: Dies as a process does that is killed in the last step of a commit: the new meta page is written, and the number of
-#: its transaction, which readers go by, is not (LMDB's lock file has it at byte 8).
+#: its transaction, which readers go by, is not (in LMDB 0.9's lock file at byte 48).
 DYING = """
 import os, signal, sys, lmdb
 environment = lmdb.open(sys.argv[1], subdir=False, max_dbs=6)
 transaction = environment.begin(write=True)
 with open(sys.argv[1] + "-lock", "r+b", buffering=0) as lock:
-    lock.seek(8)
+    lock.seek(48)
     newest = int.from_bytes(lock.read(8), "little")
-    lock.seek(8)
+    assert newest == environment.info()["last_txnid"]
+    lock.seek(48)
     lock.write((newest - 1).to_bytes(8, "little"))
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -282,6 +291,59 @@ def test_a_start_beside_a_reader_finds_the_last_commit_of_a_process_that_was_kil
             assert again.read(0, 1) == block(2)
 
 
+#: Compacts, takes a checkpoint in between, and dies after the tables were renamed and before their lock file was.
+DYING_BETWEEN_RENAMES = """
+import os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+from blockstore.storage import tables
+from blockstore.storage.node_store import NodeStore
+from blockstore.storage.replica_store import ReplicaStore
+store = ReplicaStore.open(Path(sys.argv[1]))
+copy, rename = store._tables.copy_compacted, os.replace
+def copied(target):
+    copy(target)
+    store.checkpoint(replace(store.image, epoch=9), 99)
+def renamed(old, new):
+    rename(old, new)
+    os.kill(os.getpid(), signal.SIGKILL)
+store._tables.copy_compacted, tables.os.replace = copied, renamed
+store.compact()
+"""
+
+
+@pytest.mark.parametrize("transactions", [20, 21])  # LMDB has two meta pages, used in turn
+@pytest.mark.parametrize("read_beside", [False, True])
+def test_a_process_that_dies_while_it_replaces_the_tables_loses_nothing(
+    parts: Parts, transactions: int, *, read_beside: bool
+) -> None:
+    """Somebody has the old tables open, and with them the lock file that the new ones find."""
+    store, log, _ = parts
+    for i in range(transactions):
+        apply(store, log, [log.record(write(i, block(i)))])
+    with ExitStack() as stack:
+        if read_beside:
+            assert stack.enter_context(reader_of(parts)).said == "opened"
+        store.close()
+        command = [sys.executable, "-c", DYING_BETWEEN_RENAMES, str(store.directory)]
+        assert subprocess.run(command, cwd=ROOT, timeout=60, check=False).returncode == -signal.SIGKILL
+        with closing(ReplicaStore.open(store.directory)) as again:
+            assert (again.mark, again.image.epoch) == (99, 9)
+            assert again.read(0, transactions) == log.content(0, transactions)
+
+
+def test_a_node_that_starts_lets_nothing_count_that_is_read_before_the_next_seal(tmp_path: Path) -> None:
+    replica = address().replica
+    with closing(NodeStore.open(tmp_path)) as node:
+        node.create_replica(address(), LogImage()).close()
+        directory = tmp_path / "replicas" / replica
+        raised(directory).close()
+    fence = directory / "fence"
+    assert int.from_bytes(fence.read_bytes(), "little") == EPOCH
+    NodeStore.open(tmp_path).close()
+    assert int.from_bytes(fence.read_bytes(), "little") == NO_EPOCH
+
+
 def test_reads_show_one_state_while_the_writer_is_killed_again_and_again(tmp_path: Path) -> None:
     """It checkpoints, merges and compacts; what is read is compared with the same story, at what the read reflects."""
     new_store(tmp_path).close()
@@ -290,7 +352,7 @@ def test_reads_show_one_state_while_the_writer_is_killed_again_and_again(tmp_pat
     expected = story(log)
     states = 0
     with ExitStack() as stack:
-        fence = stack.enter_context(closing(Fence(tmp_path, EPOCH)))
+        fence = stack.enter_context(closing(raised(tmp_path)))
         place = TablesPlace(this_host(), str(tmp_path), fence.identity)
         for life in range(6):
             writer = subprocess.Popen(

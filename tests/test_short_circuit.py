@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from blockstore.config import FrontEndSettings, ShortCircuit
+from blockstore.config import FrontEndSettings, ShortCircuitMode
 from blockstore.storage.tables import FILE_NAME, PAGE_SIZE
 from blockstore.units import BLOCK_SIZE, MIB
 from nbd_server.metrics import SHORT_CIRCUIT
@@ -92,7 +92,7 @@ def test_reads_show_each_write_that_was_acknowledged(tmp_path: Path) -> None:
 
 
 def test_it_can_be_switched_off(tmp_path: Path) -> None:
-    never = dataclasses.replace(SETTINGS, short_circuit=ShortCircuit.NEVER)
+    never = dataclasses.replace(SETTINGS, short_circuit=ShortCircuitMode.NEVER)
     with cluster_in(tmp_path, never) as cluster:
         volume = cluster.create(SIZE)
         uri = cluster.attach(volume)
@@ -123,7 +123,7 @@ def test_a_front_end_that_died_of_a_bad_page_reads_from_the_nodes(tmp_path: Path
         for at in range(0, len(content), LENGTH):
             assert read(uri, at, LENGTH) == content[at : at + LENGTH]
         assert answered_here(front_end) == 0
-        assert "reads go to the nodes as long as the report is there" in front_end.log.read_text()
+        assert "reads go to the nodes until the report is removed" in front_end.log.read_text()
         front_end.stop()
         assert report.exists()
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol, cast
 import structlog
 
 from blockstore.domain import Position, ReplicaAddress, ReplicaId, TablesPlace
-from blockstore.errors import CairnError, Corrupt, NotFound, QuorumUnavailable
+from blockstore.errors import CairnError, Corrupt, NoSpace, NotFound, QuorumUnavailable
 from blockstore.log import LogEntry, RecordEntry, SealEntry
 from blockstore.node.journal_writer import JournalWriter
 from blockstore.node.memory import MemoryBudget
@@ -100,7 +100,7 @@ class HostedReplica:
         """Loop time at which the oldest record was committed that no checkpoint has applied."""
         self.closed = False
         self._services = services
-        self._fence = _fence_of(store, follower.epoch)
+        self._fence = _fence_of(store)
         self._mark = store.mark
         self._end = Position(max(follower.end.epoch, follower.epoch), follower.end.sequence)
         self._tables = asyncio.Lock()
@@ -131,11 +131,14 @@ class HostedReplica:
             self.when_durable(lambda: self._services.fills_anew(self))
 
     async def seal(self, message: SealEpoch) -> SealAnswer | FencedBy:
-        """Everything that was accepted before is durable and counted in the answer."""
+        """Everything that was accepted before is durable and counted in the answer.
+
+        Raises NoSpace where those who read the tables beside the node cannot be told of it: nothing is sealed then.
+        """
         reply = _OneReply()
-        effects = self.follower.seal(reply, message)
-        self._put_fence(self.follower.epoch)  # before it is answered
-        self.carry_out(effects)
+        if message.epoch >= self.follower.epoch and not self.closed:
+            self._put_fence(message.epoch)
+        self.carry_out(self.follower.seal(reply, message))
         return cast(SealAnswer | FencedBy, await reply.future)
 
     def refuse_read(self, epoch: Epoch, configuration: int, commit: Position) -> CairnError | None:
@@ -163,9 +166,7 @@ class HostedReplica:
         try:
             self._fence.put(epoch)
         except OSError as error:
-            failed = StorageFailed(f"the fence of {self.replica} cannot be written: {error}; the node must start anew")
-            self._services.fail(failed)
-            raise failed from error
+            raise NoSpace(f"the fence of {self.replica} cannot be written: {error}; free disk space there") from error
 
     def set_peers(self, peers: Iterable[pb.Peer]) -> None:
         """Where members are now; empty where that is not known."""
@@ -352,10 +353,10 @@ class HostedReplica:
             self.carry_out(self.follower.persisted(number))
 
 
-def _fence_of(store: ReplicaStore, epoch: Epoch) -> Fence | None:
+def _fence_of(store: ReplicaStore) -> Fence | None:
     """None where none can be made, as on a full disk: then nobody reads the tables beside the node."""
     try:
-        return Fence(store.directory, epoch)
+        return Fence(store.directory)
     except OSError as error:
         _log.warning("nobody can read these tables beside the node", replica=store.address.replica, error=str(error))
         return None

@@ -364,8 +364,8 @@ class Leader:
         if self._requests.recent is not None and position.epoch == self.epoch:
             self._requests.recent.reflected(position.sequence)
 
-    def read_from(self, attempt: int, replica: ReplicaId) -> None:
-        """`attempt`, which ReadFrom has just named another member for, is asked of this one instead."""
+    def move_read(self, attempt: int, replica: ReplicaId) -> None:
+        """`attempt`, for which ReadFrom named another member, is asked of this one instead."""
         self._reads.move(attempt, replica)
 
     # ---- rule 5, and time

@@ -9,11 +9,12 @@ be durable: when the machine goes down, who reads them does so as well.
 import mmap
 import os
 import struct
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Final
 
-#: No epoch gets there: reads are over.
+#: No epoch gets there: nothing that is read counts.
 NO_EPOCH: Final = 2**64 - 1
 _NAME: Final = "fence"
 _EPOCH: Final = struct.Struct("<Q")
@@ -36,11 +37,11 @@ def this_host() -> str:
 class Fence:
     """The node's side. identity: device and inode of the file; who finds another one there reads nothing."""
 
-    def __init__(self, directory: Path, epoch: int) -> None:
-        """Makes the file where there is none. Raises OSError."""
+    def __init__(self, directory: Path) -> None:
+        """Shows no epoch before the first `put`. Makes the file where there is none. Raises OSError."""
         self._descriptor = os.open(directory / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            self.put(epoch)
+            self.put(NO_EPOCH)
             status = os.fstat(self._descriptor)
         except BaseException:
             os.close(self._descriptor)
@@ -53,6 +54,17 @@ class Fence:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+def lower_fence(directory: Path) -> None:
+    """Whatever is read from here on counts for nobody until the next seal: a node starts, and may put files in place.
+
+    Raises OSError.
+    """
+    path = directory / _NAME
+    if path.exists():
+        with closing(Fence(directory)):
+            pass
 
 
 class FenceView:

@@ -6,7 +6,8 @@
     DATA/ballast                room for checkpoints and deletions when the disk is full
     DATA/journal/               one for all replicas
     DATA/replicas/REPLICA/      tables.mdb, `address`, `source` where it was made with one, and `suspect` after
-                                a failure that the process died of; `opening` while the tables are opened, and
+                                a failure that the process died of; `opening` while the tables are opened, `fence`
+                                for who reads beside the node (blockstore/storage/fence.py), and
                                 tables.mdb.damaged where they could not be; `damage` says what is wrong with
                                 tables that have lost something, until they are filled anew
     DATA/replicas/REPLICA.broken/   of which nothing could be made; for people
@@ -30,6 +31,7 @@ from blockstore.domain import NodeId, ReplicaAddress, ReplicaId, SegmentNumber, 
 from blockstore.durable_files import make_directory, sync_path, write_durably
 from blockstore.errors import AlreadyExists, Conflict, Corrupt, InvalidRequest, NotFound
 from blockstore.log import LogImage
+from blockstore.storage.fence import lower_fence
 from blockstore.storage.file_check import check_file
 from blockstore.storage.replica_store import ReplicaStore
 from blockstore.storage.space import SpaceGuard
@@ -66,6 +68,8 @@ class NodeStore:
         lock = lock_data(data)
         try:
             store = cls(data, lock, _node_id(data), SpaceGuard(data, reserve_bytes))
+            for replica in replicas_in(data):
+                lower_fence(data / "replicas" / replica)
             store._remove_leftovers()
             store._find_broken()
         except BaseException:

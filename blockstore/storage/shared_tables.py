@@ -16,6 +16,7 @@ LMDB trusts its pages, and a bad one may end the process: see nbd_server/crash.p
 """
 
 import os
+import struct
 from pathlib import Path
 
 import lmdb
@@ -52,6 +53,9 @@ class SharedTables(Handles):
     def _open(self) -> lmdb.Environment:
         try:
             self._files = self._files_now()
+            if not os.access(lock_of(self.path), os.R_OK | os.W_OK):
+                # LMDB does without it where the file system is read-only: then the node would not see who reads.
+                raise CairnError(f"{lock_of(self.path)} cannot be written to")
             if is_cut_short(self.path):
                 raise CairnError(f"{self.path} is cut short")
             environment = lmdb.open(
@@ -78,12 +82,13 @@ class SharedTables(Handles):
         """The newest content of `count` blocks, where the tables reflect `needed` at least.
 
         None where they do not, or show nothing, or another epoch was sealed: the node knows more. Raises Corrupt
-        where something is damaged.
+        where something is damaged; CairnError where they cannot be read, which may be otherwise once they are opened
+        anew.
         """
         try:
             transaction = self._begin()
         except lmdb.Error as error:
-            raise Corrupt(f"{self.path} cannot be read: {error}") from error
+            raise CairnError(f"{self.path} cannot be read: {error}") from error
         try:
             if transaction.id() != self._looked_at:
                 self._look(transaction)
@@ -93,7 +98,7 @@ class SharedTables(Handles):
             pieces = reader.read(start, start + count)
             reader.raise_damage()
             content = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        except lmdb.Error as error:
+        except (lmdb.Error, struct.error) as error:
             raise Corrupt(f"the tables at {self.path} are damaged: {error}") from error
         finally:
             transaction.abort()

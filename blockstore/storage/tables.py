@@ -131,6 +131,17 @@ class Tables(Handles):
         """Its fsync fails, too, after one of LMDB's failed."""
 
     def _open(self, create: bool) -> None:
+        self._open_environment(create)
+        with self._environment.begin() as transaction:
+            shown = transaction.id()
+        if shown != self._environment.info()["last_txnid"]:
+            # The lock file is another file's: a process died between the two renames of `replace_by`, and somebody who
+            # reads beside the node has kept it from being made anew. An older state would show, and come back.
+            self._environment.close()
+            lock_of(self.path).unlink()
+            self._open_environment(create)
+
+    def _open_environment(self, create: bool) -> None:
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
             # With the kernel's readahead: what is not in memory is read at 270 MiB/s in runs, without it at 37;
@@ -172,8 +183,8 @@ class Tables(Handles):
         with self._changing:
             while True:
                 self.check_usable()
-                self._environment.reader_check()  # of who was killed while it read beside the node
                 try:
+                    self._environment.reader_check()  # of who was killed while it read beside the node
                     with self._environment.begin(write=True) as transaction:
                         return apply(transaction)
                 except lmdb.MapFullError:
@@ -307,7 +318,7 @@ class Tables(Handles):
 
 
 class _ReadCall:
-    """A read transaction behind the gate. Errors of LMDB while it is open are damage."""
+    """A read transaction behind the gate. Errors of LMDB while it is open are damage, as are keys of a wrong size."""
 
     __slots__ = ("_tables", "_transaction")
 
@@ -327,7 +338,7 @@ class _ReadCall:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._transaction.abort()
         self._tables._gate.leave()
-        if isinstance(error, lmdb.Error):
+        if isinstance(error, lmdb.Error | struct.error):
             raise Corrupt(f"the tables at {self._tables.path} are damaged: {error}") from error
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 import structlog
 
 from blockstore.boot_clock import boot_time_s
+from blockstore.config import ShortCircuitMode
 from blockstore.domain import Configuration, Position, ReplicaAddress, ReplicaId, SegmentNumber, TablesPlace
 from blockstore.errors import CairnError, Conflict, Corrupt, NotFound
 from blockstore.record import MAX_OPERATION_BLOCKS, Operation, OperationKind
@@ -87,7 +88,7 @@ class OpenVolume:
         call_timeout_s: float,
         refresh: Refresh,
         *,
-        short_circuit: bool,
+        short_circuit: ShortCircuitMode = ShortCircuitMode.NEVER,
     ) -> None:
         """short_circuit: whether the tables of members on this machine are read without their nodes."""
         loop = asyncio.get_running_loop()
@@ -121,8 +122,9 @@ class OpenVolume:
         self._segment = ticket.segment
         self._call_timeout_s = call_timeout_s
         self._short_circuit: ShortCircuit | None = None
-        if short_circuit:
-            self._short_circuit = ShortCircuit(self._leader, boot_time_s, 2 * settings.heartbeat_s)
+        if short_circuit is not ShortCircuitMode.NEVER:
+            always = short_circuit is ShortCircuitMode.ALWAYS
+            self._short_circuit = ShortCircuit(self._leader, boot_time_s, 2 * settings.heartbeat_s, always=always)
         self._links: dict[ReplicaId, MemberLink] = {}
         self._dialling: dict[ReplicaId, asyncio.Task[None]] = {}
         self._hanging_up: set[asyncio.Task[None]] = set()
@@ -508,7 +510,7 @@ class OpenVolume:
         try:
             found = short_circuit.read(effect)
         except Corrupt:
-            self._leader.read_from(effect.attempt, short_circuit.replica)
+            self._leader.move_read(effect.attempt, short_circuit.replica)
             self._links[short_circuit.replica].read(effect)
             return True
         if found is None:

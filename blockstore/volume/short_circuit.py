@@ -4,9 +4,11 @@ A short-circuit read, as HDFS calls it. The leader says whether a member's table
 reflect (replication/leader.py, `must_reflect`), blockstore/storage/shared_tables.py reads them; here is when that is
 done. It is never needed: whatever speaks against it, a read goes to the node that the leader chose for it.
 
-A read may have to wait for the disk, and with it everything in this event loop. So one that took long is followed by a
-rest, twenty times as long: reads of what is not in memory go to the nodes, which share them, and this loop spends a
-twentieth of its time waiting, at most.
+A read may have to wait for the disk, and with it everything in this event loop. So one that did is followed by a rest,
+twenty times as long: reads of what is not in memory go to the nodes, which share them, and this loop spends a
+twentieth of its time waiting, at most. A disk that hangs would hold up all volumes of this front-end, though, where it
+would otherwise be one member that is away. So as a rule tables are read only where a quorum of the members is on this
+machine: where that one hangs, nothing goes on in any case.
 """
 
 import resource
@@ -25,9 +27,9 @@ if TYPE_CHECKING:
     from blockstore.storage.shared_tables import SharedTables
 
 _log = structlog.get_logger(__name__)
-#: A read takes 10 us and 1 or 2 more for each block, out of memory.
-_LONG_S: Final = 0.001
-_LONG_BLOCK_S: Final = 8e-6
+#: Out of memory a read takes 10 to 30 us, and 1 or 2 more for each block.
+_LONG_S: Final = 0.0001
+_LONG_BLOCK_S: Final = 4e-6
 _REST: Final = 20
 #: A node gives way to guests by what it hears of them (blockstore/node/guest_traffic.py), so it hears of one so often.
 _SHOWN_S: Final = 0.03
@@ -41,17 +43,22 @@ class ShortCircuit:
     reads: how many were answered here. ended_at: when the last one had its data.
     """
 
-    def __init__(self, leader: Leader, clock: Callable[[], float], checked_s: float) -> None:
-        """checked_s: `check` is called more often than that, or nothing is read."""
+    def __init__(self, leader: Leader, clock: Callable[[], float], checked_s: float, *, always: bool) -> None:
+        """checked_s: `check` is called more often than that, or nothing is read.
+
+        always: also where only a minority of the members is on this machine.
+        """
         self.reads = 0
         self.ended_at = 0.0
         self._leader = leader
+        self._always = always
         self._clock = clock
         self._checked_s = checked_s
         self._checked_at = clock()
         self._places: dict[ReplicaId, TablesPlace] = {}
         self._tables: SharedTables | None = None
         self._replica = ReplicaId("")
+        self._why = ""
         self._open_at = 0.0
         self._rests_until = 0.0
         self._faults = _major_faults()
@@ -93,6 +100,10 @@ class ShortCircuit:
             _log.warning("tables are not read here any more", replica=self._replica, why=str(error))
             self.forget(self._replica)
             raise
+        except Exception:  # whatever it is, the node can be asked
+            _log.exception("tables could not be read here", replica=self._replica)
+            self._leave()
+            return None
         if tables.applied != applied:
             self._leader.tables_reflect(tables.applied)
         self.ended_at = self._clock()
@@ -112,7 +123,7 @@ class ShortCircuit:
         """Leave tables that were replaced, or whose member cannot be read from now: others may be better."""
         now = self._checked_at = self._clock()
         if self._tables is not None and not (
-            self._tables.is_current and self._leader.may_use_tables_of(self._replica, now)
+            self._tables.is_current and self._has_reason() and self._leader.may_use_tables_of(self._replica, now)
         ):
             self._leave()
 
@@ -121,7 +132,7 @@ class ShortCircuit:
         self._leave()
 
     def _open(self, now: float) -> "SharedTables | None":
-        if now < self._open_at:
+        if now < self._open_at or not self._has_reason():
             return None
         # What few front-ends need is not loaded at the start of each.
         from blockstore.storage.shared_tables import SharedTables  # noqa: PLC0415
@@ -133,12 +144,21 @@ class ShortCircuit:
             try:
                 self._tables = SharedTables(place, self._leader.epoch)
             except CairnError as error:
-                _log.info("tables cannot be read here", replica=replica, why=str(error))
+                if str(error) != self._why:
+                    self._why = str(error)
+                    _log.info("tables cannot be read here", replica=replica, why=self._why)
             else:
+                self._why = ""
                 _log.info("a member is read out of its tables", replica=replica, directory=place.directory)
                 self._replica = replica
                 return self._tables
         return None
+
+    def _has_reason(self) -> bool:
+        """Whether this front-end depends on this machine's disks anyway."""
+        members = self._leader.configuration.members
+        here = sum(member.replica in self._places for member in members)
+        return here > 0 and (self._always or here > len(members) // 2)
 
     def _has_waited(self) -> bool:
         """Whether this thread has waited for the disk since it was last asked; it may have had to wait its turn."""

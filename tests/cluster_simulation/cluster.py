@@ -18,7 +18,7 @@ import blockstore.node.node
 import nbd_server.daemon
 import nbd_server.front_end
 import snapshotd.daemon
-from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, ShortCircuit, SnapshotdSettings
+from blockstore.config import ControlSettings, FrontEndSettings, NodeSettings, ShortCircuitMode, SnapshotdSettings
 from blockstore.grpc_endpoint import control_target
 from blockstore.grpc_parts import whole
 from blockstore.replication.settings import LeaderSettings
@@ -222,7 +222,7 @@ class SimulatedCluster:
             state=directory,
             nbd_listen="127.0.0.1:0",
             control=self._control_addresses,
-            short_circuit=ShortCircuit.NEVER,
+            short_circuit=ShortCircuitMode.NEVER,
         )
         return lambda: nbd_server.daemon.run(settings)
 
