@@ -36,6 +36,7 @@ FIRST_SEED = {
     "merge_zeroes_over_a_source": 370,
     "read_from_a_replica_that_is_not_whole": 420,
     "read_from_who_is_leaving": 450,
+    "read_tables_without_a_lease": 1_860,
     "settle_when_control_feels_like_it": 480,
     "settle_without_a_record_on_both": 2_000,
 }

@@ -344,29 +344,30 @@ class Leader:
         if self._requests.recent is None:
             self._requests.recent = RecentWrites(self._log.end.sequence)
 
-    def must_reflect(self, replica: ReplicaId, start: BlockNumber, count: int, now: float) -> Position | None:
-        """What this member's tables have to reflect at least to show these blocks as they are now, and in this epoch.
-
-        For a read that was asked for by ReadFrom, so that no write to its blocks is under way. None: its tables are not
-        to be read. What was read then counts as arrived, like an answer: the lease has to hold after it.
-        """
-        recent = self._requests.recent
-        if self._over is not None or recent is None or not self._reads.may_use_tables_of(replica, now):
-            return None
-        return Position(self.epoch, Sequence(recent.newest(start, count)))
-
     def may_use_tables_of(self, replica: ReplicaId, now: float) -> bool:
         """Whether there is any sense in having this member's tables open."""
         return self._reads.may_use_tables_of(replica, now)
+
+    def must_reflect(self, replica: ReplicaId, start: BlockNumber, count: int, now: float) -> Position | None:
+        """What this member's tables have to reflect at least, and in this epoch, to show these blocks as they are now.
+
+        A write that is in the log and not committed counts as well, so no tables reflect it; one that still waits for
+        its record was neither answered nor shown. None: its tables are not to be read now. What was read may be handed
+        on if `may_hand_on` says so after it; else it is read again, by `read`.
+        """
+        recent = self._requests.recent
+        if not self.serving or recent is None or not self._reads.may_use_tables_of(replica, now):
+            return None
+        return Position(self.epoch, Sequence(recent.newest(start, count)))
+
+    def may_hand_on(self, now: float) -> bool:
+        """Whether what was read out of tables before is still the truth."""
+        return self._over is None and self._lease.held(now)
 
     def tables_reflect(self, position: Position) -> None:
         """The tables that are read do, and never less again."""
         if self._requests.recent is not None and position.epoch == self.epoch:
             self._requests.recent.reflected(position.sequence)
-
-    def move_read(self, attempt: int, replica: ReplicaId) -> None:
-        """`attempt`, for which ReadFrom named another member, is asked of this one instead."""
-        self._reads.move(attempt, replica)
 
     # ---- rule 5, and time
 

@@ -252,7 +252,7 @@ class Failed:
     error: CairnError
 
 
-@dataclass(slots=True)  # not frozen: that takes a microsecond of each read
+@dataclass(frozen=True, slots=True)
 class ReadFrom:
     """Read from this member; afterwards read_arrived or read_failed with the attempt. ticket: whose read it is."""
 
@@ -264,7 +264,7 @@ class ReadFrom:
     ticket: Hashable
 
 
-@dataclass(slots=True)  # not frozen: see ReadFrom
+@dataclass(frozen=True, slots=True)
 class ReadDone:
     """Answer the guest with the data that arrived for `attempt`."""
 

@@ -114,12 +114,6 @@ class Reads:
                 return self._may_answer(member, now)
         return False
 
-    def move(self, attempt: int, replica: ReplicaId) -> None:
-        """What is under way is asked of this member instead; not what was dropped meanwhile."""
-        read = self._under_way.get(attempt)
-        if read is not None:
-            read.replica = replica
-
     def _next_turn(self) -> None:
         self._turn, self._run = (self._turn + 1) % len(self._members), 0
 

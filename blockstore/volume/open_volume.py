@@ -18,7 +18,7 @@ import structlog
 from blockstore.boot_clock import boot_time_s
 from blockstore.config import ShortCircuitMode
 from blockstore.domain import Configuration, Position, ReplicaAddress, ReplicaId, SegmentNumber, TablesPlace
-from blockstore.errors import CairnError, Conflict, Corrupt, NotFound
+from blockstore.errors import CairnError, Conflict, NotFound
 from blockstore.record import MAX_OPERATION_BLOCKS, Operation, OperationKind
 from blockstore.replication.leader import Leader, LeaderSettings, LeaderStatus, MemberStatus
 from blockstore.replication.messages import (
@@ -398,6 +398,10 @@ class OpenVolume:
 
     def _read(self, start: int, count: int) -> asyncio.Future[bytes | memoryview]:
         future: asyncio.Future[bytes | memoryview] = self._loop.create_future()
+        found = None if self._short_circuit is None else self._short_circuit.read(start, count)
+        if found is not None:
+            future.set_result(found)
+            return future
         self._carry_out(self._leader.read(future, BlockNumber(start), count, boot_time_s()))
         return future
 
@@ -500,24 +504,10 @@ class OpenVolume:
 
     def _ask(self, effect: ReadFrom) -> None:
         query = self._queries.get(effect.ticket) if self._queries else None
-        if query is not None:
-            self._links[effect.replica].ask(effect, query)
-        elif self._short_circuit is None or not self._read_here(self._short_circuit, effect):
+        if query is None:
             self._links[effect.replica].read(effect)
-
-    def _read_here(self, short_circuit: ShortCircuit, effect: ReadFrom) -> bool:
-        """Whether the read was answered out of a member's tables, or is asked of the one whose tables are damaged."""
-        try:
-            found = short_circuit.read(effect)
-        except Corrupt:
-            self._leader.move_read(effect.attempt, short_circuit.replica)
-            self._links[short_circuit.replica].read(effect)
-            return True
-        if found is None:
-            return False
-        self._arrived[effect.attempt] = found if isinstance(found, memoryview) else memoryview(found)
-        self._carry_out(self._leader.read_arrived(effect.attempt, short_circuit.ended_at))
-        return True
+        else:
+            self._links[effect.replica].ask(effect, query)
 
     def _read_done(self, ticket: object, found: memoryview | SparseBlocks | replica_pb2.BlockStatusResponse) -> None:
         if isinstance(found, SparseBlocks) and ticket not in self._naming_absent:

@@ -2,7 +2,7 @@
 
 A short-circuit read, as HDFS calls it. The leader says whether a member's tables may be read and what they have to
 reflect (replication/leader.py, `must_reflect`), blockstore/storage/shared_tables.py reads them; here is when that is
-done. It is never needed: whatever speaks against it, a read goes to the node that the leader chose for it.
+done. It is never needed: whatever speaks against it, the leader has a node read.
 
 A read may have to wait for the disk, and with it everything in this event loop. So one that did is followed by a rest,
 twenty times as long: reads of what is not in memory go to the nodes, which share them, and this loop spends a
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from blockstore.domain import ReplicaId, TablesPlace
+from blockstore.domain import Position, ReplicaId, TablesPlace
 from blockstore.errors import CairnError, Corrupt
 from blockstore.replication.leader import Leader
-from blockstore.replication.messages import ReadFrom
 from blockstore.storage.fence import this_host
+from blockstore.units import BlockNumber
 
 if TYPE_CHECKING:
     from blockstore.storage.shared_tables import SharedTables
@@ -40,7 +40,7 @@ _RETRY_S: Final = 1.0
 class ShortCircuit:
     """Of one segment, in its event loop. clock: as the leader's.
 
-    reads: how many were answered here. ended_at: when the last one had its data.
+    reads: how many were answered here.
     """
 
     def __init__(self, leader: Leader, clock: Callable[[], float], checked_s: float, *, always: bool) -> None:
@@ -49,7 +49,6 @@ class ShortCircuit:
         always: also where only a minority of the members is on this machine.
         """
         self.reads = 0
-        self.ended_at = 0.0
         self._leader = leader
         self._always = always
         self._clock = clock
@@ -76,48 +75,49 @@ class ShortCircuit:
         if replica == self._replica:
             self._leave()
 
-    def read(self, effect: ReadFrom) -> bytes | memoryview | None:
-        """What the leader wants read; None where the member that it names is to be asked.
-
-        Raises Corrupt where `replica` has damage in its tables, which its node is to find.
-        """
+    def read(self, start: int, count: int) -> bytes | memoryview | None:
+        """The content of these blocks, as a read that comes now has to show it; None: ask the leader."""
         now = self._clock()
+        tables = self._tables_for(now)
+        if tables is None:
+            return None
+        needed = self._leader.must_reflect(self._replica, BlockNumber(start), count, now)
+        if needed is None:
+            return None
+        content = self._read_out(tables, start, count, needed)
+        ended_at = self._clock()
+        took = ended_at - now
+        if took > _LONG_S + count * _LONG_BLOCK_S and self._has_waited():
+            self._rests_until = ended_at + _REST * took
+        if content is None or not self._leader.may_hand_on(ended_at):
+            return None
+        self.reads += 1
+        return content
+
+    def _tables_for(self, now: float) -> "SharedTables | None":
+        """Those that a read may come out of now."""
         if not self._places or now < self._rests_until or now - self._checked_at > self._checked_s:
             return None
         if now - self._shown_at > _SHOWN_S:
             self._shown_at = now
             return None
-        tables = self._tables or self._open(now)
-        if tables is None:
-            return None
-        needed = self._leader.must_reflect(self._replica, effect.start, effect.count, now)
-        if needed is None:
-            return None
+        return self._tables or self._open(now)
+
+    def _read_out(self, tables: "SharedTables", start: int, count: int, needed: Position) -> bytes | memoryview | None:
         applied = tables.applied
         try:
-            content = tables.read(effect.start, effect.count, needed)
-        except Corrupt as error:
+            content = tables.read(start, count, needed)
+        except Corrupt as error:  # which the node finds as well, now that it gets all reads again
             _log.warning("tables are not read here any more", replica=self._replica, why=str(error))
             self.forget(self._replica)
-            raise
+            return None
         except Exception:  # whatever it is, the node can be asked
             _log.exception("tables could not be read here", replica=self._replica)
             self._leave()
             return None
         if tables.applied != applied:
             self._leader.tables_reflect(tables.applied)
-        self.ended_at = self._clock()
-        took = self.ended_at - now
-        if took > _LONG_S + effect.count * _LONG_BLOCK_S and self._has_waited():
-            self._rests_until = self.ended_at + _REST * took
-        if content is not None:
-            self.reads += 1
         return content
-
-    @property
-    def replica(self) -> ReplicaId:
-        """Whose tables are read, or were."""
-        return self._replica
 
     def check(self) -> None:
         """Leave tables that were replaced, or whose member cannot be read from now: others may be better."""

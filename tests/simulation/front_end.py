@@ -29,7 +29,7 @@ from blockstore.replication.messages import (
     Send,
     Serving,
 )
-from blockstore.units import Epoch
+from blockstore.units import BlockNumber, Epoch
 from tests.simulation.hydration import Hydrator
 from tests.simulation.model_tables import Tables
 from tests.simulation.network import Call, Stream
@@ -157,8 +157,6 @@ class FrontEnd(Process):
                 self.guest.relieved()
 
     def _read(self, effect: ReadFrom) -> None:
-        if self.world.reads_tables and self._read_tables(effect):
-            return
         node = self.world.node_of(effect.replica)
         request = ReadRequest(self.epoch, self.leader.configuration.number, effect.commit, effect.start, effect.count)
 
@@ -185,23 +183,21 @@ class FrontEnd(Process):
             deadline_s=_CALL_TIMEOUT_S,
         )
 
-    def _read_tables(self, effect: ReadFrom) -> bool:
+    def read_tables(self, start: int, count: int) -> list[int | None] | None:
         """As blockstore/volume/short_circuit.py. The tables are there also while their node is down."""
         leader = self.leader
         leader.follow_writes()
         for member in leader.configuration.members:
             node = self.world.node_of(member.replica)
-            needed = leader.must_reflect(member.replica, effect.start, effect.count, self.clock())
+            needed = leader.must_reflect(member.replica, BlockNumber(start), count, self.clock())
             tables = node.disk.tables
-            damaged = node.lost or node.corrupt or tables.has_lost(effect.start, effect.count)
+            damaged = node.lost or node.corrupt or tables.has_lost(start, count)
             if needed is not None and not damaged and self.shows(tables, needed) and not self.fenced(node):
                 leader.tables_reflect(tables.image.applied)
-                blocks = range(effect.start, effect.start + effect.count)
-                self._data[effect.attempt] = [tables.show(block, None) or 0 for block in blocks]
-                self.world.seen["tables read"] += 1
-                self.carry_out(leader.read_arrived(effect.attempt, self.clock()))
-                return True
-        return False
+                if leader.may_hand_on(self.clock()):
+                    self.world.seen["tables read"] += 1
+                    return [tables.show(block, None) or 0 for block in range(start, start + count)]
+        return None
 
     def fenced(self, node: Node) -> bool:
         """Whether another epoch than this one was sealed there: looked at after the tables."""

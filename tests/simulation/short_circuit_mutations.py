@@ -43,5 +43,6 @@ SHORT_CIRCUIT_MUTATIONS: Final[dict[str, tuple[Patch, ...]]] = {
         (FrontEnd, "shows", staticmethod(_while_it_fills)),
     ),
     "read_tables_behind_a_seal": ((FrontEnd, "fenced", lambda front_end, node: False),),
+    "read_tables_without_a_lease": ((Leader, "may_hand_on", lambda leader, now: True),),
     "read_tables_beside_a_source": ((FrontEnd, "shows", staticmethod(_beside_a_source)),),
 }
