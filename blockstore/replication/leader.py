@@ -344,6 +344,10 @@ class Leader:
         if self._requests.recent is None:
             self._requests.recent = RecentWrites(self._log.end.sequence)
 
+    def unfollow_writes(self) -> None:
+        """Nobody reads tables any more."""
+        self._requests.recent = None
+
     def may_use_tables_of(self, replica: ReplicaId, now: float) -> bool:
         """Whether there is any sense in having this member's tables open."""
         return self._reads.may_use_tables_of(replica, now)

@@ -25,7 +25,7 @@ from blockstore.domain import ORIGIN, Position, TablesPlace
 from blockstore.errors import CairnError, Corrupt
 from blockstore.storage.fence import FenceView
 from blockstore.storage.meta import Meta
-from blockstore.storage.reads import TableReader
+from blockstore.storage.reads import TableReader, check_range
 from blockstore.storage.tables import FILE_NAME, NAMES, Handles, Reading, is_cut_short, lock_of, replacement_of
 
 
@@ -82,13 +82,11 @@ class SharedTables(Handles):
         """The newest content of `count` blocks, where the tables reflect `needed` at least.
 
         None where they do not, or show nothing, or another epoch was sealed: the node knows more. Raises Corrupt
-        where something is damaged; CairnError where they cannot be read, which may be otherwise once they are opened
-        anew.
+        where something is damaged; OutOfRange; CairnError where they cannot be read, which may be otherwise once they
+        are opened anew.
         """
-        try:
-            transaction = self._begin()
-        except lmdb.Error as error:
-            raise CairnError(f"{self.path} cannot be read: {error}") from error
+        check_range(start, count)
+        transaction = self._begin()
         try:
             if transaction.id() != self._looked_at:
                 self._look(transaction)
@@ -104,6 +102,17 @@ class SharedTables(Handles):
             transaction.abort()
         return content if self._fence.shows(self._epoch) else None
 
+    def look(self) -> Position:
+        """What they reflect now. Raises as `read` does."""
+        transaction = self._begin()
+        try:
+            self._look(transaction)
+        except (lmdb.Error, struct.error) as error:
+            raise Corrupt(f"the tables at {self.path} are damaged: {error}") from error
+        finally:
+            transaction.abort()
+        return self.applied
+
     @property
     def is_current(self) -> bool:
         """Whether the files are still those of the replica."""
@@ -118,10 +127,13 @@ class SharedTables(Handles):
 
     def _begin(self) -> Reading:
         try:
-            return self._environment.begin(buffers=True)
-        except lmdb.MapResizedError:
-            self._environment.set_mapsize(0)  # the node's
-            return self._environment.begin(buffers=True)
+            try:
+                return self._environment.begin(buffers=True)
+            except lmdb.MapResizedError:
+                self._environment.set_mapsize(0)  # the node's
+                return self._environment.begin(buffers=True)
+        except lmdb.Error as error:
+            raise CairnError(f"{self.path} cannot be read: {error}") from error
 
     def _look(self, transaction: Reading) -> None:
         """What this state of the tables is good for."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from blockstore.domain import Position, ReplicaId, TablesPlace
-from blockstore.errors import CairnError, Corrupt
+from blockstore.errors import CairnError, Corrupt, OutOfRange
 from blockstore.replication.leader import Leader
 from blockstore.storage.fence import this_host
 from blockstore.units import BlockNumber
@@ -33,18 +33,17 @@ _LONG_BLOCK_S: Final = 4e-6
 _REST: Final = 20
 #: A node gives way to guests by what it hears of them (blockstore/node/guest_traffic.py), so it hears of one so often.
 _SHOWN_S: Final = 0.03
+#: How often tables are looked at that nobody reads.
+_UNUSED_CHECK_S: Final = 1.0
 #: Tables that could not be opened are tried again after this: they may have been replaced just then.
 _RETRY_S: Final = 1.0
 
 
 class ShortCircuit:
-    """Of one segment, in its event loop. clock: as the leader's.
-
-    reads: how many were answered here.
-    """
+    """Of one segment, in its event loop. clock: as the leader's. reads: how many were answered here."""
 
     def __init__(self, leader: Leader, clock: Callable[[], float], checked_s: float, *, always: bool) -> None:
-        """checked_s: `check` is called more often than that, or nothing is read.
+        """checked_s: `check` is called more often than that, or tables are not used.
 
         always: also where only a minority of the members is on this machine.
         """
@@ -53,7 +52,8 @@ class ShortCircuit:
         self._always = always
         self._clock = clock
         self._checked_s = checked_s
-        self._checked_at = clock()
+        self._checked_at = 0.0
+        self._used = False
         self._places: dict[ReplicaId, TablesPlace] = {}
         self._tables: SharedTables | None = None
         self._replica = ReplicaId("")
@@ -66,7 +66,6 @@ class ShortCircuit:
     def learn(self, replica: ReplicaId, place: TablesPlace) -> None:
         """Where a member that was just sealed has its tables."""
         if place.host and place.host == this_host():
-            self._leader.follow_writes()
             self._places[replica] = place
 
     def forget(self, replica: ReplicaId) -> None:
@@ -96,12 +95,15 @@ class ShortCircuit:
 
     def _tables_for(self, now: float) -> "SharedTables | None":
         """Those that a read may come out of now."""
-        if not self._places or now < self._rests_until or now - self._checked_at > self._checked_s:
+        if not self._places or now < self._rests_until:
             return None
         if now - self._shown_at > _SHOWN_S:
             self._shown_at = now
             return None
-        return self._tables or self._open(now)
+        if self._tables is None:
+            return self._open(now)
+        self._used = True
+        return self._tables if now - self._checked_at < self._checked_s else None
 
     def _read_out(self, tables: "SharedTables", start: int, count: int, needed: Position) -> bytes | memoryview | None:
         applied = tables.applied
@@ -110,6 +112,8 @@ class ShortCircuit:
         except Corrupt as error:  # which the node finds as well, now that it gets all reads again
             _log.warning("tables are not read here any more", replica=self._replica, why=str(error))
             self.forget(self._replica)
+            return None
+        except OutOfRange:
             return None
         except Exception:  # whatever it is, the node can be asked
             _log.exception("tables could not be read here", replica=self._replica)
@@ -120,12 +124,26 @@ class ShortCircuit:
         return content
 
     def check(self) -> None:
-        """Leave tables that were replaced, or whose member cannot be read from now: others may be better."""
-        now = self._checked_at = self._clock()
-        if self._tables is not None and not (
-            self._tables.is_current and self._has_reason() and self._leader.may_use_tables_of(self._replica, now)
-        ):
+        """Leave tables that were replaced, or whose member cannot be read from now: others may be better.
+
+        What nobody reads is looked at now and then: there may be a thousand of them.
+        """
+        now = self._clock()
+        if self._tables is None or (not self._used and now - self._checked_at < _UNUSED_CHECK_S):
+            return
+        self._used, self._checked_at = False, now
+        if self._tables.is_current and self._has_reason() and self._leader.may_use_tables_of(self._replica, now):
+            self._look(self._tables)
+        else:
             self._leave()
+
+    def _look(self, tables: "SharedTables") -> None:
+        """Also where nobody reads, what tables reflect need not be remembered."""
+        try:
+            self._leader.tables_reflect(tables.look())
+        except CairnError as error:
+            _log.warning("tables are not read here any more", replica=self._replica, why=str(error))
+            self.forget(self._replica)
 
     def close(self) -> None:
         self._places.clear()
@@ -149,6 +167,8 @@ class ShortCircuit:
                     _log.info("tables cannot be read here", replica=replica, why=self._why)
             else:
                 self._why = ""
+                self._checked_at, self._used = now, True
+                self._leader.follow_writes()  # what they reflect of it shows after a checkpoint
                 _log.info("a member is read out of its tables", replica=replica, directory=place.directory)
                 self._replica = replica
                 return self._tables
@@ -169,6 +189,7 @@ class ShortCircuit:
         if self._tables is not None:
             self._tables.close()
             self._tables = None
+            self._leader.unfollow_writes()
 
 
 def _major_faults() -> int:
