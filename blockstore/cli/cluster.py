@@ -97,7 +97,7 @@ class LocalCluster:
     async def _start_control(self, stack: AsyncExitStack) -> ControlClient:
         # Somebody else may listen there, as another cluster's control: ours says in this file that it is the one.
         address = self._directory.data("control") / ADDRESS_FILE
-        with suppress(FileNotFoundError, NotADirectoryError):  # of the latter control speaks itself
+        with suppress(FileNotFoundError, NotADirectoryError):  # control says itself if it has no directory
             address.unlink()
         self._supervisor.start(self._control)
 

@@ -26,8 +26,8 @@ from tests.daemons import wait_for
 PROGRAM: Final = "qemu-system-x86_64"
 #: no_timer_check: on a busy machine an emulated timer may look broken to a kernel, which panics then.
 KERNEL_ARGUMENTS: Final = "console=ttyS0 panic=-1 loglevel=6 no_timer_check"
-#: la57, erms, fsrm: a fifth level of page tables, and copies byte by byte that real processors are quick with, took a
-#: quarter of all the time of an emulated one.
+#: la57, erms, fsrm: a fifth level of page tables, and copies byte by byte that real processors are quick with, took
+#: a fifth of all the time of an emulated one.
 _MACHINE: Final = (
     *(PROGRAM, "-accel", "tcg,thread=single", "-cpu", "max,la57=off,erms=off,fsrm=off", "-smp", "2", "-m", "768"),
     *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
