@@ -12,7 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -158,13 +158,14 @@ class HostedReplica:
 
     def end_reads_beside(self) -> None:
         """The replica goes: nobody reads its tables any more."""
-        self._put_fence(NO_EPOCH)
+        with suppress(OSError):  # a deletion is what makes room
+            if self._fence is not None:
+                self._fence.put(NO_EPOCH)
 
-    def _put_fence(self, epoch: int) -> None:
-        if self._fence is None:
-            return
+    def _put_fence(self, epoch: Epoch) -> None:
         try:
-            self._fence.put(epoch)
+            if self._fence is not None:
+                self._fence.put(epoch)
         except OSError as error:
             raise NoSpace(f"the fence of {self.replica} cannot be written: {error}; free disk space there") from error
 

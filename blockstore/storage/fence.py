@@ -9,7 +9,6 @@ be durable: when the machine goes down, who reads them does so as well.
 import mmap
 import os
 import struct
-from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -57,14 +56,14 @@ class Fence:
 
 
 def lower_fence(directory: Path) -> None:
-    """Whatever is read from here on counts for nobody until the next seal: a node starts, and may put files in place.
-
-    Raises OSError.
-    """
+    """What is read from here on counts for nobody until the next seal: a node starts, and may put files in place."""
     path = directory / _NAME
-    if path.exists():
-        with closing(Fence(directory)):
-            pass
+    if not path.exists():
+        return
+    try:
+        Fence(directory).close()
+    except OSError:  # as on a full disk that writes everything anew: then nobody finds it any more
+        path.unlink()
 
 
 class FenceView:
