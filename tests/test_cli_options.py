@@ -17,6 +17,7 @@ from blockstore.config import (
     FrontEndSettings,
     NodeSettings,
     Placement,
+    ShortCircuitMode,
     SnapshotdSettings,
     Tls,
     arguments_of,
@@ -25,7 +26,12 @@ from blockstore.config import (
 from blockstore.errors import InvalidRequest
 
 KINDS = [ControlSettings, NodeSettings, FrontEndSettings, SnapshotdSettings]
-OTHERS: dict[Enum, Enum] = {Placement.STRICT: Placement.WARN, Addressing.PATH: Addressing.HOST, Tls.NONE: Tls.OFFER}
+OTHERS: dict[Enum, Enum] = {
+    Placement.STRICT: Placement.WARN,
+    Addressing.PATH: Addressing.HOST,
+    Tls.NONE: Tls.OFFER,
+    ShortCircuitMode.AUTO: ShortCircuitMode.ALWAYS,
+}
 ADDRESSES = {"listen", "advertise", "metrics", "control", "nbd_listen", "nbd_advertise"}
 
 

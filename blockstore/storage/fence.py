@@ -9,6 +9,7 @@ be durable: when the machine goes down, who reads them does so as well.
 import mmap
 import os
 import struct
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -63,7 +64,8 @@ def lower_fence(directory: Path) -> None:
     try:
         Fence(directory).close()
     except OSError:  # as on a full disk that writes everything anew: then nobody finds it any more
-        path.unlink()
+        with suppress(OSError):
+            path.unlink()
 
 
 class FenceView:

@@ -24,6 +24,7 @@ import fcntl
 import itertools
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -68,8 +69,7 @@ class NodeStore:
         lock = lock_data(data)
         try:
             store = cls(data, lock, _node_id(data), SpaceGuard(data, reserve_bytes))
-            for replica in replicas_in(data):
-                lower_fence(data / "replicas" / replica)
+            store._lower_fences()
             store._remove_leftovers()
             store._find_broken()
         except BaseException:
@@ -269,6 +269,13 @@ class NodeStore:
         if not directory.is_dir():
             raise NotFound(f"no replica {replica} on this node")
         return directory
+
+    def _lower_fences(self) -> None:
+        """Before any file changes; what has no address is left as it is, also in this."""
+        for replica in self.replicas():
+            with suppress(Corrupt):
+                self.check_address(replica)
+                lower_fence(self._directory_of(replica))
 
     def _remove_leftovers(self) -> None:
         for path in self._replicas.iterdir():
