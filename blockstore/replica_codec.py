@@ -40,7 +40,7 @@ MAX_BATCH_BYTES: Final = MAX_RECORD_SIZE
 #: Of one segment, old members included: none has nearly as many.
 _MAX_MEMBERS: Final = 32
 #: What the greetings of streams of messages begin with; the number is that of this encoding.
-REPLICATE_GREETING: Final = b"cairn 1 records"
+REPLICATE_GREETING: Final = b"cairn 2 records"
 READ_GREETING: Final = b"cairn 1 reads"
 GENERATION_GREETING: Final = b"cairn 1 generations"
 #: Up to here protobuf takes a message with its records apart in less time than we need to find them in it.
@@ -76,7 +76,7 @@ def _from_acked(acked: AckedPositions) -> list[pb.Acked]:
     return [pb.Acked(replica=replica, position=from_position(position)) for replica, position in acked]
 
 
-def _to_acked(messages: Collection[pb.Acked]) -> AckedPositions:
+def to_acked(messages: Collection[pb.Acked]) -> AckedPositions:
     """They are kept: raises InvalidRequest where these are no replicas, or too many."""
     if len(messages) > _MAX_MEMBERS:
         raise InvalidRequest(f"positions of {len(messages)} members, {_MAX_MEMBERS} at most")
@@ -113,19 +113,24 @@ def decode_seal(request: pb.SealEpochRequest) -> SealEpoch:
 
 def encode_append(target: bytes, message: Append, peer: Callable[[ReplicaId], pb.Peer]) -> list[bytes | memoryview]:
     """A serialized ReplicateRequest, in parts. target: the serialized field of a request with only its target."""
-    rest = pb.ReplicateRequest(
-        request=message.request, commit=from_position(message.commit), end=from_position(message.end)
-    )
-    if message.catch_up is not None:
-        rest.catch_up.target.CopyFrom(from_position(message.catch_up.target))
-        rest.catch_up.base.CopyFrom(from_position(message.catch_up.base))
-        rest.catch_up.peers.extend(peer(each) for each in message.catch_up.peers)
-    rest.acked.extend(_from_acked(message.acked))
-    rest.fill_anew = message.fill_anew
+    rest = seldom_in(message, peer)
+    rest.request = message.request
+    rest.commit.CopyFrom(from_position(message.commit))
+    rest.end.CopyFrom(from_position(message.end))
     parts: list[bytes | memoryview] = [target, rest.SerializeToString()]
     for record in message.records:
         parts += (_RECORDS_TAG + varint(len(record.encoded)), record.encoded)
     return parts
+
+
+def seldom_in(message: Append, peer: Callable[[ReplicaId], pb.Peer]) -> pb.ReplicateRequest:
+    """A request with only what most messages lack. peer: where a member's node is."""
+    rest = pb.ReplicateRequest(acked=_from_acked(message.acked), fill_anew=message.fill_anew)
+    if message.catch_up is not None:
+        rest.catch_up.target.CopyFrom(from_position(message.catch_up.target))
+        rest.catch_up.base.CopyFrom(from_position(message.catch_up.base))
+        rest.catch_up.peers.extend(peer(each) for each in message.catch_up.peers)
+    return rest
 
 
 def encode_target(address: ReplicaAddress, epoch: int, configuration: int) -> bytes:
@@ -163,13 +168,6 @@ def _cut_out_records(message: bytes | bytearray) -> tuple[pb.ReplicateRequest, l
 
 
 def _to_append(request: pb.ReplicateRequest, records: tuple[Record, ...]) -> Append:
-    catch_up = None
-    if request.HasField("catch_up"):
-        catch_up = CatchUp(
-            to_position(request.catch_up.target),
-            to_position(request.catch_up.base),
-            tuple(ReplicaId(peer.replica) for peer in request.catch_up.peers),
-        )
     return Append(
         Epoch(request.target.epoch),
         request.target.configuration,
@@ -177,10 +175,17 @@ def _to_append(request: pb.ReplicateRequest, records: tuple[Record, ...]) -> App
         to_position(request.commit),
         to_position(request.end),
         records,
-        catch_up,
-        _to_acked(request.acked),
+        to_catch_up(request),
+        to_acked(request.acked),
         request.fill_anew,
     )
+
+
+def to_catch_up(request: pb.ReplicateRequest) -> CatchUp | None:
+    if not request.HasField("catch_up"):
+        return None
+    peers = tuple(ReplicaId(peer.replica) for peer in request.catch_up.peers)
+    return CatchUp(to_position(request.catch_up.target), to_position(request.catch_up.base), peers)
 
 
 # ---- reads
@@ -323,7 +328,7 @@ def decode_seal_answer(response: pb.SealEpochResponse, sent: SealEpoch) -> SealA
         floor=to_position(response.floor),
         generation=Generation(response.generation),
         full=response.full,
-        known=_to_acked(response.known),
+        known=to_acked(response.known),
         complete=response.complete,
         damaged=response.damaged,
     )

@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Iterable, Iterator
 from dataclasses import replace
 from typing import Final
 
-from blockstore.domain import ReplicaId
+from blockstore.append_codec import decode_append, encode_answer
+from blockstore.domain import ReplicaAddress, ReplicaId
 from blockstore.errors import CairnError, Corrupt, Fenced, InvalidRequest
 from blockstore.grpc_errors import status_of
 from blockstore.grpc_payload import parse
@@ -25,8 +26,6 @@ from blockstore.replica_codec import (
     absent_entry,
     check_size,
     decode_read_request,
-    decode_replicate,
-    encode_append_answer,
     encode_generation,
     encode_read_response,
     greeting_to,
@@ -42,13 +41,17 @@ from blockstore.units import BLOCK_SIZE, MIB, Epoch
 _RESPONSE_BYTES: Final = 2 * MIB
 
 
-def take_append(node: Node, reply: Reply, encoded: Message) -> Awaitable[None] | None:
-    """Carry out a serialized ReplicateRequest; what is returned, if anything, is to be awaited before the next one."""
-    request, message = decode_replicate(encoded)
+def take_append(
+    node: Node, address: ReplicaAddress, reply: Reply, message: Append, peers: Iterable[pb.Peer]
+) -> Awaitable[None] | None:
+    """Carry out what a leader sent; what is returned, if anything, is to be awaited before its next message.
+
+    peers: where those are that its catch_up names.
+    """
     node.traffic.note_records(message.records)
-    hosted = node.find(to_address(request.target))
+    hosted = node.find(address)
     if message.catch_up is not None:
-        hosted.set_peers(request.catch_up.peers)
+        hosted.set_peers(peers)
     if node.memory.has_room(hosted.replica):
         hosted.append(reply, message)
         return None
@@ -160,7 +163,7 @@ class ReplicaStreams:
         """Raises NotFound where it is meant for a replica of another node, as behind a wrong port."""
         hosted = self._node.find_replica(ReplicaId(greeting.rpartition(b" ")[2].decode(errors="replace")))
         if greeting == greeting_to(REPLICATE_GREETING, hosted.address):
-            return _Records(self._node, stream).take
+            return _Records(self._node, hosted.address, stream).take
         if greeting == greeting_to(READ_GREETING, hosted.address):
             return _Reads(self._node, stream).take
         if greeting == greeting_to(GENERATION_GREETING, hosted.address):
@@ -171,16 +174,18 @@ class ReplicaStreams:
 class _Records:
     """A leader's stream; what it sends is answered here. Answers are cumulative, and leave as they come."""
 
-    def __init__(self, node: Node, stream: MessageStream) -> None:
+    def __init__(self, node: Node, address: ReplicaAddress, stream: MessageStream) -> None:
         self._node = node
+        self._address = address
         self._stream = stream
 
     def take(self, message: Message) -> Awaitable[None] | None:
-        return take_append(self._node, self, message)
+        received = decode_append(message)
+        return take_append(self._node, self._address, self, received.message, received.peers)
 
     def deliver(self, message: AnswerMessage) -> None:
         assert isinstance(message, AppendAnswer | FencedBy)
-        self._stream.send(encode_append_answer(message).SerializeToString())
+        self._stream.send(encode_answer(message))
         if isinstance(message, FencedBy):
             self._stream.close(Fenced("a newer epoch was sealed"))
 

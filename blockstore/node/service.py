@@ -23,6 +23,7 @@ from blockstore.node.node import Node
 from blockstore.node.replica_streams import ReplicaStreams, answer_generation, answer_reads, take_append
 from blockstore.node.scrub_server import digest, show_extent
 from blockstore.replica_codec import (
+    decode_replicate,
     decode_seal,
     encode_append_answer,
     encode_place,
@@ -181,7 +182,9 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
 
     async def _take_in(self, requests: AsyncIterator[bytes], outbox: "_Outbox") -> None:
         async for encoded in requests:
-            if (waiting := take_append(self._node, outbox, encoded)) is not None:
+            request, message = decode_replicate(encoded)
+            address, peers = to_address(request.target), request.catch_up.peers
+            if (waiting := take_append(self._node, address, outbox, message, peers)) is not None:
                 await waiting
 
     def _serving_peer(self, target: pb.Target) -> HostedReplica:

@@ -13,20 +13,17 @@ from blockstore.errors import CairnError, InvalidRequest, QuorumUnavailable
 from blockstore.grpc_errors import cairn_errors, from_status
 from blockstore.message_stream import Message
 from blockstore.replica_codec import (
-    decode_append_answer,
     decode_place,
     decode_read_response,
     decode_seal_answer,
-    encode_append,
     encode_seal,
-    encode_target,
     from_position,
     make_target,
 )
 from blockstore.replication.messages import Append, AppendAnswer, FencedBy, ReadFrom, SealAnswer, SealEpoch
 from blockstore.rpc import replica_pb2 as pb
 from blockstore.rpc import replica_pb2_grpc
-from blockstore.units import BLOCK_SIZE
+from blockstore.units import BLOCK_SIZE, Epoch
 from blockstore.volume.block_status import StatusQuery
 from blockstore.volume.directory import MemberDirectory
 from blockstore.volume.member_streams import GrpcStreams, MessageStreams, Streams
@@ -75,8 +72,6 @@ class MemberSession:
         self._directory: MemberDirectory | None = None
         self._streams: Streams | None = None
         self._outgoing: deque[Append] = deque()
-        self._target = (b"", -1)
-        """Serialized, and the configuration that it names."""
         self._ranges: deque[ReadFrom] = deque()
         self._asked: dict[int, int] = {}
         """Blocks expected, by attempt."""
@@ -159,7 +154,7 @@ class MemberSession:
             except (CairnError, TimeoutError) as error:
                 why = str(error) or f"nobody answered at port {port} within {self._call_timeout_s} s"
                 _log.warning("records and reads go over gRPC", replica=self._address.replica, why=why)
-        return GrpcStreams(self._channel, self)
+        return GrpcStreams(self._channel, self._address, self)
 
     async def run(self, streams: Streams) -> None:
         """Carry records and reads until one of the streams ends: raises."""
@@ -185,24 +180,27 @@ class MemberSession:
 
     # ---- records
 
-    def next_append(self) -> list[bytes | memoryview] | None:
-        """The next message of records, serialized and in parts."""
-        if not self._outgoing or self._directory is None:
+    def next_append(self) -> Append | None:
+        """The next message of records."""
+        if not self._outgoing:
             return None
         message = self._outgoing.popleft()
         self._last_request = message.request
         if self._silent_since is None:
             self._silent_since = self._loop.time()
-        if message.configuration != self._target[1]:
-            encoded = encode_target(self._address, message.epoch, message.configuration)
-            self._target = encoded, message.configuration
-        return encode_append(self._target[0], message, self._directory.peer)
+        return message
 
-    def take_answer(self, message: Message) -> None:
-        """A serialized ReplicateResponse."""
-        response = pb.ReplicateResponse.FromString(bytes(message))
-        self._silent_since = None if response.request >= self._last_request else self._loop.time()
-        answer = decode_append_answer(response, self._seal.result().epoch)
+    def peer(self, replica: ReplicaId) -> pb.Peer:
+        assert self._directory is not None, "records are sent only after the seal"
+        return self._directory.peer(replica)
+
+    @property
+    def epoch(self) -> Epoch:
+        return self._seal.result().epoch
+
+    def take_answer(self, answer: AppendAnswer | FencedBy) -> None:
+        done = isinstance(answer, FencedBy) or answer.request >= self._last_request
+        self._silent_since = None if done else self._loop.time()
         self._events.answered(self._address.replica, answer)
 
     # ---- reads

@@ -10,21 +10,35 @@ from typing import Any, Final, Protocol
 
 import grpc
 
-from blockstore.domain import ReplicaAddress
+from blockstore import append_codec
+from blockstore.domain import ReplicaAddress, ReplicaId
 from blockstore.errors import CairnError, QuorumUnavailable
 from blockstore.message_stream import Message, MessageStream, connect
-from blockstore.replica_codec import READ_GREETING, REPLICATE_GREETING, greeting_to
+from blockstore.replica_codec import (
+    READ_GREETING,
+    REPLICATE_GREETING,
+    decode_append_answer,
+    encode_append,
+    encode_target,
+    greeting_to,
+)
+from blockstore.replication.messages import Append, AppendAnswer, FencedBy
+from blockstore.rpc import replica_pb2 as pb
+from blockstore.units import Epoch
 
 _REPLICATE: Final = "/cairn.v1.Replica/Replicate"
 _READ: Final = "/cairn.v1.Replica/Read"
 
 
 class Carried(Protocol):
-    """What is sent, serialized and in parts: None while there is nothing. Takes what arrives; raises CairnError."""
+    """What is sent, None while there is nothing, and who takes what arrives: raises CairnError."""
 
-    def next_append(self) -> list[bytes | memoryview] | None: ...
+    @property
+    def epoch(self) -> Epoch: ...
+    def peer(self, replica: ReplicaId) -> pb.Peer: ...
+    def next_append(self) -> Append | None: ...
     def next_reads(self) -> list[bytes] | None: ...
-    def take_answer(self, message: Message) -> None: ...
+    def take_answer(self, answer: AppendAnswer | FencedBy) -> None: ...
     def take_results(self, message: Message) -> None: ...
 
 
@@ -57,7 +71,7 @@ class MessageStreams(Streams):
         """Raises CairnError where nobody takes them there, or somebody who has no such replica listens."""
         streams = cls(carried)
         try:
-            for kind, take in ((REPLICATE_GREETING, carried.take_answer), (READ_GREETING, carried.take_results)):
+            for kind, take in ((REPLICATE_GREETING, streams._take_answer), (READ_GREETING, carried.take_results)):
                 streams._open.append(await connect(host, port, greeting_to(kind, replica), take, streams._end))
         except BaseException:
             streams._close()
@@ -67,10 +81,13 @@ class MessageStreams(Streams):
     def append_waits(self) -> None:
         records = self._open[0]
         while records.writable:
-            if (parts := self._carried.next_append()) is None:
+            if (message := self._carried.next_append()) is None:
                 return
-            records.send(*parts)
+            records.send(*append_codec.encode_append(message, self._carried.peer))
         records.on_writable = self.append_waits
+
+    def _take_answer(self, message: Message) -> None:
+        self._carried.take_answer(append_codec.decode_answer(message, self._carried.epoch))
 
     def reads_wait(self) -> None:
         reads = self._open[1]
@@ -102,8 +119,9 @@ class MessageStreams(Streams):
 class GrpcStreams(Streams):
     """Over the channel that the calls go by as well."""
 
-    def __init__(self, channel: grpc.aio.Channel, carried: Carried) -> None:
+    def __init__(self, channel: grpc.aio.Channel, replica: ReplicaAddress, carried: Carried) -> None:
         self._channel = channel
+        self._replica = replica
         self._carried = carried
         self._wake_append = asyncio.Event()
         self._wake_reads = asyncio.Event()
@@ -119,8 +137,8 @@ class GrpcStreams(Streams):
         tasks = [
             asyncio.create_task(work)
             for work in (
-                _send(replicate, self._carried.next_append, self._wake_append),
-                _take(replicate, self._carried.take_answer),
+                _send(replicate, self._next_append, self._wake_append),
+                _take(replicate, self._take_answer),
                 _send(read, self._carried.next_reads, self._wake_reads),
                 _take(read, self._carried.take_results),
             )
@@ -143,6 +161,16 @@ class GrpcStreams(Streams):
             # looks for circles comes by once in hours (see blockstore.cli.daemon_process), so none is left behind.
             done = set()
             tasks.clear()
+
+    def _next_append(self) -> list[bytes | memoryview] | None:
+        if (message := self._carried.next_append()) is None:
+            return None
+        target = encode_target(self._replica, message.epoch, message.configuration)
+        return encode_append(target, message, self._carried.peer)
+
+    def _take_answer(self, message: bytes) -> None:
+        response = pb.ReplicateResponse.FromString(message)
+        self._carried.take_answer(decode_append_answer(response, self._carried.epoch))
 
     def _open(self, method: str) -> Any:
         call: Any = self._channel.stream_stream(method, request_serializer=None, response_deserializer=None)
