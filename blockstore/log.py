@@ -7,7 +7,6 @@ changes nothing.
 """
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
@@ -15,6 +14,7 @@ from blockstore.domain import ORIGIN, Position, ReplicaId
 from blockstore.errors import Corrupt
 from blockstore.record import Record, decode_record
 from blockstore.units import FIRST_GENERATION, Epoch, Generation, Sequence
+from blockstore.values import value
 
 UNKNOWN_FLOOR: Final = Position(Epoch((1 << 64) - 1), Sequence((1 << 64) - 1))
 """Above everything: the floor of a replica of which nobody can say how far it had acked."""
@@ -30,14 +30,14 @@ class EntryKind(IntEnum):
     WHOLE = 5
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RecordEntry:
     """A record joins the log behind its predecessor."""
 
     record: Record
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SealEntry:
     """From here on nothing of an older epoch or configuration is accepted."""
 
@@ -45,14 +45,14 @@ class SealEntry:
     configuration: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TruncateEntry:
     """Every record above `after` leaves the log; it shares a journal group with what replaces them."""
 
     after: Sequence
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Filling:
     """What a replica that is being copied to must remember.
 
@@ -66,14 +66,14 @@ class Filling:
     since: Sequence
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class FillingEntry:
     """The old log ends: its unapplied records are never applied. The new one starts at filling.base."""
 
     filling: Filling
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WholeEntry:
     """The replica has all up to its position again."""
 
@@ -81,7 +81,7 @@ class WholeEntry:
 LogEntry = RecordEntry | SealEntry | TruncateEntry | FillingEntry | WholeEntry
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LogImage:
     """A replica's log as a checkpoint keeps it, or as replay finds it.
 

@@ -30,6 +30,5 @@ class GuestTraffic:
 
     def note_records(self, records: Sequence[Record]) -> None:
         """A front-end sent these; none where it only says that it is there."""
-        first = records[0].operations[:1] if records else ()
-        if any(operation.kind is not OperationKind.FILL for operation in first):
+        if records and records[0].operations[0].kind is not OperationKind.FILL:
             self.note()

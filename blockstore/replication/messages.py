@@ -7,13 +7,13 @@ Source: docs/replication.md; Raft, sections 5.3 and 5.4.
 """
 
 from collections.abc import Hashable
-from dataclasses import dataclass
 
 from blockstore.domain import ORIGIN, Position, ReplicaId
 from blockstore.errors import CairnError
 from blockstore.log import LogEntry
 from blockstore.record import Record
 from blockstore.units import FIRST_GENERATION, BlockNumber, Epoch, Generation, Sequence
+from blockstore.values import value
 
 AckedPositions = tuple[tuple[ReplicaId, Position], ...]
 """For some members: a position that each has acked, while it was whole."""
@@ -21,7 +21,7 @@ AckedPositions = tuple[tuple[ReplicaId, Position], ...]
 # ---- messages
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SealEpoch:
     """Leader to member: accept nothing of an older epoch or configuration, and say what you hold.
 
@@ -35,7 +35,7 @@ class SealEpoch:
     connection: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SealAnswer:
     """What a member holds, all of it durable.
 
@@ -61,7 +61,7 @@ class SealAnswer:
     damaged: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CatchUp:
     """Part of an Append: where a member finds what the leader no longer holds.
 
@@ -75,7 +75,7 @@ class CatchUp:
     peers: tuple[ReplicaId, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Append:
     """Leader to member, in order on one stream; without records it is a heartbeat.
 
@@ -97,7 +97,7 @@ class Append:
     fill_anew: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AppendAnswer:
     """Cumulative: this request and all before it on its stream were seen.
 
@@ -120,7 +120,7 @@ class AppendAnswer:
     damaged: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class FencedBy:
     """Instead of an answer: a newer epoch or configuration than the sender's was sealed here."""
 
@@ -131,7 +131,7 @@ class FencedBy:
 # ---- effects of a follower
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Persist:
     """Write the entries to the journal, all or none of them, behind all earlier numbers.
 
@@ -142,7 +142,7 @@ class Persist:
     entries: tuple[LogEntry, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Answer:
     """Send `message` to where `origin` (as given with the request) leads; drop it if that is gone.
 
@@ -153,14 +153,14 @@ class Answer:
     message: SealAnswer | AppendAnswer | FencedBy
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Commit:
     """These records, the next in order, are committed: visible to reads, and to be applied by a checkpoint."""
 
     records: tuple[Record, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ResetLog:
     """The replica begins to fill: forget committed records that no checkpoint has applied.
 
@@ -168,7 +168,7 @@ class ResetLog:
     """
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class FetchLog:
     """Ask `peer` for the records behind `after` up to `target`.
 
@@ -182,7 +182,7 @@ class FetchLog:
     target: Position
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class FetchDelta:
     """Copy from `peer` what its tables hold, as of its applied position, which is at or above `at_least`.
 
@@ -198,7 +198,7 @@ class FetchDelta:
     at_least: Position
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Checkpoint:
     """Apply what is committed to the tables soon: becoming whole waits for it."""
 
@@ -208,7 +208,7 @@ FollowerEffect = Persist | Answer | Commit | ResetLog | FetchLog | FetchDelta | 
 # ---- effects of a leader
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Send:
     """To this member, in order with what was sent to it before; drop it while there is no connection."""
 
@@ -216,26 +216,26 @@ class Send:
     message: SealEpoch | Append
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reconnect:
     """Close the way to this member and open it anew: it has to be sealed again."""
 
     replica: ReplicaId
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Serving:
     """The epoch-start record is on a quorum and no older lease is left: guests may be served."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Completed:
     """The operations of these tickets are committed: answer their guests."""
 
     tickets: tuple[Hashable, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Sealed:
     """The SEAL of this ticket is committed, at `position`; `generation` is the layer that it sealed."""
 
@@ -244,7 +244,7 @@ class Sealed:
     position: Position
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Failed:
     """These requests, writes or reads, end with the error; a write may take effect yet."""
 
@@ -252,7 +252,7 @@ class Failed:
     error: CairnError
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ReadFrom:
     """Read from this member; afterwards read_arrived or read_failed with the attempt. ticket: whose read it is."""
 
@@ -264,7 +264,7 @@ class ReadFrom:
     ticket: Hashable
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ReadDone:
     """Answer the guest with the data that arrived for `attempt`."""
 
@@ -272,19 +272,19 @@ class ReadDone:
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ReadDropped:
     """The data of `attempt` is not wanted any more: it came from elsewhere, or its request has ended."""
 
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Relieved:
     """The queue has fallen below its low mark: take requests again."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Over:
     """This leader has ended for good; all its requests were failed before."""
 

@@ -72,9 +72,10 @@ class Applier:
         """All of it. filling: keep what a copy stated earlier must not undo."""
         for generation, layer in memtable.layers.items():
             self._apply_layer(generation, layer)
-        for record in memtable.records:
+        for record in memtable.with_controls:
             self._apply_controls(record, filling)
-            if filling:
+        if filling:
+            for record in memtable.records:
                 self._meta.put_tombstones(_tombstones(record))
 
     def _apply_layer(self, generation: Generation, layer: Layer) -> None:

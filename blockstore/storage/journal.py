@@ -15,7 +15,6 @@ later call raises JournalFailed, and the process must stop. Source: docs/archite
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Final
@@ -43,6 +42,7 @@ from blockstore.storage.journal_read import joined, read_run
 from blockstore.storage.journal_start import LogState, Recovered, new_salt, released, start, write_header
 from blockstore.storage.journal_verify import JournalProblem, verify_journal
 from blockstore.units import MIB
+from blockstore.values import value
 
 __all__ = [
     "Journal",
@@ -64,7 +64,7 @@ _SLACK_BYTES: Final = 2 * PAGE
 _DISK: Final = Disk()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class JournalEntry:
     """One entry of one replica's log. position: the end of that log with it."""
 

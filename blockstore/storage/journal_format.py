@@ -30,6 +30,7 @@ from blockstore.domain import Position, ReplicaId
 from blockstore.errors import Corrupt
 from blockstore.log import EntryKind, FillingEntry, LogEntry, RecordEntry, TruncateEntry
 from blockstore.units import KIB, MIB, Epoch
+from blockstore.values import value
 
 PAGE: Final = 4 * KIB
 FIRST_OFFSET: Final = 2 * PAGE
@@ -59,7 +60,7 @@ class FileKind(IntEnum):
     SPARE = 2
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class FileHeader:
     """What a file says about itself and about the log before it.
 
@@ -83,7 +84,7 @@ class FileHeader:
     oldest: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class GroupItem:
     """What a group holds of one replica.
 
@@ -105,7 +106,7 @@ class GroupItem:
 Items = tuple[GroupItem, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class GroupHeader:
     """A group's header as it was read; previous is None where its writer did not know the group before."""
 
@@ -131,7 +132,7 @@ class GroupHeader:
         return round_up(self.header_size + self.body_size)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StoredEntry:
     """One entry of a group's body, not decoded."""
 

@@ -16,12 +16,13 @@ from typing import Final
 from blockstore.domain import ReplicaId
 from blockstore.storage.journal_format import Items
 from blockstore.units import MIB
+from blockstore.values import value
 
 RUN_BYTES: Final = MIB
 """A read takes in a run whole: long enough for few runs, short enough for one read's buffer."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Place:
     """A file in its present life: a later life's groups fail checksums seeded with this salt."""
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence as Seq
 from itertools import repeat
 from typing import Final, NamedTuple
 
-from blockstore.record import WITH_PAYLOAD, ZEROING, Operation, OperationKind, Record
+from blockstore.record import ZEROING, Operation, OperationKind, Record
 from blockstore.storage.ranges import RangeMap
 from blockstore.units import BLOCK_SIZE, Generation, Sequence
 
@@ -129,11 +129,12 @@ class Layer:
 class Memtable:
     """Records in order, and the layers that they make up; oldest generation first.
 
-    hydrated: one of the records ends the source.
+    with_controls: those that have operations which are not on blocks. hydrated: one of the records ends the source.
     """
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self.records: list[Record] = []
+        self.with_controls: list[Record] = []
         self.layers: dict[Generation, Layer] = {}
         self.size_bytes = 0
         self.hydrated = False
@@ -142,15 +143,23 @@ class Memtable:
 
     def add(self, record: Record) -> None:
         """The next record in order."""
+        sequence, generation = record.sequence, record.generation
+        controls = False
         for operation in record.operations:
-            if operation.kind in WITH_PAYLOAD:
-                self._layer(record.generation_of(operation)).write(operation, record.sequence)
-            elif operation.kind in ZEROING:
-                zero = Entry(record.sequence, None, 0, operation.kind is OperationKind.DISCARD)
-                self._layer(record.generation).zero(operation.start, operation.end, zero)
-            elif operation.kind is OperationKind.HYDRATED:
-                self.hydrated = True
+            kind = operation.kind
+            if kind is OperationKind.WRITE:
+                self._layer(generation).write(operation, sequence)
+            elif kind is OperationKind.FILL:
+                self._layer(record.generation_of(operation)).write(operation, sequence)
+            elif kind in ZEROING:
+                zero = Entry(sequence, None, 0, kind is OperationKind.DISCARD)
+                self._layer(generation).zero(operation.start, operation.end, zero)
+            else:
+                controls = True
+                self.hydrated = self.hydrated or kind is OperationKind.HYDRATED
         self.records.append(record)
+        if controls:
+            self.with_controls.append(record)
         self.size_bytes += cost_bytes(record)
 
     def first(self) -> Sequence:
