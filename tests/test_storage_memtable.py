@@ -1,12 +1,13 @@
 """A memtable's layer against a dict of blocks, whatever it keeps as runs and whatever block by block."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from blockstore.record import Operation, OperationKind, block_checksum
-from blockstore.storage.memtable import RUN_BLOCKS, Entry, Layer
+from blockstore.storage.memtable import RUN_BLOCKS, Entry, Layer, Memtable
 from blockstore.units import BLOCK_SIZE, BlockNumber
-from tests.storage_model import block
+from tests.storage_model import Log, block, write
 
 LENGTH = 40
 RANGES = st.tuples(st.integers(0, LENGTH - 1), st.sampled_from([1, 2, RUN_BLOCKS - 1, RUN_BLOCKS, 20])).map(
@@ -58,3 +59,14 @@ def test_a_large_write_is_one_piece_until_something_falls_into_it() -> None:
     pieces = [(start, end, bytes(run.part(start, end).data[:BLOCK_SIZE])) for start, end, run in layer.runs]
     assert pieces == [(0, 5, block(100)), (6, LENGTH, block(106))]
     assert list(layer.blocks) == [5]
+
+
+def test_small_writes_weigh_a_quarter_in_what_a_checkpoint_is_due_for() -> None:
+    runs, scattered, log = Memtable(), Memtable(), Log()
+    for number in range(0, 64, RUN_BLOCKS):
+        runs.add(log.record(write(number, *map(block, range(RUN_BLOCKS)))))
+    for number in range(64):
+        scattered.add(log.record(write(3 * number, block(number))))
+    assert runs.weight_bytes == pytest.approx(64 * BLOCK_SIZE, rel=0.02)
+    assert scattered.weight_bytes == scattered.size_bytes // 4
+    assert Memtable(runs.records).weight_bytes == runs.weight_bytes, "as when a checkpoint failed"

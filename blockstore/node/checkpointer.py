@@ -53,7 +53,7 @@ class Checkpointer:
         """It holds more than before; urgent: something waits for its checkpoint."""
         if urgent:
             self._urgent.add(hosted.replica)
-        if urgent or self._memory.pressing or hosted.store.unapplied_bytes >= self._settings.checkpoint_bytes:
+        if urgent or self._memory.pressing or hosted.store.unapplied_weight_bytes >= self._settings.checkpoint_bytes:
             self._wake.set()
 
     def journal_full(self) -> None:
@@ -126,7 +126,7 @@ class Checkpointer:
         if hosted.dirty_since is None:
             return False
         old = now - hosted.dirty_since >= self._settings.checkpoint_s
-        return old or hosted.store.unapplied_bytes >= self._settings.checkpoint_bytes
+        return old or hosted.store.unapplied_weight_bytes >= self._settings.checkpoint_bytes
 
     def _is_resting(self, hosted: HostedReplica, now: float) -> bool:
         return self._resting.get(hosted.replica, now) > now

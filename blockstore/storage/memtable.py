@@ -24,6 +24,8 @@ from blockstore.units import BLOCK_SIZE, Generation, Sequence
 OPERATION_OVERHEAD_BYTES: Final = 256
 #: Blocks of one operation from which on a run costs less than its entries.
 RUN_BLOCKS: Final = 8
+#: What lies scattered costs a checkpoint the less a block, the more there is: several share a page of the index.
+_SCATTERED_WEIGHT: Final = 1 / 4
 
 
 class Entry(NamedTuple):
@@ -137,6 +139,7 @@ class Memtable:
         self.with_controls: list[Record] = []
         self.layers: dict[Generation, Layer] = {}
         self.size_bytes = 0
+        self._run_bytes = 0
         self.hydrated = False
         for record in records:
             self.add(record)
@@ -149,8 +152,11 @@ class Memtable:
             kind = operation.kind
             if kind is OperationKind.WRITE:
                 self._layer(generation).write(operation, sequence)
+                if operation.count >= RUN_BLOCKS:
+                    self._run_bytes += len(operation.data)
             elif kind is OperationKind.FILL:
                 self._layer(record.generation_of(operation)).write(operation, sequence)
+                self._run_bytes += len(operation.data)
             elif kind in ZEROING:
                 zero = Entry(sequence, None, 0, kind is OperationKind.DISCARD)
                 self._layer(generation).zero(operation.start, operation.end, zero)
@@ -161,6 +167,11 @@ class Memtable:
         if controls:
             self.with_controls.append(record)
         self.size_bytes += cost_bytes(record)
+
+    @property
+    def weight_bytes(self) -> int:
+        """How much a checkpoint of it is due for: bytes of runs, and a quarter of all others."""
+        return self._run_bytes + int((self.size_bytes - self._run_bytes) * _SCATTERED_WEIGHT)
 
     def first(self) -> Sequence:
         """The sequence of the first record, 0 without any."""

@@ -140,6 +140,11 @@ class ReplicaStore:
         return self._unapplied.size_bytes
 
     @property
+    def unapplied_weight_bytes(self) -> int:
+        """How much a checkpoint is due for: small writes count less than they take."""
+        return self._unapplied.weight_bytes
+
+    @property
     def has_source(self) -> bool:
         """Whether absent blocks are the source's, as of all that is committed."""
         return self._unapplied.has_source

@@ -35,6 +35,11 @@ class Unapplied:
         """Memory that they take."""
         return self._active.size_bytes + self._frozen.size_bytes
 
+    @property
+    def weight_bytes(self) -> int:
+        """How much a checkpoint is due for."""
+        return self._active.weight_bytes + self._frozen.weight_bytes
+
     def overlay(self, start: int, end: int) -> dict[int, tuple[Generation, Entry]]:
         """The newest content of the blocks [start, end) here, with its generation, in no order."""
         with self.lock:
