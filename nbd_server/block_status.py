@@ -8,6 +8,7 @@ Invariant: bytes that are told to read as zeroes did so at some moment between t
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 from blockstore.units import BLOCK_SIZE
@@ -47,7 +48,7 @@ def asked(request: Request, terms: Terms, size_bytes: int) -> tuple[Request, tup
     contexts = {context.number: context for context in terms.contexts}
     if len(set(numbers)) < len(numbers) or not contexts.keys() >= set(numbers):
         return Refusal(WireError.EINVAL, f"contexts {numbers}: {tuple(contexts)} were selected, each may be named once")
-    request = request._replace(length=length, payload=None)
+    request = replace(request, length=length, payload=None)
     if not length:
         return Refusal(WireError.EINVAL, "the status of no byte at all")
     if request.offset + length > size_bytes:

@@ -22,36 +22,30 @@ from nbd_server.turns import Turns
 
 
 class Line:
-    """Those who wait for others to give memory back, the longest waiting first."""
+    """Those who wait for others to give memory back, the longest waiting first. waiting: who they are; for a look."""
 
-    __slots__ = ("_waiting",)
+    __slots__ = ("waiting",)
 
     def __init__(self) -> None:
-        self._waiting: dict[Share, None] = {}
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def __contains__(self, share: "Share") -> bool:
-        return share in self._waiting
+        self.waiting: dict[Share, None] = {}
 
     def may_go(self, share: "Share", *, fits: bool) -> bool:
         """Whether it is the turn of `share`, and what it wants fits; else it is in line and will be told."""
-        if fits and next(iter(self._waiting), share) is share:
+        if fits and next(iter(self.waiting), share) is share:
             self.leave(share)
             return True
-        self._waiting[share] = None
+        self.waiting[share] = None
         return False
 
     def leave(self, share: "Share") -> None:
         """`share` waits no longer, if it did; who is behind it may have its turn."""
-        if self._waiting:
-            self._waiting.pop(share, None)
+        if self.waiting:
+            self.waiting.pop(share, None)
             self.tell_first()
 
     def tell_first(self) -> None:
         """Let the first in line look again."""
-        for share in self._waiting:
+        for share in self.waiting:
             share.look_again()
             break
 
@@ -67,11 +61,7 @@ class Budget:
     @property
     def waiting_count(self) -> int:
         """Connections that wait for others to give memory back."""
-        return len(self.line)
-
-    def is_ample(self) -> bool:
-        """Whether any one request fits, and nobody waits: there is nothing to look at more closely."""
-        return self.used_bytes + MAX_REQUEST_BYTES <= self.limits.total_bytes and not self.line
+        return len(self.line.waiting)
 
 
 class Client:
@@ -84,10 +74,6 @@ class Client:
         self.held_bytes = 0
         self.line: Final = Line()
         self.turns: Final = Turns()
-
-    def is_ample(self, limit_bytes: int) -> bool:
-        """The same, of what this client may hold."""
-        return self.held_bytes + MAX_REQUEST_BYTES <= limit_bytes and not self.line
 
 
 class Share:
@@ -106,10 +92,14 @@ class Share:
         self._budget = budget
 
     def is_ample(self) -> bool:
-        """Whether any one request fits: there is nothing to look at more closely."""
-        limits = self._budget.limits
+        """Whether any one request fits, and nobody waits: there is nothing to look at more closely."""
+        budget, client = self._budget, self.client
         return (
-            self.held_bytes < self.most_bytes and self._budget.is_ample() and self.client.is_ample(limits.client_bytes)
+            self.held_bytes < self.most_bytes
+            and budget.used_bytes + MAX_REQUEST_BYTES <= budget.limits.total_bytes
+            and client.held_bytes + MAX_REQUEST_BYTES <= budget.limits.client_bytes
+            and not budget.line.waiting
+            and not client.line.waiting
         )
 
     def may_take(self, count_bytes: int) -> bool:
@@ -124,7 +114,7 @@ class Share:
             return True
         client, budget = self.client, self._budget
         fits = client.held_bytes + count_bytes <= limits.client_bytes
-        if not (fits and self in budget.line) and not client.line.may_go(self, fits=fits):
+        if not (fits and self in budget.line.waiting) and not client.line.may_go(self, fits=fits):
             budget.line.leave(self)
             return False
         return budget.line.may_go(self, fits=budget.used_bytes + count_bytes <= limits.total_bytes)
@@ -141,8 +131,10 @@ class Share:
         self.client.held_bytes -= count_bytes
         self._budget.used_bytes -= count_bytes
         assert self.held_bytes >= 0
-        self._budget.line.tell_first()
-        self.client.line.tell_first()
+        if self._budget.line.waiting:
+            self._budget.line.tell_first()
+        if self.client.line.waiting:
+            self.client.line.tell_first()
 
     def leave_line(self) -> None:
         """This connection begins nothing for now: let the others pass."""

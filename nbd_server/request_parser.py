@@ -9,6 +9,7 @@ behind it are understood; a client that cannot be understood raises ProtocolErro
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from enum import Enum, auto
 from typing import Final
 
@@ -169,7 +170,7 @@ class RequestParser:
         # NBD, "Request message": what says that a payload follows.
         if length and (flags & _PAYLOAD_LEN if self._extended else command == _WRITE):
             return self._begin_payload(request, refused, available)
-        return request._replace(refusal=refused) if refused is not None else request
+        return replace(request, refusal=refused) if refused is not None else request
 
     def _begin_payload(self, request: Request, refused: Refusal | None, available: int) -> Request | None:
         length = request.length
@@ -177,7 +178,7 @@ class RequestParser:
             if length > self._longest_skipped:
                 self._move(Step.BROKEN)
                 raise ProtocolError(f"a refused request with a payload of {length} bytes: too long to be skipped")
-            self._request, self._missing_bytes = request._replace(refusal=refused), length
+            self._request, self._missing_bytes = replace(request, refusal=refused), length
             self._move(Step.PAYLOAD_REFUSED)
             return self.next_request()
         start = self._start
@@ -188,7 +189,7 @@ class RequestParser:
         memory = bytearray(length)
         memory[:available] = self._view[start : self._end]
         self._start = self._end
-        self._request, self._missing_bytes = request._replace(payload=memory), length - available
+        self._request, self._missing_bytes = replace(request, payload=memory), length - available
         self._payload = memoryview(memory)
         self._move(Step.PAYLOAD_BEGUN)
         return None

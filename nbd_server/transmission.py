@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from blockstore.errors import CairnError
 from blockstore.units import MIB
+from blockstore.values import value
 from nbd_server import wire
 from nbd_server.terms import Style, Terms
 from nbd_server.wire import Command, CommandFlag, WireError
@@ -27,7 +28,8 @@ class Refusal(NamedTuple):
     offset: int | None = None
 
 
-class Request(NamedTuple):
+@value
+class Request:
     """What a client asks for.
 
     command, flags: maybe none that are known, and then it is refused. offset, length: in bytes; of a BLOCK_STATUS with
@@ -102,6 +104,8 @@ def refusal(request: Request, size_bytes: int, read_only: bool, terms: Terms) ->
         return refused
     if read_only and rule.changes:
         return Refusal(WireError.EPERM, "the export is read-only")
+    if request.length <= rule.max_bytes and request.offset + request.length <= size_bytes:
+        return None
     return _refuse_range(request, size_bytes, rule)
 
 

@@ -1,6 +1,7 @@
 """Replies by their bytes, as the NBD text has them, and put together again by a client written from it."""
 
 import struct
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -37,7 +38,7 @@ def test_structured_replies() -> None:
     assert joined(made.data(READ, bytes(4))) == bytes.fromhex(
         "668e33ef 0001 0002 0102030405060708 0000000c 0000000000001000 00000004"
     )
-    assert joined(made.data(READ._replace(length=0), b"")) == bytes.fromhex(
+    assert joined(made.data(replace(READ, length=0), b"")) == bytes.fromhex(
         "668e33ef 0001 0000 0102030405060708 00000000"
     )
     assert joined(made.failed(READ, Refusal(5, "why"))) == (

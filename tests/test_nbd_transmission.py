@@ -4,6 +4,7 @@ import errno
 import itertools
 import tracemalloc
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -73,7 +74,7 @@ def test_requests_come_out_as_they_went_in_however_they_are_cut(sent: list[Reque
     got = feed(parser_of(), stream, sizes)
     assert len(got) == len(sent)
     for before, after in zip(sent, got, strict=True):
-        assert after[:5] == before[:5]
+        assert replace(after, payload=None, refusal=None) == replace(before, payload=None)
         assert after.refusal == refusal(before, SIZE, False, Terms())
         if after.command == Command.WRITE and after.refusal is None:
             assert bytes(after.payload or b"") == (before.payload or b"")

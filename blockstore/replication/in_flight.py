@@ -87,6 +87,11 @@ class OverlapIndex:
     def add(self, write: Write) -> None:
         """Also finds out what it comes after."""
         operation = write.operation
+        if operation.count == 1 and not self._wide:
+            narrow = self._newest.get(operation.start)
+            write.after = narrow.number if narrow is not None else 0
+            self._newest[operation.start] = write
+            return
         if not operation.on_blocks:
             return
         below = self.newest_over(operation.start, operation.count)
@@ -100,6 +105,10 @@ class OverlapIndex:
     def remove(self, write: Write) -> None:
         """It committed, and with it all before it."""
         operation = write.operation
+        if operation.count == 1:
+            if self._newest.get(operation.start) is write:
+                del self._newest[operation.start]
+            return
         if not operation.on_blocks:
             return
         if operation.count > _NARROW_BLOCKS:

@@ -129,10 +129,15 @@ class Requests:
 
     def _may_append(self, now: float) -> bool:
         """Whether a record is due: enough waits for a message, or nothing is in flight and no more is expected."""
-        in_flight = self._log.uncommitted
-        if not self._queue or in_flight >= self._settings.max_records_in_flight:
+        if not self._queue:
             return False
-        if self._queue.waiting_bytes >= self._settings.batch_bytes:
+        enough = self._queue.waiting_bytes >= self._settings.batch_bytes
+        if self._in_flight and not enough:
+            return False
+        in_flight = self._log.uncommitted
+        if in_flight >= self._settings.max_records_in_flight:
+            return False
+        if enough:
             return True
         return not in_flight and self._gathering.is_over(self._queue.waiting_count, now)
 
