@@ -42,6 +42,7 @@ _HEADER_END: Final = _CHECK.size + _HEADER.size
 
 #: What an answer says with one bit each.
 _WHOLE, _FULL, _BEHIND, _DAMAGED, _FENCED_BY = 1, 2, 4, 8, 128
+_ALL: Final = _WHOLE | _FULL | _BEHIND | _DAMAGED
 
 
 class ReceivedAppend(NamedTuple):
@@ -100,13 +101,15 @@ def encode_answer(answer: AppendAnswer | FencedBy) -> bytes:
 
 def decode_answer(message: Message, epoch: Epoch) -> AppendAnswer | FencedBy:
     """epoch: that of the stream which it came on. Raises InvalidRequest and Corrupt."""
-    if len(message) not in (_CHECK.size + _ANSWER.size, _CHECK.size + _FENCED.size):
-        raise InvalidRequest(f"{len(message)} bytes are no answer to records")
+    flags = message[_CHECK.size] if len(message) > _CHECK.size else 0
+    layout = _FENCED if flags == _FENCED_BY else _ANSWER
+    if len(message) != _CHECK.size + layout.size or (layout is _ANSWER and flags & ~_ALL):
+        raise InvalidRequest(f"{len(message)} bytes with flags {flags:#x} are no answer to records")
     _verify(memoryview(message))
-    if message[_CHECK.size] & _FENCED_BY:
+    if layout is _FENCED:
         _, newer, newer_configuration = _FENCED.unpack_from(message, _CHECK.size)
         return FencedBy(Epoch(newer), newer_configuration)
-    flags, request, me, ms, ce, cs, ee, es, done, total = _ANSWER.unpack_from(message, _CHECK.size)
+    _, request, me, ms, ce, cs, ee, es, done, total = _ANSWER.unpack_from(message, _CHECK.size)
     return AppendAnswer(
         epoch, request, Position._make((me, ms)), Position._make((ce, cs)), Position._make((ee, es)),
         bool(flags & _WHOLE), bool(flags & _FULL), bool(flags & _BEHIND), done, total, bool(flags & _DAMAGED),

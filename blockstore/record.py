@@ -51,6 +51,8 @@ MAX_OPERATION_BLOCKS: Final = (1 << 32) - 1
 MAX_ARGUMENT: Final = 64 * 1024
 MAX_TABLE: Final = MAX_OPERATIONS * _ENTRY.size + MAX_RECORD_PAYLOAD // BLOCK_SIZE * 8 + MAX_ARGUMENT
 MAX_RECORD_SIZE: Final = HEADER_SIZE + MAX_TABLE + MAX_RECORD_PAYLOAD
+#: What a record takes in memory besides its encoding and its operations, where it came alone in its message.
+RECORD_OVERHEAD_BYTES: Final = 768
 _MASK: Final = (1 << 64) - 1
 _NUMBER_SEED: Final = 0x9E3779B97F4A7C15
 _GENERATION_SEED: Final = 0xC2B2AE3D27D4EB4F

@@ -4,6 +4,7 @@ import random
 import struct
 
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from blockstore.append_codec import decode_answer, decode_append, encode_answer,
 from blockstore.domain import ORIGIN, Position, ReplicaId
 from blockstore.errors import Corrupt, InvalidRequest
 from blockstore.record import Record
+from blockstore.replica_codec import MAX_BATCH_BYTES
 from blockstore.replication.messages import Append, AppendAnswer, CatchUp, FencedBy
 from blockstore.rpc import replica_pb2 as pb
 from blockstore.units import Epoch, Sequence
@@ -95,6 +97,33 @@ def test_nonsense_is_refused(nonsense: bytes) -> None:
         decode_append(nonsense)
     with pytest.raises((Corrupt, InvalidRequest)):
         decode_answer(nonsense, Epoch(2))
+
+
+def checked(content: bytes) -> bytes:
+    return struct.pack("<Q", xxhash.xxh3_64_intdigest(content)) + content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        encode_answer(FencedBy(Epoch(9), 4))[8:].replace(b"\x80", b"\0", 1),
+        b"\x80" + encode_answer(ANSWER)[9:],
+        b"\x81" + encode_answer(FencedBy(Epoch(9), 4))[9:],
+        b"\x40" + encode_answer(ANSWER)[9:],
+    ],
+)
+def test_an_answer_whose_checksum_is_right_and_whose_flags_are_not_is_refused(content: bytes) -> None:
+    """FencedBy ends an attachment: nothing else is taken for it."""
+    with pytest.raises(InvalidRequest):
+        decode_answer(checked(content), Epoch(2))
+
+
+def test_more_than_a_batch_is_refused() -> None:
+    sizes = struct.pack("<I", MAX_BATCH_BYTES + 1)
+    header = struct.pack("<QQIQQQQII", 1, 2, 1, 1, 4, 2, 9, 0, 1)
+    with pytest.raises(InvalidRequest, match="records of"):
+        decode_append(checked(header + sizes) + bytes(MAX_BATCH_BYTES + 1))
 
 
 def test_sizes_beyond_the_message_take_no_memory() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from blockstore.message_stream import Message
+from blockstore.node import replica_streams
 from blockstore.node.replica_streams import ReplicaStreams, _Reads
 from blockstore.replication.reads import RUN
 from blockstore.units import BLOCK_SIZE, MIB
@@ -75,6 +76,11 @@ def test_where_nobody_reaches_its_streams_a_node_is_asked_over_grpc(
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setattr(ReplicaStreams, "port", taken.getsockname()[1])
         is_served_over(tmp_path, [0, 0, 0])
+
+
+def test_a_node_of_another_version_is_asked_over_grpc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica_streams, "REPLICATE_GREETING", b"cairn 1 records")
+    is_served_over(tmp_path, [0, 0, 0])
 
 
 def test_a_port_behind_which_there_is_another_node_is_no_way_to_a_replica(

@@ -87,6 +87,40 @@ def test_one_client_stops_at_its_limit() -> None:
     assert client.share._budget.waiting_count == 0, "it waits for itself alone"
 
 
+OF_ONE_CLIENT = Limits(total_bytes=256 * MIB, client_bytes=64 * MIB, in_flight_bytes=64 * MIB, own_bytes=256 * KIB)
+
+
+def test_who_waits_for_others_of_its_own_client_is_told_when_they_give_back() -> None:
+    budget = Budget(OF_ONE_CLIENT)
+    one, other = Client(budget), Client(budget)
+    other.share.client = one.share.client
+    assert one.ask(64 * MIB)
+    assert not other.ask(MIB)
+    assert budget.waiting_count == 0, "the others' memory is none of its client's"
+    one.share.give_back(MIB)
+    assert other.looks == 1
+    assert other.ask(MIB)
+
+
+def test_nothing_is_ample_while_anybody_waits() -> None:
+    """Who comes now would pass by, however much there is."""
+    budget = Budget(OF_ONE_CLIENT)
+    holder, waits, comes = Client(budget), Client(budget), Client(budget)
+    assert holder.ask(8 * MIB)
+    assert comes.share.is_ample()
+    assert not waits.ask(250 * MIB), "more than one client may have: it waits in the line of its own"
+    assert comes.share.is_ample()
+    comes.share.client = waits.share.client
+    assert not comes.share.is_ample()
+    whole = Budget(Limits(total_bytes=64 * MIB, in_flight_bytes=64 * MIB, client_bytes=64 * MIB, own_bytes=256 * KIB))
+    holder, waits, comes = Client(whole), Client(whole), Client(whole)
+    assert holder.ask(8 * MIB)
+    assert comes.share.is_ample()
+    assert not waits.ask(60 * MIB)
+    assert whole.waiting_count == 1
+    assert not comes.share.is_ample()
+
+
 @given(st.lists(st.lists(st.integers(1, 32 * MIB), max_size=6), min_size=1, max_size=8), st.integers())
 def test_all_are_served_within_the_bound(wanted: list[list[int]], seed: int) -> None:
     """Clients ask when told to, and give back at random: each gets all it wants, and the total holds."""

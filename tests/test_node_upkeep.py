@@ -86,6 +86,21 @@ def test_trimmed_space_goes_back_to_the_file_system(tmp_path: Path) -> None:
     in_loop(test)
 
 
+def test_a_checkpoint_waits_for_four_times_as_much_of_small_writes(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_stack(tmp_path, checkpoint_bytes=MIB, checkpoint_s=600.0) as stack:
+            volume = await stack.open(SIZE)
+            store = stack.hosted(0).store
+            blocks = 3 * MIB // BLOCK_SIZE
+            await asyncio.gather(*(volume.write(2 * number, os.urandom(BLOCK_SIZE)) for number in range(blocks)))
+            await until(lambda: stack.hosted(0).follower.commit == volume.status().commit, "all is known as committed")
+            assert store.unapplied_bytes > 3 * MIB
+            await volume.write(0, os.urandom(MIB))
+            await until(lambda: store.unapplied_bytes < MIB, "a MiB in a row makes it due")
+
+    in_loop(test)
+
+
 def lose_entry(store: ReplicaStore, number: int) -> None:
     """The index entry of a block is gone from the tables, and nothing else, as after a flipped bit."""
     key = version_key(number, FIRST_GENERATION)

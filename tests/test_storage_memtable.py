@@ -1,13 +1,17 @@
 """A memtable's layer against a dict of blocks, whatever it keeps as runs and whatever block by block."""
 
-import pytest
+import tracemalloc
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blockstore.append_codec import decode_append, encode_append
 from blockstore.record import Operation, OperationKind, block_checksum
+from blockstore.replication.messages import Append
+from blockstore.rpc import replica_pb2 as pb
 from blockstore.storage.memtable import RUN_BLOCKS, Entry, Layer, Memtable
-from blockstore.units import BLOCK_SIZE, BlockNumber
-from tests.storage_model import Log, block, write
+from blockstore.units import BLOCK_SIZE, BlockNumber, Epoch
+from tests.storage_model import Log, block, fill, trim, write
 
 LENGTH = 40
 RANGES = st.tuples(st.integers(0, LENGTH - 1), st.sampled_from([1, 2, RUN_BLOCKS - 1, RUN_BLOCKS, 20])).map(
@@ -61,12 +65,34 @@ def test_a_large_write_is_one_piece_until_something_falls_into_it() -> None:
     assert list(layer.blocks) == [5]
 
 
-def test_small_writes_weigh_a_quarter_in_what_a_checkpoint_is_due_for() -> None:
-    runs, scattered, log = Memtable(), Memtable(), Log()
+def test_what_a_checkpoint_is_due_for_counts_a_quarter_of_scattered_blocks_and_all_else_whole() -> None:
+    runs, scattered, fills, trims, log = Memtable(), Memtable(), Memtable(), Memtable(), Log()
     for number in range(0, 64, RUN_BLOCKS):
         runs.add(log.record(write(number, *map(block, range(RUN_BLOCKS)))))
     for number in range(64):
         scattered.add(log.record(write(3 * number, block(number))))
-    assert runs.weight_bytes == pytest.approx(64 * BLOCK_SIZE, rel=0.02)
-    assert scattered.weight_bytes == scattered.size_bytes // 4
-    assert Memtable(runs.records).weight_bytes == runs.weight_bytes, "as when a checkpoint failed"
+        fills.add(log.record(fill(1000 + number, block(number))))
+        trims.add(log.record(trim(3 * number, 1)))
+    for whole in (runs, fills, trims):
+        assert whole.weight_bytes == whole.size_bytes
+    assert scattered.weight_bytes == scattered.size_bytes - 64 * BLOCK_SIZE * 3 // 4
+    assert Memtable(scattered.records).weight_bytes == scattered.weight_bytes, "as when a checkpoint failed"
+
+
+def test_a_record_costs_what_it_takes_alone_in_its_message() -> None:
+    """Small trims, one to a record, are what a bound on bytes of encoding would let through by the million."""
+    log, table = Log(), Memtable()
+    records = [log.record(trim(3 * number, 1)) for number in range(2_000)]
+    messages = [
+        b"".join(encode_append(Append(Epoch(1), 1, 1, each.previous, each.position, (each,)), lambda _: pb.Peer()))
+        for each in records
+    ]
+    tracemalloc.start()
+    try:
+        while messages:
+            arrived = bytes(bytearray(messages.pop()))
+            table.add(decode_append(arrived).message.records[0])
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert 0.6 < taken / table.size_bytes < 1.5

@@ -292,7 +292,7 @@ class Leader:
         if moved or member.whole != was_whole:
             effects += self._advance(now)
         effects += log.stream(member, now)
-        if self._lease.held(now):
+        if self._reads.await_lease and self._lease.held(now):
             effects += self._reads.lease_held()
         return effects
 

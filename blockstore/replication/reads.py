@@ -156,10 +156,13 @@ class Reads:
             read.failed.add(read.replica)
         return self.ask(read, commit, now)
 
+    @property
+    def await_lease(self) -> bool:
+        """Whether the data of any is here, and only the lease is not."""
+        return bool(self._arrived)
+
     def lease_held(self) -> list[LeaderEffect]:
         """Hand on what has arrived without it."""
-        if not self._arrived:
-            return []
         arrived, self._arrived = self._arrived, []
         effects: list[LeaderEffect] = []
         for read in arrived:

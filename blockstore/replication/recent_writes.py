@@ -14,8 +14,9 @@ from typing import Final
 from blockstore.record import Operation
 from blockstore.units import BLOCK_SIZE, MAX_RECORD_PAYLOAD
 
-#: Blocks of each half: several checkpoints' worth, in some 4 MiB. More are not remembered one by one.
-_MAX_BLOCKS: Final = 32_768
+#: Blocks of each half: what small writes make a checkpoint due for (blockstore/storage/memtable.py) and three times as
+#: much that comes until it is through, in some 18 MiB. More are not remembered one by one.
+_MAX_BLOCKS: Final = 131_072
 #: An operation on more blocks (a trim) is remembered as a range.
 _RANGE_BLOCKS: Final = MAX_RECORD_PAYLOAD // BLOCK_SIZE
 #: Few: each read looks at all of them.

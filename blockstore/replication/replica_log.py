@@ -25,7 +25,7 @@ from blockstore.log import (
     RecordEntry,
     TruncateEntry,
 )
-from blockstore.record import Record
+from blockstore.record import RECORD_OVERHEAD_BYTES, Record
 from blockstore.replication.messages import AckedPositions, Commit, FollowerEffect, Persist, SealEpoch
 from blockstore.replication.record_run import RecordRun, earlier, generation_after
 from blockstore.replication.replay import Replayed, copies, replay, replay_entry
@@ -111,8 +111,8 @@ class ReplicaLog:
 
     @property
     def unapplied_bytes(self) -> int:
-        """Bytes of the records in memory: a checkpoint frees those that are committed."""
-        return self._run.size_bytes
+        """What the records take in memory: a checkpoint frees those that are committed."""
+        return self._run.size_bytes + RECORD_OVERHEAD_BYTES * len(self._run)
 
     @property
     def durable_end(self) -> Position:

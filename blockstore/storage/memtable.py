@@ -15,7 +15,7 @@ from collections.abc import Sequence as Seq
 from itertools import repeat
 from typing import Final, NamedTuple
 
-from blockstore.record import ZEROING, Operation, OperationKind, Record
+from blockstore.record import RECORD_OVERHEAD_BYTES, ZEROING, Operation, OperationKind, Record
 from blockstore.storage.ranges import RangeMap
 from blockstore.units import BLOCK_SIZE, Generation, Sequence
 
@@ -24,7 +24,7 @@ from blockstore.units import BLOCK_SIZE, Generation, Sequence
 OPERATION_OVERHEAD_BYTES: Final = 256
 #: Blocks of one operation from which on a run costs less than its entries.
 RUN_BLOCKS: Final = 8
-#: What lies scattered costs a checkpoint the less a block, the more there is: several share a page of the index.
+#: Scattered blocks cost a checkpoint the less each, the more there are: several share a page of the index.
 _SCATTERED_WEIGHT: Final = 1 / 4
 
 
@@ -139,7 +139,7 @@ class Memtable:
         self.with_controls: list[Record] = []
         self.layers: dict[Generation, Layer] = {}
         self.size_bytes = 0
-        self._run_bytes = 0
+        self._scattered_bytes = 0
         self.hydrated = False
         for record in records:
             self.add(record)
@@ -152,11 +152,10 @@ class Memtable:
             kind = operation.kind
             if kind is OperationKind.WRITE:
                 self._layer(generation).write(operation, sequence)
-                if operation.count >= RUN_BLOCKS:
-                    self._run_bytes += len(operation.data)
+                if operation.count < RUN_BLOCKS:
+                    self._scattered_bytes += len(operation.data)
             elif kind is OperationKind.FILL:
                 self._layer(record.generation_of(operation)).write(operation, sequence)
-                self._run_bytes += len(operation.data)
             elif kind in ZEROING:
                 zero = Entry(sequence, None, 0, kind is OperationKind.DISCARD)
                 self._layer(generation).zero(operation.start, operation.end, zero)
@@ -170,8 +169,8 @@ class Memtable:
 
     @property
     def weight_bytes(self) -> int:
-        """How much a checkpoint of it is due for: bytes of runs, and a quarter of all others."""
-        return self._run_bytes + int((self.size_bytes - self._run_bytes) * _SCATTERED_WEIGHT)
+        """How much a checkpoint of it is due for: all its bytes, but a quarter of scattered blocks that were written."""
+        return self.size_bytes - int(self._scattered_bytes * (1 - _SCATTERED_WEIGHT))
 
     def first(self) -> Sequence:
         """The sequence of the first record, 0 without any."""
@@ -191,7 +190,7 @@ class Memtable:
 
 def cost_bytes(record: Record) -> int:
     """What a record takes in memory while it is not applied, rounded up."""
-    return len(record.encoded) + OPERATION_OVERHEAD_BYTES * len(record.operations)
+    return len(record.encoded) + RECORD_OVERHEAD_BYTES + OPERATION_OVERHEAD_BYTES * len(record.operations)
 
 
 def overlay(memtables: Seq[Memtable], start: int, end: int) -> dict[int, tuple[Generation, Entry]]:
