@@ -169,7 +169,7 @@ class Memtable:
 
     @property
     def weight_bytes(self) -> int:
-        """How much a checkpoint of it is due for: all its bytes, but a quarter of scattered blocks that were written."""
+        """How much a checkpoint of it is due for: all its bytes, but of scattered writes a quarter."""
         return self.size_bytes - int(self._scattered_bytes * (1 - _SCATTERED_WEIGHT))
 
     def first(self) -> Sequence:
