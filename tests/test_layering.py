@@ -16,7 +16,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("blockstore", "nbd_server", "snapshotd")
 
-NOUNS = tuple(f"blockstore.{name}" for name in ("units", "domain", "errors", "config", "record", "log", "metrics"))
+_NOUNS = ("units", "values", "domain", "errors", "config", "record", "log", "metrics")
+NOUNS = tuple(f"blockstore.{name}" for name in _NOUNS)
 #: The system's files, clock and tasks; they know nothing of Cairn, but for its errors.
 _SYSTEM = ("blockstore.durable_files", "blockstore.boot_clock", "blockstore.rate_limit", "blockstore.waiting")
 _SYSTEMD = ("blockstore.systemd",)
@@ -39,6 +40,7 @@ _SHELL = (
     "blockstore.metrics_endpoint",
     "blockstore.heartbeat",
     "blockstore.replica_codec",
+    "blockstore.append_codec",
     "blockstore.replication",
     "blockstore.storage",
 )
@@ -61,6 +63,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_SYSTEM, ("blockstore.errors",)),
     "blockstore.storage": (*NOUNS, "blockstore.durable_files"),
     "blockstore.replica_codec": (*_GRPC, "blockstore.replication"),
+    "blockstore.append_codec": (*_GRPC, "blockstore.replication", "blockstore.replica_codec"),
     "blockstore.heartbeat": _GRPC,
     "blockstore.systemd": NOUNS,
     "blockstore.daemon": _SYSTEMD,
