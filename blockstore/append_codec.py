@@ -29,7 +29,7 @@ from blockstore.domain import Position, ReplicaId
 from blockstore.errors import Corrupt, InvalidRequest
 from blockstore.grpc_payload import parse
 from blockstore.message_stream import Message
-from blockstore.replica_codec import MAX_BATCH_BYTES, seldom_in, to_acked, to_catch_up, to_records
+from blockstore.replica_codec import MAX_BATCH_BYTES, rare_fields, to_acked, to_catch_up, to_records
 from blockstore.replication.messages import Append, AppendAnswer, FencedBy
 from blockstore.rpc import replica_pb2 as pb
 from blockstore.units import Epoch
@@ -54,8 +54,8 @@ class ReceivedAppend(NamedTuple):
 
 def encode_append(message: Append, peer: Callable[[ReplicaId], pb.Peer]) -> list[bytes | memoryview]:
     """In parts. peer: where a member's node is."""
-    seldom = message.catch_up is not None or message.acked or message.fill_anew
-    rest = seldom_in(message, peer).SerializeToString() if seldom else b""
+    has_rest = message.catch_up is not None or message.acked or message.fill_anew
+    rest = rare_fields(message, peer).SerializeToString() if has_rest else b""
     records = [record.encoded for record in message.records]
     sizes = struct.pack(f"<{len(records)}I", *map(len, records))
     header = _HEADER.pack(
@@ -87,8 +87,8 @@ def decode_append(message: Message) -> ReceivedAppend:
     if not rest_size:
         return ReceivedAppend(append, ())
     rest = parse(pb.ReplicateRequest, bytes(view[rest_at:at]))
-    seldom = replace(append, catch_up=to_catch_up(rest), acked=to_acked(rest.acked), fill_anew=rest.fill_anew)
-    return ReceivedAppend(seldom, rest.catch_up.peers)
+    append = replace(append, catch_up=to_catch_up(rest), acked=to_acked(rest.acked), fill_anew=rest.fill_anew)
+    return ReceivedAppend(append, rest.catch_up.peers)
 
 
 def encode_answer(answer: AppendAnswer | FencedBy) -> bytes:

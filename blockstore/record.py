@@ -159,7 +159,7 @@ def encode_record(
 
     Raises InvalidRequest where an operation or the whole breaks a limit.
     """
-    writes, fills = (_layer_seed(layer, position.sequence) for layer in (generation, FILL_GENERATION))
+    seeds = _seeds(generation, position.sequence)
     table: list[bytes] = []
     payload: list[bytes | memoryview] = []
     done: list[Operation] = []
@@ -168,8 +168,7 @@ def encode_record(
         _check_operation(operation)
         entry = _ENTRY.pack(operation.kind, operation.count or len(operation.argument), operation.start)
         if operation.kind in WITH_PAYLOAD:
-            seed = fills if operation.kind is OperationKind.FILL else writes
-            checksums = _checksums(operation.data, operation.start, operation.count, seed)
+            checksums = _checksums(operation.data, operation.start, operation.count, seeds[operation.kind])
             operation = Operation(operation.kind, operation.start, operation.count, operation.data, checksums)
             table.append(entry + _layout_of(operation.count).pack(*checksums))
             payload.append(operation.data)
@@ -228,11 +227,11 @@ def decode_record(encoded: bytes | memoryview, *, verify_blocks: bool = True) ->
 
 def verify_record(record: Record) -> None:
     """Check every block of the payload against its checksum. Raises Corrupt at the first that fails."""
-    writes, fills = (_layer_seed(layer, record.sequence) for layer in (record.generation, FILL_GENERATION))
+    seeds = _seeds(record.generation, record.sequence)
     for operation in record.operations:
         if operation.kind in WITH_PAYLOAD:
-            seed = fills if operation.kind is OperationKind.FILL else writes
-            if _checksums(operation.data, operation.start, operation.count, seed) != operation.checksums:
+            found = _checksums(operation.data, operation.start, operation.count, seeds[operation.kind])
+            if found != operation.checksums:
                 raise Corrupt(f"a block of record {tuple(record.position)} fails its checksum")
 
 
@@ -241,21 +240,23 @@ def overlapping(operations: Seq[Operation], start: int, end: int) -> bool:
     return any(o.on_blocks and o.start < end and start < o.start + o.count for o in operations)
 
 
-def _layer_seed(generation: int, sequence: int) -> int:
-    """What the seeds of all blocks that one record writes to a layer have in common."""
-    return (generation * _GENERATION_SEED ^ sequence * _SEQUENCE_SEED) & _MASK
+def _seeds(generation: int, sequence: int) -> dict[OperationKind, int]:
+    """What the seeds of all blocks that a record writes, or fills, have in common."""
+    rest = sequence * _SEQUENCE_SEED & _MASK
+    return {
+        OperationKind.WRITE: generation * _GENERATION_SEED & _MASK ^ rest,
+        OperationKind.FILL: FILL_GENERATION * _GENERATION_SEED & _MASK ^ rest,
+    }
 
 
-def _checksums(data: bytes | memoryview, start: int, count: int, layer_seed: int) -> tuple[int, ...]:
-    """block_checksum of each block in `data`."""
+def _checksums(data: bytes | memoryview, start: int, count: int, seed: int) -> tuple[int, ...]:
+    """block_checksum of each block in `data`. seed: of their operation's kind, as _seeds has it."""
     digest = xxhash.xxh3_64_intdigest
     if count == 1:
-        return (digest(data, start * _NUMBER_SEED & _MASK ^ layer_seed),)
+        return (digest(data, start * _NUMBER_SEED & _MASK ^ seed),)
     view = memoryview(data)
     numbers = zip(range(start, start + count), range(0, count * BLOCK_SIZE, BLOCK_SIZE), strict=True)
-    return tuple(
-        [digest(view[at : at + BLOCK_SIZE], number * _NUMBER_SEED & _MASK ^ layer_seed) for number, at in numbers]
-    )
+    return tuple([digest(view[at : at + BLOCK_SIZE], number * _NUMBER_SEED & _MASK ^ seed) for number, at in numbers])
 
 
 def _layout_of(count: int) -> struct.Struct:

@@ -111,9 +111,9 @@ def decode_seal(request: pb.SealEpochRequest) -> SealEpoch:
     return SealEpoch(Epoch(target.epoch), target.configuration, to_position(request.known), request.connection)
 
 
-def encode_append(target: bytes, message: Append, peer: Callable[[ReplicaId], pb.Peer]) -> list[bytes | memoryview]:
+def encode_replicate(target: bytes, message: Append, peer: Callable[[ReplicaId], pb.Peer]) -> list[bytes | memoryview]:
     """A serialized ReplicateRequest, in parts. target: the serialized field of a request with only its target."""
-    rest = seldom_in(message, peer)
+    rest = rare_fields(message, peer)
     rest.request = message.request
     rest.commit.CopyFrom(from_position(message.commit))
     rest.end.CopyFrom(from_position(message.end))
@@ -123,7 +123,7 @@ def encode_append(target: bytes, message: Append, peer: Callable[[ReplicaId], pb
     return parts
 
 
-def seldom_in(message: Append, peer: Callable[[ReplicaId], pb.Peer]) -> pb.ReplicateRequest:
+def rare_fields(message: Append, peer: Callable[[ReplicaId], pb.Peer]) -> pb.ReplicateRequest:
     """A request with only what most messages lack. peer: where a member's node is."""
     rest = pb.ReplicateRequest(acked=_from_acked(message.acked), fill_anew=message.fill_anew)
     if message.catch_up is not None:
@@ -134,7 +134,7 @@ def seldom_in(message: Append, peer: Callable[[ReplicaId], pb.Peer]) -> pb.Repli
 
 
 def encode_target(address: ReplicaAddress, epoch: int, configuration: int) -> bytes:
-    """For encode_append: it is the same in every message of a stream."""
+    """For encode_replicate: it is the same in every message of a stream."""
     return pb.ReplicateRequest(target=make_target(address, epoch, configuration)).SerializeToString()
 
 

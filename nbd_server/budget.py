@@ -131,10 +131,8 @@ class Share:
         self.client.held_bytes -= count_bytes
         self._budget.used_bytes -= count_bytes
         assert self.held_bytes >= 0
-        if self._budget.line.waiting:
-            self._budget.line.tell_first()
-        if self.client.line.waiting:
-            self.client.line.tell_first()
+        self._budget.line.tell_first()
+        self.client.line.tell_first()
 
     def leave_line(self) -> None:
         """This connection begins nothing for now: let the others pass."""

@@ -356,7 +356,7 @@ class Connection(asyncio.BufferedProtocol):
         assert self.export is not None
         if self.phase is Phase.REFUSING and request.command != Command.DISC:
             return _SHUTTING_DOWN
-        refused = transmission.refusal(request, self.export.device.size_bytes, self._read_only, self._terms)
+        refused = transmission.refusal(request, self.export.size_bytes, self._read_only, self._terms)
         if refused is None and (held_bytes := commands.memory_bytes(request, self._terms)):
             self.share.take(held_bytes)
         return refused

@@ -104,8 +104,6 @@ def refusal(request: Request, size_bytes: int, read_only: bool, terms: Terms) ->
         return refused
     if read_only and rule.changes:
         return Refusal(WireError.EPERM, "the export is read-only")
-    if request.length <= rule.max_bytes and request.offset + request.length <= size_bytes:
-        return None
     return _refuse_range(request, size_bytes, rule)
 
 

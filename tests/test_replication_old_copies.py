@@ -5,7 +5,7 @@ from blockstore.log import UNKNOWN_FLOOR, LogImage
 from blockstore.replica_codec import (
     decode_replicate,
     decode_seal_answer,
-    encode_append,
+    encode_replicate,
     encode_seal_answer,
     encode_target,
 )
@@ -81,7 +81,7 @@ def test_who_is_no_member_any_more_is_forgotten() -> None:
 def test_positions_cross_the_network() -> None:
     acked = ((B, at(1, 5)), (C, ORIGIN))
     append = Append(Epoch(2), 1, 7, at(1, 4), at(2, 9), run_of(2, 1, 2), acked=acked)
-    _, decoded = decode_replicate(b"".join(encode_append(encode_target(ADDRESS, 2, 1), append, lambda _: pb.Peer())))
+    _, decoded = decode_replicate(b"".join(encode_replicate(encode_target(ADDRESS, 2, 1), append, lambda _: pb.Peer())))
     assert decoded == append
     answer = SealAnswer(Epoch(2), 1, at(1, 5), at(1, 4), at(1, 3), True, known=acked, complete=True)
     assert decode_seal_answer(encode_seal_answer(answer), SealEpoch(Epoch(2), 1)) == answer

@@ -17,9 +17,7 @@ def resolve(ticket: Hashable, value: Any) -> None:
 def complete(tickets: Iterable[Hashable]) -> None:
     """There is nothing to be told but that it is done."""
     for ticket in tickets:
-        future = cast("asyncio.Future[None]", ticket)
-        if not future.done():
-            future.set_result(None)
+        resolve(ticket, None)
 
 
 def fail(tickets: Iterable[Hashable], error: CairnError) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 
 import grpc
 
-from blockstore import append_codec
+from blockstore.append_codec import decode_answer, encode_append
 from blockstore.domain import ReplicaAddress, ReplicaId
 from blockstore.errors import CairnError, QuorumUnavailable
 from blockstore.message_stream import Message, MessageStream, connect
@@ -18,7 +18,7 @@ from blockstore.replica_codec import (
     READ_GREETING,
     REPLICATE_GREETING,
     decode_append_answer,
-    encode_append,
+    encode_replicate,
     encode_target,
     greeting_to,
 )
@@ -83,11 +83,11 @@ class MessageStreams(Streams):
         while records.writable:
             if (message := self._carried.next_append()) is None:
                 return
-            records.send(*append_codec.encode_append(message, self._carried.peer))
+            records.send(*encode_append(message, self._carried.peer))
         records.on_writable = self.append_waits
 
     def _take_answer(self, message: Message) -> None:
-        self._carried.take_answer(append_codec.decode_answer(message, self._carried.epoch))
+        self._carried.take_answer(decode_answer(message, self._carried.epoch))
 
     def reads_wait(self) -> None:
         reads = self._open[1]
@@ -166,7 +166,7 @@ class GrpcStreams(Streams):
         if (message := self._carried.next_append()) is None:
             return None
         target = encode_target(self._replica, message.epoch, message.configuration)
-        return encode_append(target, message, self._carried.peer)
+        return encode_replicate(target, message, self._carried.peer)
 
     def _take_answer(self, message: bytes) -> None:
         response = pb.ReplicateResponse.FromString(message)

@@ -410,8 +410,7 @@ class OpenVolume:
     ) -> asyncio.Future[None]:
         future: asyncio.Future[None] = self._loop.create_future()
         operation = Operation(kind, BlockNumber(start), count, cast(bytes, data))
-        if effects := self._leader.submit(future, operation, boot_time_s()):
-            self._carry_out(effects)
+        self._carry_out(self._leader.submit(future, operation, boot_time_s()))
         return future
 
     def _submit_long(self, kind: OperationKind, start: int, count: int) -> asyncio.Future[None]:
