@@ -160,3 +160,5 @@ class VolumeState(Enum):
     IN_USE = "in-use"
     DELETING = "deleting"
     ERROR = "error"
+
+    __hash__ = object.__hash__  # of each there is one object; Enum's is Python, and control asks for it all the time

@@ -155,7 +155,7 @@ class Cluster:
         happen twice is asked again, and what may not goes over a connection over which an answer has just come.
         """
         if not method.startswith(_REPEATABLE):
-            self.call("Status", control_pb2.StatusRequest(), timeout_s)
+            self.call("GetRepair", control_pb2.GetRepairRequest(), timeout_s)
         stub: Any = self.api
         if not hasattr(stub, method):
             stub = snapshot_pb2_grpc.SnapshotsStub(self._channel)  # type: ignore[arg-type]  # `api` made it

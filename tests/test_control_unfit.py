@@ -1,6 +1,7 @@
 """Members that their nodes cannot make good: who is replaced by itself, and for whom a detached volume is opened."""
 
 import asyncio
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,10 @@ import pytest
 
 from blockstore.config import Placement
 from blockstore.control import maintenance, maintenance_work
+from blockstore.control.lag import shorter
 from blockstore.control.placement import warning
 from blockstore.control.records import Segment, Volume
-from blockstore.control.unfit import DAMAGED, LEFT_OUT, can_be_mended, can_catch_up, to_be_replaced
+from blockstore.control.unfit import DAMAGED, LEFT_OUT, are_alike, can_be_mended, can_catch_up, to_be_replaced
 from blockstore.domain import Configuration, Member, NodeId, ReplicaId, SegmentNumber, VolumeId, VolumeState
 from blockstore.errors import Conflict, InvalidRequest
 from blockstore.rpc import control_pb2
@@ -63,6 +65,21 @@ def test_who_was_left_out_after_an_accepted_loss_is_replaced() -> None:
 
 def status(**changes: object) -> ReplicaStatus:
     return ReplicaStatus(**{"whole": True, **changes})  # type: ignore[arg-type]
+
+
+def test_nothing_is_to_be_done_about_members_that_are_alike() -> None:
+    """It is what a pass asks first; so it must never say so of one that somebody has to do something about."""
+    kinds = [None, status(end=Position(epoch=1, sequence=5)), status(end=Position(epoch=1, sequence=6)),
+             status(whole=False), status(damage="a row")]  # fmt: skip
+    alike = 0
+    for of_each in itertools.product(kinds, repeat=3):
+        found = {replica: said for replica, said in zip((A, B, C), of_each, strict=True) if said}
+        here = {NodeId(f"node-{replica}"): {replica: said} for replica, said in found.items()}
+        if are_alike(VOLUME, here):
+            alike += 1
+            assert not can_be_mended(VOLUME, found)
+            assert not shorter(VOLUME, found)
+    assert alike == 1 + 2 * (3 + 3 + 1), "nobody is here, or whoever is: one of two ends"
 
 
 @pytest.mark.parametrize(

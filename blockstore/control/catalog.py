@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final
 
 from blockstore.control.codec import decode, encode
-from blockstore.control.metastore.interface import ABSENT, Revision
+from blockstore.control.metastore.interface import ABSENT, Metastore, Revision
 from blockstore.control.record_store import MAX_TRIES, RecordStore, Stored
 from blockstore.control.records import (
     Draining,
@@ -28,7 +28,7 @@ from blockstore.control.records import (
     Tombstone,
     Volume,
 )
-from blockstore.domain import FrontEndId, NodeId, VolumeId, VolumeState
+from blockstore.domain import FrontEndId, NodeId, ReplicaId, VolumeId, VolumeState
 from blockstore.errors import AlreadyExists, Conflict, NotFound
 
 VOLUMES: Final = "volumes/"
@@ -46,11 +46,19 @@ MOVES: Final = "repair/moves"
 class Catalog(RecordStore):
     """All that the control plane keeps, but for snapshots. Reads see every change that was made before."""
 
+    def __init__(self, store: Metastore) -> None:
+        super().__init__(store)
+        self._volumes: tuple[tuple[Stored[Volume], ...], tuple[Volume, ...]] = (), ()
+        """As they were listed last, and their records."""
+
     # ---- volumes
 
     async def volumes(self) -> tuple[Volume, ...]:
         """All of them, by id."""
-        return tuple(each.record for each in await self._list(Volume, VOLUMES))
+        stored = await self._list(Volume, VOLUMES)
+        if stored is not self._volumes[0]:
+            self._volumes = stored, tuple(each.record for each in stored)
+        return self._volumes[1]
 
     async def volume(self, name_or_id: str) -> Volume:
         """Raises NotFound."""
@@ -269,6 +277,16 @@ class Catalog(RecordStore):
 def nodes_of(volume: Volume) -> frozenset[NodeId]:
     """The nodes that hold a replica of it, or are to."""
     return frozenset(member.node for segment in volume.all_segments for member in segment.configuration.everyone)
+
+
+def replicas_on(node: NodeId, volume: Volume) -> list[ReplicaId]:
+    """The replicas of it that this node holds, or is to."""
+    return [
+        member.replica
+        for segment in volume.all_segments
+        for member in segment.configuration.everyone
+        if member.node == node
+    ]
 
 
 def growing_on(volume: Volume) -> frozenset[NodeId]:

@@ -35,11 +35,12 @@ class Floors:
 
     def learn(self, volume: Volume, replica: ReplicaId, position: Position) -> None:
         """A whole replica has durably all up to `position`. What cannot be so is not believed."""
+        if position <= self.of(volume.id, replica):
+            return  # as nearly all that is told: each heartbeat tells it of every replica
         if position.epoch > volume.epoch or all(replica != each.replica for each in tombstones_of(volume)):
             return
-        if position > self.of(volume.id, replica):
-            self._known.setdefault(volume.id, {})[replica] = position
-            self._unsaved.add(volume.id)
+        self._known.setdefault(volume.id, {})[replica] = position
+        self._unsaved.add(volume.id)
 
     def forget(self, volume: VolumeId) -> None:
         """The volume is gone, and its replicas' ids are never used again."""

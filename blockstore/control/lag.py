@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from blockstore.control.catalog import tombstones_of
 from blockstore.control.presence import Presence
 from blockstore.control.records import Segment, Volume
-from blockstore.domain import Member, ReplicaId
+from blockstore.domain import Member, NodeId, ReplicaId
 from blockstore.rpc.replica_pb2 import Position, ReplicaStatus
 
 
@@ -42,13 +42,13 @@ def behind(presence: Presence, volume: Volume, statuses: Mapping[ReplicaId, Repl
     )
 
 
-def heard(presence: Presence, volume: Volume) -> dict[ReplicaId, ReplicaStatus]:
-    """What nodes that are up say of its replicas, newcomers included."""
+def heard(here: Mapping[NodeId, Mapping[ReplicaId, ReplicaStatus]], volume: Volume) -> dict[ReplicaId, ReplicaStatus]:
+    """What is said of its replicas, newcomers included. here: by the nodes that are up, of all that they have."""
     found = {}
     for each in tombstones_of(volume):
-        word = presence.node(each.node)
-        if word and word.replicas and each.replica in word.replicas and presence.is_up(each.node):
-            found[each.replica] = word.replicas[each.replica]
+        replicas = here.get(each.node)
+        if replicas and each.replica in replicas:
+            found[each.replica] = replicas[each.replica]
     return found
 
 

@@ -5,9 +5,9 @@ done, so that the volume is let go of again. Of several purposes one is named, t
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from blockstore.control.catalog import tombstones_of
 from blockstore.control.hydration import Hydrations
@@ -20,7 +20,7 @@ from blockstore.control.snapshot_records import Snapshot
 from blockstore.control.snapshot_transitions import Phase as SnapshotPhase
 from blockstore.control.snapshot_transitions import phase_of as snapshot_phase_of
 from blockstore.control.transitions import Phase, phase_of, place_of
-from blockstore.control.unfit import can_be_mended, can_catch_up
+from blockstore.control.unfit import are_alike, can_be_mended, can_catch_up
 from blockstore.domain import ReplicaId, VolumeId
 from blockstore.rpc.control_pb2 import VolumeReport
 from blockstore.rpc.replica_pb2 import ReplicaStatus
@@ -41,49 +41,76 @@ class Purpose(Enum):
     CATCH_UP = "a replica that is behind the others"
 
 
+class _Asked(NamedTuple):
+    """The volumes that snapshots ask something of."""
+
+    sealing: set[VolumeId]
+    shipping: dict[VolumeId, list[Snapshot]]
+    unpinning: set[VolumeId]
+
+
 class MaintenanceWork:
-    """See the module. It remembers only since when members are behind."""
+    """See the module. It remembers since when members are behind, and which volumes needed nothing."""
 
     def __init__(self, snapshots: SnapshotCatalog, presence: Presence, hydrations: Hydrations) -> None:
         self._snapshots = snapshots
         self._presence = presence
         self._hydrations = hydrations
         self._behind_since: dict[VolumeId, float] = {}
+        self._words: list[Mapping[ReplicaId, ReplicaStatus]] = []
+        self._at_rest: dict[VolumeId, Volume] = {}
+        """By these words nothing has to be done about them, unless a snapshot asks for it; as their records are."""
 
     async def wanted(self, volumes: Iterable[Volume]) -> dict[VolumeId, Purpose]:
         """The work on volumes that nobody has attached."""
-        unfinished = await self._snapshots.unfinished()
-        sealing = {each.volume for each in unfinished if snapshot_phase_of(each) is SnapshotPhase.SEALING}
-        shipping: dict[VolumeId, list[Snapshot]] = {}
-        for each in unfinished:
-            if snapshot_phase_of(each) is SnapshotPhase.SHIPPING:
-                shipping.setdefault(each.volume, []).append(each)
-        unpinning = {each.volume for each in await self._snapshots.pins()}
-        served = await self._hydrations.may_be_served()
-        found, lagging = {}, dict[VolumeId, float]()
+        asked, served = await self._asked_for(), await self._hydrations.may_be_served()
+        asking = asked.sealing | asked.shipping.keys() | asked.unpinning
+        here = self._presence.replicas_up()
+        self._hear([*here.values()])
+        before, self._behind_since = self._behind_since, {}
+        found = {}
         for volume in volumes:
+            if self._at_rest.get(volume.id) is volume and volume.id not in asking:
+                continue
             if phase_of(volume) is not Phase.AVAILABLE:
                 continue
-            statuses = heard(self._presence, volume)
-            if volume.id in sealing:
-                found[volume.id] = Purpose.SEAL
-            elif not all(self._is_readable(volume, each) for each in shipping.get(volume.id, ())):
-                found[volume.id] = Purpose.SETTLE
-            elif volume.id in unpinning:
-                found[volume.id] = Purpose.UNPIN
+            # What its front-end says of one that is open counts as well.
+            is_well = volume.maintenance is None and are_alike(volume, here)
+            statuses = {} if is_well else heard(here, volume)
+            if purpose := self._for_snapshots(volume, asked):
+                found[volume.id] = purpose
             elif any(map(is_changing, volume.segments)):
                 found[volume.id] = Purpose.MEMBERS
-            elif can_be_mended(volume, statuses):
+            elif not is_well and can_be_mended(volume, statuses):
                 found[volume.id] = Purpose.MEND
             elif volume.source and not volume.source.paused and served:
                 found[volume.id] = Purpose.HYDRATE
-            elif self._lags(volume, statuses):
-                now = asyncio.get_running_loop().time()
-                since = lagging[volume.id] = self._behind_since.get(volume.id, now)
-                if volume.maintenance or now - since >= BEHIND_FOR_S:
-                    found[volume.id] = Purpose.CATCH_UP
-        self._behind_since = lagging
+            elif not is_well and self._has_lagged(volume, statuses, before):
+                found[volume.id] = Purpose.CATCH_UP
+            elif is_well and not volume.source:
+                self._at_rest[volume.id] = volume
         return found
+
+    async def _asked_for(self) -> _Asked:
+        asked = _Asked(set(), {}, {each.volume for each in await self._snapshots.pins()})
+        for each in await self._snapshots.unfinished():
+            if snapshot_phase_of(each) is SnapshotPhase.SEALING:
+                asked.sealing.add(each.volume)
+            elif snapshot_phase_of(each) is SnapshotPhase.SHIPPING:
+                asked.shipping.setdefault(each.volume, []).append(each)
+        return asked
+
+    def _for_snapshots(self, volume: Volume, asked: _Asked) -> Purpose | None:
+        if volume.id in asked.sealing:
+            return Purpose.SEAL
+        if not all(self._is_readable(volume, each) for each in asked.shipping.get(volume.id, ())):
+            return Purpose.SETTLE
+        return Purpose.UNPIN if volume.id in asked.unpinning else None
+
+    def _hear(self, words: list[Mapping[ReplicaId, ReplicaStatus]]) -> None:
+        """What was found by other words counts no more. Between two heartbeats there are many passes."""
+        if len(words) != len(self._words) or any(now is not then for now, then in zip(words, self._words, strict=True)):
+            self._words, self._at_rest = words, {}
 
     def report(self, volume: Volume) -> VolumeReport | None:
         """What the front-end that has it open says of it."""
@@ -107,7 +134,17 @@ class MaintenanceWork:
                     known.add(each.segment)
         return len(known) == len(snapshot.seals)
 
-    def _lags(self, volume: Volume, statuses: dict[ReplicaId, ReplicaStatus]) -> bool:
+    def _has_lagged(
+        self, volume: Volume, statuses: dict[ReplicaId, ReplicaStatus], before: Mapping[VolumeId, float]
+    ) -> bool:
+        """Whether one has been behind for long enough. before: since when each was, as of the last pass."""
+        if not self._lags(volume, statuses, was_behind=volume.id in before):
+            return False
+        now = asyncio.get_running_loop().time()
+        since = self._behind_since[volume.id] = before.get(volume.id, now)
+        return volume.maintenance is not None or now - since >= BEHIND_FOR_S
+
+    def _lags(self, volume: Volume, statuses: dict[ReplicaId, ReplicaStatus], *, was_behind: bool) -> bool:
         """A member is behind by the words of the nodes; or, once it is open, by that of its front-end.
 
         Who opens a volume appends a record to its log: what the nodes said before is not the end of it.
@@ -116,6 +153,6 @@ class MaintenanceWork:
         if report and any(each.connected and each.lag_records for each in report.members):
             return True
         found = behind(self._presence, volume, statuses)
-        if volume.id in self._behind_since:
+        if was_behind:
             found |= shorter(volume, statuses)  # a word that is late takes nothing back
         return can_catch_up(volume, statuses, found)

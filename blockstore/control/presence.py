@@ -187,6 +187,10 @@ class Presence:
         """Its last word, None where it was not heard since control started."""
         return self._nodes.get(node)
 
+    def replicas_up(self) -> dict[NodeId, Mapping[ReplicaId, ReplicaStatus]]:
+        """What the nodes whose lease holds said of their replicas."""
+        return {node: word.replicas for node, word in self._nodes.items() if word.replicas and self.is_up(node)}
+
     def node_before(self, node: NodeId, heard_at: float) -> NodeWord | None:
         """Its last word that is older than that time, of the two last ones."""
         words = (self._nodes.get(node), self._earlier.get(node))

@@ -42,7 +42,7 @@ class Reasons:
 
     def _is_well(self, volume: Volume) -> bool:
         """All of its members are here, whole and sound, and nobody is behind."""
-        said = heard(self._presence, volume)
+        said = heard(self._presence.replicas_up(), volume)
         members = [each.replica for segment in volume.segments for each in segment.configuration.members]
         good = all(each in said and said[each].whole and not said[each].damage for each in members)
         return good and not behind(self._presence, volume, said)

@@ -45,6 +45,8 @@ class AttachmentState(Enum):
     ATTACHED = "attached"
     DETACHING = "detaching"
 
+    __hash__ = object.__hash__  # as VolumeState
+
 
 @dataclass(frozen=True, slots=True)
 class Attachment:

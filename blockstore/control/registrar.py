@@ -16,7 +16,7 @@ import structlog
 
 from blockstore.config import split_address
 from blockstore.control import transitions
-from blockstore.control.catalog import Catalog, attached_to, maintained_by, tombstones_of
+from blockstore.control.catalog import Catalog, attached_to, maintained_by, replicas_on
 from blockstore.control.floors import Floors
 from blockstore.control.hydration import Hydrations
 from blockstore.control.messages import position_message, to_position
@@ -125,11 +125,10 @@ class Registrar:
         )
 
     async def _known_at(self, node: NodeId) -> list[control_pb2.KnownPosition]:
-        placed = [each for volume in await self._catalog.volumes() for each in tombstones_of(volume)]
         return [
-            _known_message(each.replica, self._floors.of(each.volume, each.replica))
-            for each in placed
-            if each.node == node
+            _known_message(replica, self._floors.of(volume.id, replica))
+            for volume in await self._catalog.volumes()
+            for replica in replicas_on(node, volume)
         ]
 
     async def _learn_from_node(
@@ -138,14 +137,14 @@ class Registrar:
         """Take in where its replicas' logs end; those that say less than was known before."""
         below = []
         for volume in await self._catalog.volumes():
-            for each in tombstones_of(volume):
-                status = replicas.get(each.replica)
-                if each.node != node or status is None or not status.whole:
+            for replica in replicas_on(node, volume):
+                status = replicas.get(replica)
+                if status is None or not status.whole:
                     continue
-                known = self._floors.of(volume.id, each.replica)
-                if to_position(status.end) < known:
-                    below.append(_known_message(each.replica, known))
-                self._floors.learn(volume, each.replica, to_position(status.end))
+                known, end = self._floors.of(volume.id, replica), to_position(status.end)
+                if end < known:
+                    below.append(_known_message(replica, known))
+                self._floors.learn(volume, replica, end)
         return below
 
     # ---- front-ends

@@ -95,6 +95,8 @@ class Sealing:
 
     async def wait(self, snapshots: Sequence[SnapshotId]) -> tuple[Snapshot, ...]:
         """The snapshots once each is sealed or in error. Raises NotFound where one is gone."""
+        with suppress(*MOVED_ON):  # as the next pass will do, which looks at all else that there is as well
+            await self.reconcile(await self._catalog.volumes())
         while True:
             changed = self._snapshots.next_change()
             found = [await self._snapshots.snapshot(each) for each in snapshots]
@@ -109,7 +111,7 @@ class Sealing:
             if phase_of(snapshot) is Phase.SEALING:
                 groups.setdefault(snapshot.barrier or snapshot.id, []).append(snapshot)
         self._forget_others(groups)
-        by_id = {volume.id: volume for volume in volumes}
+        by_id = {volume.id: volume for volume in volumes} if groups else {}
         for name, group in groups.items():
             # One that is so new that its volume was listed before it has its turn in the next pass.
             if not self._reconciler.steps.running(("seal", name)) and all(each.volume in by_id for each in group):
