@@ -107,7 +107,7 @@ class Stack:
 
     def statuses(self, index: int) -> list[replica_pb2.ReplicaStatus]:
         """What a node says of its replicas."""
-        return self._nodes[index].node.replica_statuses()
+        return list(self._nodes[index].node.replica_statuses())
 
     def repair(self, index: int, error: Corrupt) -> None:
         """As where a node finds it."""

@@ -25,6 +25,7 @@ from blockstore.control.reconcile import Reconciler
 from blockstore.control.record_store import MAX_TRIES, Stored
 from blockstore.control.records import Growing, Node, Tombstone, Volume
 from blockstore.control.repair_limits import LimitsNow
+from blockstore.control.roster import Roster
 from blockstore.control.steps import growth_key
 from blockstore.control.transitions import Phase, phase_of
 from blockstore.domain import NodeId, VolumeId
@@ -68,9 +69,9 @@ class Growth:
         await self._reconciler.show_size(grown)
         return grown
 
-    async def reconcile(self, volumes: tuple[Volume, ...]) -> None:
+    async def reconcile(self, roster: Roster) -> None:
         """Go on with what was begun; on other nodes where one of it is away for longer than is waited for."""
-        for volume in volumes:
+        for volume in roster.active:
             if volume.growing and phase_of(volume) in _GROWS_IN and (self._all_up(volume) or await self._lost(volume)):
                 self._start(volume)
 

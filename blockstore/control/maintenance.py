@@ -8,7 +8,7 @@ depends on its end being said: a front-end that was not told hears it with its n
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import structlog
@@ -21,6 +21,7 @@ from blockstore.control.peers import Peers
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import MOVED_ON, Reconciler
 from blockstore.control.records import FrontEnd, Maintenance, MaintenanceState, Volume
+from blockstore.control.roster import Roster
 from blockstore.control.snapshot_catalog import SnapshotCatalog
 from blockstore.domain import FrontEndId, VolumeId
 from blockstore.errors import CairnError, Corrupt, NotFound, QuorumUnavailable
@@ -75,16 +76,15 @@ class Upkeep:
         self._progress: dict[VolumeId, tuple[list[tuple[int, int]], float]] = {}
         """Of those that are open for a replica that is behind: how far it was, and since when."""
 
-    async def reconcile(self, volumes: tuple[Volume, ...]) -> None:
+    async def reconcile(self, roster: Roster) -> None:
         """Begin, go on with, and end what is to be."""
-        self._hydrations.keep_only([volume.id for volume in volumes if volume.source])
-        self._forget_all_but({volume.id for volume in volumes})
-        wanted = await self._work.wanted(volumes)
+        self._hydrations.keep_only([volume.id for volume in roster.active if volume.source])
+        self._forget_all_but(roster.by_id)
+        wanted = await self._work.wanted(roster)
         registered = await self._catalog.front_ends()
         instances = {each.id: each.instance for each in registered}
-        for volume in volumes:
+        for volume in roster.active:
             if (held := volume.maintenance) is None:
-                self._progress.pop(volume.id, None)
                 continue
             purpose = wanted.get(volume.id)
             if (
@@ -97,10 +97,10 @@ class Upkeep:
             else:
                 await self._end(volume, held)
         front_ends = [each for each in registered if self._presence.is_up(each.id)]
-        loads, copying = _loads(volumes, wanted)
-        for volume in volumes:
-            purpose = wanted.get(volume.id)
-            if purpose is None or volume.maintenance or not self._may_try(volume.id, purpose):
+        loads, copying = _loads(roster.active, wanted)
+        for volume_id, purpose in wanted.items():
+            volume = roster.by_id[volume_id]
+            if volume.maintenance or not self._may_try(volume.id, purpose):
                 continue
             if front_end := _choose(front_ends, purpose, loads, copying):
                 await self._begin(volume, front_end, purpose)
@@ -109,10 +109,14 @@ class Upkeep:
             else:
                 self._hydrations.waits(volume.id, "" if front_ends else "no front-end is up")
 
-    def _forget_all_but(self, volumes: Collection[VolumeId]) -> None:
-        """The others are gone."""
+    def _forget_all_but(self, volumes: Mapping[VolumeId, Volume]) -> None:
+        """The others are gone; and how far one was counts while it is open."""
         self._retry_at = {key: at for key, at in self._retry_at.items() if key[0] in volumes}
-        self._progress = {volume: seen for volume, seen in self._progress.items() if volume in volumes}
+        self._progress = {
+            volume: seen
+            for volume, seen in self._progress.items()
+            if volume in volumes and volumes[volume].maintenance is not None
+        }
 
     def _may_try(self, volume: VolumeId, purpose: Purpose) -> bool:
         return asyncio.get_running_loop().time() >= self._retry_at.get((volume, purpose), 0.0)

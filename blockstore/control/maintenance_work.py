@@ -5,7 +5,7 @@ done, so that the volume is let go of again. Of several purposes one is named, t
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -15,6 +15,7 @@ from blockstore.control.lag import behind, heard, shorter
 from blockstore.control.membership import is_changing
 from blockstore.control.presence import Presence
 from blockstore.control.records import Volume
+from blockstore.control.roster import Roster
 from blockstore.control.snapshot_catalog import SnapshotCatalog
 from blockstore.control.snapshot_records import Snapshot
 from blockstore.control.snapshot_transitions import Phase as SnapshotPhase
@@ -61,7 +62,7 @@ class MaintenanceWork:
         self._at_rest: dict[VolumeId, Volume] = {}
         """By these words nothing has to be done about them, unless a snapshot asks for it; as their records are."""
 
-    async def wanted(self, volumes: Iterable[Volume]) -> dict[VolumeId, Purpose]:
+    async def wanted(self, roster: Roster) -> dict[VolumeId, Purpose]:
         """The work on volumes that nobody has attached."""
         asked, served = await self._asked_for(), await self._hydrations.may_be_served()
         asking = asked.sealing | asked.shipping.keys() | asked.unpinning
@@ -69,7 +70,7 @@ class MaintenanceWork:
         self._hear([*here.values()])
         before, self._behind_since = self._behind_since, {}
         found = {}
-        for volume in volumes:
+        for volume in roster.volumes:
             if self._at_rest.get(volume.id) is volume and volume.id not in asking:
                 continue
             if phase_of(volume) is not Phase.AVAILABLE:

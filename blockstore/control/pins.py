@@ -15,7 +15,7 @@ from blockstore.control.catalog import Catalog
 from blockstore.control.peers import Peers
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import MOVED_ON, Reconciler
-from blockstore.control.records import Volume
+from blockstore.control.roster import Roster
 from blockstore.control.snapshot_catalog import SnapshotCatalog
 from blockstore.control.snapshot_reading import readers_are_known
 from blockstore.control.snapshot_records import Pin, Snapshot
@@ -41,11 +41,11 @@ class Unpinning:
         self._peers = peers
         self._reconciler = reconciler
 
-    async def reconcile(self, volumes: tuple[Volume, ...]) -> None:
+    async def reconcile(self, roster: Roster) -> None:
         """Find pins that nobody needs, and take away those whose volume is served."""
         for snapshot in (await self._snapshots.index()).superseded():
             await self._give_up(snapshot)
-        served = {volume.id for volume in volumes if place_of(volume)}
+        served = {volume.id for volume in roster.active if place_of(volume)}
         known = await readers_are_known(self._catalog, self._presence)
         for pin in await self._snapshots.pins():
             if pin.volume in served:

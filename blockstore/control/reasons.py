@@ -12,6 +12,7 @@ from blockstore.control.catalog import Catalog
 from blockstore.control.lag import behind, heard
 from blockstore.control.presence import Presence
 from blockstore.control.records import Volume
+from blockstore.control.roster import Roster
 from blockstore.control.transitions import Phase, phase_of
 from blockstore.domain import VolumeId
 from blockstore.units import Epoch
@@ -28,10 +29,10 @@ class Reasons:
         self._presence = presence
         self._well_since: dict[tuple[VolumeId, Epoch], float] = {}
 
-    async def reconcile(self, volumes: tuple[Volume, ...]) -> None:
+    async def reconcile(self, roster: Roster) -> None:
         """Clear those that are out of date."""
         now, well = asyncio.get_running_loop().time(), dict[tuple[VolumeId, Epoch], float]()
-        for volume in volumes:
+        for volume in roster.active:
             if not volume.reason or phase_of(volume) is not Phase.AVAILABLE or not self._is_well(volume):
                 continue
             key = volume.id, volume.epoch

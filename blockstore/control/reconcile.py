@@ -28,6 +28,7 @@ from blockstore.control.metastore.interface import Compacted, Metastore
 from blockstore.control.peers import Peers
 from blockstore.control.presence import Presence
 from blockstore.control.records import AttachmentState, FrontEnd, Node, Tombstone, Volume
+from blockstore.control.roster import Roster
 from blockstore.control.snapshot_catalog import PINS, SNAPSHOTS
 from blockstore.control.steps import Steps, growth_key, newcomer_key
 from blockstore.control.transitions import Phase, phase_of
@@ -56,7 +57,7 @@ MOVED_ON: Final = (Fenced, Conflict, NotFound)
 class Work(Protocol):
     """More that is looked at in each pass: it starts steps and returns, and never waits for a peer."""
 
-    async def reconcile(self, volumes: tuple[Volume, ...]) -> None: ...
+    async def reconcile(self, roster: Roster) -> None: ...
 
 
 class Reconciler:
@@ -83,6 +84,7 @@ class Reconciler:
         self._creating = creating
         self._interval_s = interval_s
         self._works: list[Work] = []
+        self._roster = Roster(())
         self._changed = asyncio.Event()
         self.steps: Final = Steps()
 
@@ -121,8 +123,8 @@ class Reconciler:
             await self._reconcile()
 
     async def _reconcile(self) -> None:
-        volumes, tombstones = await self._catalog.volumes(), await self._catalog.tombstones()
-        for volume in volumes:
+        roster, tombstones = await self.roster(), await self._catalog.tombstones()
+        for volume in roster.active:
             if self._can_go_on(volume):
                 self._start(volume)
         for tombstone in tombstones:
@@ -130,7 +132,7 @@ class Reconciler:
                 self._start_burial(tombstone)
         for work in self._works:
             with suppress(*MOVED_ON):  # What it looked at has changed meanwhile: that is another pass.
-                await work.reconcile(volumes)
+                await work.reconcile(roster)
         await self._floors.save()
         await self._close_channels()
 
@@ -281,6 +283,13 @@ class Reconciler:
                 await asyncio.wait([creating])
 
     # ---- what the steps rest on
+
+    async def roster(self) -> Roster:
+        """The volumes as they are now."""
+        volumes = await self._catalog.volumes()
+        if volumes is not self._roster.volumes:
+            self._roster = Roster(volumes)
+        return self._roster
 
     async def messages(self) -> Messages:
         """Records as messages, with nodes and front-ends as they are now."""

@@ -15,6 +15,7 @@ from blockstore.control.placement import REPLICAS
 from blockstore.control.placing import promised_bytes
 from blockstore.control.records import Draining, MovePlan, PlannedMove, Volume
 from blockstore.control.replacing import Replacing
+from blockstore.control.roster import Roster
 from blockstore.domain import NodeId
 from blockstore.errors import Conflict, InvalidRequest
 from blockstore.rpc import control_pb2
@@ -86,7 +87,7 @@ class RepairRequests:
         """The moves; unless it is a dry run, in place of those that were asked for before and have not begun."""
         volumes = await self._catalog.volumes()
         only = {(await self._catalog.volume(request.volume)).id} if request.volume else {each.id for each in volumes}
-        cluster = await self._replacing.cluster(volumes, promised_bytes(volumes))
+        cluster = await self._replacing.cluster(Roster(volumes), promised_bytes(volumes))
         movable = [each for each in volumes if each.id in only and is_movable(each)]
         moves = rebalance(movable, cluster)
         if not request.dry_run:

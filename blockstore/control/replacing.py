@@ -26,6 +26,7 @@ from blockstore.control.reconcile import MOVED_ON, Reconciler
 from blockstore.control.record_store import MAX_TRIES, Stored
 from blockstore.control.records import MovePlan, Node, PlannedMove, Segment, Tombstone, Volume, source_of
 from blockstore.control.repair_limits import LimitsNow
+from blockstore.control.roster import Roster
 from blockstore.control.steps import newcomer_key
 from blockstore.control.transitions import Phase, phase_of, place_of
 from blockstore.control.unfit import to_be_replaced
@@ -66,14 +67,14 @@ class Replacing:
 
     # ---- what it goes by
 
-    async def cluster(self, volumes: tuple[Volume, ...], promised: "Counter[NodeId]") -> Cluster:
+    async def cluster(self, roster: Roster, promised: "Counter[NodeId]") -> Cluster:
         """Nodes and replicas as they were last heard of. promised: bytes that are placed on each node."""
         draining = await self._catalog.draining()
         views = [
             self._view(each.record, each.record.id in draining, promised[each.record.id])
             for each in await self._catalog.nodes()
         ]
-        return Cluster(views, self._is_whole, self._emptied(volumes), self._unfit(volumes))
+        return Cluster(views, self._is_whole, self._emptied(roster.volumes), self._unfit(roster.active))
 
     def _view(self, node: Node, draining: bool, promised: int) -> NodeView:
         word, up = self._presence.node(node.id), self._presence.is_up(node.id)
@@ -141,22 +142,22 @@ class Replacing:
 
     # ---- each pass
 
-    async def reconcile(self, volumes: tuple[Volume, ...]) -> None:
+    async def reconcile(self, roster: Roster) -> None:
         """Take the next step of each change, and begin what is due."""
         self.rebuilds.forget_silent(asyncio.get_running_loop().time())
         limits, plan = await self.limits(), await self._catalog.moves()
-        changing = any(is_changing(segment) for volume in volumes for segment in volume.segments)
-        roughly = await self.cluster(volumes, Counter())
+        changing = any(is_changing(segment) for volume in roster.active for segment in volume.segments)
+        roughly = await self.cluster(roster, Counter())
         if not changing and not plan.moves and roughly.all_well(limits.replace_after_s):
             self.waits = {}
             return
-        cluster = await self.cluster(volumes, promised_bytes(volumes))
-        for volume in volumes:
+        cluster = await self.cluster(roster, promised_bytes(roster.volumes))
+        for volume in roster.active:
             for segment in volume.segments:
                 if is_changing(segment):
                     await self._step(volume, segment, cluster, limits)
         if not self._presence.settling_s() or not any(node.away_s for node in cluster.nodes.values()):
-            await self._begin_moves(volumes, cluster, limits, plan)
+            await self._begin_moves(roster.volumes, cluster, limits, plan)
 
     async def _step(self, volume: Volume, segment: Segment, cluster: Cluster, limits: Limits) -> None:
         try:

@@ -31,6 +31,7 @@ from blockstore.control.placing import random_id
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import MOVED_ON, Reconciler
 from blockstore.control.records import Volume
+from blockstore.control.roster import Roster
 from blockstore.control.snapshot_catalog import SnapshotCatalog
 from blockstore.control.snapshot_records import Pin, Seal, Snapshot
 from blockstore.control.snapshot_transitions import Phase, phase_of
@@ -96,7 +97,7 @@ class Sealing:
     async def wait(self, snapshots: Sequence[SnapshotId]) -> tuple[Snapshot, ...]:
         """The snapshots once each is sealed or in error. Raises NotFound where one is gone."""
         with suppress(*MOVED_ON):  # as the next pass will do, which looks at all else that there is as well
-            await self.reconcile(await self._catalog.volumes())
+            await self.reconcile(await self._reconciler.roster())
         while True:
             changed = self._snapshots.next_change()
             found = [await self._snapshots.snapshot(each) for each in snapshots]
@@ -104,18 +105,18 @@ class Sealing:
                 return tuple(found)
             await changed.wait()
 
-    async def reconcile(self, volumes: tuple[Volume, ...]) -> None:
+    async def reconcile(self, roster: Roster) -> None:
         """Start or give up what is to be sealed."""
         groups: dict[str, list[Snapshot]] = {}
         for snapshot in await self._snapshots.unfinished():
             if phase_of(snapshot) is Phase.SEALING:
                 groups.setdefault(snapshot.barrier or snapshot.id, []).append(snapshot)
         self._forget_others(groups)
-        by_id = {volume.id: volume for volume in volumes} if groups else {}
+        volumes = roster.by_id
         for name, group in groups.items():
             # One that is so new that its volume was listed before it has its turn in the next pass.
-            if not self._reconciler.steps.running(("seal", name)) and all(each.volume in by_id for each in group):
-                await self._look_at(name, group, by_id)
+            if not self._reconciler.steps.running(("seal", name)) and all(each.volume in volumes for each in group):
+                await self._look_at(name, group, volumes)
 
     async def _look_at(self, name: str, group: list[Snapshot], volumes: Mapping[VolumeId, Volume]) -> None:
         start = self._reconciler.steps.start

@@ -23,6 +23,7 @@ from blockstore.control.metastore.interface import Revision
 from blockstore.control.presence import Presence
 from blockstore.control.reconcile import MOVED_ON
 from blockstore.control.records import Volume
+from blockstore.control.roster import Roster
 from blockstore.control.snapshot_catalog import SnapshotCatalog, key_of, key_of_volume
 from blockstore.control.snapshot_messages import bare_message
 from blockstore.control.snapshot_reading import readers_are_known
@@ -51,13 +52,12 @@ class Shipping:
         self._presence = presence
         self._given: dict[SnapshotId, DaemonId] = {}
 
-    async def reconcile(self, volumes: tuple[Volume, ...]) -> None:
+    async def reconcile(self, roster: Roster) -> None:
         """Forget deleted snapshots of which the object store has nothing; fail those whose volume is gone."""
-        present = {volume.id for volume in volumes}
         unfinished = await self._snapshots.unfinished()
         for snapshot in unfinished:
             with suppress(*MOVED_ON):
-                await self._tidy_up(snapshot, present)
+                await self._tidy_up(snapshot, roster.by_id)
         self._forget_others(unfinished)
 
     async def tasks(

@@ -119,11 +119,9 @@ class Checkpointer:
         return max(due, key=lambda hosted: hosted.store.unapplied_bytes, default=None)
 
     def _is_due(self, hosted: HostedReplica, now: float) -> bool:
-        if self._is_resting(hosted, now):
-            return False
         if hosted.replica in self._urgent:
-            return True
-        if hosted.dirty_since is None:
+            return not self._is_resting(hosted, now)
+        if hosted.dirty_since is None or self._is_resting(hosted, now):
             return False
         old = now - hosted.dirty_since >= self._settings.checkpoint_s
         return old or hosted.store.unapplied_weight_bytes >= self._settings.checkpoint_bytes

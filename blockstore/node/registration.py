@@ -84,7 +84,7 @@ class Registration:
             capacity_bytes=disk.total,
             used_bytes=disk.total - disk.free,
             full=self._node.full,
-            replicas=self._node.replica_statuses(),
+            replicas=await self._node.statuses(),
             instance=self._instance,
             broken=[
                 pb.BrokenReplica(replica=replica, place=str(place))

@@ -80,7 +80,7 @@ class ReplicaService(replica_pb2_grpc.ReplicaServicer):
         return pb.DeleteResponse(deleted=await self._node.delete(to_address(request.target)))
 
     async def ListReplicas(self, request: pb.ListReplicasRequest, context: Context) -> pb.ListReplicasResponse:
-        return pb.ListReplicasResponse(replicas=self._node.replica_statuses())
+        return pb.ListReplicasResponse(replicas=await self._node.statuses())
 
     async def SealEpoch(self, request: pb.SealEpochRequest, context: Context) -> pb.SealEpochResponse:
         hosted = self._node.find(to_address(request.target))
