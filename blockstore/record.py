@@ -140,12 +140,18 @@ def block_checksum(block: bytes | memoryview, number: int, generation: int, sequ
     return xxhash.xxh3_64_intdigest(block, seed)
 
 
-def block_checksums(blocks: memoryview, versions: Iterable[tuple[int, int, int]]) -> list[int]:
+def block_checksums(blocks: memoryview, versions: Iterable[tuple[int, int, int]]) -> tuple[int, ...]:
     """block_checksum of each block in `blocks`, by its (number, generation, sequence); for runs of them."""
     digest = xxhash.xxh3_64_intdigest
     seeds = [(n * _NUMBER_SEED ^ g * _GENERATION_SEED ^ s * _SEQUENCE_SEED) & _MASK for n, g, s in versions]
     offsets = range(0, len(blocks), BLOCK_SIZE)
-    return [digest(blocks[at : at + BLOCK_SIZE], seed) for at, seed in zip(offsets, seeds, strict=True)]
+    return tuple([digest(blocks[at : at + BLOCK_SIZE], seed) for at, seed in zip(offsets, seeds, strict=True)])
+
+
+def run_checksums(blocks: memoryview, start: int, generation: int, sequence: int) -> tuple[int, ...]:
+    """block_checksum of each block in `blocks`: those from `start` on, all of one generation and sequence."""
+    seed = (generation * _GENERATION_SEED ^ sequence * _SEQUENCE_SEED) & _MASK
+    return _checksums(blocks, start, len(blocks) // BLOCK_SIZE, seed)
 
 
 def encode_record(

@@ -399,6 +399,25 @@ def test_damaged_tables_are_given_up_when_a_copy_of_everything_begins(tmp_path: 
     assert {path.name for path in (tmp_path / "bad").iterdir()} == {FILE_NAME, FILE_NAME + "-lock"}
 
 
+@pytest.mark.parametrize("count", [1, 8])
+def test_changes_whose_rows_are_lost_do_not_show_what_was_there_before(tmp_path: Path, count: int) -> None:
+    """A snapshot's content goes to object storage for good: `extents` says that there were changes."""
+    store, log = new_store(tmp_path), Log()
+    blocks = [block(number) for number in range(2 * count)]
+    records = [log.record(write(0, *blocks[:count])), log.record(seal(b"snap-a"))]
+    records += [log.record(write(0, *blocks[count:])), log.record(seal(b"snap-b"))]
+    apply(store, log, records)
+    assert store.sealed.read(Generation(2), 0, count) == b"".join(blocks[count:])
+
+    def lose(transaction: Writing) -> None:
+        for table in (store._tables.index, store._tables.data):
+            assert all(transaction.delete(version_key(number, 2), db=table) for number in range(count))
+
+    store._tables.change(lose)
+    with pytest.raises(Corrupt):
+        store.sealed.read(Generation(2), 0, count)
+
+
 def test_a_trim_that_was_hidden_from_a_copy_is_found_before_the_replica_is_whole(tmp_path: Path) -> None:
     """A copy looks only at trims behind its position; one whose key was damaged stands elsewhere."""
     source, target, log = new_store(tmp_path / "a", 1), new_store(tmp_path / "b", 2), Log()

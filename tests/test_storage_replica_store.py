@@ -1,5 +1,6 @@
 """A replica's store: what is committed is read, before, during and after checkpoints and restarts."""
 
+import random
 import threading
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from blockstore.errors import Corrupt, NotFound, OutOfRange
 from blockstore.log import Filling, LogImage
+from blockstore.record import OperationKind
 from blockstore.storage.replica_store import ReplicaStore
 from blockstore.units import BLOCK_SIZE, MAX_BLOCKS, Generation, Sequence
 from tests.storage_model import Log, address, apply, block, fill, new_store, position, seal, trim, write, zero
@@ -111,6 +113,37 @@ def test_long_chains_are_read_right_in_runs(tmp_path: Path, width: int) -> None:
         for generation in range(1, 61):
             found = store.sealed.read(Generation(generation), start, length)
             assert found == log.content(start, length, generation), generation
+
+
+def test_as_many_rows_as_blocks_may_be_those_of_others(tmp_path: Path) -> None:
+    """One block has two versions, and another one has none: its neighbours do not take its place."""
+    store, log = new_store(tmp_path), Log()
+    records = [log.record(write(2, block(2))), log.record(seal(b"snap"))]
+    records.append(log.record(write(0, *map(block, range(10, 15))), write(6, block(16), block(17))))
+    apply(store, log, records)
+    assert store.read(0, 8) == log.content(0, 8)
+    assert store.read(0, 8)[5 * BLOCK_SIZE : 6 * BLOCK_SIZE] == bytes(BLOCK_SIZE)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_range_of_any_generation_is_read_as_it_was_written(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    store, log = new_store(tmp_path), Log()
+    records = []
+    for _ in range(chance.randrange(1, 4)):
+        for _ in range(chance.randrange(1, 4)):
+            start, count = chance.randrange(10), chance.randrange(1, 10)
+            change = [write(start, *(block(chance.randrange(99)) for _ in range(count))), trim(start, count)]
+            records.append(log.record(*chance.choices([change[0], change[1], zero(start, count)], weights=[6, 1, 1])))
+        records.append(log.record(seal(b"snap")))
+    apply(store, log, records)
+    sealed = range(1, 1 + sum(record.operations[0].kind is OperationKind.SEAL for record in records))
+    for start in range(10):
+        for count in range(1, 22 - start):
+            assert store.read(start, count) == log.content(start, count)
+            for generation in sealed:
+                assert store.sealed.read(Generation(generation), start, count) == log.content(start, count, generation)
+    store.close()
 
 
 def test_a_block_with_many_versions_is_found_by_seeks(tmp_path: Path) -> None:

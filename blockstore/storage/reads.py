@@ -9,11 +9,11 @@ very versions from a peer.
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, count, islice, repeat
 from typing import Any, Final, NamedTuple
 
 from blockstore.errors import Corrupt, OutOfRange
-from blockstore.record import block_checksum, block_checksums
+from blockstore.record import block_checksum, block_checksums, run_checksums
 from blockstore.storage.keys import (
     DATA_FLAG,
     DATA_VALUE,
@@ -92,6 +92,9 @@ class TableReader:
     def read(self, start: int, end: int, generation: int = MAX_GENERATION) -> list[bytes | memoryview]:
         """Content of the blocks [start, end), in pieces: ZERO_BLOCK or parts of blocks, which add up."""
         if end - start >= _RUN:
+            layer = self._read_layer(start, end, generation)
+            if layer is not None:
+                return [layer]
             run = self._read_run(start, end, generation)
             if run is not None:
                 return run
@@ -153,6 +156,32 @@ class TableReader:
             return None
         return Found(number, generation, version.sequence, block)
 
+    def _read_layer(self, start: int, end: int, generation: int) -> bytes | None:
+        """Blocks that all show the generation that the first one shows; None where they do not, or are damaged.
+
+        No key is looked at but the first and the last one: a block's checksum is seeded with number and generation, so
+        rows that are not the ones in question fail it.
+        """
+        cursor, blocks = self._index, end - start
+        if not cursor.set_range(version_key(start, generation)):
+            return None
+        first, inverted = VERSION_KEY.unpack(cursor.key())
+        if first != start or inverted >= self._old_from:
+            return None
+        found = Generation(MAX_GENERATION - inverted)
+        values = list(islice(cursor.iternext(keys=False), blocks))
+        joined = b"".join(values)
+        if len(joined) != blocks * DATA_VALUE.size or cursor.key() != version_key(end - 1, found):
+            return None
+        sequences, checksums, flags, tails = _columns(DATA_VALUE.iter_unpack(joined), 4)
+        data = self._transaction.cursor(self._tables.data)
+        if flags.count(DATA_FLAG) != blocks or not data.set_range(version_key(start, found)):
+            return None
+        content = b"".join(chain.from_iterable(zip(islice(data.iternext(keys=False), blocks), tails, strict=False)))
+        if len(content) != blocks * BLOCK_SIZE:
+            return None
+        return content if _checksums_of(content, start, found, sequences) == checksums else None
+
     def _read_run(self, start: int, end: int, generation: int) -> list[bytes | memoryview] | None:
         """As read; None where anything is damaged, which `versions` then tells one by one."""
         rows, alone = self._newest_rows(start, end, generation)
@@ -168,7 +197,7 @@ class TableReader:
         if len(content) != len(data) * BLOCK_SIZE or any(flag != DATA_FLAG for flag in flags):
             return None
         versions = zip(numbers, [MAX_GENERATION - value for value in inverted], sequences, strict=True)
-        if block_checksums(memoryview(content), versions) != list(checksums):
+        if block_checksums(memoryview(content), versions) != checksums:
             return None
         if len(data) == end - start:
             return [content]
@@ -261,6 +290,14 @@ class TableReader:
     def _has_entry(self, number: int) -> bool:
         cursor = self._transaction.cursor(self._tables.index)
         return cursor.set_range(number_key(number)) and cursor.key()[:NUMBER_SIZE] == number_key(number)
+
+
+def _checksums_of(content: bytes, start: int, generation: Generation, sequences: tuple[int, ...]) -> tuple[int, ...]:
+    """Of consecutive blocks of one generation."""
+    view = memoryview(content)
+    if sequences.count(sequences[0]) == len(sequences):
+        return run_checksums(view, start, generation, sequences[0])
+    return block_checksums(view, zip(count(start), repeat(generation), sequences, strict=False))
 
 
 def _are_zeroes(rows: Iterable[Row]) -> bool:

@@ -151,6 +151,7 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         (
             (storage_reads, "block_checksum", lambda *_: _Anything()),
             (storage_reads, "block_checksums", lambda *_: _Anything()),
+            (storage_reads, "run_checksums", lambda *_: _Anything()),
         ),
         {"rot": 1},
         lasts_s=60.0,
