@@ -37,7 +37,7 @@ from blockstore.control.snapshot_records import Pin, Seal, Snapshot
 from blockstore.control.snapshot_transitions import Phase, phase_of
 from blockstore.control.transitions import place_of
 from blockstore.domain import SnapshotId, VolumeId
-from blockstore.errors import CairnError, Conflict, Fenced, NotFound, QuorumUnavailable
+from blockstore.errors import CairnError, Conflict, Fenced, NoSpace, NotFound, QuorumUnavailable
 from blockstore.rpc import control_pb2
 
 _log = structlog.get_logger(__name__)
@@ -96,7 +96,7 @@ class Sealing:
 
     async def wait(self, snapshots: Sequence[SnapshotId]) -> tuple[Snapshot, ...]:
         """The snapshots once each is sealed or in error. Raises NotFound where one is gone."""
-        with suppress(*MOVED_ON):  # as the next pass will do, which looks at all else that there is as well
+        with suppress(*MOVED_ON, NoSpace):  # as the next pass will do, which looks at all else that there is as well
             await self.reconcile(await self._reconciler.roster())
         while True:
             changed = self._snapshots.next_change()
