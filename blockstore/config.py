@@ -397,4 +397,5 @@ class SnapshotdSettings(_Checked):
     upload_rate_bytes: int = setting(0, "Most bytes a second to the object store; 0 is no limit.", size=True, minimum=0)
     cache_bytes: int = setting(128 * MIB, "Memory for frames and manifests that were read.", size=True, minimum=8 * MIB)
     # Level 3 takes 540 MiB/s of a core at ratio 2.25; 19 takes 3 MiB/s for a tenth less.
-    zstd_level: int = setting(3, "Compression, from 1 (fast) to 19 (small).", minimum=1, maximum=19)
+    # Half of what level 3 takes, in 7% more room (docs/benchmarks.md): compressing is most of a full backup.
+    zstd_level: int = setting(1, "Compression, from 1 (fast) to 19 (small).", minimum=1, maximum=19)
