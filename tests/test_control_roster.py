@@ -73,7 +73,8 @@ class Upkeep:
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.store = open_embedded(directory)
         self.snapshots = SnapshotCatalog(self.store)
-        self.presence = Presence(60.0, asyncio.get_running_loop().time, lambda: 7)
+        self.now = 0.0
+        self.presence = Presence(60.0, lambda: self.now, lambda: 7)
         self.work = MaintenanceWork(self.snapshots, self.presence, Hydrations(self.snapshots, self.presence))
         self.looked_at: list[str] = []
         compare = unfit.are_alike
@@ -126,6 +127,25 @@ def test_a_volume_that_needs_nothing_is_looked_at_anew_when_somebody_says_someth
             assert await upkeep.look(renamed) == {RESTING.id: Purpose.MEND}, "until it is done"
             upkeep.hear()
             assert await upkeep.look(renamed) == {}
+        finally:
+            await upkeep.store.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_node_that_goes_away_or_comes_back_is_a_reason_to_look_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        upkeep = Upkeep(tmp_path, monkeypatch)
+        try:
+            upkeep.hear()
+            await upkeep.look(RESTING)
+            upkeep.now = 61.0  # every lease is over
+            await upkeep.look(RESTING)
+            assert upkeep.looked_at == [RESTING.id]
+            upkeep.hear(c=True)
+            assert await upkeep.look(RESTING) == {RESTING.id: Purpose.MEND}
         finally:
             await upkeep.store.close()
 

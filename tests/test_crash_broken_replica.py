@@ -35,9 +35,11 @@ def told(cluster: Cluster, *words: str) -> bool:
 
 
 def break_files(directory: Path) -> dict[str, bytes]:
-    """All of them are rubbish; as they are then."""
-    for path in directory.iterdir():
-        path.write_bytes(os.urandom(path.stat().st_size))
+    """All of them are rubbish, as they are then; new files, since the front-end may have the old ones mapped."""
+    for path in tuple(directory.iterdir()):
+        size = path.stat().st_size
+        path.unlink()
+        path.write_bytes(os.urandom(size))
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 

@@ -14,7 +14,7 @@ section 3, rule 8).
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -37,7 +37,7 @@ from blockstore.control.snapshot_records import Pin, Seal, Snapshot
 from blockstore.control.snapshot_transitions import Phase, phase_of
 from blockstore.control.transitions import place_of
 from blockstore.domain import SnapshotId, VolumeId
-from blockstore.errors import CairnError, Conflict, Fenced, NoSpace, NotFound, QuorumUnavailable
+from blockstore.errors import CairnError, Conflict, Fenced, NotFound, QuorumUnavailable
 from blockstore.rpc import control_pb2
 
 _log = structlog.get_logger(__name__)
@@ -96,8 +96,7 @@ class Sealing:
 
     async def wait(self, snapshots: Sequence[SnapshotId]) -> tuple[Snapshot, ...]:
         """The snapshots once each is sealed or in error. Raises NotFound where one is gone."""
-        with suppress(*MOVED_ON, NoSpace):  # as the next pass will do, which looks at all else that there is as well
-            await self.reconcile(await self._reconciler.roster())
+        await self._begin(snapshots)
         while True:
             changed = self._snapshots.next_change()
             found = [await self._snapshots.snapshot(each) for each in snapshots]
@@ -105,12 +104,29 @@ class Sealing:
                 return tuple(found)
             await changed.wait()
 
+    async def _begin(self, snapshots: Sequence[SnapshotId]) -> None:
+        """Seal what was just entered of attached volumes, without waiting for a pass; all else is for that to decide.
+
+        It runs in a request, which may be cut off anywhere: so it changes nothing itself.
+        """
+        with suppress(NotFound):
+            group = [await self._snapshots.snapshot(each) for each in snapshots]
+            volumes = [await self._catalog.volume(each.volume) for each in group]
+            name, barrier = _group_of(group[0]), group[0].barrier
+            if (
+                all(phase_of(each) is Phase.SEALING for each in group)
+                and all(volume.attachment and place_of(volume) for volume in volumes)
+                and (not barrier or barrier in self._unbegun)
+                and self._may_begin(name)
+            ):
+                self._start(name, group)
+
     async def reconcile(self, roster: Roster) -> None:
         """Start or give up what is to be sealed."""
         groups: dict[str, list[Snapshot]] = {}
         for snapshot in await self._snapshots.unfinished():
             if phase_of(snapshot) is Phase.SEALING:
-                groups.setdefault(snapshot.barrier or snapshot.id, []).append(snapshot)
+                groups.setdefault(_group_of(snapshot), []).append(snapshot)
         self._forget_others(groups)
         volumes = roster.by_id
         for name, group in groups.items():
@@ -119,13 +135,18 @@ class Sealing:
                 await self._look_at(name, group, volumes)
 
     async def _look_at(self, name: str, group: list[Snapshot], volumes: Mapping[VolumeId, Volume]) -> None:
-        start = self._reconciler.steps.start
         if reason := self._hopeless(name, group, volumes):
             await self._fail(group, reason)
         elif group[0].barrier and group[0].barrier not in self._unbegun:
-            start(("seal", name), name, lambda: self._end_interrupted(group))
+            self._reconciler.steps.start(("seal", name), name, lambda: self._end_interrupted(group))
         elif all(place_of(volumes[each.volume]) for each in group) and self._may_begin(name):
-            start(("seal", name), name, lambda: self._barrier(group) if group[0].barrier else self._seal_one(group[0]))
+            self._start(name, group)
+
+    def _start(self, name: str, group: list[Snapshot]) -> None:
+        def seal() -> Awaitable[None]:
+            return self._barrier(group) if group[0].barrier else self._seal_one(group[0])
+
+        self._reconciler.steps.start(("seal", name), name, seal)
 
     def _may_begin(self, name: str) -> bool:
         return asyncio.get_running_loop().time() >= self._not_before.get(name, 0.0)
@@ -286,6 +307,11 @@ class Sealing:
         """To be taken away where this try may have made a seal."""
         tried = [each for each in group if each.seal_name not in self._untried]
         return [Pin(each.volume, each.seal_name, 0) for each in tried]
+
+
+def _group_of(snapshot: Snapshot) -> str:
+    """What names all that is sealed together with it."""
+    return snapshot.barrier or snapshot.id
 
 
 def _name_of(group: Sequence[Snapshot]) -> str:

@@ -159,26 +159,29 @@ class TableReader:
     def _read_layer(self, start: int, end: int, generation: int) -> bytes | None:
         """Blocks that all show the generation that the first one shows; None where they do not, or are damaged.
 
-        No key is looked at but the first and the last one: a block's checksum is seeded with number and generation, so
-        rows that are not the ones in question fail it.
+        No key is looked at but the first two and the last one: a block's checksum is seeded with number and generation,
+        so rows that are not the ones in question fail it. A key between that is damaged, and still in its place, is for
+        scrub to find: the block is what it should be.
         """
         cursor, blocks = self._index, end - start
-        if not cursor.set_range(version_key(start, generation)):
+        if not cursor.set_range(version_key(start, generation)) or len(cursor.key()) != VERSION_KEY.size:
             return None
         first, inverted = VERSION_KEY.unpack(cursor.key())
         if first != start or inverted >= self._old_from:
             return None
         found = Generation(MAX_GENERATION - inverted)
-        values = list(islice(cursor.iternext(keys=False), blocks))
+        head = cursor.value()
+        if not cursor.next() or cursor.key() != version_key(start + 1, found):
+            return None  # before the walk: where a block has several versions, it would mostly be for nothing
+        values = [head, *islice(cursor.iternext(keys=False), blocks - 1)]
         joined = b"".join(values)
         if len(joined) != blocks * DATA_VALUE.size or cursor.key() != version_key(end - 1, found):
             return None
         sequences, checksums, flags, tails = _columns(DATA_VALUE.iter_unpack(joined), 4)
         data = self._transaction.cursor(self._tables.data)
-        if flags.count(DATA_FLAG) != blocks or not data.set_range(version_key(start, found)):
-            return None
-        content = b"".join(chain.from_iterable(zip(islice(data.iternext(keys=False), blocks), tails, strict=False)))
-        if len(content) != blocks * BLOCK_SIZE:
+        heads = data.iternext(keys=False) if data.set_range(version_key(start, found)) else ()
+        content = b"".join(chain.from_iterable(zip(islice(heads, blocks), tails, strict=False)))
+        if len(content) != blocks * BLOCK_SIZE or flags.count(DATA_FLAG) != blocks:
             return None
         return content if _checksums_of(content, start, found, sequences) == checksums else None
 
