@@ -4,8 +4,8 @@ A small cluster, with 20 volumes of 1 GiB and 20 snapshots of one, stays up all 
 the other, a cluster with a volume of 1 TiB, one with 10,000 snapshots of one volume, and one with 1,000 volumes on
 each of its three nodes; all processes have their defaults. Both sides are probed by turns, so that what else the
 machine does meets both: a volume is attached, blocks are read, a snapshot is made, snapshots and volumes are listed.
-The goal is a ratio of 1.2 at most. Lists of everything count per item. On two idle cores 1,000 volumes take two and a
-half minutes to make, 1,000 snapshots as long, and 10,000 the better part of an hour.
+The goal is a ratio of 1.2 at most. Lists of everything count per item. On two cores 1,000 volumes took two and a half
+minutes to make, and 5,850 snapshots 24 minutes: each one takes longer than the one before.
 """
 
 import argparse

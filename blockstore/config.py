@@ -396,6 +396,6 @@ class SnapshotdSettings(_Checked):
     uploads: int = setting(4, "Packs that are uploaded at once.", minimum=1, maximum=64)
     upload_rate_bytes: int = setting(0, "Most bytes a second to the object store; 0 is no limit.", size=True, minimum=0)
     cache_bytes: int = setting(128 * MIB, "Memory for frames and manifests that were read.", size=True, minimum=8 * MIB)
-    # Level 3 takes 540 MiB/s of a core at ratio 2.25; 19 takes 3 MiB/s for a tenth less.
-    # Half of what level 3 takes, in 7% more room (docs/benchmarks.md): compressing is most of a full backup.
+    # Level 3 takes 540 MiB/s of a core at ratio 2.25; 19 takes 3 MiB/s for a tenth less. Compressing is most of a full
+    # backup, and level 1 takes half the time of level 3, in 7% more room (docs/benchmarks.md).
     zstd_level: int = setting(1, "Compression, from 1 (fast) to 19 (small).", minimum=1, maximum=19)

@@ -150,8 +150,7 @@ def block_checksums(blocks: memoryview, versions: Iterable[tuple[int, int, int]]
 
 def run_checksums(blocks: memoryview, start: int, generation: int, sequence: int) -> tuple[int, ...]:
     """block_checksum of each block in `blocks`: those from `start` on, all of one generation and sequence."""
-    seed = (generation * _GENERATION_SEED ^ sequence * _SEQUENCE_SEED) & _MASK
-    return _checksums(blocks, start, len(blocks) // BLOCK_SIZE, seed)
+    return _checksums(blocks, start, len(blocks) // BLOCK_SIZE, _layer_seed(generation, sequence))
 
 
 def encode_record(
@@ -165,7 +164,7 @@ def encode_record(
 
     Raises InvalidRequest where an operation or the whole breaks a limit.
     """
-    seeds = _seeds(generation, position.sequence)
+    seeds = _layer_seeds(generation, position.sequence)
     table: list[bytes] = []
     payload: list[bytes | memoryview] = []
     done: list[Operation] = []
@@ -233,7 +232,7 @@ def decode_record(encoded: bytes | memoryview, *, verify_blocks: bool = True) ->
 
 def verify_record(record: Record) -> None:
     """Check every block of the payload against its checksum. Raises Corrupt at the first that fails."""
-    seeds = _seeds(record.generation, record.sequence)
+    seeds = _layer_seeds(record.generation, record.sequence)
     for operation in record.operations:
         if operation.kind in WITH_PAYLOAD:
             found = _checksums(operation.data, operation.start, operation.count, seeds[operation.kind])
@@ -246,23 +245,29 @@ def overlapping(operations: Seq[Operation], start: int, end: int) -> bool:
     return any(o.on_blocks and o.start < end and start < o.start + o.count for o in operations)
 
 
-def _seeds(generation: int, sequence: int) -> dict[OperationKind, int]:
-    """What the seeds of all blocks that a record writes, or fills, have in common."""
-    rest = sequence * _SEQUENCE_SEED & _MASK
+def _layer_seeds(generation: int, sequence: int) -> dict[OperationKind, int]:
+    """_layer_seed of what a record writes, and of what it fills."""
     return {
-        OperationKind.WRITE: generation * _GENERATION_SEED & _MASK ^ rest,
-        OperationKind.FILL: FILL_GENERATION * _GENERATION_SEED & _MASK ^ rest,
+        OperationKind.WRITE: _layer_seed(generation, sequence),
+        OperationKind.FILL: _layer_seed(FILL_GENERATION, sequence),
     }
 
 
-def _checksums(data: bytes | memoryview, start: int, count: int, seed: int) -> tuple[int, ...]:
-    """block_checksum of each block in `data`. seed: of their operation's kind, as _seeds has it."""
+def _layer_seed(generation: int, sequence: int) -> int:
+    """What the seeds of all blocks of one generation and sequence have in common."""
+    return (generation * _GENERATION_SEED ^ sequence * _SEQUENCE_SEED) & _MASK
+
+
+def _checksums(data: bytes | memoryview, start: int, count: int, layer_seed: int) -> tuple[int, ...]:
+    """block_checksum of each block in `data`, which lie from `start` on in one layer."""
     digest = xxhash.xxh3_64_intdigest
     if count == 1:
-        return (digest(data, start * _NUMBER_SEED & _MASK ^ seed),)
+        return (digest(data, start * _NUMBER_SEED & _MASK ^ layer_seed),)
     view = memoryview(data)
     numbers = zip(range(start, start + count), range(0, count * BLOCK_SIZE, BLOCK_SIZE), strict=True)
-    return tuple([digest(view[at : at + BLOCK_SIZE], number * _NUMBER_SEED & _MASK ^ seed) for number, at in numbers])
+    return tuple(
+        [digest(view[at : at + BLOCK_SIZE], number * _NUMBER_SEED & _MASK ^ layer_seed) for number, at in numbers]
+    )
 
 
 def _layout_of(count: int) -> struct.Struct:

@@ -1,7 +1,7 @@
 """Which volumes a pass passes over: those at rest, and never one about which something is to be done."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,10 @@ def test_whatever_a_record_says_that_goes_on_makes_a_volume_active(active: Volum
 
 
 class Upkeep:
-    """What volumes are opened for, by what three nodes say. looked_at: whose replicas were compared."""
+    """What volumes are opened for, by what three nodes say. looked_at: whose replicas were compared.
+
+    now: what the leases go by, in seconds.
+    """
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.store = open_embedded(directory)
@@ -98,74 +101,69 @@ class Upkeep:
         return await self.work.wanted(Roster(volumes))
 
 
-def test_a_volume_that_needs_nothing_is_looked_at_anew_when_somebody_says_something(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def scenario() -> None:
-        upkeep = Upkeep(tmp_path, monkeypatch)
+def run(directory: Path, monkeypatch: pytest.MonkeyPatch, scenario: Callable[[Upkeep], Awaitable[None]]) -> None:
+    async def all_of_it() -> None:
+        upkeep = Upkeep(directory, monkeypatch)
         try:
-            for node in MEMBERS:
-                upkeep.presence.node_registered(node.node, GIB)
             upkeep.hear()
-            assert await upkeep.look(RESTING) == {}
-            assert upkeep.looked_at == [RESTING.id]
-            assert await upkeep.look(RESTING) == {}
-            assert upkeep.looked_at == [], "nothing was said since"
-
-            renamed = replace(RESTING, name="other")
-            assert await upkeep.look(renamed) == {}
-            assert upkeep.looked_at == [RESTING.id], "its record is another"
-
-            pin = Pin(RESTING.id, SnapshotId("snap-a"), 1)
-            await upkeep.store.transact({}, {f"{PINS}{pin.volume}/{pin.snapshot}": encode(pin)})
-            assert await upkeep.look(renamed) == {RESTING.id: Purpose.UNPIN}, "a snapshot asks for it"
-
-            upkeep.hear(a=True)
-            assert await upkeep.look(renamed) == {RESTING.id: Purpose.UNPIN}
-            await upkeep.snapshots.remove_pin(pin)
-            assert await upkeep.look(renamed) == {RESTING.id: Purpose.MEND}
-            assert await upkeep.look(renamed) == {RESTING.id: Purpose.MEND}, "until it is done"
-            upkeep.hear()
-            assert await upkeep.look(renamed) == {}
+            await scenario(upkeep)
         finally:
             await upkeep.store.close()
 
-    asyncio.run(scenario())
+    asyncio.run(all_of_it())
+
+
+def test_a_volume_that_needs_nothing_is_looked_at_anew_when_somebody_says_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(upkeep: Upkeep) -> None:
+        assert await upkeep.look(RESTING) == {}
+        assert upkeep.looked_at == [RESTING.id]
+        assert await upkeep.look(RESTING) == {}
+        assert upkeep.looked_at == [], "nothing was said since"
+
+        renamed = replace(RESTING, name="other")
+        assert await upkeep.look(renamed) == {}
+        assert upkeep.looked_at == [RESTING.id], "its record is another"
+
+        pin = Pin(RESTING.id, SnapshotId("snap-a"), 1)
+        await upkeep.store.transact({}, {f"{PINS}{pin.volume}/{pin.snapshot}": encode(pin)})
+        assert await upkeep.look(renamed) == {RESTING.id: Purpose.UNPIN}, "a snapshot asks for it"
+
+        upkeep.hear(a=True)
+        assert await upkeep.look(renamed) == {RESTING.id: Purpose.UNPIN}
+        await upkeep.snapshots.remove_pin(pin)
+        assert await upkeep.look(renamed) == {RESTING.id: Purpose.MEND}
+        assert await upkeep.look(renamed) == {RESTING.id: Purpose.MEND}, "until it is done"
+        upkeep.hear()
+        assert await upkeep.look(renamed) == {}
+
+    run(tmp_path, monkeypatch, scenario)
 
 
 def test_a_node_that_goes_away_or_comes_back_is_a_reason_to_look_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def scenario() -> None:
-        upkeep = Upkeep(tmp_path, monkeypatch)
-        try:
-            upkeep.hear()
-            await upkeep.look(RESTING)
-            upkeep.now = 61.0  # every lease is over
-            await upkeep.look(RESTING)
-            assert upkeep.looked_at == [RESTING.id]
-            upkeep.hear(c=True)
-            assert await upkeep.look(RESTING) == {RESTING.id: Purpose.MEND}
-        finally:
-            await upkeep.store.close()
+    async def scenario(upkeep: Upkeep) -> None:
+        await upkeep.look(RESTING)
+        upkeep.now = 61.0  # every lease is over
+        await upkeep.look(RESTING)
+        assert upkeep.looked_at == [RESTING.id]
+        upkeep.hear(c=True)
+        assert await upkeep.look(RESTING) == {RESTING.id: Purpose.MEND}
 
-    asyncio.run(scenario())
+    run(tmp_path, monkeypatch, scenario)
 
 
 def test_a_volume_that_waits_for_a_daemon_is_opened_once_there_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def scenario() -> None:
-        upkeep = Upkeep(tmp_path, monkeypatch)
-        try:
-            upkeep.hear()
-            restored = replace(RESTING, source=Source(SnapshotId("snap-a"), "00", GIB))
-            assert await upkeep.look(restored) == {}
-            daemon = StoreDaemon(DaemonId("sd-a"), "instance", "127.0.0.1:1", "", "")
-            await upkeep.snapshots.put_daemon(daemon)
-            upkeep.presence.daemon_registered(daemon.id)
-            assert await upkeep.look(restored) == {RESTING.id: Purpose.HYDRATE}
-        finally:
-            await upkeep.store.close()
+    async def scenario(upkeep: Upkeep) -> None:
+        restored = replace(RESTING, source=Source(SnapshotId("snap-a"), "00", GIB))
+        assert await upkeep.look(restored) == {}
+        daemon = StoreDaemon(DaemonId("sd-a"), "instance", "127.0.0.1:1", "", "")
+        await upkeep.snapshots.put_daemon(daemon)
+        upkeep.presence.daemon_registered(daemon.id)
+        assert await upkeep.look(restored) == {RESTING.id: Purpose.HYDRATE}
 
-    asyncio.run(scenario())
+    run(tmp_path, monkeypatch, scenario)

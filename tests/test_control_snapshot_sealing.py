@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from blockstore.control.reconcile import Reconciler
 from blockstore.errors import Conflict, Corrupt, InvalidRequest, NotFound, QuorumUnavailable
 from blockstore.rpc import control_pb2, snapshot_pb2
 from blockstore.rpc.replica_pb2 import Position
@@ -34,6 +35,27 @@ def test_an_attached_volume_is_sealed_where_it_is_served(tmp_path: Path) -> None
         assert (completed.root, completed.statistics) == (root_of(snapshot.id), STATISTICS)
         assert completed.completed_at_ms >= completed.sealed_at_ms
         assert (await control.get("data")).epoch == 1
+
+    run(tmp_path, scenario)
+
+
+def test_attached_volumes_are_sealed_without_waiting_for_a_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass looks at everything else as well."""
+
+    async def scenario(cluster: Cluster, control: Control) -> None:
+        for name in ("v", "w"):
+            await control.create(name=name)
+            await control.attach(name)
+
+        async def never(_: Reconciler) -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(Reconciler, "reconcile", never)
+        (alone,) = await control.snapshot("v")
+        together = await control.snapshot("v", "w")
+        assert [each.generation for each in (alone, *together)] == [1, 2, 1]
 
     run(tmp_path, scenario)
 

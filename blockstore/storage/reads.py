@@ -9,7 +9,7 @@ very versions from a peer.
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import chain, count, islice, repeat
+from itertools import chain, islice, repeat
 from typing import Any, Final, NamedTuple
 
 from blockstore.errors import Corrupt, OutOfRange
@@ -163,7 +163,7 @@ class TableReader:
         so rows that are not the ones in question fail it. A key between that is damaged, and still in its place, is for
         scrub to find: the block is what it should be.
         """
-        cursor, blocks = self._index, end - start
+        cursor, count = self._index, end - start
         if not cursor.set_range(version_key(start, generation)) or len(cursor.key()) != VERSION_KEY.size:
             return None
         first, inverted = VERSION_KEY.unpack(cursor.key())
@@ -173,15 +173,15 @@ class TableReader:
         head = cursor.value()
         if not cursor.next() or cursor.key() != version_key(start + 1, found):
             return None  # before the walk: where a block has several versions, it would mostly be for nothing
-        values = [head, *islice(cursor.iternext(keys=False), blocks - 1)]
+        values = [head, *islice(cursor.iternext(keys=False), count - 1)]
         joined = b"".join(values)
-        if len(joined) != blocks * DATA_VALUE.size or cursor.key() != version_key(end - 1, found):
+        if len(joined) != count * DATA_VALUE.size or cursor.key() != version_key(end - 1, found):
             return None
         sequences, checksums, flags, tails = _columns(DATA_VALUE.iter_unpack(joined), 4)
         data = self._transaction.cursor(self._tables.data)
         heads = data.iternext(keys=False) if data.set_range(version_key(start, found)) else ()
-        content = b"".join(chain.from_iterable(zip(islice(heads, blocks), tails, strict=False)))
-        if len(content) != blocks * BLOCK_SIZE or flags.count(DATA_FLAG) != blocks:
+        content = b"".join(chain.from_iterable(zip(islice(heads, count), tails, strict=False)))
+        if len(content) != count * BLOCK_SIZE or flags.count(DATA_FLAG) != count:
             return None
         return content if _checksums_of(content, start, found, sequences) == checksums else None
 
@@ -300,7 +300,8 @@ def _checksums_of(content: bytes, start: int, generation: Generation, sequences:
     view = memoryview(content)
     if sequences.count(sequences[0]) == len(sequences):
         return run_checksums(view, start, generation, sequences[0])
-    return block_checksums(view, zip(count(start), repeat(generation), sequences, strict=False))
+    numbers = range(start, start + len(sequences))
+    return block_checksums(view, zip(numbers, repeat(generation), sequences, strict=False))
 
 
 def _are_zeroes(rows: Iterable[Row]) -> bool:
